@@ -1,0 +1,265 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of the operations: for each, its schema, its check, its fake, its floor, its gradient, its autocast.
+
+`check_*` is the one Python validator: the front door, the fake and the floor call it. `csrc/checks.h` repeats it for
+calls that meet no Python; tests/bad_inputs.py feeds one table through every path.
+"""
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+RULES = ("nag", "nasa")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_KEYS = "Tensor query, Tensor key_positive, Tensor value_positive, Tensor key_negative, Tensor value_negative, "
+_OPTIONS = (
+    "Tensor? key_shared=None, Tensor? value_shared=None, Tensor? mask_positive=None, Tensor? mask_negative=None, "
+    "Tensor? mask_shared=None, float? softmax_scale=None, float negative_logit_bias=0.0, str rule='nag'"
+)
+_FLOATS = "float nag_scale, float nag_tau, float nag_alpha"
+_TENSORS = "Tensor nag_scale, Tensor nag_tau, Tensor nag_alpha"
+SCHEMAS = {
+    "fused_guided_attention": f"({_KEYS}{_FLOATS}, {_OPTIONS}) -> Tensor",
+    "fused_guided_attention.tensor": f"({_KEYS}{_TENSORS}, {_OPTIONS}) -> Tensor",
+    "guidance": f"(Tensor positive, Tensor negative, {_FLOATS}, str rule='nag') -> Tensor",
+    "guidance.tensor": f"(Tensor positive, Tensor negative, {_TENSORS}, str rule='nag') -> Tensor",
+}
+
+reference_calls: Counter[str] = Counter()  # how often the floor ran, by operation
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "(" + ", ".join(str(n) for n in tensor.shape) + ")"
+
+
+def _refuse(op: str, message: str, error: type[Exception] = ValueError) -> None:
+    raise error(f"nag::{op}: {message}")
+
+
+def _check_tensor(op: str, name: str, x) -> None:
+    if not isinstance(x, Tensor):
+        _refuse(op, f"{name} must be a tensor, got {type(x).__name__}", TypeError)
+
+
+def _check_dtype(op: str, name: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        _refuse(op, f"{name} must be float32, float16, bfloat16 or float64, got {_dtype_name(x.dtype)}", TypeError)
+
+
+def _check_like(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    if x.dtype != like.dtype:
+        _refuse(op, f"{name} must be {_dtype_name(like.dtype)} like {like_name}, got {_dtype_name(x.dtype)}", TypeError)
+    if x.device != like.device:
+        _refuse(op, f"{name} must be on {like.device} like {like_name}, got {x.device}")
+
+
+def _check_4d(op: str, name: str, x) -> None:
+    _check_tensor(op, name, x)
+    if x.ndim != 4:
+        _refuse(op, f"{name} must be 4-D (batch, length, heads, head size), got shape {_shape(x)}")
+
+
+def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name: str, like: Tensor) -> None:
+    if rule not in RULES:
+        _refuse(op, f"rule must be 'nag' or 'nasa', got '{rule}'")
+    settings = (("nag_scale", nag_scale), ("nag_tau", nag_tau), ("nag_alpha", nag_alpha))
+    if isinstance(nag_scale, Tensor):  # the values are not read: that would wait for the device
+        samples = like.shape[0] if like.ndim > 1 else 1
+        for name, x in settings:
+            _check_tensor(op, name, x)
+            if x.dtype != torch.float32:
+                _refuse(op, f"{name} must be float32, got {_dtype_name(x.dtype)}", TypeError)
+            if x.device != like.device:
+                _refuse(op, f"{name} must be on {like.device} like {like_name}, got {x.device}")
+            if x.ndim != 0 and (x.ndim != 1 or x.shape[0] != samples):
+                _refuse(op, f"{name} must have shape () or ({samples},), got {_shape(x)}")
+        return
+    for name, x in settings:
+        if not isinstance(x, (int, float, torch.SymFloat, torch.SymInt)):
+            _refuse(op, f"{name} must be a number, got {type(x).__name__}", TypeError)
+    if not math.isfinite(nag_scale):
+        _refuse(op, f"nag_scale must be finite, got {nag_scale:g}")
+    if not nag_tau > 0:
+        _refuse(op, f"nag_tau must be above 0 (inf is no clip), got {nag_tau:g}")
+    if not 0 <= nag_alpha <= 1:
+        _refuse(op, f"nag_alpha must be between 0 and 1, got {nag_alpha:g}")
+
+
+def check_guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule="nag") -> None:
+    op = "guidance"
+    _check_tensor(op, "positive", positive)
+    _check_tensor(op, "negative", negative)
+    _check_dtype(op, "positive", positive)
+    if positive.ndim < 1:
+        _refuse(op, "positive must have at least 1 dimension (all heads of a token), got shape ()")
+    _check_like(op, "negative", negative, "positive", positive)
+    if negative.shape != positive.shape:
+        _refuse(op, f"negative must have shape {_shape(positive)} like positive, got {_shape(negative)}")
+    _check_settings(op, nag_scale, nag_tau, nag_alpha, rule, "positive", positive)
+
+
+def check_fused_guided_attention(
+    query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha,
+    key_shared=None, value_shared=None, mask_positive=None, mask_negative=None, mask_shared=None,
+    softmax_scale=None, negative_logit_bias=0.0, rule="nag",
+) -> None:  # fmt: skip
+    op = "fused_guided_attention"
+    _check_4d(op, "query", query)
+    _check_dtype(op, "query", query)
+    batch, _, heads, size = query.shape
+    if size < 1:
+        _refuse(op, f"query must have a head size of at least 1, got {size}")
+    if (key_shared is None) != (value_shared is None):
+        given = "value_shared" if key_shared is None else "key_shared"
+        _refuse(op, f"key_shared and value_shared must be given together, got only {given}")
+    _check_4d(op, "key_positive", key_positive)
+    kv_heads = key_positive.shape[2]
+    if kv_heads < 1 or heads % kv_heads != 0:
+        _refuse(op, f"key_positive must have a number of heads that divides query's {heads}, got {kv_heads}")
+    for part, key, value, mask in (
+        ("positive", key_positive, value_positive, mask_positive),
+        ("negative", key_negative, value_negative, mask_negative),
+        ("shared", key_shared, value_shared, mask_shared),
+    ):
+        if key is not None:
+            for name, x in ((f"key_{part}", key), (f"value_{part}", value)):
+                _check_4d(op, name, x)
+                _check_like(op, name, x, "query", query)
+                if x.shape[3] != size:
+                    _refuse(op, f"{name} must have head size {size} like query, got {x.shape[3]}")
+                if x.shape[2] != kv_heads:
+                    _refuse(op, f"{name} must have {kv_heads} heads like key_positive, got {x.shape[2]}")
+                if x.shape[0] != batch and part != "negative":
+                    _refuse(op, f"{name} must have batch {batch} like query, got {x.shape[0]}")
+                if x.shape[0] != batch and x.shape[0] != 1:
+                    _refuse(op, f"{name} must have batch {batch} or 1, got {x.shape[0]}")
+            if value.shape != key.shape:
+                _refuse(op, f"value_{part} must have shape {_shape(key)} like key_{part}, got {_shape(value)}")
+        if mask is not None:
+            name = f"mask_{part}"
+            if key is None:
+                _refuse(op, f"{name} must come with key_{part}, got None for that")
+            _check_tensor(op, name, mask)
+            if mask.dtype != torch.bool:
+                _refuse(op, f"{name} must be bool (False = not seen), got {_dtype_name(mask.dtype)}", TypeError)
+            if mask.device != query.device:
+                _refuse(op, f"{name} must be on {query.device} like query, got {mask.device}")
+            if mask.ndim != 2 or (mask.shape[0] != batch and mask.shape[0] != 1) or mask.shape[1] != key.shape[1]:
+                _refuse(op, f"{name} must have shape ({batch} or 1, {key.shape[1]}), got {_shape(mask)}")
+    if softmax_scale is not None and not math.isfinite(softmax_scale):
+        _refuse(op, f"softmax_scale must be finite, got {softmax_scale:g}")
+    if not math.isfinite(negative_logit_bias):
+        _refuse(op, f"negative_logit_bias must be finite, got {negative_logit_bias:g}")
+    if key_shared is None and negative_logit_bias != 0:
+        _refuse(op, f"negative_logit_bias must be 0 without key_shared (it would cancel), got {negative_logit_bias:g}")
+    _check_settings(op, nag_scale, nag_tau, nag_alpha, rule, "query", query)
+
+
+# --- definition, fake, floor ------------------------------------------------------------------------------------------
+
+_CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
+_FLOORS = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
+
+
+def run_reference(op: str, *args, **kwargs) -> Tensor:
+    """The floor: check, then the formula in plain PyTorch. Serves every device and dtype without a kernel."""
+    _CHECKS[op](*args, **kwargs)
+    reference_calls[op] += 1
+    return _FLOORS[op](*args, **kwargs)
+
+
+def _fake(op: str, *args, **kwargs) -> Tensor:
+    _CHECKS[op](*args, **kwargs)
+    return torch.empty_like(args[0], memory_format=torch.contiguous_format)
+
+
+# --- gradient: recomputed from the inputs, through the reference ---------------------------------------------------------
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def _backward(op: str, ctx, gradient: Tensor):
+    saved = iter(ctx.saved_tensors)
+    inputs = [next(saved) if tensor else x for tensor, x in zip(ctx.is_tensor, ctx.others, strict=True)]
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+    grads: list[Tensor | None] = [None] * len(inputs)
+    # On the saved tensors themselves, not on detached copies: so a second derivative is right as well.
+    second_order = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not second_order:
+            for i in wanted:
+                inputs[i] = inputs[i].detach().requires_grad_()
+        output = _FLOORS[op](*inputs)
+        found = torch.autograd.grad(
+            output, [inputs[i] for i in wanted], gradient, create_graph=second_order, allow_unused=True
+        )
+    for i, grad in zip(wanted, found, strict=True):
+        grads[i] = torch.zeros_like(inputs[i]) if grad is None else grad
+    return tuple(grads)
+
+
+# --- autocast: every floating tensor to the autocast dtype, as SDPA does; settings stay float32 --------------------------
+
+
+def _autocast(op: str, overload: str, device: str):
+    key = torch._C._parse_dispatch_key(f"Autocast{device.upper()}")
+    call = getattr(getattr(torch.ops.nag, op), overload)
+    settings = ("nag_scale", "nag_tau", "nag_alpha")
+    kept = {i for i, argument in enumerate(call._schema.arguments) if argument.name in settings}
+
+    def run(*args, **kwargs):
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(x):
+            if not isinstance(x, Tensor) or x.device.type != device or not x.is_floating_point():
+                return x
+            return x if x.dtype == torch.float64 else x.to(dtype)  # float64 is left alone, as autocast leaves it
+
+        args = [x if i in kept else cast(x) for i, x in enumerate(args)]
+        kwargs = {name: x if name in settings else cast(x) for name, x in kwargs.items()}
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return call(*args, **kwargs)
+
+    return run
+
+
+def _register(library: torch.library.Library) -> None:
+    for name, schema in SCHEMAS.items():
+        op, _, overload = name.partition(".")
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+        def floor(*args, op=op, **kwargs):
+            return run_reference(op, *args, **kwargs)
+
+        def fake(*args, op=op, **kwargs):
+            return _fake(op, *args, **kwargs)
+
+        def backward(ctx, gradient, op=op):
+            return _backward(op, ctx, gradient)
+
+        library.impl(name, floor, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"nag::{name}", fake, lib=library)
+        torch.library.register_autograd(f"nag::{name}", backward, setup_context=_setup_context, lib=library)
+        for device in ("cpu", "cuda"):
+            library.impl(name, _autocast(op, overload or "default", device), f"Autocast{device.upper()}")
+
+
+LIBRARY = torch.library.Library("nag", "DEF")
+_register(LIBRARY)

@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernels are here, which of them serves a call, why the others do not, and how often each has run.
+
+A backend is a name: "reference" (plain PyTorch, every device) or "cpu" (C++, `csrc/cpu`). `NAG_BACKEND` forces one
+for every call of the front doors; `NAG_LOG=debug` logs each refusal.
+"""
+
+import importlib
+import logging
+import os
+
+from . import _ops
+
+LOG = logging.getLogger("nag_kernels")
+if os.environ.get("NAG_LOG"):
+    logging.basicConfig()
+    LOG.setLevel(os.environ["NAG_LOG"].upper())
+
+BACKENDS = ("cpu", "reference")
+OPERATIONS = ("fused_guided_attention", "guidance")
+
+
+def _load(module: str):
+    """(module, "") or (None, why not); importing a compiled module registers its kernels with the dispatcher."""
+    try:
+        return importlib.import_module(module, __package__), ""
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            return None, "it was not built (no C++ compiler at install time, or NAG_BUILD_EXT=0)"
+        return None, f"its library did not load: {error}"
+
+
+_CPU, _CPU_MISSING = _load("._C")
+if _CPU is None:
+    LOG.debug("cpu is not available: %s", _CPU_MISSING)
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends that are installed and loaded, fastest first."""
+    return tuple(name for name in BACKENDS if name != "cpu" or _CPU is not None)
+
+
+def cpu_capability() -> str | None:
+    """The instruction set that the C++ CPU kernels use ("avx512_bf16", "avx512", "avx2", ...), None without them."""
+    return _CPU.capability() if _CPU is not None else None
+
+
+def refusal(backend: str, device: str) -> str | None:
+    """Why `backend` cannot run on a device type ("cpu", "cuda", ...), or None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        if _CPU is None:
+            return _CPU_MISSING
+        return None if device == "cpu" else f"its tensors are on {device}, not on cpu"
+    return f"there is no backend of that name; the names are {', '.join(BACKENDS)}"
+
+
+def choose(op: str, device: str, backend: str | None = None) -> str:
+    """The backend that serves `op` on a device type; `backend` (else NAG_BACKEND) forces one.
+
+    Raises: ValueError with the reason where the forced one cannot run.
+    """
+    forced = backend or os.environ.get("NAG_BACKEND")
+    for name in (forced,) if forced else BACKENDS:
+        reason = refusal(name, device)
+        if reason is None:
+            return name
+        LOG.debug("%s cannot run nag::%s: %s", name, op, reason)
+    raise ValueError(f"{forced} cannot run nag::{op}: {reason}")
+
+
+def explain(op: str = "fused_guided_attention", device: str = "cpu") -> str:
+    """One line per backend: which serves `op` on a device type, and why each other one does not."""
+    if op not in OPERATIONS:
+        raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, got {op!r}")
+    chosen, lines = choose(op, device), []
+    for name in BACKENDS:
+        if name == chosen:
+            lines.append(f"{name} serves nag::{op} on {device}")
+        else:
+            reason = refusal(name, device) or f"{chosen} comes first"
+            lines.append(f"{name} does not serve nag::{op} on {device}: {reason}")
+    return "\n".join(lines)
+
+
+def counts() -> dict[str, int]:
+    """How often each backend has run an operation in this process, counted inside the backend."""
+    found = {"cpu": 0, "reference": sum(_ops.reference_calls.values())}
+    if _CPU is not None:
+        found["cpu"] = sum(_CPU.calls().values())
+    return found

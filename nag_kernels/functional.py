@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions: documented front doors of `torch.ops.nag`, with keyword arguments and defaults."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from . import _ops, backends
+
+_FORCED = os.environ.get("NAG_BACKEND")  # read once: a compiled caller must not depend on the environment
+
+
+def _settings(like: Tensor, *values: float | Tensor) -> tuple:
+    """All three as floats, or, where any is a tensor, all three as tensors (by a fill, never by a transfer)."""
+    if not any(isinstance(x, Tensor) for x in values):
+        return values
+    device = getattr(like, "device", None)
+    return tuple(x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device) for x in values)
+
+
+def _call(op: str, backend: str | None, check, operation, arguments: tuple, tensors: bool) -> Tensor:
+    forced = backend or _FORCED
+    if forced is not None:
+        device = arguments[0].device.type if isinstance(arguments[0], Tensor) else "cpu"
+        if backends.choose(op, device, forced) == "reference":
+            return _ops.run_reference(op, *arguments)
+    check(*arguments)
+    return (operation.tensor if tensors else operation.default)(*arguments)
+
+
+def fused_guided_attention(
+    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
+    nag_scale: float | Tensor, nag_tau: float | Tensor = 2.5, nag_alpha: float | Tensor = 0.25, *,
+    key_shared: Tensor | None = None, value_shared: Tensor | None = None,
+    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
+    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention to a positive and to a negative text, and the first steered away from the second, in one pass.
+
+        Z+  = softmax(Q [Ks | K+]^T * softmax_scale) [Vs | V+]
+        Z-  = softmax(Q [Ks | K-]^T * softmax_scale + bias on K-) [Vs | V-]
+        G   = nag_scale Z+ - (nag_scale - 1) Z-                            # extrapolate
+        f   = min(1, nag_tau |Z+|_1 / |G|_1), and 1 where |G|_1 = 0        # normalise and clip, over all heads of a token
+        out = nag_alpha f G + (1 - nag_alpha) Z+                           # refine          (rule "nag")
+        out = Z+ - nag_scale Z-                                            #                 (rule "nasa")
+
+    Sources: NAG, arXiv 2505.21179, section on the method (its phi is `nag_scale - 1`); NASA, arXiv 2412.02687 (SNOOPI).
+
+    Args:
+        query: [B, S, H, D], float32, float16, bfloat16 or float64. Any strides; a unit last stride is read in place.
+        key_positive, value_positive: [B, Tp, Hkv, D], query's dtype and device; H is a multiple of Hkv.
+        key_negative, value_negative: [B or 1, Tn, Hkv, D]; a batch of 1 serves every sample.
+        nag_scale: 1 is no extrapolation ("nag"), 0 is none ("nasa"). A float, or a float32 tensor [] or [B] on query's
+            device: as tensors, settings may change without recompiling a compiled caller or recapturing a graph, and
+            their values are not checked.
+        nag_tau: the clip, above 0; inf is none. Not used by "nasa".
+        nag_alpha: the share of the guided output, 0 to 1. Not used by "nasa".
+        key_shared, value_shared: [B, Ts, Hkv, D], seen by both branches (the image tokens of joint attention).
+        mask_positive, mask_negative, mask_shared: bool [B or 1, T]; False is not seen. A branch that sees no key is zero.
+        softmax_scale: 1/sqrt(D) if None.
+        negative_logit_bias: added to the logits of key_negative (log r weighs the text like r copies); needs key_shared.
+        rule: "nag" or "nasa".
+        backend: None takes the fastest that can run here; a name of `available_backends()` forces one.
+
+    Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are in float32 (float64 for float64).
+        Differentiable in every tensor but the masks; the gradient recomputes the attention from the inputs.
+    Raises: TypeError (a tensor or dtype of the wrong kind) or ValueError (shape, device, value, backend), naming the
+        argument, what came and what is needed.
+    """
+    scale, tau, alpha = _settings(query, nag_scale, nag_tau, nag_alpha)
+    arguments = (query, key_positive, value_positive, key_negative, value_negative, scale, tau, alpha,
+                 key_shared, value_shared, mask_positive, mask_negative, mask_shared,
+                 softmax_scale, negative_logit_bias, rule)  # fmt: skip
+    return _call("fused_guided_attention", backend, _ops.check_fused_guided_attention,
+                 torch.ops.nag.fused_guided_attention, arguments, isinstance(scale, Tensor))  # fmt: skip
+
+
+def guidance(
+    positive: Tensor, negative: Tensor, nag_scale: float | Tensor, nag_tau: float | Tensor = 2.5,
+    nag_alpha: float | Tensor = 0.25, *, rule: str = "nag", backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """One attention output steered away from another: the last three lines of `fused_guided_attention`.
+
+        G   = nag_scale Z+ - (nag_scale - 1) Z-
+        f   = min(1, nag_tau |Z+|_1 / |G|_1), and 1 where |G|_1 = 0
+        out = nag_alpha f G + (1 - nag_alpha) Z+           (rule "nag")
+        out = Z+ - nag_scale Z-                            (rule "nasa")
+
+    Sources: NAG, arXiv 2505.21179, section on the method (its phi is `nag_scale - 1`); NASA, arXiv 2412.02687 (SNOOPI).
+
+    Args:
+        positive, negative: Z+ and Z-, [..., C] with all heads of a token in C; same shape, dtype and device; float32,
+            float16, bfloat16 or float64. Any strides. The norms run over C: pass [B, S, H * D], not [B, S, H, D].
+        nag_scale, nag_tau, nag_alpha: floats, or float32 tensors [] or [B] (B is the first dimension of positive).
+        rule: "nag" or "nasa".  backend: None takes the fastest that can run here.
+
+    Returns: [..., C], contiguous, positive's dtype; arithmetic in float32 (float64 for float64). Differentiable.
+    Raises: TypeError or ValueError naming the argument, what came and what is needed.
+    """
+    scale, tau, alpha = _settings(positive, nag_scale, nag_tau, nag_alpha)
+    arguments = (positive, negative, scale, tau, alpha, rule)
+    return _call("guidance", backend, _ops.check_guidance, torch.ops.nag.guidance, arguments,
+                 isinstance(scale, Tensor))  # fmt: skip

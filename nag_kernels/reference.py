@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guided attention in plain PyTorch: the truth of every test, and the floor where no kernel applies.
+
+NAG is arXiv 2505.21179 (its phi is `nag_scale - 1`); its four steps are numbered here in the paper's order:
+    (1) extrapolate  G = Z+ + phi (Z+ - Z-)     (2) normalise  R = |G|_1 / |Z+|_1, over all heads of a token
+    (3) clip         G' = min(R, tau) / R * G   (4) refine     out = alpha G' + (1 - alpha) Z+
+NASA is arXiv 2412.02687 (SNOOPI): (5) out = Z+ - scale Z-.
+Arithmetic is float32, float64 for float64 inputs; nothing is rounded before the final cast. It imports torch only.
+"""
+
+import torch
+from torch import Tensor
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor, scale: float) -> Tensor:
+    """Z = softmax(Q K^T * scale + bias) V over the visible keys; a row that sees no key gives zeros.
+
+    query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits.
+    """
+    repeats = query.shape[2] // key.shape[2]  # grouped queries: one key head serves `repeats` query heads
+    if visible is not None:  # what is hidden in a padded key or value (NaN too) must not come through
+        key = key.masked_fill(~visible[:, :, None, None], 0)
+        value = value.masked_fill(~visible[:, :, None, None], 0)
+    key, value = key.repeat_interleave(repeats, 2), value.repeat_interleave(repeats, 2)
+    logits = torch.einsum("bshd,bthd->bhst", query * scale, key) + bias
+    if visible is None:
+        weights = logits.softmax(-1)
+    else:  # the lowest finite number, not -inf: a row with no visible key is then uniform, and set to zero below
+        hidden = ~visible[:, None, None, :]
+        weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(hidden, 0)
+    return torch.einsum("bhst,bthd->bshd", weights, value)
+
+
+def row_factors(positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str):
+    """(a, b) of out = a * Z+ - b * Z-, one pair per token; positive, negative are [..., C] with all heads in C.
+
+    (5) gives a = 1, b = scale. (1) to (4) give, without a quotient by |Z+|_1 (f = 1 where |G|_1 = 0),
+        f = min(1, tau |Z+|_1 / |G|_1),  a = alpha f scale + 1 - alpha,  b = alpha f (scale - 1)
+    """
+    if rule == "nasa":
+        return torch.ones_like(scale), scale
+    extrapolated = (scale * positive - (scale - 1) * negative).abs().sum(-1, keepdim=True)
+    no_clip = torch.isinf(tau)
+    bound = torch.where(no_clip, 1.0, tau) * positive.abs().sum(-1, keepdim=True)
+    clipped = (extrapolated > bound) & ~no_clip
+    factor = torch.where(clipped, bound / torch.where(clipped, extrapolated, 1.0), 1.0)
+    return alpha * factor * scale + 1 - alpha, alpha * factor * (scale - 1)
+
+
+def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, rule: str = "nag") -> Tensor:
+    """out = a * positive - b * negative, tensors [..., C]; settings are floats or tensors [] or [B]."""
+    dtype = accumulate_dtype(positive.dtype)
+
+    def setting(x):  # to [B, 1, ..., 1], one value per sample
+        if not isinstance(x, Tensor):
+            x = torch.full((), x, dtype=dtype, device=positive.device)
+        return x.to(dtype).reshape(x.shape + (1,) * (positive.ndim - x.ndim))
+
+    wide_positive, wide_negative = positive.to(dtype), negative.to(dtype)
+    a, b = row_factors(
+        wide_positive, wide_negative, setting(nag_scale), setting(nag_tau), setting(nag_alpha), rule
+    )
+    return (a * wide_positive - b * wide_negative).to(positive.dtype)
+
+
+def fused_guided_attention(
+    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
+    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
+    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
+    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
+) -> Tensor:  # fmt: skip
+    """Z+ attends to [shared | positive], Z- to [shared | negative]; out = a Z+ - b Z-. Arguments as in
+    `nag_kernels.fused_guided_attention`; settings are floats or tensors [] or [B]."""
+    batch, length, heads, size = query.shape
+    dtype = accumulate_dtype(query.dtype)
+    scale = size**-0.5 if softmax_scale is None else softmax_scale
+    no_keys = key_positive[:, :0]
+
+    def branch(key, value, mask, logit_bias):
+        shared, shared_value = (no_keys, no_keys) if key_shared is None else (key_shared, value_shared)
+        parts = [(x if x.shape[0] == batch else x.expand(batch, *x.shape[1:])).to(dtype) for x in (key, value)]
+        visible = None
+        if mask is not None or mask_shared is not None:
+            ones = [m if m is not None else x.new_ones(1, x.shape[1], dtype=torch.bool)
+                    for m, x in ((mask_shared, shared), (mask, key))]  # fmt: skip
+            visible = torch.cat([m.expand(batch, m.shape[1]) for m in ones], 1)
+        keys = torch.cat([shared.to(dtype), parts[0]], 1)
+        values = torch.cat([shared_value.to(dtype), parts[1]], 1)
+        bias = torch.cat([keys.new_zeros(shared.shape[1]), keys.new_full((key.shape[1],), logit_bias)])
+        return attention(query.to(dtype), keys, values, visible, bias, scale).flatten(2)
+
+    positive = branch(key_positive, value_positive, mask_positive, 0.0)
+    negative = branch(key_negative, value_negative, mask_negative, negative_logit_bias)
+    guided = guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule)
+    return guided.reshape(batch, length, heads, size).to(query.dtype)

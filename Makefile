@@ -1,0 +1,34 @@
+# make demo | shapes | test | bench | lint | clean        everything happens in .venv, made on first use
+PYTHON ?= python3
+BIN = .venv/bin
+SOURCES = pyproject.toml setup.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo shapes test bench lint clean
+.DEFAULT_GOAL := demo
+
+# The pinned torch comes first and the build sees it (--no-build-isolation), so nothing else is downloaded for it.
+.venv/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch numpy setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python -m nag_kernels.demo
+
+shapes: .venv/.installed
+	$(BIN)/python -m nag_kernels.shapes.train
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.bench_attention
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
+
+clean:
+	rm -rf .venv build dist out *.egg-info nag_kernels/*.so

@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Builds `nag_kernels._C`, the C++ CPU kernels, against the LibTorch stable ABI (one binary for torch 2.10 and newer).
+
+NAG_BUILD_EXT   unset: build where a C++ compiler is found, else install pure Python with a warning
+                0:     pure Python      1: a missing compiler or torch is an error
+NAG_DEBUG=1     debug symbols, no optimisation
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+WINDOWS = sys.platform == "win32"
+PYTHON_ABI = "0x030A0000"  # abi3 of Python 3.10
+TORCH_ABI = "0x020a000000000000"  # stable ABI of torch 2.10
+
+
+def torch_root() -> Path | None:
+    """Where torch is installed, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def missing() -> str | None:
+    """What the extension needs and this machine lacks, or None."""
+    compiler = shlex.split(os.environ.get("CXX", "") or ("cl" if WINDOWS else "c++"))[0]
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler ({compiler})"
+    return None if torch_root() else "no torch in the build environment (install with --no-build-isolation)"
+
+
+def extension() -> Extension:
+    root = torch_root()
+    debug = os.environ.get("NAG_DEBUG") == "1"
+    if WINDOWS:
+        flags = ["/std:c++20", "/Od" if debug else "/O2"]
+    else:
+        flags = ["-std=c++20", "-fvisibility=hidden", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
+    return Extension(
+        "nag_kernels._C",
+        sources=["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        depends=[*glob("csrc/*.h"), *glob("csrc/cpu/*.h")],
+        include_dirs=["csrc", str(root / "include")],
+        library_dirs=[str(root / "lib")],
+        libraries=["torch_cpu"],
+        define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI)],
+        extra_compile_args=flags,
+        py_limited_api=True,
+    )
+
+
+class BuildExt(build_ext):
+    """Compiles the sources of the extension side by side (MAX_JOBS, else one job a core)."""
+
+    def build_extension(self, ext):
+        jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+        compile_all = self.compiler.compile
+
+        def compile_parallel(sources, *args, **kwargs):
+            with ThreadPoolExecutor(jobs) as pool:
+                return [o for objects in pool.map(lambda s: compile_all([s], *args, **kwargs), sources) for o in objects]
+
+        self.compiler.compile = compile_parallel
+        super().build_extension(ext)
+
+
+wanted = os.environ.get("NAG_BUILD_EXT")
+reason = missing()
+if reason and wanted == "1":
+    sys.exit(f"nag_kernels: NAG_BUILD_EXT=1, but there is {reason}")
+if reason and wanted != "0":
+    print(f"nag_kernels: WARNING: {reason}; installing pure Python, without the CPU kernels", file=sys.stderr)
+build = wanted != "0" and reason is None
+
+setup(
+    packages=["nag_kernels", "nag_kernels.diffusers", "nag_kernels.shapes", "nag_kernels.triton_kernels"],
+    package_dir={"nag_kernels": "nag_kernels", "nag_kernels.triton_kernels": "triton_kernels"},
+    package_data={"nag_kernels.shapes": ["weights/*", "weights/*/*"]},
+    ext_modules=[extension()] if build else [],
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if build else {},
+)

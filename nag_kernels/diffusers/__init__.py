@@ -1,0 +1,20 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guided attention in diffusers pipelines: `guide` for whole pipelines, processors for single layers."""
+
+try:
+    import diffusers  # noqa: F401  (the installed library)
+except ImportError as error:
+    raise ImportError("nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'") from error
+
+from .guide import disable_guidance, enable_guidance, guide
+from .processors import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0, PackedText
+
+__all__ = [
+    "NAGAttnProcessor2_0",
+    "NAGJointAttnProcessor2_0",
+    "PackedText",
+    "disable_guidance",
+    "enable_guidance",
+    "guide",
+]

@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Encoding a negative prompt exactly as a pipeline would: by running that pipeline up to its first denoiser call."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .families import inner_denoiser
+
+_CALLBACKS = ("callback_on_step_end", "callback", "callback_steps")
+
+
+class _Reached(BaseException):
+    """Ends the dry run; no pipeline catches a BaseException on its way."""
+
+
+@contextlib.contextmanager
+def intercepted(denoiser: Module, call: Callable) -> Iterator[Callable]:
+    """While open, calling `denoiser` calls `call` instead; yields the call that it replaces.
+
+    It is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as they are and are part
+    of what is yielded. So a compiled graph holds nothing of it, and a call that is not passed on meets no hook.
+    """
+    # Through __dict__: torch.compile's wrapper would set the attribute on the module inside it.
+    before = denoiser.__dict__.get("_compiled_call_impl")
+    was_set = "_compiled_call_impl" in denoiser.__dict__
+    denoiser.__dict__["_compiled_call_impl"] = call
+    try:
+        yield denoiser._call_impl if before is None else before
+    finally:
+        if was_set:
+            denoiser.__dict__["_compiled_call_impl"] = before
+        else:
+            del denoiser.__dict__["_compiled_call_impl"]
+
+
+def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a denoiser call by name."""
+    forward = type(inner_denoiser(denoiser)).forward
+    arguments = dict(inspect.signature(forward).bind(denoiser, *args, **kwargs).arguments)
+    del arguments["self"]
+    return arguments
+
+
+def call_arguments(function: Callable, pipe: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline call by name, without the pipeline itself and without defaults."""
+    signature = inspect.signature(function)
+    arguments = dict(signature.bind(pipe, *args, **kwargs).arguments)
+    del arguments[next(iter(signature.parameters))]
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """How many prompts a pipeline call has. Raises ValueError where it has none."""
+    prompt = arguments.get("prompt")
+    if prompt is not None:
+        return 1 if isinstance(prompt, str) else len(prompt)
+    if isinstance(arguments.get("prompt_embeds"), Tensor):
+        return arguments["prompt_embeds"].shape[0]
+    raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
+
+
+def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: Mapping[str, Any],
+                    negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
+    """The denoiser's arguments, had the pipeline been called with the negative for its prompt and all else alike.
+
+    The call runs up to the first use of the denoiser and leaves nothing behind: generators are cloned, torch's random state
+    and the attributes of pipeline and scheduler are put back, callbacks are dropped, the progress bar stays off.
+    """
+    got: dict[str, Any] = {}
+
+    def record(*args, **kwargs):
+        got.update(denoiser_arguments(denoiser, args, kwargs))
+        raise _Reached
+
+    call = _with_negative(function, pipe, arguments, negative)
+    owners = [x for x in (pipe, getattr(pipe, "scheduler", None)) if hasattr(x, "__dict__")]
+    before = [dict(x.__dict__) for x in owners]
+    try:
+        pipe.__dict__["_progress_bar_config"] = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
+        with _random_state_kept(pipe), intercepted(denoiser, record), contextlib.suppress(_Reached):
+            function(pipe, **call)
+    finally:
+        for owner, attributes in zip(owners, before, strict=True):
+            owner.__dict__.clear()
+            owner.__dict__.update(attributes)
+    if not got:
+        raise RuntimeError(
+            f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoiser)).__name__}: "
+            "guidance cannot act"
+        )
+    return got
+
+
+def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
+                   negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
+    prompts = prompt_count(pipe, arguments)
+    given = arguments.get("prompt")
+    # prompt_2, prompt_embeds, prompt_attention_mask, pooled_prompt_embeds, ...: of the positive, and optional everywhere
+    call = {k: v for k, v in arguments.items()
+            if not k.startswith(("prompt_", "pooled_prompt_")) and k not in ("prompt", *_CALLBACKS)}  # fmt: skip
+    if isinstance(negative, Mapping):
+        known = inspect.signature(function).parameters
+        for name, value in negative.items():
+            if name not in known or not name.startswith(("prompt_", "pooled_prompt_")):
+                raise ValueError(f"guide: {type(pipe).__name__} takes no ready-made text named {name}")
+            if not isinstance(value, Tensor):
+                raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
+            if value.shape[0] not in (1, prompts):
+                raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {value.shape[0]}")
+            call[name] = value.expand(prompts, *value.shape[1:])
+        # Given as a string, it would be one for all; beside embeddings some pipelines want as many as there are prompts.
+        call["prompt"] = None
+    else:
+        texts = [negative] * prompts if isinstance(negative, str) else list(negative)
+        if len(texts) != prompts:
+            raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
+        call["prompt"] = texts[0] if isinstance(given, str) else texts
+        unconditional = call.get("negative_prompt")
+        if given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
+            call["negative_prompt"] = [unconditional] * prompts
+    if call.get("generator") is not None:
+        call["generator"] = _clone(call["generator"])
+    return call
+
+
+def _clone(generator: Any) -> Any:
+    if isinstance(generator, (list, tuple)):
+        return [_clone(x) for x in generator]
+    return torch.Generator(device=generator.device).set_state(generator.get_state())
+
+
+def _random_state_kept(pipe: Any) -> contextlib.AbstractContextManager:
+    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)

@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one place for model families: what `guide` must know about a denoiser, one entry per class.
+
+A family whose attention is one of the two kinds in `processors` is one more entry here; another kind needs its own processor.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    JointAttnProcessor2_0,
+)
+from torch.nn import Module
+
+from .processors import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the papers use for a model: NAG's scale (phi + 1), tau and alpha; NASA's scale, None where none is published."""
+
+    nag_scale: float
+    nag_tau: float
+    nag_alpha: float
+    nasa_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """How text reaches attention in one denoiser class.
+
+    text: the arguments of forward that hold the text, and the dimension its tokens lie along.
+    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; tokens in the last dimension.
+    sites: (name, module) of every attention layer that sees the text.
+    site_count: how many there must be, found in another way.
+    stock: the processors that `processor` replaces; any other at a site is refused.
+    settings: the papers' settings for this very model.
+    refuse: why a call with these arguments cannot be guided (arguments is empty when guidance is enabled), or None.
+    """
+
+    text: Mapping[str, int]
+    masks: tuple[str, ...]
+    sites: Callable[[Module], Iterator[tuple[str, Attention]]]
+    site_count: Callable[[Module], int]
+    stock: tuple[type, ...]
+    processor: type
+    settings: Callable[[Module], Settings]
+    refuse: Callable[[Module, Mapping[str, Any]], str | None] = lambda denoiser, arguments: None
+
+
+def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
+    for name, module in denoiser.named_modules():
+        if isinstance(module, Attention) and (module.is_cross_attention or module.added_kv_proj_dim is not None):
+            yield name, module
+
+
+def _joint_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
+    """Those with text projections; the `attn2` of SD3.5-Medium sees the image alone."""
+    for name, module in denoiser.named_modules():
+        if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
+            yield name, module
+
+
+def _unet_sites(unet: Module) -> int:
+    blocks = [x for x in unet.modules() if isinstance(x, BasicTransformerBlock)]
+    return sum(not x.double_self_attention for x in blocks) + sum(bool(x.only_cross_attention) for x in blocks)
+
+
+def _unet_settings(unet: Module) -> Settings:
+    if unet.config.addition_embed_type == "text_time":
+        return Settings(3.0, 2.5, 0.5)  # SDXL
+    return Settings(3.0, 2.5, 0.375, nasa_scale=0.2 if unet.config.cross_attention_dim == 1024 else 0.1)  # SD2, SD1.5
+
+
+def _unet_refuse(unet: Module, arguments: Mapping[str, Any]) -> str | None:
+    if unet.config.addition_embed_type not in (None, "text_time"):
+        return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
+    if unet.config.encoder_hid_dim_type not in (None, "text_proj"):
+        return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
+    return None
+
+
+def _sd3_refuse(transformer: Module, arguments: Mapping[str, Any]) -> str | None:
+    if arguments.get("skip_layers") is not None:
+        return "skip_guidance_layers runs a third, partial call that cannot be told from the guided one"
+    return None
+
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DConditionModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_cross_attentions,
+        site_count=_unet_sites,
+        stock=(AttnProcessor2_0, FusedAttnProcessor2_0),
+        processor=NAGAttnProcessor2_0,
+        settings=_unet_settings,
+        refuse=_unet_refuse,
+    ),
+    "PixArtTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_cross_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        stock=(AttnProcessor2_0, FusedAttnProcessor2_0),
+        processor=NAGAttnProcessor2_0,
+        settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
+    ),
+    "SD3Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=(),
+        sites=_joint_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        stock=(JointAttnProcessor2_0,),
+        processor=NAGJointAttnProcessor2_0,
+        settings=lambda transformer: Settings(5.0, 2.5, 0.125),
+        refuse=_sd3_refuse,
+    ),
+}
+
+
+def inner_denoiser(denoiser: Module) -> Module:
+    """The model itself where `torch.compile` has wrapped it."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def find_denoiser(pipe: Any) -> Module:
+    """The pipeline's denoiser. Raises ValueError where it has none."""
+    for name in ("transformer", "unet"):
+        if isinstance(getattr(pipe, name, None), Module):
+            return getattr(pipe, name)
+    raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
+
+
+def family_of(denoiser: Module) -> Family:
+    """The entry for this denoiser. Raises ValueError, with the supported classes, where there is none."""
+    denoiser = inner_denoiser(denoiser)
+    for cls in type(denoiser).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FAMILIES)}")
+
+
+def checked_sites(denoiser: Module) -> list[Attention]:
+    """The attention layers to be guided.
+
+    Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention slicing,
+    xformers, IP-Adapter), no site at all, or another number than the model's configuration says.
+    """
+    family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
+    kind = type(denoiser).__name__
+    reason = family.refuse(denoiser, {})
+    if reason is not None:
+        raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
+    sites = list(family.sites(denoiser))
+    known = " or ".join(x.__name__ for x in family.stock)
+    for name, module in sites:
+        if type(module.processor) not in family.stock:
+            raise ValueError(
+                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not known: "
+                f"guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set it, or call "
+                f"set_attn_processor({family.stock[0].__name__}())"
+            )
+    if len(sites) != family.site_count(denoiser) or not sites:
+        raise ValueError(
+            f"guide: {kind} has {len(sites)} attention layers that see text, expected {family.site_count(denoiser)}"
+            + ("" if sites else "; guidance has nothing to act on")
+        )
+    return [module for _, module in sites]

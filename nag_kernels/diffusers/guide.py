@@ -1,0 +1,243 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`guide`: negative guidance inside attention for an unmodified pipeline, on for a while and gone without a trace."""
+
+import contextlib
+import functools
+import math
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .dry_run import call_arguments, denoiser_arguments, intercepted, prompt_count, record_negative
+from .families import checked_sites, family_of, find_denoiser, inner_denoiser
+from .packing import Packer
+from .processors import PackedText, check_settings
+
+Negative = str | list[str] | Mapping[str, Tensor]
+
+_in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
+_in_use_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def guide(
+    pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
+    nag_alpha: float | None = None, rule: str = "nag", start: float = 0.0, end: float = 1.0, pad: bool = False,
+) -> Iterator[Any]:  # fmt: skip
+    """Within the block, every call of `pipe` is steered away from `negative_prompt` inside attention.
+
+        out = nag_alpha f G + (1 - nag_alpha) Z+,  G = nag_scale Z+ - (nag_scale - 1) Z-,
+        f = min(1, nag_tau |Z+|_1 / |G|_1)                    (NAG, arXiv 2505.21179; nag_scale is its phi + 1)
+        out = Z+ - nag_scale Z-                               (NASA, arXiv 2412.02687)
+
+    at every layer in which the image attends to text: Z+ is the attention to the prompt, Z- that to the negative.
+
+    Args:
+        pipe: a diffusers pipeline; see docs/diffusers.md for the denoisers that are supported. It may use classifier-free
+            guidance as well: the unconditional half of its batch keeps its plain attention.
+        negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text under the names
+            that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask, ...). It is encoded by
+            the pipeline itself, with the arguments of the running call.
+        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model.
+        rule: "nag" or "nasa" (nag_scale is then NASA's scale; tau and alpha are not used).
+        start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end. Before and
+            after, the model runs untouched.
+        pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the length of the
+            longer: its own padding becomes visible, and zeros follow where it has none.
+
+    Yields: pipe.
+    Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known, settings out of
+        range, no negative text, and (from the pipeline's call) texts or masks that do not fit; RuntimeError for nested or
+        concurrent use and for a call in which guidance did not act. Afterwards pipe is as it was, also when an exception
+        passes through. Warns when the block ends and pipe was never called.
+    """
+    enable_guidance(pipe, negative_prompt, nag_scale=nag_scale, nag_tau=nag_tau, nag_alpha=nag_alpha, rule=rule,
+                    start=start, end=end, pad=pad)  # fmt: skip
+    guidance = type(pipe)._nag_guidance
+    try:
+        yield pipe
+    finally:
+        disable_guidance(pipe)
+    if guidance.calls == 0:
+        warnings.warn(f"guide: this {type(pipe).__name__} was not called inside the block", stacklevel=3)
+
+
+def enable_guidance(
+    pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
+    nag_alpha: float | None = None, rule: str = "nag", start: float = 0.0, end: float = 1.0, pad: bool = False,
+) -> None:  # fmt: skip
+    """Steers every call of `pipe` until `disable_guidance(pipe)`. Arguments and errors as in `guide`."""
+    cls = type(pipe)
+    if hasattr(cls, "_nag_guidance"):
+        raise RuntimeError(f"guide: guidance is enabled already on this {cls.__name__}; nesting is not supported")
+    if not callable(pipe):
+        raise TypeError(f"guide: pipe must be a diffusers pipeline, got {cls.__name__}")
+    guidance = _Guidance(pipe, negative_prompt, nag_scale, nag_tau, nag_alpha, rule, start, end, pad)
+
+    @functools.wraps(cls.__call__)
+    def guided_call(self, *args, **kwargs):
+        return guidance.run(cls.__call__, self, args, kwargs)
+
+    # A call is looked up on the class, so the class is what has to change; to all other code it looks the same.
+    own = {"__call__": guided_call, "_nag_guidance": guidance}
+    same = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    pipe.__class__ = type(cls)(cls.__name__, (cls,), own | same)
+
+
+def disable_guidance(pipe: Any) -> None:
+    """Ends `enable_guidance`. Raises RuntimeError where guidance is not enabled."""
+    if "_nag_guidance" not in type(pipe).__dict__:
+        raise RuntimeError(f"guide: guidance is not enabled on this {type(pipe).__name__}")
+    pipe.__class__ = type(pipe).__base__
+
+
+class _Guidance:
+    """The settings of one `enable_guidance`, and its calls."""
+
+    def __init__(self, pipe, negative_prompt, nag_scale, nag_tau, nag_alpha, rule, start, end, pad):
+        self.calls = 0
+        self.negative = _checked_negative(negative_prompt)
+        denoiser = find_denoiser(pipe)
+        papers = family_of(denoiser).settings(inner_denoiser(denoiser))
+        if rule not in ("nag", "nasa"):
+            raise ValueError(f"guide: rule must be 'nag' or 'nasa', got '{rule}'")
+        if rule == "nasa" and nag_scale is None and papers.nasa_scale is None:
+            kind = type(inner_denoiser(denoiser)).__name__
+            raise ValueError(f"guide: nag_scale must be given for rule 'nasa': none is published for this {kind}")
+        published = (papers.nag_scale if rule == "nag" else papers.nasa_scale, papers.nag_tau, papers.nag_alpha)
+        given = (nag_scale, nag_tau, nag_alpha)
+        self.settings = tuple(p if g is None else g for g, p in zip(given, published, strict=True))
+        check_settings("guide", *self.settings)
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
+        self.rule, self.start, self.end, self.pad = rule, start, end, pad
+        checked_sites(denoiser)
+
+    def run(self, function, pipe, args, kwargs):
+        """One call of the pipeline: encode the negative, then call with the denoiser's arguments packed on their way."""
+        denoiser = find_denoiser(pipe)
+        sites = checked_sites(denoiser)
+        arguments = call_arguments(function, pipe, args, kwargs)
+        with _claimed(denoiser):
+            negative = record_negative(function, pipe, denoiser, arguments, self.negative)
+            images = prompt_count(pipe, arguments) * (arguments.get("num_images_per_prompt") or 1)
+            steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images)
+            with intercepted(denoiser, steered) as steered.original:
+                result = function(pipe, *args, **kwargs)
+        self.calls += 1
+        kind = type(inner_denoiser(denoiser)).__name__
+        if steered.calls == 0:
+            raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
+        if steered.guided == 0:
+            raise RuntimeError(
+                f"guide: no step fell between start {self.start:g} and end {self.end:g}: guidance did not act; the call had "
+                f"{steered.steps} steps"
+            )
+        return result
+
+
+def _checked_negative(negative: Negative) -> Negative:
+    if isinstance(negative, str) or (isinstance(negative, Mapping) and negative):
+        return negative
+    if isinstance(negative, (list, tuple)) and negative and all(isinstance(x, str) for x in negative):
+        return list(negative)
+    if negative is None or (isinstance(negative, (list, tuple, Mapping)) and not negative):
+        raise ValueError(f"guide: there is no negative text to steer away from: negative_prompt is {negative!r}")
+    raise TypeError(
+        f"guide: negative_prompt must be a text, a list of texts or a mapping of ready-made text, got "
+        f"{type(negative).__name__}"
+    )
+
+
+@contextlib.contextmanager
+def _claimed(denoiser: Module) -> Iterator[None]:
+    with _in_use_lock:
+        if denoiser in _in_use:
+            raise RuntimeError(
+                "guide: another guided call is running on this denoiser (a nested call or another thread); one at a time"
+            )
+        _in_use.add(denoiser)
+    try:
+        yield
+    finally:
+        with _in_use_lock:
+            _in_use.discard(denoiser)
+
+
+class _SteeredDenoiser:
+    """Stands for the denoiser during one call of the pipeline."""
+
+    def __init__(self, guidance, pipe, denoiser, sites, negative, images):
+        self.guidance, self.pipe, self.denoiser = guidance, pipe, denoiser
+        self.family = family_of(denoiser)
+        self.thread = threading.get_ident()
+        self.original = None
+        self.calls = self.guided = 0
+        self.steps, self.step, self.timestep = 0, -1, None
+        self.text = PackedText(rule=guidance.rule)
+        self.packer = Packer(self.family, negative, images, guidance.pad, self.text)
+        self.sites = [(site, site.processor, self.family.processor(text=self.text)) for site in sites]
+
+    def __call__(self, *args, **kwargs):
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("guide: this denoiser is in a guided call of another thread; one at a time")
+        arguments = denoiser_arguments(self.denoiser, args, kwargs)
+        self.calls += 1
+        if not self._is_guided_step(arguments["timestep"]):
+            return self.original(*args, **kwargs)
+        reason = self.family.refuse(inner_denoiser(self.denoiser), arguments)
+        if reason is not None:
+            raise ValueError(f"guide: this call cannot be guided: {reason}")
+        arguments |= self.packer.pack(arguments)
+        self._set_settings(arguments[next(iter(self.family.text))].device)
+        self.guided += 1
+        try:
+            for site, _, ours in self.sites:
+                ours.text_calls = 0
+                site.processor = ours
+            result = self.original(**arguments)
+        finally:
+            for site, stock, _ in self.sites:
+                site.processor = stock
+        calls = [ours.text_calls for _, _, ours in self.sites]
+        if any(n != 1 for n in calls):
+            raise RuntimeError(
+                f"guide: {sum(n == 1 for n in calls)} of {len(calls)} attention layers saw the text exactly once, {calls.count(0)} "
+                "not at all: guidance would not act everywhere"
+            )
+        return result
+
+    def _set_settings(self, device: torch.device) -> None:
+        """One value for each row; the unconditional rows of classifier-free guidance come first and are not steered."""
+        rows, images = self.packer.rows, self.packer.images
+        if self.text.nag_scale is not None and self.text.nag_scale.shape[0] == rows:
+            return
+        neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
+        values = [[plain] * (rows - images) + [steered] * images
+                  for plain, steered in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
+        values = torch.tensor(values, dtype=torch.float32, device=device)
+        self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
+
+    def _is_guided_step(self, timestep: Any) -> bool:
+        start, end = self.guidance.start, self.guidance.end
+        if start == 0 and end == 1:
+            return True  # without reading the timestep: that would wait for the device
+        timestep = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        if timestep != self.timestep:
+            self.timestep, self.step = timestep, self.step + 1
+        self.steps = self._count_steps()
+        # Rounded down by less than a step: 0.07 * 100 is a little above 7.
+        return start * self.steps - 1e-6 <= self.step < end * self.steps - 1e-6
+
+    def _count_steps(self) -> int:
+        """Distinct timesteps in a row: a scheduler of second order visits most of them twice."""
+        timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
+        used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
+        return len(torch.unique_consecutive(timesteps[-used:]))

@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Packing two texts along the sequence, [text+ ; text-], in the arguments of a denoiser call."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .families import Family
+from .processors import PackedText, not_plain, seen_tokens
+
+
+class Packer:
+    """Packs the recorded negative into the calls of one pipeline run, and tells the processors how the texts lie.
+
+    family: of the denoiser.  negative: its arguments as `record_negative` gives them.  images: how many the run makes; a call
+    has that many rows, or twice as many, [unconditional; conditional].  pad: as in `guide`.  text: what the processors share.
+    """
+
+    def __init__(self, family: Family, negative: Mapping[str, Any], images: int, pad: bool, text: PackedText):
+        self.family, self.negative, self.images, self.pad, self.text = family, negative, images, pad, text
+        self.rows = 0  # of the latest call
+        self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
+
+    def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The text arguments with both texts in them. Raises ValueError where they do not fit."""
+        name, dim = next(iter(self.family.text.items()))
+        positive = arguments.get(name)
+        if not isinstance(positive, Tensor):
+            raise ValueError(f"guide: the denoiser was called with {name} = {positive!r}, needed is a tensor")
+        self.rows = positive.shape[0]
+        if self.rows not in (self.images, 2 * self.images):
+            raise ValueError(
+                f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance knows "
+                f"{self.images}, and {2 * self.images} for classifier-free guidance in one batch"
+            )
+        packed = {}
+        for other, along in self.family.text.items():
+            packed[other] = [arguments[other], self._rows_of(other, along, arguments[other])]
+        seen = self._masks(arguments)
+        if self.pad:
+            for other, along in self.family.text.items():
+                packed[other] = _lengthened(*packed[other], along)
+            seen = self._levelled(positive.shape[dim], self._length(name, dim), seen, positive.device)
+        self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
+        self.text.mask_positive, self.text.mask_negative = seen or (None, None)
+        packed = {other: torch.cat(packed[other], dim=along) for other, along in self.family.text.items()}
+        if seen is not None:
+            # The model makes of it the bias that it always makes; our processors take the bool masks instead.
+            packed |= {mask: torch.cat(seen, dim=1) for mask in self.family.masks}
+        return packed
+
+    def _length(self, name: str, dim: int) -> int:
+        return self.negative[name].shape[dim]
+
+    def _rows_of(self, name: str, dim: int, positive: Tensor) -> Tensor:
+        """The recorded negative with the rows of this call."""
+        negative = self.negative.get(name)
+        if not isinstance(negative, Tensor):
+            raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
+        if dim > 0:
+            if negative.shape[0] == 2 * self.images == 2 * self.rows:
+                negative = negative[self.images :]  # classifier-free guidance ended on the way
+            expected = (self.rows, *positive.shape[1:dim], negative.shape[dim], *positive.shape[dim + 1 :])
+        else:
+            expected = (negative.shape[0], *positive.shape[1:])
+        if negative.shape != expected:
+            raise ValueError(
+                f"guide: {name} of the negative must be {expected} to go with the prompt's {tuple(positive.shape)}, got "
+                f"{tuple(negative.shape)}"
+            )
+        return negative.to(positive)
+
+    def _masks(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        for name in self.family.masks:
+            positive, negative = arguments.get(name), self.negative.get(name)
+            if positive is None and negative is None:
+                continue
+            if positive is None or negative is None:
+                raise ValueError(f"guide: {name} must come with both texts or with none")
+            seen = self._seen(name, positive), self._seen(name, negative)
+            return seen[0], seen[1][-self.rows :].to(seen[0].device)
+        return None
+
+    def _seen(self, name: str, mask: Tensor) -> Tensor:
+        if mask.ndim == 2:
+            seen = mask == 1
+            plain = (seen | (mask == 0)).all()
+        else:
+            seen, plain = seen_tokens("guide", mask)
+        if not any(mask is x for x in self._plain):
+            if not plain:
+                raise ValueError(not_plain("guide", name))
+            self._plain.append(mask)
+        return seen
+
+    def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None,
+                  device: torch.device) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+        """Masks in which both texts of a row are as long as the longer one, both texts holding max(positive, negative)."""
+        unconditional = self.rows - self.images
+        if seen is None:
+            if positive >= negative or not unconditional:
+                return None  # all is seen
+            if not self.family.masks:
+                raise ValueError(
+                    f"guide: pad cannot lengthen the prompt's {positive} tokens to the negative's {negative} under "
+                    "classifier-free guidance: this model has no masks to keep the unconditional text as it is"
+                )
+            seen = tuple(torch.ones(self.rows, n, dtype=torch.bool, device=device) for n in (positive, negative))
+        lengths = [x.sum(dim=1) for x in seen]
+        for x, length in zip(seen, lengths, strict=True):
+            if not torch.equal(x, torch.arange(x.shape[1], device=device) < length[:, None]):
+                raise ValueError("guide: pad needs masks with the padding at the end of the text")
+        longer = torch.maximum(*lengths)
+        longer[:unconditional] = lengths[0][:unconditional]  # the unconditional text stays as it is
+        levelled = torch.arange(max(positive, negative), device=device) < longer[:, None]
+        return levelled, levelled
+
+
+def _lengthened(positive: Tensor, negative: Tensor, dim: int) -> list[Tensor]:
+    length = max(positive.shape[dim], negative.shape[dim])
+    lengthened = []
+    for x in (positive, negative):
+        shape = list(x.shape)
+        shape[dim] = length - shape[dim]
+        lengthened.append(torch.cat([x, x.new_zeros(shape)], dim=dim))
+    return lengthened

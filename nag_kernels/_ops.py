@@ -170,19 +170,19 @@ def check_fused_guided_attention(
 
 # --- definition, fake, floor ------------------------------------------------------------------------------------------
 
-_CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
+CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
 _FLOORS = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
 
 
 def run_reference(op: str, *args, **kwargs) -> Tensor:
     """The floor: check, then the formula in plain PyTorch. Serves every device and dtype without a kernel."""
-    _CHECKS[op](*args, **kwargs)
+    CHECKS[op](*args, **kwargs)
     reference_calls[op] += 1
     return _FLOORS[op](*args, **kwargs)
 
 
 def _fake(op: str, *args, **kwargs) -> Tensor:
-    _CHECKS[op](*args, **kwargs)
+    CHECKS[op](*args, **kwargs)
     return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
 

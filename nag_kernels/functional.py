@@ -20,14 +20,17 @@ def _settings(like: Tensor, *values: float | Tensor) -> tuple:
     return tuple(x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device) for x in values)
 
 
-def _call(op: str, backend: str | None, check, operation, arguments: tuple, tensors: bool) -> Tensor:
+def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
     forced = backend or _FORCED
     if forced is not None:
         device = arguments[0].device.type if isinstance(arguments[0], Tensor) else "cpu"
         if backends.choose(op, device, forced) == "reference":
             return _ops.run_reference(op, *arguments)
-    check(*arguments)
-    return (operation.tensor if tensors else operation.default)(*arguments)
+    try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
+        return (operation.tensor if tensors else operation.default)(*arguments)
+    except RuntimeError:  # all that a kernel can raise, and what torch raises for an argument that is no tensor
+        _ops.CHECKS[op](*arguments)  # the same words as a ValueError or TypeError
+        raise
 
 
 def fused_guided_attention(
@@ -74,8 +77,8 @@ def fused_guided_attention(
     arguments = (query, key_positive, value_positive, key_negative, value_negative, scale, tau, alpha,
                  key_shared, value_shared, mask_positive, mask_negative, mask_shared,
                  softmax_scale, negative_logit_bias, rule)  # fmt: skip
-    return _call("fused_guided_attention", backend, _ops.check_fused_guided_attention,
-                 torch.ops.nag.fused_guided_attention, arguments, isinstance(scale, Tensor))  # fmt: skip
+    operation = torch.ops.nag.fused_guided_attention
+    return _call("fused_guided_attention", backend, operation, arguments, isinstance(scale, Tensor))
 
 
 def guidance(
@@ -102,5 +105,4 @@ def guidance(
     """
     scale, tau, alpha = _settings(positive, nag_scale, nag_tau, nag_alpha)
     arguments = (positive, negative, scale, tau, alpha, rule)
-    return _call("guidance", backend, _ops.check_guidance, torch.ops.nag.guidance, arguments,
-                 isinstance(scale, Tensor))  # fmt: skip
+    return _call("guidance", backend, torch.ops.nag.guidance, arguments, isinstance(scale, Tensor))

@@ -65,7 +65,7 @@ def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, 
     a, b = row_factors(
         wide_positive, wide_negative, setting(nag_scale), setting(nag_tau), setting(nag_alpha), rule
     )
-    return (a * wide_positive - b * wide_negative).to(positive.dtype)
+    return (a * wide_positive - b * wide_negative).to(positive.dtype).contiguous()
 
 
 def fused_guided_attention(
@@ -97,4 +97,4 @@ def fused_guided_attention(
     positive = branch(key_positive, value_positive, mask_positive, 0.0)
     negative = branch(key_negative, value_negative, mask_negative, negative_logit_bias)
     guided = guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule)
-    return guided.reshape(batch, length, heads, size).to(query.dtype)
+    return guided.view(batch, length, heads, size).to(query.dtype)

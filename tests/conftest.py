@@ -1,0 +1,41 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures by backend, one seed, and a last line that says which backends were exercised how often."""
+
+import os
+
+import pytest
+import torch
+
+from nag_kernels import backends
+
+REQUIRED = [name for name in os.environ.get("NAG_REQUIRE_BACKENDS", "").split(",") if name]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=backends.BACKENDS)
+def backend(request) -> str:
+    """Every backend in turn; one that is not here is skipped by name, or fails if NAG_REQUIRE_BACKENDS names it."""
+    reason = backends.refusal(request.param, "cpu")
+    if reason is not None:
+        (pytest.fail if request.param in REQUIRED else pytest.skip)(f"{request.param} is not here: {reason}")
+    return request.param
+
+
+def pytest_sessionfinish(session, exitstatus):
+    absent = [name for name in REQUIRED if backends.counts().get(name, 0) == 0]
+    if absent and not session.config.option.collectonly:
+        session.exitstatus = 1
+        print(f"\nNAG_REQUIRE_BACKENDS: never ran: {', '.join(absent)}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts = ", ".join(f"{name}={n}" for name, n in backends.counts().items())
+    path = backends.cpu_capability() or "not built"
+    terminalreporter.write_line(
+        f"backends exercised (calls counted inside each): {counts} [cpu path: {path}]; not run here: triton, cuda"
+    )

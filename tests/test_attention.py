@@ -1,0 +1,250 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend of fused_guided_attention against float64 truth, and the wrong formulas against the same comparator."""
+
+import math
+
+import pytest
+import torch
+
+from nag_kernels import backends, fused_guided_attention, testing
+
+SETTINGS = (5.0, 2.5, 0.25)
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+rules = pytest.mark.parametrize("rule", ["nag", "nasa"])
+
+CASES = {
+    "cross": {},
+    "cross, long": {"length": 130, "heads": 8, "positive": 300, "negative": 300},
+    "joint": {"length": 512, "heads": 8, "positive": 77, "negative": 77, "shared": 512},
+    "unequal texts": {"positive": 9, "negative": 77, "shared": 65},
+    "masks": {"batch": 2, "positive": 33, "negative": 20, "shared": 70, "masks": True},
+    "cross masks": {"batch": 2, "positive": 33, "negative": 20, "masks": True},
+    "grouped queries": {"heads": 6, "kv_heads": 2, "shared": 64},
+    "negative of batch 1": {"batch": 3, "negative_batch": 1, "shared": 17},
+    "bias": {"positive": 12, "negative": 9, "shared": 63, "bias": math.log(3)},
+    "empty negative": {"negative": 0, "shared": 33},
+    "empty positive": {"positive": 0, "shared": 33},
+    "empty negative, cross": {"negative": 0},
+    "one head": {"heads": 1},
+}
+
+
+def run(inputs, *settings, backend, rule="nag"):
+    """The call on a named backend, which is seen to have run."""
+    before = backends.counts()[backend]
+    out = fused_guided_attention(**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True)),
+                                 rule=rule, backend=backend)  # fmt: skip
+    assert backends.counts()[backend] == before + 1
+    return out
+
+
+@dtypes
+@rules
+@pytest.mark.parametrize("case", CASES)
+def test_cases(case, rule, dtype, backend):
+    inputs = testing.make_inputs(dtype=dtype, **CASES[case])
+    settings = SETTINGS if rule == "nag" else (0.5, 2.5, 0.25)
+    out = run(inputs, *settings, backend=backend, rule=rule)
+    testing.assert_within_baseline(out, inputs, *settings, rule=rule)
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+@dtypes
+@pytest.mark.parametrize("size", [32, 40, 64, 72, 80, 96, 112, 128, 160, 256])
+def test_head_sizes_of_real_models(size, dtype, shared, backend):
+    inputs = testing.make_inputs(size=size, heads=3, length=65, positive=20, negative=13, shared=shared, dtype=dtype)
+    testing.assert_within_baseline(run(inputs, *SETTINGS, backend=backend), inputs, *SETTINGS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 24, 33, 300])
+def test_any_head_size(size, backend):
+    inputs = testing.make_inputs(size=size, heads=2, length=65, positive=5, negative=7, shared=3)
+    testing.assert_within_baseline(run(inputs, *SETTINGS, backend=backend), inputs, *SETTINGS)
+
+
+LENGTHS = [0, 1, 7, 9, 12, 63, 64, 65]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("text", LENGTHS)
+def test_lengths(length, text, backend):
+    for shared in (0, 65):
+        inputs = testing.make_inputs(length=length, positive=text, negative=77 - text, shared=shared, heads=2, size=40)
+        testing.assert_within_baseline(run(inputs, *SETTINGS, backend=backend), inputs, *SETTINGS)
+
+
+@pytest.mark.parametrize("shared", LENGTHS[1:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_shared_lengths(shared, dtype, backend):
+    inputs = testing.make_inputs(length=65, positive=9, negative=12, shared=shared, heads=2, dtype=dtype)
+    testing.assert_within_baseline(run(inputs, *SETTINGS, backend=backend), inputs, *SETTINGS)
+
+
+def test_empty_batch(backend):
+    inputs = testing.make_inputs(batch=0, shared=4)
+    assert run(inputs, *SETTINGS, backend=backend).shape == inputs["query"].shape
+
+
+@pytest.mark.parametrize("settings", [(1.0, 2.5, 0.25), (5.0, math.inf, 1.0), (3.0, 1.0, 0.5), (8.0, 1.2, 0.5),
+                                      (0.0, 2.5, 0.25), (-2.0, 0.5, 1.0), (5.0, 2.5, 0.0)], ids=str)  # fmt: skip
+@dtypes
+def test_settings(settings, dtype, backend):
+    inputs = testing.make_inputs(length=20, positive=12, negative=30, shared=40, dtype=dtype)
+    testing.assert_within_baseline(run(inputs, *settings, backend=backend), inputs, *settings)
+
+
+def test_settings_as_tensors_equal_floats_bit_for_bit(backend):
+    inputs = testing.make_inputs(batch=2, shared=10)
+    tensors = [torch.tensor(x) for x in SETTINGS]
+    assert torch.equal(run(inputs, *tensors, backend=backend), run(inputs, *SETTINGS, backend=backend))
+
+
+def test_settings_per_sample(backend):
+    """Scale 1 and no clip on the unconditional rows of a batch that also does CFG: they are plain attention."""
+    inputs = testing.make_inputs(batch=2, shared=10, length=33)
+    scale, tau, alpha = torch.tensor([1.0, 5.0]), torch.tensor([math.inf, 2.5]), torch.tensor([0.25, 0.25])
+    out = run(inputs, scale, tau, alpha, backend=backend)
+    plain = testing.eager_branches(inputs)[0].view(out.shape)
+    torch.testing.assert_close(out[0], plain[0])
+    assert torch.equal(out[1], run(inputs, *SETTINGS, backend=backend)[1])
+
+
+def test_alone_or_in_a_batch_the_same_bits():
+    if backends.refusal("cpu", "cpu"):
+        pytest.skip("cpu is not here")
+    inputs = testing.make_inputs(batch=3, length=70, shared=50, masks=True, dtype=torch.bfloat16)
+    whole = run(inputs, *SETTINGS, backend="cpu")
+    for b in range(3):
+        alone = run({name: x[b : b + 1] for name, x in inputs.items()}, *SETTINGS, backend="cpu")
+        assert torch.equal(alone[0], whole[b])
+    assert torch.equal(run(inputs, *SETTINGS, backend="cpu"), whole)
+
+
+class TestStrides:
+    """Any strides give what contiguous copies give, bit for bit, and nothing outside the views is touched."""
+
+    def check(self, views, backend):
+        contiguous = {name: x.contiguous() if isinstance(x, torch.Tensor) else x for name, x in views.items()}
+        expected = run(contiguous, *SETTINGS, backend=backend)
+        assert torch.equal(run(views, *SETTINGS, backend=backend), expected)
+
+    def test_heads_before_tokens(self, backend):
+        inputs = testing.make_inputs(batch=2, shared=20, length=33)
+        self.check({name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in inputs.items()}, backend)
+
+    def test_slices_of_a_packed_text(self, backend):
+        inputs = testing.make_inputs(batch=2, positive=9, negative=7)
+        for kind in ("key", "value"):
+            packed = torch.cat([inputs[f"{kind}_positive"], inputs[f"{kind}_negative"]], 1)
+            inputs[f"{kind}_positive"], inputs[f"{kind}_negative"] = packed[:, :9], packed[:, 9:]
+        self.check(inputs, backend)
+
+    def test_last_stride_not_one(self, backend):
+        inputs = testing.make_inputs(shared=8, length=12)
+        self.check({name: x.repeat_interleave(2, -1)[..., ::2] for name, x in inputs.items()}, backend)
+
+    def test_expanded_batch(self, backend):
+        inputs = testing.make_inputs(batch=1, shared=8, length=12)
+        self.check({name: x.expand(3, -1, -1, -1) for name, x in inputs.items()}, backend)
+
+    def test_unaligned_storage(self, backend):
+        def shift(x):
+            return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+        self.check({name: shift(x) for name, x in testing.make_inputs(shared=8, size=40).items()}, backend)
+
+
+class TestMasks:
+    def test_hidden_keys_are_as_if_absent(self, backend):
+        """Not even a NaN in a hidden key or value comes through."""
+        inputs = testing.make_inputs(positive=10, negative=12, shared=14)
+        kept = {name: x[:, :8] if "query" not in name else x for name, x in inputs.items()}
+        for part in ("positive", "negative", "shared"):
+            mask = torch.zeros(1, inputs[f"key_{part}"].shape[1], dtype=torch.bool)
+            mask[:, :8] = True
+            inputs[f"mask_{part}"] = mask
+            for kind in ("key", "value"):
+                inputs[f"{kind}_{part}"][:, 8:] = float("nan")
+        out = run(inputs, *SETTINGS, backend=backend)
+        torch.testing.assert_close(out, run(kept, *SETTINGS, backend=backend))
+
+    @pytest.mark.parametrize("part", ["positive", "negative"])
+    def test_a_branch_that_sees_nothing_is_zero(self, part, backend):
+        inputs = testing.make_inputs(batch=2, positive=6, negative=6)
+        mask = torch.ones(2, 6, dtype=torch.bool)
+        mask[1] = False
+        inputs[f"mask_{part}"] = mask
+        out = run(inputs, 5.0, math.inf, 1.0, backend=backend)
+        unmasked = {name: x for name, x in inputs.items() if "mask" not in name}
+        plain = testing.truth(unmasked, 0.0, 1.0, 0.0, rule="nasa")
+        if part == "negative":  # Z- = 0: out = 5 Z+
+            torch.testing.assert_close(out[1].double(), 5 * plain[1], rtol=1e-5, atol=1e-5)
+        else:  # Z+ = 0: out = -4 Z-, finite
+            assert torch.isfinite(out).all()
+            assert out[1].abs().max() > 0
+
+    def test_mask_of_batch_one(self, backend):
+        inputs = testing.make_inputs(batch=2, positive=6, negative=6)
+        mask = torch.tensor([[True, False, True, True, False, True]])
+        one = run({**inputs, "mask_positive": mask}, *SETTINGS, backend=backend)
+        both = run({**inputs, "mask_positive": mask.expand(2, -1)}, *SETTINGS, backend=backend)
+        assert torch.equal(one, both)
+        assert not torch.equal(one, run(inputs, *SETTINGS, backend=backend))
+
+
+class TestExtremes:
+    def test_a_nan_stays_in_its_token(self, backend):
+        inputs = testing.make_inputs(length=40, shared=9)
+        clean = run(inputs, *SETTINGS, backend=backend)
+        inputs["query"][0, 7, 2, 5] = float("nan")
+        inputs["query"][0, 20, 0, 0] = float("inf")
+        out = run(inputs, *SETTINGS, backend=backend)
+        others = [s for s in range(40) if s not in (7, 20)]
+        assert torch.equal(out[:, others], clean[:, others])
+        assert torch.isnan(out[0, 7]).any()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("magnitude", [30.0, 200.0])
+    def test_huge_logits(self, magnitude, dtype, backend):
+        inputs = testing.make_inputs(shared=9, dtype=dtype)
+        inputs["query"] *= magnitude
+        assert torch.isfinite(run(inputs, *SETTINGS, backend=backend)).all()
+
+    def test_float16_stays_finite_where_the_eager_sum_overflows(self, backend):
+        inputs = testing.make_inputs(heads=16, size=64, positive=4, negative=4, dtype=torch.float16)
+        for part in ("positive", "negative"):
+            inputs[f"value_{part}"] *= 150
+        assert not torch.isfinite(testing.eager(inputs, *SETTINGS)).all()
+        testing.assert_within_baseline(run(inputs, *SETTINGS, backend=backend), inputs, *SETTINGS)
+
+    def test_tiny_logits_and_values(self, backend):
+        inputs = {k: v * 1e-18 for k, v in testing.make_inputs(length=16).items()}
+        testing.assert_within_baseline(run(inputs, *SETTINGS, backend=backend), inputs, *SETTINGS)
+
+    def test_zero_values_give_zero(self, backend):
+        inputs = testing.make_inputs(length=16, shared=5)
+        for part in ("positive", "negative", "shared"):
+            inputs[f"value_{part}"].zero_()
+        assert (run(inputs, *SETTINGS, backend=backend) == 0).all()
+
+
+STRUCTURAL = [name for name in testing.WRONG_FORMULAS if "rounded" not in name]
+
+
+@dtypes
+@pytest.mark.parametrize("case", ["cross", "joint", "unequal texts", "masks", "grouped queries", "bias"])
+@pytest.mark.parametrize("name", STRUCTURAL)
+def test_wrong_formulas_are_rejected(name, case, dtype):
+    inputs = testing.make_inputs(dtype=dtype, **CASES[case])
+    with pytest.raises(AssertionError, match="against float64"):
+        testing.assert_within_baseline(testing.WRONG_FORMULAS[name](inputs, *SETTINGS), inputs, *SETTINGS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_branches_rounded_before_the_blend_are_rejected(dtype):
+    inputs = testing.make_inputs(dtype=dtype, **CASES["joint"])
+    wrong = testing.WRONG_FORMULAS["branches rounded before the blend"](inputs, *SETTINGS)
+    with pytest.raises(AssertionError, match="against float64"):
+        testing.assert_within_baseline(wrong, inputs, *SETTINGS)

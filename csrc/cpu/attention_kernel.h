@@ -1,0 +1,620 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guided attention on one SIMD path. Vector lanes are queries: each lane runs the online softmax, the norms and the
+// blend of its own token, so a token's bits cannot depend on its neighbours, and no step needs a horizontal sum.
+// Both matrix products are then "small broadcast tile x panel of queries": scores[key][query] = K Q^T and
+// acc[channel][query] += V^T P, in register tiles of up to NAG_TILE_ROWS keys (channels) x kWidth queries.
+//
+// One work item = tile_tokens queries of one sample, all heads:
+//   for each head: load Q^T; shared keys into one state; fork it; text+ into one copy, text- into the other;
+//   then the row factors (a, b) from sums over all heads, and out = a Z+ - b Z-.
+#pragma once
+
+#include "guidance_rule.h"
+#include "params.h"
+#include "vector.h"
+
+namespace nag {
+namespace NAG_ISA {
+namespace {
+
+constexpr int kTileRows = NAG_TILE_ROWS;
+constexpr int kVectors = 2;  // vectors per register tile: kTileRows x 2 accumulators fill the register file
+// Keys per block: scores [96][kWidth] and Q^T [D][kWidth] stay in the first-level cache. A multiple of every
+// kTileRows in use and of the pair size.
+constexpr int64_t kBlockKeys = 96;
+
+// Long sums are taken in runs of this many terms and then of those runs: the rounding error grows with the depth of
+// the sum, not with its length.
+constexpr int64_t kSumRun = 8;
+
+// Keys and channels as they are: float and double, and 16-bit types widened when packed.
+template <class Type>
+struct Plain {
+  using T = Type;
+  using M = typename ComputeOf<T>::type;
+  using Element = typename M::Acc;
+  using V = typename M::V;
+  static constexpr int64_t kPack = 1;
+  static NAG_INLINE V multiply_add(Element a, V b, V acc) { return fma(splat(a), b, acc); }
+};
+
+#if defined(NAG_HAS_BF16_PAIRS)
+// Two bfloat16 per 32-bit element, multiplied and summed by one instruction.
+struct Pairs {
+  using T = BFloat16;
+  using M = F32;
+  using Element = uint32_t;
+  using V = VecF;
+  static constexpr int64_t kPack = 2;
+  static NAG_INLINE V multiply_add(Element a, V b, V acc) { return dot_bf16_pairs(VecU{} + a, (VecU)b, acc); }
+};
+#endif
+
+// How many of `left` rows the next register tile takes. Never a remainder of one or two rows beside full tiles:
+// too few accumulators to hide the multiply-add's latency.
+NAG_INLINE int64_t next_rows(int64_t left) {
+  if (left >= 2 * kTileRows || left == kTileRows) {
+    return kTileRows;
+  }
+  return left < kTileRows ? left : (left + 1) / 2;
+}
+
+// Block length for n keys: equal blocks of whole register tiles. It depends on n alone, so a sample's bits do not
+// depend on the batch around it.
+NAG_INLINE int64_t block_keys(int64_t n) {
+  const int64_t blocks = (n + kBlockKeys - 1) / kBlockKeys;
+  const int64_t even = (n + blocks - 1) / blocks;
+  return (even + kTileRows - 1) / kTileRows * kTileRows;
+}
+
+NAG_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class P>
+struct Attention {
+  using M = typename P::M;
+  using T = typename P::T;
+  using V = typename P::V;
+  using Acc = typename M::Acc;
+  using Element = typename P::Element;
+  static constexpr int kLanes = M::kLanes;
+  static constexpr int kWidth = kVectors * kLanes;  // queries per panel
+
+  // ---- packing -------------------------------------------------------------------------------------------------
+
+  static NAG_INLINE int64_t key_width(int64_t head_size) { return (head_size + P::kPack - 1) / P::kPack; }
+
+  // One row of `count` channels widened to Acc; the pad up to a whole pack is zero.
+  static NAG_INLINE void widen_row(const T* row, int64_t count, Acc* wide) {
+    int64_t c = 0;
+    for (; c + kLanes <= count; c += kLanes) {
+      store(wide + c, load(row + c));
+    }
+    if (c < count) {
+      store(wide + c, load_partial<M>(row + c, count - c));
+    }
+  }
+
+  // Keys: per register tile [key_width][rows]. Values: per block and register tile [keys / pack][rows].
+  static void pack_head(const AttentionParams& p, int64_t segment_id, int64_t sample, int64_t head, void* scratch) {
+    const Segment& s = p.segment[segment_id];
+    const int64_t first = s.first[sample];
+    const int64_t n = s.first[sample + 1] - first;
+    if (n == 0) {
+      return;
+    }
+    const int64_t* index = s.index + first;
+    const int64_t d = p.head_size;
+    const int64_t width = key_width(d);
+    const T* key = static_cast<const T*>(s.key) + sample * s.key_stride[0] + head * s.key_stride[2];
+    const T* value = static_cast<const T*>(s.value) + sample * s.value_stride[0] + head * s.value_stride[2];
+    Element* packed_key = packed_keys(p, s, sample, head);
+    Element* packed_value = packed_values(p, s, sample, head);
+    const int64_t block = block_keys(n);
+    for (int64_t k0 = 0; k0 < n; k0 += block) {
+      const int64_t keys = min64(block, n - k0);
+      for (int64_t r = 0; r < keys;) {
+        const int64_t rows = next_rows(keys - r);
+        pack_key_tile(key, s.key_stride[1], index + k0 + r, rows, d, packed_key + (k0 + r) * width, scratch);
+        r += rows;
+      }
+      pack_value_block(value, s.value_stride[1], index + k0, keys, d, packed_value + k0 / P::kPack * d, scratch);
+    }
+  }
+
+  static NAG_INLINE Element* packed_keys(const AttentionParams& p, const Segment& s, int64_t sample, int64_t head) {
+    const int64_t first = s.first[sample];
+    const int64_t n = s.first[sample + 1] - first;
+    return static_cast<Element*>(s.packed_key) + (first * p.key_heads + head * n) * key_width(p.head_size);
+  }
+
+  static NAG_INLINE Element* packed_values(const AttentionParams& p, const Segment& s, int64_t sample, int64_t head) {
+    const int64_t first = s.first[sample];
+    const int64_t n = s.first[sample + 1] - first;
+    // A sample takes ceil(n / pack) packs; those of the samples before it are at most (first + sample) / 2 for pairs.
+    const int64_t per_head = (n + P::kPack - 1) / P::kPack * p.head_size;
+    const int64_t before = (first + (P::kPack - 1) * sample) / P::kPack * p.key_heads * p.head_size;
+    return static_cast<Element*>(s.packed_value) + before + head * per_head;
+  }
+
+  static void pack_key_tile(const T* key, int64_t stride, const int64_t* index, int64_t rows, int64_t d, Element* out,
+                            void* scratch) {
+    if constexpr (P::kPack == 1) {
+      const int64_t padded = (d + kLanes - 1) / kLanes * kLanes;
+      Acc* wide = static_cast<Acc*>(scratch);
+      for (int64_t i = 0; i < rows; ++i) {
+        widen_row(key + index[i] * stride, d, wide + i * padded);
+      }
+      if (rows == kTileRows) {
+        for (int64_t c = 0; c < d; ++c) {
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < kTileRows; ++i) {
+            out[c * kTileRows + i] = wide[i * padded + c];
+          }
+        }
+      } else {
+        for (int64_t c = 0; c < d; ++c) {
+          for (int64_t i = 0; i < rows; ++i) {
+            out[c * rows + i] = wide[i * padded + c];
+          }
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < rows; ++i) {
+        const T* row = key + index[i] * stride;
+        for (int64_t c = 0; c < d / 2; ++c) {
+          out[c * rows + i] = pair(row[2 * c].bits, row[2 * c + 1].bits);
+        }
+        if (d % 2 != 0) {
+          out[d / 2 * rows + i] = row[d - 1].bits;
+        }
+      }
+    }
+  }
+
+  static void pack_value_block(const T* value, int64_t stride, const int64_t* index, int64_t keys, int64_t d,
+                               Element* out, void* scratch) {
+    const int64_t packs = (keys + P::kPack - 1) / P::kPack;
+    if constexpr (P::kPack == 1) {
+      Acc* wide = static_cast<Acc*>(scratch);
+      for (int64_t k = 0; k < keys; ++k) {
+        widen_row(value + index[k] * stride, d, wide);
+        for (int64_t c = 0; c < d;) {
+          const int64_t rows = next_rows(d - c);
+          Element* tile = out + c * packs + k * rows;
+          if (rows == kTileRows) {
+            std::memcpy(tile, wide + c, kTileRows * sizeof(Element));
+          } else {
+            for (int64_t i = 0; i < rows; ++i) {
+              tile[i] = wide[c + i];
+            }
+          }
+          c += rows;
+        }
+      }
+    } else {
+      for (int64_t k = 0; k < packs; ++k) {
+        const T* even = value + index[2 * k] * stride;
+        const T* odd = 2 * k + 1 < keys ? value + index[2 * k + 1] * stride : nullptr;
+        for (int64_t c = 0; c < d;) {
+          const int64_t rows = next_rows(d - c);
+          Element* tile = out + c * packs + k * rows;
+          for (int64_t i = 0; i < rows; ++i) {
+            tile[i] = pair(even[c + i].bits, odd ? odd[c + i].bits : 0);
+          }
+          c += rows;
+        }
+      }
+    }
+  }
+
+  static NAG_INLINE uint32_t pair(uint16_t even, uint16_t odd) { return even | static_cast<uint32_t>(odd) << 16; }
+
+  // ---- scratch of one thread -----------------------------------------------------------------------------------
+
+  struct Scratch {
+    Acc* positive;  // [panels][H * D][kWidth]: Z+ of the tile
+    Acc* negative;  // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before the fork
+    Acc* state;     // [panels][2 branches][max, sum][kWidth]
+    Acc* norms;     // [panels][Z+, G][kWidth]
+    Acc* scores;    // [kBlockKeys][kWidth]
+    Element* pairs;  // [kBlockKeys / 2][kWidth]: probabilities as bfloat16 pairs (only where kPack is 2)
+    Element* query;  // [panels][key_width][kWidth]
+  };
+
+  template <class N>
+  static void take(N*& pointer, int64_t count, uintptr_t& at) {
+    pointer = reinterpret_cast<N*>(at);
+    at += (count * sizeof(N) + 63) / 64 * 64;
+  }
+
+  static Scratch carve(const AttentionParams& p, void* memory, size_t* bytes) {
+    const int64_t panels = p.tile_tokens / kWidth;
+    const int64_t channels = p.heads * p.head_size;
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
+    uintptr_t at = start;
+    Scratch s;
+    take(s.scores, kBlockKeys * kWidth, at);
+    take(s.pairs, P::kPack == 2 ? kBlockKeys / 2 * kWidth : 0, at);
+    take(s.query, panels * key_width(p.head_size) * kWidth, at);
+    take(s.state, panels * 4 * kWidth, at);
+    take(s.norms, panels * 2 * kWidth, at);
+    take(s.positive, panels * channels * kWidth, at);
+    take(s.negative, panels * channels * kWidth, at);
+    *bytes = at - start;
+    return s;
+  }
+
+  static size_t scratch_bytes(const AttentionParams& p) {
+    size_t tile;
+    carve(p, nullptr, &tile);
+    // Packing widens up to kTileRows rows in the same memory.
+    const size_t rows = kTileRows * (p.head_size + kLanes) * sizeof(Acc);
+    return tile > rows ? tile : rows;
+  }
+
+  // ---- register tiles ------------------------------------------------------------------------------------------
+
+  // acc[rows][kWidth] += a[depth][rows] x b[depth][kWidth]
+  template <int kRows>
+  static NAG_INLINE void multiply(const Element* a, const Element* b, int64_t depth, V (&acc)[kRows][kVectors]) {
+    for (int64_t k = 0; k < depth; ++k) {
+      V panel[kVectors];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        panel[j] = load(reinterpret_cast<const Acc*>(b) + k * kWidth + j * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) {
+          acc[i][j] = P::multiply_add(a[k * kRows + i], panel[j], acc[i][j]);
+        }
+      }
+    }
+  }
+
+  // scores[rows][kWidth] = softmax_scale K Q^T + bias, and the running maximum over the rows.
+  template <int kRows>
+  static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width, Acc scale,
+                                                   Acc bias, Acc* scores, Acc* maximum) {
+    V acc[kRows][kVectors] = {};
+    multiply<kRows>(key, query, width, acc);
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      V largest = load(maximum + j * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const V logit = fma(acc[i][j], splat(scale), splat(bias));
+        store(scores + i * kWidth + j * kLanes, logit);
+        largest = max(logit, largest);
+      }
+      store(maximum + j * kLanes, largest);
+    }
+  }
+
+  // out[rows][kWidth] = rescale out + V^T P; `rescale` is null for the first block, whose old content is not read.
+  template <int kRows>
+  static __attribute__((noinline)) void value_tile(const Element* value, const Element* probability, int64_t packs,
+                                                   const Acc* rescale, Acc* out) {
+    V acc[kRows][kVectors] = {};
+    if (rescale != nullptr) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        const V factor = load(rescale + j * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i) {
+          acc[i][j] = load(out + i * kWidth + j * kLanes) * factor;
+        }
+      }
+    }
+    multiply<kRows>(value, probability, packs, acc);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        store(out + i * kWidth + j * kLanes, acc[i][j]);
+      }
+    }
+  }
+
+  template <int kRows = kTileRows>
+  static NAG_INLINE void score_rows(int64_t rows, const Element* key, const Element* query, int64_t width, Acc scale,
+                                    Acc bias, Acc* scores, Acc* maximum) {
+    if constexpr (kRows > 1) {
+      if (rows != kRows) {
+        return score_rows<kRows - 1>(rows, key, query, width, scale, bias, scores, maximum);
+      }
+    }
+    score_tile<kRows>(key, query, width, scale, bias, scores, maximum);
+  }
+
+  template <int kRows = kTileRows>
+  static NAG_INLINE void value_rows(int64_t rows, const Element* value, const Element* probability, int64_t packs,
+                                    const Acc* rescale, Acc* out) {
+    if constexpr (kRows > 1) {
+      if (rows != kRows) {
+        return value_rows<kRows - 1>(rows, value, probability, packs, rescale, out);
+      }
+    }
+    value_tile<kRows>(value, probability, packs, rescale, out);
+  }
+
+  // ---- online softmax ------------------------------------------------------------------------------------------
+
+  // One block of keys into one panel's state (maximum, sum, acc). `first`: the state is empty.
+  static void step(const AttentionParams& p, const Element* key, const Element* value, int64_t keys, Acc bias,
+                   bool first, const Element* query, Acc* maximum, Acc* acc, const Scratch& scratch) {
+    const int64_t d = p.head_size;
+    const int64_t width = key_width(d);
+    const Acc scale = static_cast<Acc>(p.softmax_scale);
+    Acc* sum = maximum + kWidth;
+    Acc* scores = scratch.scores;
+    Acc new_maximum[kWidth];
+    Acc rescale[kWidth];
+    for (int i = 0; i < kWidth; ++i) {
+      new_maximum[i] = first ? -std::numeric_limits<Acc>::infinity() : maximum[i];
+    }
+    for (int64_t r = 0; r < keys;) {
+      const int64_t rows = next_rows(keys - r);
+      score_rows(rows, key + r * width, query, width, scale, bias, scores + r * kWidth, new_maximum);
+      r += rows;
+    }
+
+    V top[kVectors];
+    V total[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      top[j] = load(new_maximum + j * kLanes);
+      total[j] = V{};
+      if (!first) {
+        const V factor = exp_nonpositive(load(maximum + j * kLanes) - top[j]);
+        store(rescale + j * kLanes, factor);
+        total[j] = load(sum + j * kLanes) * factor;
+      }
+      store(maximum + j * kLanes, top[j]);
+    }
+    probabilities(scores, keys, top, total, scratch);
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      store(sum + j * kLanes, total[j]);
+    }
+
+    const int64_t packs = (keys + P::kPack - 1) / P::kPack;
+    const Element* probability = P::kPack == 2 ? scratch.pairs : reinterpret_cast<const Element*>(scores);
+    for (int64_t c = 0; c < d;) {
+      const int64_t rows = next_rows(d - c);
+      value_rows(rows, value + c * packs, probability, packs, first ? nullptr : rescale, acc + c * kWidth);
+      c += rows;
+    }
+  }
+
+  // scores -> exp(scores - top), in place or as pairs; their sum is added to total.
+  static NAG_INLINE void probabilities(Acc* scores, int64_t keys, const V (&top)[kVectors], V (&total)[kVectors],
+                                       const Scratch& scratch) {
+    for (int64_t k0 = 0; k0 < keys; k0 += kSumRun) {
+      const int64_t end = min64(k0 + kSumRun, keys);
+      V some[kVectors] = {};
+      for (int64_t k = k0; k < end; k += P::kPack) {
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) {
+          Acc* at = scores + k * kWidth + j * kLanes;
+          if constexpr (P::kPack == 1) {
+            const V probability = exp_nonpositive(load(at) - top[j]);
+            some[j] += probability;
+            store(at, probability);
+          } else {
+            const V even = exp_nonpositive(load(at) - top[j]);
+            const V odd = k + 1 < keys ? exp_nonpositive(load(at + kWidth) - top[j]) : V{};
+            const VecU even_bits = bfloat16_bits(even);
+            const VecU odd_bits = bfloat16_bits(odd);
+            // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.
+            some[j] += (VecF)(even_bits << 16) + (VecF)(odd_bits << 16);
+            store(reinterpret_cast<float*>(scratch.pairs) + k / 2 * kWidth + j * kLanes,
+                  (VecF)(even_bits | odd_bits << 16));
+          }
+        }
+      }
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        total[j] += some[j];
+      }
+    }
+  }
+
+  // All visible keys of one segment into the states of every panel of the tile. Returns whether there were any.
+  static bool attend(const AttentionParams& p, int64_t segment_id, int64_t sample, int64_t key_head, bool first,
+                     int64_t panels, int branch, Acc* acc, int64_t acc_stride, const Scratch& scratch) {
+    const Segment& s = p.segment[segment_id];
+    if (s.packed_batch == 0) {
+      return false;
+    }
+    const int64_t own = s.packed_batch == 1 ? 0 : sample;
+    const int64_t n = s.first[own + 1] - s.first[own];
+    if (n == 0) {
+      return false;
+    }
+    const int64_t width = key_width(p.head_size);
+    const Element* key = packed_keys(p, s, own, key_head);
+    const Element* value = packed_values(p, s, own, key_head);
+    const int64_t block = block_keys(n);
+    for (int64_t k0 = 0; k0 < n; k0 += block) {
+      const int64_t keys = min64(block, n - k0);
+      for (int64_t i = 0; i < panels; ++i) {
+        step(p, key + k0 * width, value + k0 / P::kPack * p.head_size, keys, static_cast<Acc>(s.logit_bias),
+             first && k0 == 0, scratch.query + i * width * kWidth, scratch.state + (2 * i + branch) * 2 * kWidth,
+             acc + i * acc_stride, scratch);
+      }
+    }
+    return true;
+  }
+
+  // Q^T of one panel and head: [key_width][kWidth], zeros for queries beyond the end.
+  static void load_query(const T* query, int64_t stride, int64_t tokens, int64_t d, Element* out) {
+    // A pair moves as one 32-bit lane, so pairs are transposed as if they were floats.
+    const int64_t width = key_width(d);
+    for (int j = 0; j < kVectors; ++j) {
+      for (int64_t c = 0; c < width; c += kLanes) {
+        const int64_t count = min64(kLanes, width - c);
+        V rows[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t token = j * kLanes + i;
+          rows[i] = V{};
+          if (token < tokens) {
+            const T* row = query + token * stride + c * P::kPack;
+            if constexpr (P::kPack == 1) {
+              rows[i] = count == kLanes ? load(row) : load_partial<M>(row, count);
+            } else {
+              float words[kLanes] = {};
+              std::memcpy(words, row, min64(kLanes * 2, d - c * 2) * sizeof(T));
+              rows[i] = load(words);
+            }
+          }
+        }
+        transpose<M>(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          if (i < count) {
+            store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
+          }
+        }
+      }
+    }
+  }
+
+  // ---- norms and blend -----------------------------------------------------------------------------------------
+
+  // Z = acc / sum for one panel, head and branch; zeros where the branch saw no key.
+  static void normalise(Acc* acc, int64_t d, const Acc* sum, bool any) {
+    for (int j = 0; j < kVectors; ++j) {
+      const V inverse = any ? splat(Acc(1)) / load(sum + j * kLanes) : V{};
+      for (int64_t c = 0; c < d; ++c) {
+        Acc* at = acc + c * kWidth + j * kLanes;
+        store(at, any ? load(at) * inverse : V{});
+      }
+    }
+  }
+
+  // Adds |Z+|_1 and |G|_1 of one panel and head to norms.
+  static void add_norms(const Acc* positive, const Acc* negative, int64_t d, Acc scale, Acc* norms) {
+    for (int j = 0; j < kVectors; ++j) {
+      V head_positive = {};
+      V head_guided = {};
+      for (int64_t c0 = 0; c0 < d; c0 += kSumRun) {
+        V some_positive = {};
+        V some_guided = {};
+        const int64_t end = min64(c0 + kSumRun, d);
+        for (int64_t c = c0; c < end; ++c) {
+          const V zp = load(positive + c * kWidth + j * kLanes);
+          const V zn = load(negative + c * kWidth + j * kLanes);
+          some_positive += abs(zp);
+          some_guided += abs(extrapolate(zp, zn, splat(scale), splat(scale - 1)));
+        }
+        head_positive += some_positive;
+        head_guided += some_guided;
+      }
+      store(norms + j * kLanes, load(norms + j * kLanes) + head_positive);
+      store(norms + kWidth + j * kLanes, load(norms + kWidth + j * kLanes) + head_guided);
+    }
+  }
+
+  static void blend(const AttentionParams& p, const Settings& settings, const Acc* positive, const Acc* negative,
+                    const Acc* norms, int64_t tokens, T* out) {
+    const int64_t channels = p.heads * p.head_size;
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t live = min64(kLanes, tokens - j * kLanes);
+      if (live <= 0) {
+        break;
+      }
+      V a;
+      V b;
+      row_factors<M>(p.rule, settings, load(norms + j * kLanes), load(norms + kWidth + j * kLanes), &a, &b);
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        const int64_t count = min64(kLanes, channels - c);
+        V rows[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          rows[i] = V{};
+          if (i < count) {
+            const int64_t at = (c + i) * kWidth + j * kLanes;
+            rows[i] = extrapolate(load(positive + at), load(negative + at), a, b);
+          }
+        }
+        transpose<M>(rows);
+        if (live == kLanes && count == kLanes) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) {
+            store(out + (j * kLanes + i) * channels + c, rows[i]);
+          }
+        } else {
+          for (int i = 0; i < live; ++i) {
+            store_partial<M>(out + (j * kLanes + i) * channels + c, rows[i], count);
+          }
+        }
+      }
+    }
+  }
+
+  // ---- one work item -------------------------------------------------------------------------------------------
+
+  static void run_tile(const AttentionParams& p, int64_t sample, int64_t first_token, void* memory) {
+    size_t bytes;
+    const Scratch scratch = carve(p, memory, &bytes);
+    const Settings& settings = p.settings[sample * p.settings_stride];
+    const int64_t d = p.head_size;
+    const int64_t channels = p.heads * d;
+    const int64_t width = key_width(d);
+    const int64_t tokens = min64(p.tile_tokens, p.tokens - first_token);
+    const int64_t panels = (tokens + kWidth - 1) / kWidth;
+    const int64_t panel_size = channels * kWidth;
+    const T* query = static_cast<const T*>(p.query) + sample * p.query_stride[0] + first_token * p.query_stride[1];
+    std::memset(scratch.norms, 0, panels * 2 * kWidth * sizeof(Acc));
+
+    for (int64_t head = 0; head < p.heads; ++head) {
+      const int64_t key_head = head / (p.heads / p.key_heads);
+      Acc* positive = scratch.positive + head * d * kWidth;
+      Acc* negative = scratch.negative + head * d * kWidth;
+      for (int64_t i = 0; i < panels; ++i) {
+        load_query(query + i * kWidth * p.query_stride[1] + head * p.query_stride[2], p.query_stride[1],
+                   min64(kWidth, tokens - i * kWidth), d, scratch.query + i * width * kWidth);
+      }
+      const bool shared = attend(p, kShared, sample, key_head, true, panels, 1, negative, panel_size, scratch);
+      if (shared) {  // fork: text+ continues on a copy
+        for (int64_t i = 0; i < panels; ++i) {
+          Acc* state = scratch.state + i * 4 * kWidth;
+          std::memcpy(state, state + 2 * kWidth, 2 * kWidth * sizeof(Acc));
+          std::memcpy(positive + i * panel_size, negative + i * panel_size, d * kWidth * sizeof(Acc));
+        }
+      }
+      const bool any_positive =
+          attend(p, kPositive, sample, key_head, !shared, panels, 0, positive, panel_size, scratch) || shared;
+      const bool any_negative =
+          attend(p, kNegative, sample, key_head, !shared, panels, 1, negative, panel_size, scratch) || shared;
+      for (int64_t i = 0; i < panels; ++i) {
+        const Acc* state = scratch.state + i * 4 * kWidth;
+        normalise(positive + i * panel_size, d, state + kWidth, any_positive);
+        normalise(negative + i * panel_size, d, state + 3 * kWidth, any_negative);
+        if (p.rule == Rule::kNag) {
+          add_norms(positive + i * panel_size, negative + i * panel_size, d, static_cast<Acc>(settings.scale),
+                    scratch.norms + i * 2 * kWidth);
+        }
+      }
+    }
+
+    T* out = static_cast<T*>(p.out) + (sample * p.tokens + first_token) * channels;
+    for (int64_t i = 0; i < panels; ++i) {
+      blend(p, settings, scratch.positive + i * panel_size, scratch.negative + i * panel_size,
+            scratch.norms + i * 2 * kWidth, tokens - i * kWidth, out + i * kWidth * channels);
+    }
+  }
+
+  static constexpr AttentionKernel kernel(const char* path) {
+    return {path, kWidth, P::kPack, sizeof(Element), scratch_bytes, pack_head, run_tile};
+  }
+};
+
+}  // namespace
+}  // namespace NAG_ISA
+}  // namespace nag

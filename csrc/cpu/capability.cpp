@@ -1,0 +1,74 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "capability.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "target.h"
+
+namespace nag {
+namespace {
+
+const KernelTable& choose() {
+#if defined(NAG_X86)
+  constexpr const char* kLevels[] = {"default", "avx2", "avx512", "avx512_bf16"};
+  int allowed = 3;
+  if (const char* bound = std::getenv("ATEN_CPU_CAPABILITY")) {
+    for (int i = 0; i <= 3; ++i) {
+      if (std::strcmp(bound, kLevels[i]) == 0) {
+        allowed = i;  // an unknown word bounds nothing, as in torch
+      }
+    }
+  }
+  __builtin_cpu_init();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (allowed >= 3 && avx512 && __builtin_cpu_supports("avx512bf16") && avx512_bf16_kernels() != nullptr) {
+    return *avx512_bf16_kernels();
+  }
+  if (allowed >= 2 && avx512 && avx512_kernels() != nullptr) {
+    return *avx512_kernels();
+  }
+  if (allowed >= 1 && avx2 && avx2_kernels() != nullptr) {
+    return *avx2_kernels();
+  }
+#endif
+  return default_kernels();
+}
+
+constexpr const char* kOps[] = {"fused_guided_attention", "guidance"};
+constexpr const char* kPaths[] = {"default", "neon", "avx2", "avx512", "avx512_bf16"};
+constexpr int kNumPaths = sizeof(kPaths) / sizeof(kPaths[0]);
+std::atomic<int64_t> calls[2][kNumPaths];
+
+}  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable& table = choose();
+  return table;
+}
+
+void count_call(Op op, const char* path) {
+  for (int i = 0; i < kNumPaths; ++i) {
+    if (std::strcmp(path, kPaths[i]) == 0) {
+      calls[static_cast<int>(op)][i].fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+}
+
+void visit_calls(void (*visit)(void* context, const char* op, const char* path, int64_t count), void* context) {
+  for (int op = 0; op < 2; ++op) {
+    for (int i = 0; i < kNumPaths; ++i) {
+      if (const int64_t count = calls[op][i].load(std::memory_order_relaxed)) {
+        visit(context, kOps[op], kPaths[i], count);
+      }
+    }
+  }
+}
+
+}  // namespace nag

@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The rules as row factors: out = a Z+ - b Z-, one (a, b) per token. The one place where NAG and NASA differ.
+#pragma once
+
+#include "params.h"
+#include "vector.h"
+
+namespace nag {
+namespace NAG_ISA {
+namespace {
+
+// a x - b y
+template <class V>
+NAG_INLINE V extrapolate(V x, V y, V a, V b) {
+  return fma(a, x, -(b * y));
+}
+
+// NAG (arXiv 2505.21179): f = min(1, tau |Z+|_1 / |G|_1), 1 where |G|_1 = 0 and where tau is infinite;
+//   a = alpha f scale + 1 - alpha, b = alpha f (scale - 1).
+// NASA (arXiv 2412.02687): a = 1, b = scale.
+template <class M>
+NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V norm_positive,
+                            typename M::V norm_guided, typename M::V* a, typename M::V* b) {
+  using V = typename M::V;
+  using Acc = typename M::Acc;
+  const V scale = splat(static_cast<Acc>(settings.scale));
+  const V one = splat(Acc(1));
+  if (rule == Rule::kNasa) {
+    *a = one;
+    *b = scale;
+    return;
+  }
+  // The comparison is false for NaN: 0 / 0 (|G| = 0) and 0 * inf (no clip) leave the row as it is.
+  const V bound = norm_positive / norm_guided * splat(static_cast<Acc>(settings.tau));
+  const V f = bound < one ? bound : one;
+  const V alpha = splat(static_cast<Acc>(settings.alpha));
+  // This form of a gives exactly 1 for scale = 1, f = 1.
+  *a = one + alpha * (f * scale - one);
+  *b = alpha * f * (scale - one);
+}
+
+}  // namespace
+}  // namespace NAG_ISA
+}  // namespace nag

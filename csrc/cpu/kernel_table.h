@@ -1,0 +1,25 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The table of one SIMD path: every dtype of both operations. A constant, so that reaching it runs no wide code.
+#pragma once
+
+#include "attention_kernel.h"
+#include "guidance_kernel.h"
+
+namespace nag {
+namespace NAG_ISA {
+namespace {
+
+template <class BFloat16Path = Plain<BFloat16>>
+constexpr KernelTable kernel_table(const char* path, const char* bfloat16_path) {
+  return {bfloat16_path,  // the widest path of the table names it
+          {Attention<Plain<float>>::kernel(path), Attention<Plain<Half>>::kernel(path),
+           Attention<BFloat16Path>::kernel(bfloat16_path), Attention<Plain<double>>::kernel(path)},
+          {Guidance<float>::kernel(path), Guidance<Half>::kernel(path), Guidance<BFloat16>::kernel(path),
+           Guidance<double>::kernel(path)}};
+}
+
+}  // namespace
+}  // namespace NAG_ISA
+}  // namespace nag

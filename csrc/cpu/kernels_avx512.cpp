@@ -1,0 +1,35 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// AVX-512: 64-byte vectors.
+
+#include "params.h"
+#include "target.h"
+
+#if defined(NAG_X86)
+
+#define NAG_ISA avx512
+#define NAG_VECTOR_BYTES 64
+#define NAG_TILE_ROWS 12  // 32 registers: 24 accumulators, 2 of the panel, 1 broadcast
+#define NAG_HAS_AVX512 1
+
+NAG_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#include "kernel_table.h"
+NAG_TARGET_END
+
+namespace nag {
+namespace {
+constexpr KernelTable kTable = avx512::kernel_table("avx512", "avx512");
+}
+
+const KernelTable* avx512_kernels() { return &kTable; }
+
+}  // namespace nag
+
+#else
+
+namespace nag {
+const KernelTable* avx512_kernels() { return nullptr; }
+}  // namespace nag
+
+#endif

@@ -1,0 +1,101 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the host half hands to the kernels: raw pointers and plain numbers, no torch header, so that the kernels
+// compile alone (other compilers, other architectures, test builds).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nag {
+
+enum class DType { kFloat, kHalf, kBFloat16, kDouble };
+constexpr int kNumDTypes = 4;
+
+enum class Rule { kNag, kNasa };
+
+// Guidance settings of one sample; doubles so that float64 calls keep every bit.
+struct Settings {
+  double scale;
+  double tau;
+  double alpha;
+};
+
+// One of the three key sets of a call. Strides are in elements; a batch stride of 0 serves every sample.
+struct Segment {
+  const void* key = nullptr;    // [batch, length, Hkv, D], unit last stride
+  const void* value = nullptr;  // [batch, length, Hkv, D], unit last stride
+  int64_t key_stride[3] = {0, 0, 0};    // batch, token, head
+  int64_t value_stride[3] = {0, 0, 0};  // batch, token, head
+  int64_t packed_batch = 0;  // how many samples have keys of their own: B, or 1 where all share them
+  double logit_bias = 0.0;
+
+  // Filled by the host before packing: the visible keys of packed sample b are index[first[b] .. first[b + 1]).
+  const int64_t* index = nullptr;
+  const int64_t* first = nullptr;
+  void* packed_key = nullptr;    // per sample, per key head: n * key_width packed elements
+  void* packed_value = nullptr;  // per sample, per key head: ceil(n / pack) * D packed elements
+};
+
+enum SegmentId { kShared = 0, kPositive = 1, kNegative = 2, kNumSegments = 3 };
+
+struct AttentionParams {
+  const void* query = nullptr;          // [B, S, H, D], unit last stride
+  int64_t query_stride[3] = {0, 0, 0};  // batch, token, head
+  void* out = nullptr;                  // [B, S, H, D], contiguous
+  int64_t batch = 0;
+  int64_t tokens = 0;
+  int64_t heads = 0;
+  int64_t key_heads = 0;
+  int64_t head_size = 0;
+  double softmax_scale = 0.0;
+  Rule rule = Rule::kNag;
+  const Settings* settings = nullptr;  // [B] or [1]
+  int64_t settings_stride = 0;         // 1 or 0
+  int64_t tile_tokens = 0;             // queries of one work item, a multiple of AttentionKernel::panel_tokens
+  Segment segment[kNumSegments];
+};
+
+// One attention kernel: a SIMD path for one dtype.
+struct AttentionKernel {
+  const char* path;      // name in the call counter
+  int64_t panel_tokens;  // queries that share one vector pass
+  int64_t pack;          // keys (and channels) per packed element: 2 for bfloat16 pairs, else 1
+  int64_t element_size;  // bytes of one packed element
+  // Bytes of scratch that one thread needs (64-byte aligned).
+  size_t (*scratch_bytes)(const AttentionParams&);
+  // Packs the visible keys and values of one (segment, packed sample, key head).
+  void (*pack_head)(const AttentionParams&, int64_t segment, int64_t sample, int64_t head, void* scratch);
+  // Computes `tile_tokens` queries of one sample, all heads, and writes them out.
+  void (*run_tile)(const AttentionParams&, int64_t sample, int64_t first_token, void* scratch);
+};
+
+struct GuidanceParams {
+  const void* positive = nullptr;  // row r at positive + positive_offset(r)
+  const void* negative = nullptr;
+  void* out = nullptr;  // [rows, C], contiguous
+  int64_t channels = 0;
+  Rule rule = Rule::kNag;
+};
+
+struct GuidanceKernel {
+  const char* path;
+  // One row of C channels; positive, negative and out point at its first channel.
+  void (*run_row)(const void* positive, const void* negative, void* out, int64_t channels, Rule rule,
+                  const Settings& settings);
+};
+
+// The kernels of one SIMD path, by dtype.
+struct KernelTable {
+  const char* capability;
+  AttentionKernel attention[kNumDTypes];
+  GuidanceKernel guidance[kNumDTypes];
+};
+
+const KernelTable& default_kernels();
+const KernelTable* avx2_kernels();         // null where the compiler cannot build the path
+const KernelTable* avx512_kernels();
+const KernelTable* avx512_bf16_kernels();
+
+}  // namespace nag

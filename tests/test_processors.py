@@ -1,0 +1,387 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The drop-in processors, in single layers and in whole models, against the untouched library."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0, JointAttnProcessor2_0
+from tiny_models import POOLED, TEXT, doubled_batch_oracle, guided, pixart, sd3, sd35, seeded, unet_sd15, unet_sdxl
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from nag_kernels.diffusers import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0, PackedText
+from nag_kernels.diffusers.families import checked_sites, family_of
+
+SCALE, TAU, ALPHA = 8.0, 1.25, 0.5  # exact in float32; the clip fires on a part of the tokens, which each test asserts
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+MODELS = {"sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models_want_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(before)
+
+
+def error(got, wanted):
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def noise(*shape, seed, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def texts(rows, positive, negative, width, dtype):
+    """text+ and text-, alike in the first row and not in the others: so the clip fires on a part of the tokens."""
+    far, plus = noise(rows, negative, width, seed=1), noise(rows, positive, width, seed=2)
+    share = torch.linspace(0.02, 0.9, rows).double()[:, None, None]
+    longest = torch.nn.functional.pad(plus, (0, 0, 0, max(0, negative - positive)))[:, :negative]
+    return plus.to(dtype), ((1 - share) * longest + share * far).to(dtype)
+
+
+def model_arguments(kind, rows, dtype):
+    """All arguments but the text; every row its own."""
+    image, time = noise(rows, 4, 8, 8, seed=3, dtype=dtype), torch.linspace(300, 700, rows).long()
+    if kind == "sd15":
+        return {"sample": image, "timestep": time}
+    if kind == "sdxl":
+        added = {"text_embeds": noise(rows, POOLED, seed=4, dtype=dtype), "time_ids": noise(rows, 6, seed=5, dtype=dtype)}
+        return {"sample": image, "timestep": time, "added_cond_kwargs": added}
+    if kind == "pixart":
+        none = {"resolution": None, "aspect_ratio": None}
+        return {"hidden_states": image, "timestep": time, "added_cond_kwargs": none}
+    return {"hidden_states": image, "timestep": time, "pooled_projections": noise(rows, 2 * POOLED, seed=4, dtype=dtype)}
+
+
+def text_width(kind):
+    return TEXT if kind in ("sd15", "pixart") else 2 * TEXT
+
+
+def twice(x):
+    if isinstance(x, dict):
+        return {k: twice(v) for k, v in x.items()}
+    return x if x is None else torch.cat([x, x])
+
+
+def settings(dtype=torch.float32, rule="nag", **values):
+    names = {"nag_scale": SCALE, "nag_tau": TAU, "nag_alpha": ALPHA} | values
+    return {k: torch.tensor(v, dtype=torch.float32) for k, v in names.items()} | {"rule": rule}
+
+
+def install(model, **values):
+    """Our processors at every site of a model, sharing one state."""
+    text = PackedText(**values)
+    processors = [family_of(model).processor(text=text) for _ in checked_sites(model)]
+    for site, processor in zip(checked_sites(model), processors, strict=True):
+        site.processor = processor
+    return text, processors
+
+
+# --- whole models -----------------------------------------------------------------------------------------------------
+
+
+@DTYPES
+@pytest.mark.parametrize("rule", ["nag", "nasa"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_text_equals_the_doubled_batch(kind, rule, dtype):
+    model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
+    positive, negative = texts(3, 7, 7, text_width(kind), dtype)
+    scale = SCALE if rule == "nag" else 0.5
+    plain = model(**arguments, encoder_hidden_states=positive).sample
+    sites = checked_sites(model)
+    with doubled_batch_oracle(sites, scale, TAU, ALPHA, rule) as clipped:
+        wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, negative])).sample[:3]
+    assert len(clipped) == len(sites)
+    assert rule == "nasa" or all(0 < share < 1 for share in clipped), clipped
+
+    _, processors = install(model, length_positive=7, length_negative=7, **settings(rule=rule, nag_scale=scale))
+    got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative], dim=1)).sample
+    assert error(got, wanted) < TOLERANCE[dtype]
+    assert error(wanted, plain) > 1e-2
+    assert [p.text_calls for p in processors] == [1] * len(sites)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "pixart"])
+def test_masks_and_unequal_lengths(kind, dtype):
+    model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
+    positive, negative = texts(3, 7, 5, text_width(kind), dtype)
+    mask_positive = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    mask_negative = torch.arange(5) < torch.tensor([[5], [4], [1]])
+    padded = torch.cat([negative, torch.full_like(negative[:, :2], 50.0)], dim=1)
+    masks = torch.cat([mask_positive, torch.nn.functional.pad(mask_negative, (0, 2))])
+    with doubled_batch_oracle(checked_sites(model), SCALE, TAU, ALPHA) as clipped:
+        wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, padded]),
+                       encoder_attention_mask=masks).sample[:3]  # fmt: skip
+    assert any(0 < share < 1 for share in clipped), clipped
+
+    packed = {"encoder_hidden_states": torch.cat([positive, negative], dim=1),
+              "encoder_attention_mask": torch.cat([mask_positive, mask_negative], dim=1)}  # fmt: skip
+    text, _ = install(model, length_positive=7, length_negative=5, **settings())
+    assert error(model(**arguments, **packed).sample, wanted) < TOLERANCE[dtype]  # the model's own bias
+    text.mask_positive, text.mask_negative = mask_positive, mask_negative
+    del packed["encoder_attention_mask"]
+    assert error(model(**arguments, **packed).sample, wanted) < TOLERANCE[dtype]  # or masks beside it
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_row_has_its_own_settings(kind):
+    model, arguments = seeded(MODELS[kind], torch.float64), model_arguments(kind, 3, torch.float64)
+    positive, negative = texts(3, 7, 7, text_width(kind), torch.float64)
+    plain = model(**arguments, encoder_hidden_states=positive).sample
+    with doubled_batch_oracle(checked_sites(model), SCALE, TAU, ALPHA):
+        steered = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, negative])).sample[:3]
+    rows = {"nag_scale": [1.0, SCALE, 1.0], "nag_tau": [math.inf, TAU, math.inf], "nag_alpha": [1.0, ALPHA, ALPHA]}
+    install(model, length_positive=7, length_negative=7, **settings(**rows))
+    got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative], dim=1)).sample
+    assert error(got[[0, 2]], plain[[0, 2]]) < 1e-12
+    assert error(got[1], steered[1]) < 1e-12
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_the_published_doubled_batch(kind, dtype):
+    model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
+    positive, negative = texts(3, 7, 7, text_width(kind), dtype)
+    with doubled_batch_oracle(checked_sites(model), SCALE, TAU, ALPHA):
+        wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, negative])).sample[:3]
+    model.set_attn_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA))  # self-attention too: there it is plain
+    got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative])).sample
+    assert error(got, wanted) < TOLERANCE[dtype]
+
+    unconditional = noise(3, 7, text_width(kind), seed=9, dtype=dtype)
+    both = torch.cat([unconditional, positive, negative])
+    got = model(**twice(arguments), encoder_hidden_states=both).sample
+    model.set_attn_processor(AttnProcessor2_0())
+    plain = model(**arguments, encoder_hidden_states=unconditional).sample
+    assert error(got[:3], plain) < TOLERANCE[dtype]
+    assert error(got[3:], wanted) < TOLERANCE[dtype]
+
+
+# --- single layers ----------------------------------------------------------------------------------------------------
+
+FEATURES = {
+    "plain": {},
+    "bias": {"bias": True},
+    "residual": {"residual_connection": True, "rescale_output_factor": 1.5},
+    "group_norm": {"norm_num_groups": 4},
+    "spatial_norm": {"spatial_norm_dim": 6},
+    "norm_cross": {"cross_attention_norm": "layer_norm"},
+    "norm_cross_group": {"cross_attention_norm": "group_norm", "cross_attention_norm_num_groups": 4},
+    "qk_rms": {"qk_norm": "rms_norm"},
+    "qk_layer": {"qk_norm": "layer_norm"},
+}
+
+
+def cross_layer(feature, dtype=torch.float64):
+    options = FEATURES[feature]
+    return seeded(lambda: Attention(query_dim=32, cross_attention_dim=16, heads=4, dim_head=8, **options), dtype)
+
+
+def image(feature, rows, four_dimensional):
+    x = noise(rows, 32, 4, 5, seed=7)
+    if four_dimensional or feature == "spatial_norm":
+        return x, {"temb": noise(rows, 6, 4, 5, seed=8)} if feature == "spatial_norm" else {}
+    return x.flatten(2).transpose(1, 2), {}
+
+
+def two_pass_oracle(attn, x, positive, negative, extra=None):
+    """The layer as it is on each text, its two attention outputs guided by the formula, and its own output layers."""
+    caught = []
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
+    first, second = attn(x, positive, **(extra or {})), attn(x, negative, **(extra or {}))
+    hook.remove()
+    steered, share = guided(*caught, SCALE, TAU, ALPHA)
+    assert 0 < share < 1, share
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: (steered,))
+    wanted = attn(x, positive, **(extra or {}))
+    hook.remove()
+    return wanted, first, second
+
+
+@pytest.mark.parametrize("four_dimensional", [False, True], ids=["3d", "4d"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_cross_attention_layer(feature, four_dimensional):
+    attn = cross_layer(feature)
+    x, extra = image(feature, 3, four_dimensional)
+    positive, negative = texts(3, 7, 5, 16, torch.float64)
+    wanted, plain, _ = two_pass_oracle(attn, x, positive, negative, extra)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA, text=PackedText(7, 5)))
+    got = attn(x, torch.cat([positive, negative], dim=1), **extra)
+    assert got.shape == plain.shape
+    assert error(got, wanted) < 1e-12
+    assert error(got, plain) > 1e-3
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_without_a_negative_it_is_the_stock_processor(feature):
+    attn = cross_layer(feature)
+    x, extra = image(feature, 3, False)
+    positive, negative = texts(3, 7, 7, 16, torch.float64)
+    stock = attn(x, positive, **extra)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA))
+    assert torch.equal(attn(x, positive, **extra), stock)
+    attn.processor.nag_scale = 1.0
+    assert error(attn(x, torch.cat([positive, negative]), **extra), stock) < 1e-12
+
+
+def test_fused_projections():
+    attn = cross_layer("bias")
+    x, _ = image("bias", 3, False)
+    positive, negative = texts(3, 7, 5, 16, torch.float64)
+    attn.fuse_projections()
+    attn.set_processor(FusedAttnProcessor2_0())
+    wanted, plain, _ = two_pass_oracle(attn, x, positive, negative)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA))
+    assert torch.equal(attn(x, positive), plain)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA, text=PackedText(7, 5)))
+    attn.to_k = attn.to_v = None  # they must not be used
+    assert error(attn(x, torch.cat([positive, negative], dim=1)), wanted) < 1e-12
+
+
+def joint_layer(last=False, **options):
+    return seeded(lambda: Attention(query_dim=32, added_kv_proj_dim=32, dim_head=8, heads=4, out_dim=32, bias=True,
+                                    context_pre_only=last, processor=JointAttnProcessor2_0(), **options), torch.float64)  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["inner", "context_pre_only"])
+@pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
+def test_joint_attention_layer(qk_norm, last):
+    attn, x = joint_layer(last, qk_norm=qk_norm), noise(3, 9, 32, seed=7)
+    positive, negative = texts(3, 7, 5, 32, torch.float64)
+    (wanted, _), (plain, own_positive), (_, own_negative) = two_pass_oracle(attn, x, positive, negative)
+    attn.set_processor(NAGJointAttnProcessor2_0(SCALE, TAU, ALPHA, text=PackedText(7, 5)))
+    got, text = attn(x, torch.cat([positive, negative], dim=1))
+    assert error(got, wanted) < 1e-12
+    assert error(got, plain) > 1e-3
+    assert error(text, torch.cat([own_positive, own_negative], dim=1)) < 1e-12  # each stream keeps its own output
+
+
+def test_joint_attention_without_a_negative_is_the_stock_processor():
+    attn, x = joint_layer(), noise(3, 9, 32, seed=7)
+    positive, _ = texts(3, 7, 7, 32, torch.float64)
+    stock, alone = attn(x, positive), attn(x)
+    attn.set_processor(NAGJointAttnProcessor2_0(SCALE, TAU, ALPHA))
+    for got, wanted in zip((*attn(x, positive), attn(x)), (*stock, alone), strict=True):
+        assert torch.equal(got, wanted)
+
+
+# --- masks and refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["bias", "lowest", "infinite", "bool", "2d"])
+def test_plain_masks_in_every_form(form):
+    attn, (x, _) = cross_layer("plain"), image("plain", 3, False)
+    positive, negative = texts(3, 7, 5, 16, torch.float64)
+    text = torch.cat([positive, negative], dim=1)
+    seen = torch.arange(12) % 4 != torch.tensor([[1], [2], [3]])
+    low = {"bias": -10000.0, "lowest": torch.finfo(torch.float64).min, "infinite": -math.inf}.get(form)
+    mask = seen if low is None else torch.zeros(seen.shape).double().masked_fill(~seen, low)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA, text=PackedText(7, 5, seen[:, :7], seen[:, 7:])))
+    wanted = attn(x, text)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA, text=PackedText(7, 5)))
+    got = attn(x, text, attention_mask=mask if form == "2d" else mask[:, None])
+    assert torch.equal(got, wanted)
+    assert error(got, attn(x, text)) > 1e-3
+
+
+def test_a_mask_that_weighs_tokens_is_refused():
+    attn, (x, _) = cross_layer("plain"), image("plain", 3, False)
+    text, mask = torch.cat(texts(3, 7, 5, 16, torch.float64), dim=1), torch.zeros(3, 1, 12).double()
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    compiled = torch.compile(attn, backend="eager", fullgraph=True)
+    compiled(x, text, attention_mask=mask)
+    mask[1, 0, 3] = -2.0
+    with pytest.raises(ValueError, match="plain yes or no"):
+        attn(x, text, attention_mask=mask)
+    with pytest.raises(RuntimeError, match="plain yes or no"):
+        compiled(x, text, attention_mask=mask)
+
+
+def test_misfits_are_refused():
+    attn, (x, _) = cross_layer("plain"), image("plain", 2, False)
+    attn.set_processor(NAGAttnProcessor2_0(SCALE))
+    with pytest.raises(ValueError, match=r"batch 2 .*4 .*3 .*got 5"):
+        attn(x, noise(5, 7, 16, seed=1))
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 14"):
+        attn(x, noise(2, 14, 16, seed=1))
+    with pytest.raises(ValueError, match=r"\[2, 1, 12\] .*got \(2, 1, 7\)"):
+        attn(x, noise(2, 12, 16, seed=1), attention_mask=torch.zeros(2, 1, 7).double())
+    with pytest.raises(ValueError, match="one for all queries"):
+        attn(x, noise(2, 12, 16, seed=1), attention_mask=torch.zeros(2, 20, 12).double())
+
+
+def test_joint_misfits_are_refused():
+    attn, x = joint_layer(), noise(2, 9, 32, seed=7)
+    attn.set_processor(NAGJointAttnProcessor2_0(SCALE))
+    with pytest.raises(ValueError, match=r"batch 2 .*got 4: pack"):
+        attn(x, noise(4, 7, 32, seed=1))
+    attn.set_processor(NAGJointAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 14"):
+        attn(x, noise(2, 14, 32, seed=1))
+    with pytest.raises(ValueError, match="attention_mask must be None"):
+        attn(x, noise(2, 12, 32, seed=1), attention_mask=torch.zeros(2, 1, 12))
+    attn.processor.text.mask_positive = torch.ones(2, 7, dtype=torch.bool)
+    with pytest.raises(ValueError, match="SD3 has no masks"):
+        attn(x, noise(2, 12, 32, seed=1))
+    attn.fuse_projections()
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        attn(x, noise(2, 12, 32, seed=1))
+
+
+@pytest.mark.parametrize("cls", [NAGAttnProcessor2_0, NAGJointAttnProcessor2_0])
+def test_settings(cls):
+    processor = cls()
+    assert (processor.nag_scale, processor.nag_tau) == (1.0, 2.5)
+    assert processor.nag_alpha == (0.5 if cls is NAGAttnProcessor2_0 else 0.125)
+    processor.nag_scale, processor.nag_tau, processor.nag_alpha = 4.0, math.inf, 0.25
+    assert processor._settings.tolist() == [4.0, math.inf, 0.25]
+    for bad in ({"nag_scale": math.nan}, {"nag_tau": 0.0}, {"nag_tau": math.nan}, {"nag_alpha": 1.5}):
+        with pytest.raises(ValueError, match=f"{cls.__name__}: {next(iter(bad))} must be"):
+            cls(**bad)
+    with pytest.raises(TypeError, match="nag_scale must be a number, got str"):
+        processor.nag_scale = "5"
+    assert processor.nag_scale == 4.0
+
+
+# --- torch.compile ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35"])
+def test_compiled_models_follow_the_settings(kind):
+    model, arguments = seeded(MODELS[kind]), model_arguments(kind, 2, torch.float32)
+    text = torch.cat(texts(2, 7, 7, text_width(kind), torch.float32), dim=1)
+    state, processors = install(model, length_positive=7, length_negative=7, **settings())
+    compiler = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=compiler, fullgraph=True)
+    seen = []
+    for scale in (8.0, 1.0, 3.0, 5.0):
+        state.nag_scale = torch.tensor(scale)
+        for processor in processors:
+            processor.text_calls = 0
+        seen.append(compiled(**arguments, encoder_hidden_states=text).sample)
+        assert error(seen[-1], model(**arguments, encoder_hidden_states=text).sample) < 1e-6
+        assert [p.text_calls for p in processors] == [2] * len(processors)  # compiled, and plain for comparison
+    assert compiler.frame_count == 1
+    assert error(seen[0], seen[1]) > 1e-3
+
+
+def test_a_compiled_processor_follows_its_attributes():
+    attn, (x, _) = cross_layer("plain"), image("plain", 3, False)
+    text = torch.cat(texts(3, 7, 7, 16, torch.float64))
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA))
+    compiler = CompileCounterWithBackend("eager")
+    compiled = torch.compile(attn, backend=compiler, fullgraph=True)
+    for scale in (8.0, 1.0, 3.0, 5.0):
+        attn.processor.nag_scale = scale
+        assert error(compiled(x, text), attn(x, text)) < 1e-12
+    assert compiler.frame_count == 1

@@ -1,0 +1,197 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random diffusers models and pipelines, made on the spot, and an oracle for guidance that shares no code with ours."""
+
+import contextlib
+import types
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
+
+TEXT = 32  # width of all text embeddings
+POOLED = 24
+
+
+def seeded(build, dtype=torch.float32, seed=0):
+    """A model from `build`, in eval mode: no weight is zero, and attention has its favourites instead of a plain mean."""
+    torch.manual_seed(seed)
+    model = build().eval().to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(std=0.1)
+            if name.endswith(("to_q.weight", "add_q_proj.weight", "norm_q.weight", "norm_added_q.weight")):
+                parameter.mul_(5)
+    return model
+
+
+def unet_sd15():
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT,
+    )  # fmt: skip
+
+
+def unet_sdxl():
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2), cross_attention_dim=2 * TEXT, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=POOLED + 6 * 8,
+    )  # fmt: skip
+
+
+def pixart():
+    return PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+        cross_attention_dim=32, sample_size=8, patch_size=2, caption_channels=TEXT,
+        use_additional_conditions=False,
+    )  # fmt: skip
+
+
+def sd3(dual_attention_layers=(), qk_norm=None):
+    return SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=2 * TEXT, caption_projection_dim=32, pooled_projection_dim=2 * POOLED,
+        pos_embed_max_size=8, dual_attention_layers=dual_attention_layers, qk_norm=qk_norm,
+    )  # fmt: skip
+
+
+def sd35():
+    return sd3(dual_attention_layers=(0, 1), qk_norm="rms_norm")
+
+
+def guided(positive, negative, scale, tau, alpha, rule="nag"):
+    """The formula, per token over all heads, in float64: [B, S, C] -> (out, share of tokens that the clip changes)."""
+    p, n = positive.double(), negative.double()
+    if rule == "nasa":
+        return (p - scale * n).to(positive.dtype), 0.0
+    g = scale * p - (scale - 1) * n
+    ratio = g.abs().sum(-1, keepdim=True) / p.abs().sum(-1, keepdim=True)
+    clipped = torch.where(ratio > tau, tau / ratio, torch.ones_like(ratio)) * g
+    return (alpha * clipped + (1 - alpha) * p).to(positive.dtype), (ratio > tau).double().mean().item()
+
+
+@contextlib.contextmanager
+def doubled_batch_oracle(sites, scale, tau, alpha, rule="nag"):
+    """While open, a batch [positive rows; negative rows] through the untouched model is guided in both halves alike.
+
+    It replaces the input of the layer after attention, so it never meets an attention function. Yields the list of the shares
+    of tokens that the clip changed, one for each layer met.
+    """
+    clipped = []
+
+    def steer(layer, inputs):
+        half = inputs[0].shape[0] // 2
+        out, share = guided(inputs[0][:half], inputs[0][half:], scale, tau, alpha, rule)
+        clipped.append(share)
+        return (torch.cat([out, out]),)
+
+    hooks = [site.to_out[0].register_forward_pre_hook(steer) for site in sites]
+    try:
+        yield clipped
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Tokenizer:
+    """Words to numbers, as CLIP's and T5's tokenizers are called by the pipelines."""
+
+    def __init__(self, length, first=None, last=1, pad=0):
+        self.model_max_length, self.first, self.last, self.pad = length, first, last, pad
+        self.added_tokens_encoder = {}  # looked up for textual inversion
+
+    def __call__(self, text, padding=False, max_length=None, truncation=False, **_):
+        length = max_length or self.model_max_length
+        texts = [text] if isinstance(text, str) else text
+        rows = []
+        for one in texts:
+            words = [3 + sum(ord(c) * (i + 7) for i, c in enumerate(w)) % 60 for w in one.split()]
+            rows.append(([] if self.first is None else [self.first]) + words)
+        rows = [(row[: length - 1] if truncation else row) + [self.last] for row in rows]
+        width = length if padding == "max_length" else max(map(len, rows))
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows])
+        return types.SimpleNamespace(input_ids=ids, attention_mask=mask)
+
+    def tokenize(self, text):
+        return text.split()
+
+    def batch_decode(self, ids):
+        return [str(row.tolist()) for row in ids]
+
+
+def _clip(cls, **config):
+    return seeded(lambda: cls(CLIPTextConfig(
+        vocab_size=64, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=16, projection_dim=POOLED, bos_token_id=1, eos_token_id=2, pad_token_id=2, **config,
+    )), seed=1)  # fmt: skip
+
+
+def _t5(width=TEXT):
+    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    return seeded(lambda: T5EncoderModel(config), seed=2)
+
+
+def _clip_tokenizer():
+    return Tokenizer(16, first=1, last=2, pad=2)
+
+
+def _vae():
+    return seeded(lambda: AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, layers_per_block=1,
+                                        shift_factor=0.0), seed=3)  # fmt: skip
+
+
+def _ddim():
+    return DDIMScheduler(steps_offset=1, clip_sample=False)
+
+
+def sd15_pipeline():
+    return StableDiffusionPipeline(
+        vae=_vae(), text_encoder=_clip(CLIPTextModel), tokenizer=_clip_tokenizer(), unet=seeded(unet_sd15),
+        scheduler=_ddim(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl_pipeline():
+    return StableDiffusionXLPipeline(
+        vae=_vae(), text_encoder=_clip(CLIPTextModel), text_encoder_2=_clip(CLIPTextModelWithProjection),
+        tokenizer=_clip_tokenizer(), tokenizer_2=_clip_tokenizer(), unet=seeded(unet_sdxl), scheduler=_ddim(),
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+def pixart_pipeline():
+    return PixArtAlphaPipeline(
+        tokenizer=Tokenizer(16), text_encoder=_t5(), vae=_vae(), transformer=seeded(pixart), scheduler=_ddim()
+    )
+
+
+def sd3_pipeline(build=sd3):
+    clips = [_clip(CLIPTextModelWithProjection) for _ in range(2)]
+    return StableDiffusion3Pipeline(
+        transformer=seeded(build), scheduler=FlowMatchEulerDiscreteScheduler(), vae=_vae(),
+        text_encoder=clips[0], tokenizer=_clip_tokenizer(), text_encoder_2=clips[1], tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=_t5(2 * TEXT), tokenizer_3=Tokenizer(16),
+    )  # fmt: skip

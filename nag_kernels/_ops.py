@@ -11,6 +11,7 @@ from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 
@@ -171,14 +172,14 @@ def check_fused_guided_attention(
 # --- definition, fake, floor ------------------------------------------------------------------------------------------
 
 CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
-_FLOORS = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
+FLOORS = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
 
 
 def run_reference(op: str, *args, **kwargs) -> Tensor:
     """The floor: check, then the formula in plain PyTorch. Serves every device and dtype without a kernel."""
     CHECKS[op](*args, **kwargs)
     reference_calls[op] += 1
-    return _FLOORS[op](*args, **kwargs)
+    return FLOORS[op](*args, **kwargs)
 
 
 def _fake(op: str, *args, **kwargs) -> Tensor:
@@ -189,38 +190,58 @@ def _fake(op: str, *args, **kwargs) -> Tensor:
 # --- gradient: recomputed from the inputs, through the reference ---------------------------------------------------------
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
-    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, call, keyset, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = call.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+        ctx.op = call._schema.name.removeprefix("nag::")
+        ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if other is None else other[0] for other in ctx.others]
+        wanted = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
+        second_order = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not second_order:  # else on the saved tensors themselves: then a second derivative is right as well
+                for i in wanted:
+                    inputs[i] = inputs[i].detach().requires_grad_()
+            output = FLOORS[ctx.op](*inputs)
+            found = torch.autograd.grad(
+                output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
+            )
+        grads: list[Tensor | None] = [None] * (len(inputs) + 2)
+        for i, grad in zip(wanted, found, strict=True):
+            grads[i + 2] = grad
+        return tuple(grads)
 
 
-def _backward(op: str, ctx, gradient: Tensor):
-    saved = iter(ctx.saved_tensors)
-    inputs = [next(saved) if tensor else x for tensor, x in zip(ctx.is_tensor, ctx.others, strict=True)]
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
-    grads: list[Tensor | None] = [None] * len(inputs)
-    # On the saved tensors themselves, not on detached copies: so a second derivative is right as well.
-    second_order = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not second_order:
-            for i in wanted:
-                inputs[i] = inputs[i].detach().requires_grad_()
-        output = _FLOORS[op](*inputs)
-        found = torch.autograd.grad(
-            output, [inputs[i] for i in wanted], gradient, create_graph=second_order, allow_unused=True
-        )
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = torch.zeros_like(inputs[i]) if grad is None else grad
-    return tuple(grads)
+def _autograd(call):
+    """What torch.library.register_autograd would register, and the refusal of forward mode, which that drops silently
+    where no input requires a gradient."""
+
+    def run(keyset, *args):
+        if forward_ad._current_level >= 0 and any(
+            isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args
+        ):
+            raise NotImplementedError(f"{call._schema.name}: forward-mode derivatives are not implemented; use backward")
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return _Recompute.apply(call, keyset, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return call.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    return run
 
 
 # --- autocast: every floating tensor to the autocast dtype, as SDPA does; settings stay float32 --------------------------
 
 
-def _autocast(op: str, overload: str, device: str):
+def _autocast(call, device: str):
     key = torch._C._parse_dispatch_key(f"Autocast{device.upper()}")
-    call = getattr(getattr(torch.ops.nag, op), overload)
     settings = ("nag_scale", "nag_tau", "nag_alpha")
     kept = {i for i, argument in enumerate(call._schema.arguments) if argument.name in settings}
 
@@ -251,14 +272,12 @@ def _register(library: torch.library.Library) -> None:
         def fake(*args, op=op, **kwargs):
             return _fake(op, *args, **kwargs)
 
-        def backward(ctx, gradient, op=op):
-            return _backward(op, ctx, gradient)
-
         library.impl(name, floor, "CompositeExplicitAutograd")
         torch.library.register_fake(f"nag::{name}", fake, lib=library)
-        torch.library.register_autograd(f"nag::{name}", backward, setup_context=_setup_context, lib=library)
+        call = getattr(getattr(torch.ops.nag, op), overload or "default")
+        library.impl(name, _autograd(call), "Autograd", with_keyset=True)
         for device in ("cpu", "cuda"):
-            library.impl(name, _autocast(op, overload or "default", device), f"Autocast{device.upper()}")
+            library.impl(name, _autocast(call, device), f"Autocast{device.upper()}")
 
 
 LIBRARY = torch.library.Library("nag", "DEF")

@@ -27,7 +27,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
         key = key.masked_fill(~visible[:, :, None, None], 0)
         value = value.masked_fill(~visible[:, :, None, None], 0)
     key, value = key.repeat_interleave(repeats, 2), value.repeat_interleave(repeats, 2)
-    logits = torch.einsum("bshd,bthd->bhst", query * scale, key) + bias
+    logits = torch.einsum("bshd,bthd->bhst", query, key) * scale + bias
     if visible is None:
         weights = logits.softmax(-1)
     else:  # the lowest finite number, not -inf: a row with no visible key is then uniform, and set to zero below

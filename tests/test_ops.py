@@ -1,0 +1,319 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The operations as torch sees them: schemas, refusals on every path, fakes, gradients, compile, export, autocast."""
+
+import re
+import time
+
+import bad_inputs
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch._dynamo.testing import CompileCounter
+
+import nag_kernels
+from nag_kernels import _ops, backends, testing
+
+OPERATIONS = ("fused_guided_attention", "guidance")
+CPU = backends.refusal("cpu", "cpu") is None
+ROWS = list(bad_inputs.table())
+row_ids = [f"{op}.{overload}: {row.name}" for op, overload, row in ROWS]
+
+
+def operation(op, overload):
+    return getattr(getattr(torch.ops.nag, op), overload)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def refuses(call, error, message):
+    with pytest.raises(error) as caught:
+        call()
+    assert message in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(("op", "overload", "row"), ROWS, ids=row_ids)
+class TestBadInputs:
+    def test_front_door(self, op, overload, row):
+        inputs, message = bad_inputs.bad_call(op, overload, row)
+        refuses(lambda: getattr(nag_kernels, op)(**inputs), row.error, message)
+
+    def test_front_door_of_the_reference(self, op, overload, row):
+        inputs, message = bad_inputs.bad_call(op, overload, row)
+        refuses(lambda: getattr(nag_kernels, op)(**inputs, backend="reference"), row.error, message)
+
+    def test_raw_call(self, op, overload, row):
+        inputs, message = bad_inputs.bad_call(op, overload, row)
+        if row.schema:  # refused by torch before any of our code
+            error, message = RuntimeError, "argument"
+        else:  # a kernel can only raise RuntimeError; a call whose tensors lie on two devices may meet the fake
+            error = (RuntimeError, row.error)
+        refuses(lambda: operation(op, overload)(**inputs), error, message)
+
+    def test_fake(self, op, overload, row):
+        inputs, message = bad_inputs.bad_call(op, overload, row, device="meta")
+        error, message = (RuntimeError, "argument") if row.schema else (row.error, message)
+        refuses(lambda: operation(op, overload)(**inputs), error, message)
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_the_good_inputs_of_the_table_are_good(op):
+    for tensors in (False, True):
+        make = bad_inputs.attention_inputs if op == "fused_guided_attention" else bad_inputs.guidance_inputs
+        assert torch.isfinite(getattr(nag_kernels, op)(**make(tensors=tensors))).all()
+
+
+def test_mixed_settings_become_tensors():
+    inputs = bad_inputs.attention_inputs()
+    expected = nag_kernels.fused_guided_attention(**inputs)
+    inputs["nag_scale"] = torch.tensor(5.0)
+    assert torch.equal(nag_kernels.fused_guided_attention(**inputs), expected)
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", _ops.SCHEMAS)
+def test_schema_and_one_owner_per_key(name):
+    op, _, overload = name.partition(".")
+    assert "Tensor nag_scale" in str(operation(op, overload or "default")._schema) or not overload
+    dump = torch._C._dispatch_dump(f"nag::{name}")
+    assert "CompositeExplicitAutograd[alias]" in dump
+    assert "(inactive)" not in dump, dump  # a second registration at a key would leave the first one inactive
+    assert bool(re.search(r"^CPU: registered", dump, re.MULTILINE)) == CPU
+
+
+def samples(op, overload, requires_grad=False, dtype=torch.float32):
+    """Calls that together try shared keys, masks, both rules, unequal texts, grouped queries, settings per sample."""
+    if op == "guidance":
+        torch.manual_seed(0)
+        shapes = [{"positive": torch.randn(2, 3, 8, dtype=dtype), "negative": torch.randn(2, 3, 8, dtype=dtype)}]
+    else:
+        small = {"batch": 2, "length": 3, "heads": 2, "size": 4, "positive": 3, "negative": 2, "dtype": dtype}
+        shapes = [testing.make_inputs(**small),
+                  testing.make_inputs(**small, shared=3, masks=True, kv_heads=1, bias=0.5),
+                  testing.make_inputs(**small, negative_batch=1, masks=True)]  # fmt: skip
+    for inputs in shapes:
+        for rule, settings in (("nag", (5.0, 1.2, 0.25)), ("nasa", (0.5, 2.5, 0.25))):
+            if overload == "tensor":
+                settings = [torch.tensor([settings[0], 1.0])] + [torch.tensor(x) for x in settings[1:]]
+            call = {**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True)), "rule": rule}
+            if requires_grad:
+                call = {
+                    name: x.clone().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point()
+                    and not name.startswith("nag_") else x for name, x in call.items()
+                }  # fmt: skip
+            yield call
+
+
+both = pytest.mark.parametrize(("op", "overload"), [(o, v) for o in OPERATIONS for v in ("default", "tensor")])
+
+
+@both
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(op, overload, requires_grad):
+    for call in samples(op, overload, requires_grad):
+        passed = torch.library.opcheck(operation(op, overload), (), call)
+        assert set(passed.values()) == {"SUCCESS"}
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+def differentiable(call):
+    names = [n for n, x in call.items() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    return names, [call[n].detach().clone().requires_grad_() for n in names]
+
+
+@both
+def test_gradients_against_finite_differences(op, overload):
+    for call in samples(op, overload, dtype=torch.float64):
+        names, tensors = differentiable({k: v for k, v in call.items() if not k.startswith("nag_")})
+
+        def f(*tensors, call=call, names=names):
+            return operation(op, overload)(**{**call, **dict(zip(names, tensors, strict=True))})
+
+        assert torch.autograd.gradcheck(f, tensors)
+
+
+def test_second_derivatives_against_finite_differences():
+    small = {"length": 2, "heads": 2, "size": 3, "positive": 2, "negative": 2, "shared": 2, "dtype": torch.float64}
+    names, tensors = differentiable(testing.make_inputs(**small))
+
+    def f(*tensors):
+        return nag_kernels.fused_guided_attention(**dict(zip(names, tensors, strict=True)), nag_scale=5.0, nag_tau=1.2)
+
+    assert torch.autograd.gradgradcheck(f, tensors)
+
+
+def test_gradients_of_the_settings():
+    inputs = testing.make_inputs(batch=2, length=3, heads=2, size=4, positive=3, negative=3)
+    settings = [torch.tensor(x, requires_grad=True) for x in (3.0, 1.2, 0.5)]
+    nag_kernels.fused_guided_attention(**inputs, nag_scale=settings[0], nag_tau=settings[1],
+                                       nag_alpha=settings[2]).sum().backward()  # fmt: skip
+    found = [x.grad for x in settings]
+    wide = testing.cast(inputs, torch.float64)
+    exact = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (3.0, 1.2, 0.5)]
+    nag_kernels.reference.fused_guided_attention(**wide, nag_scale=exact[0], nag_tau=exact[1],
+                                                 nag_alpha=exact[2]).sum().backward()  # fmt: skip
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_mode_is_refused():
+    inputs = testing.make_inputs(length=3, heads=2, size=4, positive=3, negative=3)
+    query = inputs.pop("query")
+    for tensor in (query, query.clone().requires_grad_()):
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+            dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
+            nag_kernels.fused_guided_attention(dual, **inputs, nag_scale=5.0)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(
+            lambda q: nag_kernels.fused_guided_attention(q, **inputs, nag_scale=5.0), (query,), (torch.ones_like(query),)
+        )
+
+
+def test_nothing_is_saved_without_requires_grad():
+    saved = []
+    inputs = testing.make_inputs(length=3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        out = nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0)
+        assert not out.requires_grad
+        assert not saved
+        inputs["query"].requires_grad_()
+        assert nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0).requires_grad
+        assert saved
+
+
+def test_bfloat16_gradients_are_near_the_float64_ones():
+    inputs = testing.make_inputs(batch=2, length=20, shared=10, masks=True, dtype=torch.bfloat16)
+    names, tensors = differentiable(inputs)
+    call = {**inputs, **dict(zip(names, tensors, strict=True))}
+    nag_kernels.fused_guided_attention(**call, nag_scale=5.0).sum().backward()
+    wide = testing.cast(inputs, torch.float64)
+    _, exact = differentiable(wide)
+    testing_call = {**wide, **dict(zip(names, exact, strict=True))}
+    nag_kernels.reference.fused_guided_attention(**testing_call, nag_scale=5.0, nag_tau=2.5, nag_alpha=0.25).sum().backward()
+    for name, a, b in zip(names, tensors, exact, strict=True):
+        assert a.grad.dtype == torch.bfloat16
+        assert testing.error(a.grad, b.grad) < 6e-3, name
+
+
+# --- compile, export, autocast, inference mode --------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_compile_fullgraph(op, overload, requires_grad):
+    front_door = getattr(nag_kernels, op)
+    for call in samples(op, overload, requires_grad):
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda c: front_door(**c) * 2, fullgraph=True, backend="aot_eager")
+        out, expected = compiled(call), front_door(**call) * 2
+        torch.testing.assert_close(out, expected)
+        if requires_grad:
+            names = [n for n, x in call.items() if isinstance(x, torch.Tensor) and x.requires_grad]
+            found = torch.autograd.grad(out.sum(), [call[n] for n in names])
+            wanted = torch.autograd.grad(expected.sum(), [call[n] for n in names])
+            torch.testing.assert_close(found, wanted)
+
+
+def test_inductor():
+    inputs = testing.make_inputs(length=9, shared=5)
+    compiled = torch.compile(lambda q: nag_kernels.fused_guided_attention(**{**inputs, "query": q * 2}, nag_scale=5.0) + 1,
+                             fullgraph=True)  # fmt: skip
+    expected = nag_kernels.fused_guided_attention(**{**inputs, "query": inputs["query"] * 2}, nag_scale=5.0) + 1
+    torch.testing.assert_close(compiled(inputs["query"]), expected)
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_tensor_settings_never_recompile(op):
+    torch._dynamo.reset()
+    make = bad_inputs.attention_inputs if op == "fused_guided_attention" else bad_inputs.guidance_inputs
+    inputs = {k: v for k, v in make().items() if not k.startswith("nag_")}
+    counter = CompileCounter()
+    compiled = torch.compile(lambda s: getattr(nag_kernels, op)(**inputs, nag_scale=s), fullgraph=True, backend=counter)
+    outs = [compiled(torch.tensor(float(s))) for s in range(2, 14)]
+    assert counter.frame_count == 1
+    assert not torch.equal(outs[0], outs[-1])
+
+
+def test_dynamic_lengths_compile_once():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(nag_kernels.fused_guided_attention, fullgraph=True, dynamic=True, backend=counter)
+    for length, text in ((9, 5), (17, 6), (33, 12)):
+        inputs = testing.make_inputs(length=length, positive=text, negative=text + 3, shared=length)
+        out = compiled(**inputs, nag_scale=torch.tensor(5.0))
+        torch.testing.assert_close(out, nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0))
+    assert counter.frame_count == 1
+
+
+@both
+def test_export(op, overload):
+    class Layer(torch.nn.Module):
+        def forward(self, call):
+            return getattr(nag_kernels, op)(**call)
+
+    for call in samples(op, overload):
+        program = torch.export.export(Layer(), ({k: v for k, v in call.items()},))
+        assert f"nag.{op}.{overload}" in program.graph_module.code
+        torch.testing.assert_close(program.module()(call), Layer()(call))
+
+
+@both
+def test_autocast(op, overload):
+    for call in samples(op, overload, requires_grad=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = getattr(nag_kernels, op)(**call)
+        half = testing.cast({k: v for k, v in call.items() if not k.startswith("nag_")}, torch.bfloat16)
+        settings = {k: v for k, v in call.items() if k.startswith("nag_")}
+        assert out.dtype == torch.bfloat16
+        assert torch.equal(out, getattr(nag_kernels, op)(**half, **settings))
+        out.sum().backward()
+        first = call["query" if op == "fused_guided_attention" else "positive"]
+        assert first.grad.dtype == torch.float32
+        assert first.grad.abs().max() > 0
+
+
+def test_autocast_accepts_mixed_dtypes_as_sdpa_does():
+    inputs = testing.make_inputs(length=5)
+    inputs["key_positive"] = inputs["key_positive"].bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="key_positive must be float32 like query, got bfloat16"):
+        nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0)
+
+
+@both
+def test_inference_mode(op, overload):
+    for call in samples(op, overload):
+        expected = getattr(nag_kernels, op)(**call)
+        with torch.inference_mode():
+            out = getattr(nag_kernels, op)(**call)
+            assert out.is_inference()
+            assert torch.equal(out, expected)
+
+
+def test_cost_of_the_autograd_layer_is_printed(capsys):
+    """Microseconds per call on a tiny shape; printed, with no limit (speed lives in the benchmarks)."""
+    inputs = testing.make_inputs(length=1, heads=1, size=8, positive=1, negative=1)
+    call = {**inputs, "nag_scale": 5.0, "nag_tau": 2.5, "nag_alpha": 0.25}
+
+    def microseconds(calls=300):
+        start = time.perf_counter()
+        for _ in range(calls):
+            out = torch.ops.nag.fused_guided_attention(**call)
+        return (time.perf_counter() - start) / calls * 1e6, out
+
+    microseconds()
+    normal, out = microseconds()
+    with torch.no_grad():
+        no_grad, _ = microseconds()
+    with torch.inference_mode():
+        inference, _ = microseconds()
+    with capsys.disabled():
+        print(f"\nraw call, one token: {normal:.1f} us, no_grad {no_grad:.1f} us, inference_mode {inference:.1f} us; "
+              f"the autograd layer costs {no_grad - inference:.1f} us under no_grad, nothing in inference mode")
+    assert out.shape == inputs["query"].shape

@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from .families import inner_denoiser
 
+_READY_MADE = ("prompt_", "pooled_prompt_")
 _CALLBACKS = ("callback_on_step_end", "callback", "callback_steps")
 
 
@@ -49,9 +50,11 @@ def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any])
 
 
 def call_arguments(function: Callable, pipe: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a pipeline call by name, without the pipeline itself and without defaults."""
+    """The arguments of a pipeline call by name, defaults included, without the pipeline itself."""
     signature = inspect.signature(function)
-    arguments = dict(signature.bind(pipe, *args, **kwargs).arguments)
+    bound = signature.bind(pipe, *args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
     del arguments[next(iter(signature.parameters))]
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -104,28 +107,31 @@ def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: 
 def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
                    negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
     prompts = prompt_count(pipe, arguments)
-    given = arguments.get("prompt")
-    # prompt_2, prompt_embeds, prompt_attention_mask, pooled_prompt_embeds, ...: of the positive, and optional everywhere
+    # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
+    # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
-            if not k.startswith(("prompt_", "pooled_prompt_")) and k not in ("prompt", *_CALLBACKS)}  # fmt: skip
+            if not k.startswith(_READY_MADE) and k not in ("prompt", *_CALLBACKS)
+            and not (k.startswith("negative_") and isinstance(v, Tensor))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = inspect.signature(function).parameters
+        call["prompt"] = None
+        call |= {k: None for k in known if k.startswith("negative_prompt")}
         for name, value in negative.items():
-            if name not in known or not name.startswith(("prompt_", "pooled_prompt_")):
+            if name not in known or not name.startswith(_READY_MADE):
                 raise ValueError(f"guide: {type(pipe).__name__} takes no ready-made text named {name}")
             if not isinstance(value, Tensor):
                 raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
             if value.shape[0] not in (1, prompts):
                 raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {value.shape[0]}")
             call[name] = value.expand(prompts, *value.shape[1:])
-        # Given as a string, it would be one for all; beside embeddings some pipelines want as many as there are prompts.
-        call["prompt"] = None
+            if f"negative_{name}" in known:  # so that nothing needs encoding
+                call[f"negative_{name}"] = call[name]
     else:
-        texts = [negative] * prompts if isinstance(negative, str) else list(negative)
+        texts = [negative] * prompts if isinstance(negative, str) else negative
         if len(texts) != prompts:
             raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
+        given, unconditional = arguments.get("prompt"), arguments.get("negative_prompt")
         call["prompt"] = texts[0] if isinstance(given, str) else texts
-        unconditional = call.get("negative_prompt")
         if given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
     if call.get("generator") is not None:

@@ -41,7 +41,7 @@ class Family:
     site_count: how many there must be, found in another way.
     stock: the processors that `processor` replaces; any other at a site is refused.
     settings: the papers' settings for this very model.
-    refuse: why a call with these arguments cannot be guided (arguments is empty when guidance is enabled), or None.
+    refuse: why this very model cannot be guided, or None.
     """
 
     text: Mapping[str, int]
@@ -51,7 +51,7 @@ class Family:
     stock: tuple[type, ...]
     processor: type
     settings: Callable[[Module], Settings]
-    refuse: Callable[[Module, Mapping[str, Any]], str | None] = lambda denoiser, arguments: None
+    refuse: Callable[[Module], str | None] = lambda denoiser: None
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -78,17 +78,11 @@ def _unet_settings(unet: Module) -> Settings:
     return Settings(3.0, 2.5, 0.375, nasa_scale=0.2 if unet.config.cross_attention_dim == 1024 else 0.1)  # SD2, SD1.5
 
 
-def _unet_refuse(unet: Module, arguments: Mapping[str, Any]) -> str | None:
+def _unet_refuse(unet: Module) -> str | None:
     if unet.config.addition_embed_type not in (None, "text_time"):
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
     if unet.config.encoder_hid_dim_type not in (None, "text_proj"):
         return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
-    return None
-
-
-def _sd3_refuse(transformer: Module, arguments: Mapping[str, Any]) -> str | None:
-    if arguments.get("skip_layers") is not None:
-        return "skip_guidance_layers runs a third, partial call that cannot be told from the guided one"
     return None
 
 
@@ -120,7 +114,6 @@ FAMILIES: dict[str, Family] = {
         stock=(JointAttnProcessor2_0,),
         processor=NAGJointAttnProcessor2_0,
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
-        refuse=_sd3_refuse,
     ),
 }
 
@@ -155,7 +148,7 @@ def checked_sites(denoiser: Module) -> list[Attention]:
     """
     family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
     kind = type(denoiser).__name__
-    reason = family.refuse(denoiser, {})
+    reason = family.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
     sites = list(family.sites(denoiser))

@@ -104,6 +104,8 @@ class _Guidance:
     def __init__(self, pipe, negative_prompt, nag_scale, nag_tau, nag_alpha, rule, start, end, pad):
         self.calls = 0
         self.negative = _checked_negative(negative_prompt)
+        if hasattr(pipe, "do_perturbed_attention_guidance"):
+            raise ValueError(f"guide: {type(pipe).__name__} is not supported: perturbed attention has a batch of its own")
         denoiser = find_denoiser(pipe)
         papers = family_of(denoiser).settings(inner_denoiser(denoiser))
         if rule not in ("nag", "nasa"):
@@ -127,7 +129,7 @@ class _Guidance:
         arguments = call_arguments(function, pipe, args, kwargs)
         with _claimed(denoiser):
             negative = record_negative(function, pipe, denoiser, arguments, self.negative)
-            images = prompt_count(pipe, arguments) * (arguments.get("num_images_per_prompt") or 1)
+            images = prompt_count(pipe, arguments) * arguments.get("num_images_per_prompt", 1)
             steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images)
             with intercepted(denoiser, steered) as steered.original:
                 result = function(pipe, *args, **kwargs)
@@ -176,14 +178,15 @@ class _SteeredDenoiser:
 
     def __init__(self, guidance, pipe, denoiser, sites, negative, images):
         self.guidance, self.pipe, self.denoiser = guidance, pipe, denoiser
-        self.family = family_of(denoiser)
-        self.thread = threading.get_ident()
         self.original = None
-        self.calls = self.guided = 0
-        self.steps, self.step, self.timestep = 0, -1, None
+        self.thread = threading.get_ident()
+        self.calls = self.guided = self.steps = 0
+        self.step, self.timestep = -1, None
+        self.latest = (None, None)  # rows and timestep of the latest guided call
+        family = family_of(denoiser)
         self.text = PackedText(rule=guidance.rule)
-        self.packer = Packer(self.family, negative, images, guidance.pad, self.text)
-        self.sites = [(site, site.processor, self.family.processor(text=self.text)) for site in sites]
+        self.packer = Packer(family, negative, images, guidance.pad, self.text)
+        self.sites = [(site, site.processor, family.processor(text=self.text)) for site in sites]
 
     def __call__(self, *args, **kwargs):
         if threading.get_ident() != self.thread:
@@ -192,11 +195,9 @@ class _SteeredDenoiser:
         self.calls += 1
         if not self._is_guided_step(arguments["timestep"]):
             return self.original(*args, **kwargs)
-        reason = self.family.refuse(inner_denoiser(self.denoiser), arguments)
-        if reason is not None:
-            raise ValueError(f"guide: this call cannot be guided: {reason}")
         arguments |= self.packer.pack(arguments)
-        self._set_settings(arguments[next(iter(self.family.text))].device)
+        self._check_rows(arguments["timestep"])
+        self._set_settings()
         self.guided += 1
         try:
             for site, _, ours in self.sites:
@@ -209,12 +210,21 @@ class _SteeredDenoiser:
         calls = [ours.text_calls for _, _, ours in self.sites]
         if any(n != 1 for n in calls):
             raise RuntimeError(
-                f"guide: {sum(n == 1 for n in calls)} of {len(calls)} attention layers saw the text exactly once, {calls.count(0)} "
-                "not at all: guidance would not act everywhere"
+                f"guide: each of {len(calls)} attention layers must see the text once per call, but {calls.count(0)} did not "
+                f"see it and {sum(n > 1 for n in calls)} saw it more often: guidance would not act everywhere"
             )
         return result
 
-    def _set_settings(self, device: torch.device) -> None:
+    def _check_rows(self, timestep: Any) -> None:
+        rows, (before, when) = self.packer.rows, self.latest
+        self.latest = (rows, timestep)
+        if before not in (None, rows) and _number(when) == _number(timestep):
+            raise ValueError(
+                f"guide: the denoiser was called with {before} and then {rows} texts in one step (guidance that skips layers or "
+                "attends to itself does so); whether the second is to be guided cannot be told"
+            )
+
+    def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance come first and are not steered."""
         rows, images = self.packer.rows, self.packer.images
         if self.text.nag_scale is not None and self.text.nag_scale.shape[0] == rows:
@@ -222,18 +232,19 @@ class _SteeredDenoiser:
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
         values = [[plain] * (rows - images) + [steered] * images
                   for plain, steered in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
-        values = torch.tensor(values, dtype=torch.float32, device=device)
+        values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
         self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
 
     def _is_guided_step(self, timestep: Any) -> bool:
         start, end = self.guidance.start, self.guidance.end
         if start == 0 and end == 1:
             return True  # without reading the timestep: that would wait for the device
-        timestep = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        if self.steps == 0:
+            self.steps = self._count_steps()
+        timestep = _number(timestep)
         if timestep != self.timestep:
             self.timestep, self.step = timestep, self.step + 1
-        self.steps = self._count_steps()
-        # Rounded down by less than a step: 0.07 * 100 is a little above 7.
+        # Rounded by less than a step: 0.07 * 100 is a little above 7.
         return start * self.steps - 1e-6 <= self.step < end * self.steps - 1e-6
 
     def _count_steps(self) -> int:
@@ -241,3 +252,7 @@ class _SteeredDenoiser:
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         return len(torch.unique_consecutive(timesteps[-used:]))
+
+
+def _number(timestep: Any) -> float:
+    return float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)

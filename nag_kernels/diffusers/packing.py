@@ -21,7 +21,7 @@ class Packer:
 
     def __init__(self, family: Family, negative: Mapping[str, Any], images: int, pad: bool, text: PackedText):
         self.family, self.negative, self.images, self.pad, self.text = family, negative, images, pad, text
-        self.rows = 0  # of the latest call
+        self.rows, self.device = 0, None  # of the latest call
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class Packer:
         positive = arguments.get(name)
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r}, needed is a tensor")
-        self.rows = positive.shape[0]
+        self.rows, self.device = positive.shape[0], positive.device
         if self.rows not in (self.images, 2 * self.images):
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance knows "
@@ -43,7 +43,7 @@ class Packer:
         if self.pad:
             for other, along in self.family.text.items():
                 packed[other] = _lengthened(*packed[other], along)
-            seen = self._levelled(positive.shape[dim], self._length(name, dim), seen, positive.device)
+            seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
         self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
         self.text.mask_positive, self.text.mask_negative = seen or (None, None)
         packed = {other: torch.cat(packed[other], dim=along) for other, along in self.family.text.items()}
@@ -96,8 +96,8 @@ class Packer:
             self._plain.append(mask)
         return seen
 
-    def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None,
-                  device: torch.device) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
+                  ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
         """Masks in which both texts of a row are as long as the longer one, both texts holding max(positive, negative)."""
         unconditional = self.rows - self.images
         if seen is None:
@@ -108,14 +108,14 @@ class Packer:
                     f"guide: pad cannot lengthen the prompt's {positive} tokens to the negative's {negative} under "
                     "classifier-free guidance: this model has no masks to keep the unconditional text as it is"
                 )
-            seen = tuple(torch.ones(self.rows, n, dtype=torch.bool, device=device) for n in (positive, negative))
+            seen = tuple(torch.ones(self.rows, n, dtype=torch.bool, device=self.device) for n in (positive, negative))
         lengths = [x.sum(dim=1) for x in seen]
         for x, length in zip(seen, lengths, strict=True):
-            if not torch.equal(x, torch.arange(x.shape[1], device=device) < length[:, None]):
+            if not torch.equal(x, torch.arange(x.shape[1], device=self.device) < length[:, None]):
                 raise ValueError("guide: pad needs masks with the padding at the end of the text")
         longer = torch.maximum(*lengths)
         longer[:unconditional] = lengths[0][:unconditional]  # the unconditional text stays as it is
-        levelled = torch.arange(max(positive, negative), device=device) < longer[:, None]
+        levelled = torch.arange(max(positive, negative), device=self.device) < longer[:, None]
         return levelled, levelled
 
 

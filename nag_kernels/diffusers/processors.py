@@ -83,7 +83,7 @@ def not_plain(where: str, name: str) -> str:
 class _GuidedProcessor:
     def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | None):
         self.text = text
-        self.text_calls = 0  # guided calls since somebody set it to 0
+        self.text_calls: int | None = None  # guided calls since it was set to 0; not counted while None
         self._settings = torch.zeros(3)
         self._set(nag_scale, nag_tau, nag_alpha)
 
@@ -128,6 +128,11 @@ class _GuidedProcessor:
             steered = torch.arange(query.shape[0], device=query.device) >= unconditional
             scale, tau = scale.where(steered, 1.0), tau.where(steered, math.inf)
         return scale, tau, alpha
+
+    def _count(self) -> None:
+        # Only for who sets it to 0 before every call: a compiled model is compiled for the value that it finds here.
+        if self.text_calls is not None:
+            self.text_calls += 1
 
     def _check_packed(self, encoder_hidden_states: Tensor) -> None:
         expected = self.text.length_positive + self.text.length_negative
@@ -176,7 +181,7 @@ class NAGAttnProcessor2_0(_GuidedProcessor):
         negatives = rows if self.text is not None else self._negative_rows(rows, encoder_hidden_states.shape[0])
         if self.text is not None:
             self._check_packed(encoder_hidden_states)
-        self.text_calls += 1
+        self._count()
 
         residual = hidden_states
         if attn.spatial_norm is not None:
@@ -285,7 +290,7 @@ class NAGJointAttnProcessor2_0(_GuidedProcessor):
         self._check(attn, hidden_states, encoder_hidden_states, attention_mask)
         if self.text is None:
             return self._plain(attn, hidden_states, encoder_hidden_states)
-        self.text_calls += 1
+        self._count()
 
         query, key, value = (_heads(attn, p(hidden_states)) for p in (attn.to_q, attn.to_k, attn.to_v))
         if attn.norm_q is not None:

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m nag_kernels.info`: what is here, what is not and why, and which backend each operation would take."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+
+import torch
+
+from . import __version__, backends
+
+OPTIONAL = {
+    "diffusers": "the processors and the entry point (pip install 'nag-kernels[diffusers]')",
+    "transformers": "the text encoders of pipelines (pip install 'nag-kernels[diffusers]')",
+    "triton": "no kernel needs it yet",
+}
+
+
+def _installed(name: str) -> str:
+    if importlib.util.find_spec(name) is None:
+        return f"not installed; it would serve {OPTIONAL[name]}"
+    return importlib.metadata.version(name)
+
+
+def report() -> str:
+    """The whole report as text; every line says what is here, or what is not and why."""
+    capability = backends.cpu_capability()
+    cpu = f"loaded, runs its {capability} path" if capability else f"not here: {backends.refusal('cpu', 'cpu')}"
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device seen by this torch"
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    lines = [
+        f"nag_kernels     {__version__}",
+        f"python          {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"torch           {torch.__version__}",
+        *(f"{name:<15} {_installed(name)}" for name in OPTIONAL),
+        f"cuda            {cuda}",
+        "",
+        f"cpu kernels     {cpu}",
+        "triton kernels  not written yet",
+        "cuda kernels    not written yet",
+        f"NAG_BACKEND     {os.environ.get('NAG_BACKEND') or 'not set'}",
+        "",
+    ]
+    for op in backends.OPERATIONS:
+        lines += [backends.explain(op, device) for device in devices]
+    lines += [
+        "",
+        "head sizes      any from 1 up; 32 to 256 in multiples of 8 is the fast range, others take the same path padded",
+        "                to the vector width, with the same accuracy",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m nag_kernels.info",
+        description="Say what is installed, what is missing and why, and which backend serves each operation. "
+        "NAG_BACKEND forces one; NAG_LOG=debug logs each refusal as it happens.",
+    )
+    parser.parse_args(arguments)
+    print(report())
+
+
+if __name__ == "__main__":
+    main()

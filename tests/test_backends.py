@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend serves a call, forced backends, refusals with a reason, the report, and a missing extension."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import nag_kernels
+from nag_kernels import backends, info, testing
+
+CPU = backends.refusal("cpu", "cpu") is None
+
+
+def python(code: str, **environment: str) -> str:
+    """Run a snippet in a fresh interpreter; what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+HIDE_THE_EXTENSION = "import sys; sys.modules['nag_kernels._C'] = None; "
+CALL = (
+    "import torch, nag_kernels; from nag_kernels import backends, testing; "
+    "nag_kernels.fused_guided_attention(**testing.make_inputs(length=3), nag_scale=5.0); print(backends.counts())"
+)
+
+
+def test_the_call_is_served_by_the_first_backend_that_can():
+    first = nag_kernels.available_backends()[0]
+    before = backends.counts()[first]
+    nag_kernels.fused_guided_attention(**testing.make_inputs(length=3), nag_scale=5.0)
+    assert backends.counts()[first] == before + 1
+    assert backends.choose("guidance", "cpu") == first
+    assert backends.choose("guidance", "mps") == "reference"
+
+
+def test_an_unknown_backend_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"tpu cannot run nag::guidance: there is no backend of that name; .*reference"):
+        nag_kernels.guidance(torch.ones(2, 4), torch.ones(2, 4), 5.0, backend="tpu")
+
+
+def test_a_backend_that_cannot_run_says_why():
+    with pytest.raises(ValueError, match="cpu cannot run nag::guidance: "):
+        nag_kernels.guidance(torch.ones(2, 4, device="meta"), torch.ones(2, 4, device="meta"), 5.0, backend="cpu")
+
+
+def test_explain_names_every_backend_once():
+    for op in backends.OPERATIONS:
+        lines = nag_kernels.explain(op).splitlines()
+        assert [line.split()[0] for line in lines] == list(backends.BACKENDS)
+        assert sum(" serves " in line for line in lines) == 1
+    assert "cpu does not serve nag::guidance on cuda" in nag_kernels.explain("guidance", "cuda")
+    with pytest.raises(ValueError, match="op must be one of"):
+        nag_kernels.explain("softmax")
+
+
+def test_forced_by_the_environment():
+    assert "'cpu': 0, 'reference': 1" in python(CALL, NAG_BACKEND="reference")
+
+
+def test_the_environment_cannot_force_what_is_not_there():
+    done = subprocess.run([sys.executable, "-c", CALL], env={**os.environ, "NAG_BACKEND": "tpu"}, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode != 0
+    assert "tpu cannot run nag::fused_guided_attention" in done.stderr
+
+
+def test_without_the_extension_the_reference_serves_and_says_so():
+    out = python(HIDE_THE_EXTENSION + CALL + "; from nag_kernels import info; print(info.report())", NAG_LOG="debug")
+    assert "'cpu': 0, 'reference': 1" in out
+    assert "cpu kernels     not here: it was not built" in out
+    assert "reference serves nag::fused_guided_attention on cpu" in out
+    assert "DEBUG:nag_kernels:cpu is not available" in out
+
+
+def test_a_broken_extension_is_told_from_a_missing_one():
+    code = (
+        "import importlib, sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'nag_kernels._C': raise ImportError('undefined symbol: x')\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "from nag_kernels import backends; print(backends.refusal('cpu', 'cpu'))\n"
+    )
+    assert "its library did not load: undefined symbol: x" in python(code)
+
+
+def test_import_needs_torch_only():
+    """diffusers, transformers, Triton, NumPy and Pillow stay out of `import nag_kernels`."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import nag_kernels; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    assert python(code).strip() == "['nag_kernels']"
+
+
+def test_the_report_says_what_runs():
+    report = info.report()
+    assert f"torch           {torch.__version__}" in report
+    assert ("runs its" in report) == CPU
+    assert f"{nag_kernels.available_backends()[0]} serves nag::guidance on cpu" in report
+
+
+def test_the_report_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "nag_kernels.info"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "nag_kernels" in done.stdout
+    assert "usage: python -m nag_kernels.info" in subprocess.run(
+        [sys.executable, "-m", "nag_kernels.info", "--help"], capture_output=True, text=True
+    ).stdout

@@ -3,9 +3,11 @@
 """Tiny random diffusers models and pipelines, made on the spot, and an oracle for guidance that shares no code with ours."""
 
 import contextlib
+import inspect
 import types
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -195,3 +197,85 @@ def sd3_pipeline(build=sd3):
         text_encoder=clips[0], tokenizer=_clip_tokenizer(), text_encoder_2=clips[1], tokenizer_2=_clip_tokenizer(),
         text_encoder_3=_t5(2 * TEXT), tokenizer_3=Tokenizer(16),
     )  # fmt: skip
+
+
+PIPELINES = {"sd15": sd15_pipeline, "sdxl": sdxl_pipeline, "pixart": pixart_pipeline, "sd3": sd3_pipeline,
+             "sd35": lambda: sd3_pipeline(sd35)}  # fmt: skip
+
+
+def pipeline(kind):
+    pipe = PIPELINES[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe, prompt="a small red cat", **options):
+    """Latents of four steps, the same noise each time."""
+    call = {"prompt": prompt, "num_inference_steps": 4, "guidance_scale": 1.0, "height": 8, "width": 8,
+            "output_type": "latent", "generator": torch.Generator().manual_seed(7)}  # fmt: skip
+    if isinstance(pipe, (PixArtAlphaPipeline, StableDiffusion3Pipeline)):
+        call["max_sequence_length"] = 12
+    if isinstance(pipe, PixArtAlphaPipeline):
+        call |= {"use_resolution_binning": False, "clean_caption": False}
+    return pipe(**call | options).images
+
+
+def denoiser(pipe):
+    return pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
+
+
+def _rows(x, where, rows):
+    if isinstance(x, dict):
+        return {k: _rows(v, where, rows) for k, v in x.items()}
+    return x[where] if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == rows else x
+
+
+def denoiser_texts(pipe, **options):
+    """The arguments of the first denoiser call of a pipeline's run."""
+    calls = []
+    forward = type(denoiser(pipe)).forward
+
+    def watch(module, args, kwargs):
+        calls.append(inspect.signature(forward).bind(module, *args, **kwargs).arguments)
+
+    hook = denoiser(pipe).register_forward_pre_hook(watch, with_kwargs=True)
+    draw(pipe, **options)
+    hook.remove()
+    return calls[0]
+
+
+def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag", steps=range(99), **options):
+    """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, [prompt; negative], guided by hooks.
+
+    images: rows of the conditional half. negative: arguments as `denoiser_texts` gives them. Yields (latents, shares clipped).
+    """
+    model, shares, seen = denoiser(pipe), [], []
+    plain = model.forward
+
+    def forward(*args, **kwargs):
+        arguments = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
+        del arguments["self"]
+        out = plain(**arguments)[0]
+        step = arguments["timestep"].flatten()[0].item()
+        seen.extend([step] if step not in seen else [])
+        if seen.index(step) not in steps:
+            return (out,)
+        rows = arguments["encoder_hidden_states"].shape[0]
+        pair = _rows(arguments, list(range(rows - images, rows)) * 2, rows)
+        texts = [x["encoder_hidden_states"][-images:] for x in (arguments, negative)]
+        length = max(x.shape[1] for x in texts)
+        masks = [x.get("encoder_attention_mask") for x in (arguments, negative)]
+        masks = [torch.ones(images, x.shape[1]) if m is None else m[-images:] for m, x in zip(masks, texts, strict=True)]
+        pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
+        if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
+            pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])
+        with doubled_batch_oracle(sites, scale, tau, alpha, rule) as clipped:
+            steered = plain(**pair)[0][:images]
+        shares.extend(clipped)
+        return (torch.cat([out[: rows - images], steered]),)
+
+    model.forward = forward
+    try:
+        return draw(pipe, **options), shares
+    finally:
+        del model.forward

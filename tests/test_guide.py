@@ -1,0 +1,259 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`guide` on real pipelines with tiny random weights, against the same pipelines with a doubled batch and hooks."""
+
+import inspect
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers import HeunDiscreteScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
+from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, pipeline
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from nag_kernels.diffusers import disable_guidance, enable_guidance, guide
+from nag_kernels.diffusers.families import checked_sites
+
+NEGATIVE = "a large blue dog on grass"
+FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
+STEERING = {"scale": 8.0, "tau": 3.0, "alpha": 0.5}
+KINDS = pytest.mark.parametrize("kind", PIPELINES)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models_want_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def error(got, wanted):
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def negative_of(pipe, text=NEGATIVE, **options):
+    return denoiser_texts(pipe, **options | {"prompt": text})
+
+
+# --- what it computes -------------------------------------------------------------------------------------------------
+
+BATCHES = {
+    "one": ({}, NEGATIVE, NEGATIVE, 1),
+    "three images": ({"num_images_per_prompt": 3}, NEGATIVE, NEGATIVE, 3),
+    "two prompts": ({"prompt": ["a cat", "two red birds in a tree"]}, NEGATIVE, [NEGATIVE] * 2, 2),
+    "two of each": ({"prompt": ["a cat", "two red birds"], "num_images_per_prompt": 2}, ["dogs", "a b c"], ["dogs", "a b c"], 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@KINDS
+def test_guided_pipeline_equals_the_doubled_batch(kind, guidance_scale, batch):
+    pipe = pipeline(kind)
+    options, negative, negative_prompts, images = BATCHES[batch]
+    options = options | {"guidance_scale": guidance_scale}
+    plain = draw(pipe, **options)
+    recorded = negative_of(pipe, negative_prompts, **options)
+    wanted, clipped = draw_with_oracle(pipe, checked_sites(denoiser(pipe)), images, recorded, **STEERING, **options)
+    assert any(0 < share < 1 for share in clipped), clipped
+    with guide(pipe, negative, **FIRM):
+        got = draw(pipe, **options)
+    assert error(got, wanted) < 2e-5
+    assert error(got, plain) > 1e-3
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@KINDS
+def test_the_prompt_as_its_own_negative_changes_nothing(kind, guidance_scale):
+    pipe = pipeline(kind)
+    plain = draw(pipe, guidance_scale=guidance_scale)
+    for scale, tau, alpha in ((8.0, 1.0, 1.0), (-3.0, 2.5, 0.5)):
+        with guide(pipe, "a small red cat", nag_scale=scale, nag_tau=tau, nag_alpha=alpha):
+            assert error(draw(pipe, guidance_scale=guidance_scale), plain) < 2e-5
+
+
+@KINDS
+def test_nasa(kind):
+    pipe = pipeline(kind)
+    recorded = negative_of(pipe, guidance_scale=3.0)
+    wanted, _ = draw_with_oracle(pipe, checked_sites(denoiser(pipe)), 1, recorded, 0.25, None, None, rule="nasa",
+                                 guidance_scale=3.0)  # fmt: skip
+    with guide(pipe, NEGATIVE, nag_scale=0.25, rule="nasa"):
+        assert error(draw(pipe, guidance_scale=3.0), wanted) < 2e-5
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("sd15", (3.0, 2.5, 0.375)), ("sdxl", (3.0, 2.5, 0.5)),
+                                                ("pixart", (5.0, 2.5, 0.375)), ("sd3", (5.0, 2.5, 0.125))])  # fmt: skip
+def test_defaults_are_the_papers(kind, expected):
+    pipe = pipeline(kind)
+    with guide(pipe, NEGATIVE):
+        got = draw(pipe)
+    with guide(pipe, NEGATIVE, **dict(zip(FIRM, expected, strict=True))):
+        assert torch.equal(draw(pipe), got)
+    if kind in ("sd15", "pixart"):
+        with guide(pipe, NEGATIVE, rule="nasa"):
+            got = draw(pipe)
+        with guide(pipe, NEGATIVE, nag_scale=0.5 if kind == "pixart" else 0.1, rule="nasa"):
+            assert torch.equal(draw(pipe), got)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+WINDOWS = {(0.0, 0.5): [0, 1], (0.5, 1.0): [2, 3], (0.25, 0.75): [1, 2], (0.0, 0.01): [0], (0.0, 0.26): [0, 1]}
+
+
+@pytest.mark.parametrize(("start", "end"), WINDOWS)
+@pytest.mark.parametrize("kind", ["pixart", "sd3"])
+def test_start_and_end(kind, start, end):
+    pipe = pipeline(kind)
+    recorded = negative_of(pipe, guidance_scale=3.0)
+    wanted, _ = draw_with_oracle(pipe, checked_sites(denoiser(pipe)), 1, recorded, **STEERING, guidance_scale=3.0,
+                                 steps=WINDOWS[start, end])  # fmt: skip
+    with guide(pipe, NEGATIVE, start=start, end=end, **FIRM):
+        got = draw(pipe, guidance_scale=3.0)
+    assert error(got, wanted) < 2e-5
+
+
+def test_steps_outside_are_the_stock_model():
+    pipe = pipeline("sd3")
+    processors = []
+    pipe.transformer.register_forward_hook(
+        lambda model, args, output: processors.append(type(model.transformer_blocks[0].attn.processor).__name__)
+    )
+    steps = {}
+
+    def keep(name):
+        return lambda pipe, i, t, values: steps.setdefault(name, []).append(values["latents"].clone()) or values
+
+    draw(pipe, callback_on_step_end=keep("plain"))
+    with guide(pipe, NEGATIVE, start=0.5, **FIRM):
+        draw(pipe, callback_on_step_end=keep("guided"))
+    same = [torch.equal(a, b) for a, b in zip(*steps.values(), strict=True)]
+    assert same == [True, True, False, False]
+    stock, ours = "JointAttnProcessor2_0", "NAGJointAttnProcessor2_0"
+    assert processors == [stock] * 4 + [stock] * 2 + [ours] * 2
+
+
+def test_schedulers_of_second_order_visit_timesteps_twice():
+    pipe = pipeline("sd15")
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    recorded = negative_of(pipe)
+    for steps, end in (([0, 1], 0.5), ([0, 1, 2], 0.75)):
+        wanted, clipped = draw_with_oracle(pipe, checked_sites(pipe.unet), 1, recorded, **STEERING, steps=steps)
+        with guide(pipe, NEGATIVE, end=end, **FIRM):
+            assert error(draw(pipe), wanted) < 2e-5
+        assert len(clipped) == (2 * len(steps) - 1) * len(checked_sites(pipe.unet))
+
+
+def test_classifier_free_guidance_may_end_on_the_way():
+    pipe = pipeline("sd15")
+    options = {"guidance_scale": 3.0, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+
+    def cut():
+        return options | {"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)}
+
+    recorded = negative_of(pipe)
+    wanted, _ = draw_with_oracle(pipe, checked_sites(pipe.unet), 1, recorded, **STEERING, **cut())
+    with guide(pipe, NEGATIVE, **FIRM):
+        assert error(draw(pipe, **cut()), wanted) < 2e-5
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [5, 29])
+def test_texts_of_unequal_length(length):
+    pipe = pipeline("sd15")
+    embeds = torch.randn(1, length, 32, generator=torch.Generator().manual_seed(1))
+    options = {"prompt": None, "prompt_embeds": embeds}
+    recorded = negative_of(pipe)
+    assert recorded["encoder_hidden_states"].shape[1] == 16
+    wanted, clipped = draw_with_oracle(pipe, checked_sites(pipe.unet), 1, recorded, 8.0, 8.0, 0.5, **options)
+    assert any(0 < share < 1 for share in clipped), clipped
+    with guide(pipe, NEGATIVE, nag_scale=8, nag_tau=8, nag_alpha=0.5):
+        assert error(draw(pipe, **options), wanted) < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "pixart", "sd3"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+def test_ready_made_text(kind, guidance_scale):
+    pipe = pipeline(kind)
+    with guide(pipe, NEGATIVE, **FIRM):
+        wanted = draw(pipe, guidance_scale=guidance_scale)
+    recorded = negative_of(pipe)
+    ready = {"prompt_embeds": recorded["encoder_hidden_states"]}
+    if kind == "pixart":
+        ready["prompt_attention_mask"] = recorded["encoder_attention_mask"]
+    elif kind == "sdxl":
+        ready["pooled_prompt_embeds"] = recorded["added_cond_kwargs"]["text_embeds"]
+    else:
+        ready["pooled_prompt_embeds"] = recorded["pooled_projections"]
+    with guide(pipe, ready, **FIRM):
+        assert error(draw(pipe, guidance_scale=guidance_scale), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("negative", ["blue", "a b c d e f g"], ids=["shorter", "longer"])
+def test_pad_brings_the_shorter_text_to_the_length_of_the_longer(negative, guidance_scale):
+    pipe = pipeline("pixart")
+    options = {"guidance_scale": guidance_scale}
+    recorded = negative_of(pipe, negative, **options)
+    lengths = [denoiser_texts(pipe, **options)["encoder_attention_mask"][-1].sum(), recorded["encoder_attention_mask"][-1].sum()]
+    longer = max(int(x) for x in lengths)
+    recorded["encoder_attention_mask"] = (torch.arange(12) < longer).long().expand(2, -1)
+    if negative != "blue":  # the oracle's prompt must be lengthened by hand as well
+        embeds = denoiser_texts(pipe, **options)["encoder_hidden_states"]
+        mask = (torch.arange(12) < longer).long()[None]
+        wanted_options = {"prompt": None, "prompt_embeds": embeds[-1:], "prompt_attention_mask": mask}
+        if guidance_scale > 1:
+            wanted_options |= {"negative_prompt": ""}
+    else:
+        wanted_options = {}
+    wanted, _ = draw_with_oracle(pipe, checked_sites(pipe.transformer), 1, recorded, **STEERING, **options | wanted_options)
+    with guide(pipe, negative, pad=True, **FIRM):
+        got = draw(pipe, **options)
+    assert error(got, wanted) < 2e-5
+    with guide(pipe, negative, **FIRM):
+        assert error(draw(pipe, **options), got) > 1e-4
+
+
+def test_pad_without_masks_adds_zeros():
+    pipe = pipeline("sd15")
+    embeds = torch.randn(1, 29, 32, generator=torch.Generator().manual_seed(1))
+    ready = {"prompt_embeds": torch.nn.functional.pad(negative_of(pipe)["encoder_hidden_states"], (0, 0, 0, 13))}
+    with guide(pipe, ready, **FIRM):
+        wanted = draw(pipe, prompt=None, prompt_embeds=embeds)
+    with guide(pipe, NEGATIVE, pad=True, **FIRM):
+        assert torch.equal(draw(pipe, prompt=None, prompt_embeds=embeds), wanted)
+
+
+def test_pad_leaves_the_unconditional_text_alone():
+    pipe = pipeline("sd15")
+    short = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    options = {"prompt": None, "guidance_scale": 3.0}
+    with guide(pipe, NEGATIVE, pad=True, nag_scale=8, nag_alpha=0):  # so all that is left is the longer prompt
+        got = draw(pipe, prompt_embeds=short[:1], negative_prompt_embeds=short[1:], **options)
+    longer = torch.nn.functional.pad(short, (0, 0, 0, 11))
+    mask, forward = torch.arange(16) < torch.tensor([[5], [16]]), pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: forward(*args, **kwargs, encoder_attention_mask=mask)
+    wanted = draw(pipe, prompt_embeds=longer[:1], negative_prompt_embeds=longer[1:], **options)
+    assert error(got, wanted) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["sdxl", "pixart", "sd35"])
+def test_half_precision(kind, dtype):
+    pipe = pipeline(kind)
+    with guide(pipe, NEGATIVE, **FIRM):
+        wanted = draw(pipe, guidance_scale=3.0)
+    pipe.to(dtype)
+    plain = draw(pipe, guidance_scale=3.0)
+    with guide(pipe, NEGATIVE, **FIRM):
+        got = draw(pipe, guidance_scale=3.0)
+    assert got.dtype == dtype
+    assert error(got, wanted) < 0.5 * error(plain, wanted)

@@ -2,9 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide` on real pipelines with tiny random weights, against the same pipelines with a doubled batch and hooks."""
 
-import inspect
-import threading
-
 import pytest
 import torch
 
@@ -13,9 +10,8 @@ pytest.importorskip("diffusers")
 from diffusers import HeunDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, pipeline
-from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import disable_guidance, enable_guidance, guide
+from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.families import checked_sites
 
 NEGATIVE = "a large blue dog on grass"
@@ -139,6 +135,20 @@ def test_steps_outside_are_the_stock_model():
     assert processors == [stock] * 4 + [stock] * 2 + [ours] * 2
 
 
+def test_fractions_that_rounding_puts_beside_a_step():
+    pipe, guided = pipeline("pixart"), []
+    pipe.transformer.register_forward_hook(
+        lambda model, args, output: guided.append("NAG" in type(model.transformer_blocks[0].attn2.processor).__name__)
+    )
+    assert 0.28 * 25 > 7
+    assert 0.58 * 50 < 29
+    for steps, start, end, wanted in ((25, 0.28, 1.0, range(7, 25)), (25, 0.0, 0.28, range(7)), (50, 0.58, 1.0, range(29, 50))):
+        with guide(pipe, NEGATIVE, start=start, end=end):
+            draw(pipe, num_inference_steps=steps)
+        assert [i for i, x in enumerate(guided) if x] == list(wanted)
+        guided.clear()
+
+
 def test_schedulers_of_second_order_visit_timesteps_twice():
     pipe = pipeline("sd15")
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
@@ -164,6 +174,22 @@ def test_classifier_free_guidance_may_end_on_the_way():
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "options", "own"), [
+    ("sdxl", {"clip_skip": 1, "prompt_2": "a green hat"}, {"clip_skip": 1}),
+    ("sd3", {"clip_skip": 1, "prompt_2": "a hat", "prompt_3": "green"}, {"clip_skip": 1}),
+    ("pixart", {"max_sequence_length": 5}, {"max_sequence_length": 5}),
+])  # fmt: skip
+def test_the_negative_is_encoded_with_the_arguments_of_the_call(kind, options, own):
+    pipe = pipeline(kind)
+    sites = checked_sites(denoiser(pipe))
+    wanted, _ = draw_with_oracle(pipe, sites, 1, negative_of(pipe, **own), **STEERING, **options)
+    other, _ = draw_with_oracle(pipe, sites, 1, negative_of(pipe), **STEERING, **options)
+    with guide(pipe, NEGATIVE, **FIRM):
+        got = draw(pipe, **options)
+    assert error(got, wanted) < 2e-5
+    assert error(got, other) > 1e-4
 
 
 @pytest.mark.parametrize("length", [5, 29])

@@ -124,6 +124,7 @@ class _Guidance:
 
     def run(self, function, pipe, args, kwargs):
         """One call of the pipeline: encode the negative, then call with the denoiser's arguments packed on their way."""
+        self.calls += 1
         denoiser = find_denoiser(pipe)
         sites = checked_sites(denoiser)
         arguments = call_arguments(function, pipe, args, kwargs)
@@ -133,7 +134,6 @@ class _Guidance:
             steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images)
             with intercepted(denoiser, steered) as steered.original:
                 result = function(pipe, *args, **kwargs)
-        self.calls += 1
         kind = type(inner_denoiser(denoiser)).__name__
         if steered.calls == 0:
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")

@@ -1,0 +1,413 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What `guide` leaves behind (nothing), what it refuses (whatever it cannot do), threads, torch.compile."""
+
+import inspect
+import threading
+import types
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers import DDPMPipeline, DDPMScheduler, PixArtAlphaPipeline, UNet2DModel
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+    XFormersAttnProcessor,
+)
+from tiny_models import PIPELINES, denoiser, draw, pipeline
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from nag_kernels.diffusers import disable_guidance, enable_guidance, families, guide
+
+NEGATIVE = "a large blue dog on grass"
+KINDS = pytest.mark.parametrize("kind", PIPELINES)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models_want_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def error(got, wanted):
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def state(pipe):
+    """All that guidance touches, and what a user would notice."""
+    model = denoiser(pipe)
+    return {
+        "class": type(pipe),
+        "pipeline": {k: v for k, v in pipe.__dict__.items() if not isinstance(v, torch.Tensor)},
+        "denoiser": dict(model.__dict__),
+        "processors": {name: module.processor for name, module in model.named_modules() if hasattr(module, "processor")},
+        "random": torch.random.get_rng_state().tolist(),
+    }
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+def test_everything_is_as_it_was(kind):
+    pipe = pipeline(kind)
+    plain = draw(pipe, guidance_scale=3.0)
+    before = state(pipe)
+    with guide(pipe, NEGATIVE) as inside:
+        assert inside is pipe
+        assert error(draw(pipe, guidance_scale=3.0), plain) > 1e-4
+    assert state(pipe) == before
+    assert torch.equal(draw(pipe, guidance_scale=3.0), plain)
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["callback", "layer", "dry run", "block"])
+def test_everything_is_as_it_was_after_an_exception(where):
+    pipe = pipeline("sd3")
+    plain = draw(pipe)
+    before = state(pipe)
+    calls = []
+
+    def interrupt(*args, **kwargs):
+        calls.append(1)
+        raise Interruption
+
+    options = {"callback_on_step_end": interrupt} if where == "callback" else {}
+    modules = {"layer": pipe.transformer.transformer_blocks[1].ff, "dry run": pipe.text_encoder_3}
+    hook = modules[where].register_forward_pre_hook(interrupt) if where in modules else None
+    with pytest.raises(Interruption), guide(pipe, NEGATIVE):
+        if where == "block":
+            raise Interruption
+        draw(pipe, **options)
+    assert len(calls) == (where != "block")
+    if hook is not None:
+        hook.remove()
+    assert state(pipe) == before
+    assert torch.equal(draw(pipe), plain)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+
+
+def test_the_dry_run_leaves_nothing_behind():
+    pipe = pipeline("sd15")
+    calls, steps = [], []
+    pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(1))
+    pipe.set_progress_bar_config(disable=False, desc="drawing")
+
+    def draw_unseeded():
+        torch.manual_seed(3)
+        return draw(pipe, generator=None, callback_on_step_end=lambda pipe, i, t, values: steps.append(i) or values)
+
+    plain = draw_unseeded()
+    after = torch.random.get_rng_state()
+    with guide(pipe, "a small red cat", nag_scale=8):
+        assert error(draw_unseeded(), plain) < 2e-5  # so it started from the same noise
+    assert torch.equal(torch.random.get_rng_state(), after)
+    assert len(calls) == 8
+    assert steps == [0, 1, 2, 3] * 2
+    assert pipe._progress_bar_config == {"disable": False, "desc": "drawing"}
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    twins = [torch.Generator().manual_seed(i) for i in range(2)]
+    draw(pipe, prompt=["a", "b"], generator=twins)
+    with guide(pipe, NEGATIVE):
+        draw(pipe, prompt=["a", "b"], generator=generators)
+    assert [g.get_state().tolist() for g in generators] == [g.get_state().tolist() for g in twins]
+
+
+def test_enabled_pipelines_look_the_same():
+    pipe = pipeline("pixart")
+    signature, cls = inspect.signature(pipe.__call__), type(pipe)
+    enable_guidance(pipe, NEGATIVE)
+    assert isinstance(pipe, PixArtAlphaPipeline)
+    assert (type(pipe).__name__, type(pipe).__module__) == (cls.__name__, cls.__module__)
+    assert inspect.signature(pipe.__call__) == signature
+    assert set(pipe.components) == {"tokenizer", "text_encoder", "vae", "transformer", "scheduler"}
+    first = draw(pipe)
+    assert torch.equal(draw(pipe), first)  # and a second call
+    disable_guidance(pipe)
+    assert type(pipe) is cls
+    assert error(draw(pipe), first) > 1e-4
+
+
+def test_a_block_without_a_call_warns():
+    pipe = pipeline("pixart")
+    with pytest.warns(UserWarning, match="PixArtAlphaPipeline was not called"), guide(pipe, NEGATIVE):
+        pass
+
+
+# --- refusals when guidance is enabled --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("negative", "error_type", "message"), [
+    (None, ValueError, "no negative text to steer away from: negative_prompt is None"),
+    ([], ValueError, r"no negative text to steer away from: negative_prompt is \[\]"),
+    ({}, ValueError, "no negative text"),
+    (3, TypeError, "must be a text, a list of texts or a mapping of ready-made text, got int"),
+    (["a", None], TypeError, "got list"),
+])  # fmt: skip
+def test_no_negative_text(negative, error_type, message):
+    with pytest.raises(error_type, match=message), guide(pipeline("pixart"), negative):
+        pass
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"nag_scale": float("inf")}, "nag_scale must be finite, got inf"),
+    ({"nag_tau": 0.0}, r"nag_tau must be above 0 \(inf is no clip\), got 0"),
+    ({"nag_alpha": -0.5}, "nag_alpha must be between 0 and 1, got -0.5"),
+    ({"rule": "vsf"}, "rule must be 'nag' or 'nasa', got 'vsf'"),
+    ({"rule": "nasa"}, "nag_scale must be given for rule 'nasa': none is published for this SD3Transformer2DModel"),
+    ({"start": 0.5, "end": 0.5}, "0 <= start < end <= 1, got 0.5 and 0.5"),
+    ({"end": 1.5}, "got 0 and 1.5"),
+    ({"start": -0.1}, "got -0.1 and 1"),
+])  # fmt: skip
+def test_settings_out_of_range(settings, message):
+    pipe = pipeline("sd3")
+    with pytest.raises(ValueError, match=message), guide(pipe, NEGATIVE, **settings):
+        pass
+    assert type(pipe).__name__ == "StableDiffusion3Pipeline"
+
+
+@pytest.mark.parametrize("processor", [
+    AttnProcessor, XFormersAttnProcessor, lambda: IPAdapterAttnProcessor2_0(16, 32),
+    type("SubclassOfTheStock", (AttnProcessor2_0,), {}),
+])  # fmt: skip
+def test_unknown_processors(processor):
+    pipe = pipeline("sd15")
+    site = pipe.unet.up_blocks[1].attentions[0].transformer_blocks[0].attn2
+    site.set_processor(processor())
+    name = type(site.processor).__name__
+    message = rf"at UNet2DConditionModel.up_blocks.1.attentions.0.*attn2 is {name}, which is not known: guidance needs Attn"
+    with pytest.raises(ValueError, match=message):
+        enable_guidance(pipe, NEGATIVE)
+
+
+def test_attention_slicing_also_when_it_comes_later():
+    pipe = pipeline("sd15")
+    pipe.enable_attention_slicing()
+    with pytest.raises(ValueError, match="SlicedAttnProcessor, which is not known.*Disable attention slicing"):
+        enable_guidance(pipe, NEGATIVE)
+    pipe.disable_attention_slicing()
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+        pipe.enable_attention_slicing()
+        with pytest.raises(ValueError, match="SlicedAttnProcessor"):
+            draw(pipe)
+
+
+def test_fused_projections_work_where_the_stock_ones_do():
+    pipe = pipeline("sd15")
+    with guide(pipe, NEGATIVE, nag_scale=8):
+        wanted = draw(pipe)
+    pipe.fuse_qkv_projections(vae=False)
+    assert isinstance(pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor, FusedAttnProcessor2_0)
+    with guide(pipe, NEGATIVE, nag_scale=8):
+        assert error(draw(pipe), wanted) < 2e-5
+    pipe = pipeline("sd3")
+    pipe.transformer.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="FusedJointAttnProcessor2_0, which is not known"):
+        enable_guidance(pipe, NEGATIVE)
+
+
+def test_unsupported_denoisers():
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+                       down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    with pytest.raises(ValueError, match="UNet2DModel is not supported; supported denoisers: UNet2DConditionModel, PixArt"):
+        enable_guidance(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()), NEGATIVE)
+    with pytest.raises(ValueError, match="has no denoiser"):
+        enable_guidance(lambda: None, NEGATIVE)
+    with pytest.raises(TypeError, match="must be a diffusers pipeline, got int"):
+        enable_guidance(3, NEGATIVE)
+    pipe = pipeline("sd15")
+    pipe.unet.register_to_config(addition_embed_type="text")
+    with pytest.raises(ValueError, match="addition_embed_type 'text' reads the text outside attention"):
+        enable_guidance(pipe, NEGATIVE)
+    pipe.unet.register_to_config(addition_embed_type=None, encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(ValueError, match="encoder_hid_dim_type 'ip_image_proj' changes the text"):
+        enable_guidance(pipe, NEGATIVE)
+
+
+def test_pipelines_of_perturbed_attention():
+    pipe = pipeline("sd15")
+    pipe.__class__ = type("Perturbed", (type(pipe),), {"do_perturbed_attention_guidance": True})
+    with pytest.raises(ValueError, match="Perturbed is not supported: perturbed attention has a batch of its own"):
+        enable_guidance(pipe, NEGATIVE)
+
+
+@KINDS
+def test_another_number_of_sites(kind):
+    pipe = pipeline(kind)
+    expected = families.family_of(denoiser(pipe)).site_count(denoiser(pipe))
+    site = families.checked_sites(denoiser(pipe))[0]
+    site.is_cross_attention, site.added_kv_proj_dim = False, None
+    with pytest.raises(ValueError, match=f"has {expected - 1} attention layers that see text, expected {expected}"):
+        enable_guidance(pipe, NEGATIVE)
+
+
+def test_nesting():
+    pipe = pipeline("pixart")
+    enable_guidance(pipe, NEGATIVE)
+    with pytest.raises(RuntimeError, match="enabled already on this PixArtAlphaPipeline"):
+        enable_guidance(pipe, "x")
+    with pytest.raises(RuntimeError, match="enabled already"), guide(pipe, "x"):
+        pass
+    draw(pipe)
+    disable_guidance(pipe)
+    with pytest.raises(RuntimeError, match="not enabled on this PixArtAlphaPipeline"):
+        disable_guidance(pipe)
+
+
+# --- refusals when the pipeline is called -----------------------------------------------------------------------------
+
+
+def refused(pipe, error_type, message, negative=NEGATIVE, settings=None, **options):
+    before = state(pipe)
+    with pytest.raises(error_type, match=message), guide(pipe, negative, **(settings or {})):
+        draw(pipe, **options)
+    assert {**state(pipe), "pipeline": None, "random": None} == {**before, "pipeline": None, "random": None}
+
+
+def test_texts_that_do_not_fit():
+    pipe = pipeline("pixart")
+    refused(pipe, ValueError, "must be one text or 1 like prompt, got 2", negative=["a", "b"])
+    refused(pipe, ValueError, "needs prompt or prompt_embeds, got neither", prompt=None)
+    embeds = torch.randn(1, 12, 32)
+    refused(pipe, ValueError, "takes no ready-made text named text", negative={"text": embeds})
+    refused(pipe, ValueError, "takes no ready-made text named height", negative={"height": embeds})
+    refused(pipe, TypeError, "'prompt_embeds'.* must be a tensor, got str", negative={"prompt_embeds": "x"})
+    refused(pipe, ValueError, "must have batch 1 or 1, got 3", negative={"prompt_embeds": torch.randn(3, 12, 32)})
+    pipe = pipeline("sd15")
+    refused(pipe, ValueError, r"of the negative must be \(1, 9, 32\) .*got \(1, 9, 8\)", negative={"prompt_embeds": torch.randn(1, 9, 8)})
+
+
+def test_masks_that_weigh_tokens():
+    ready = {"prompt": None, "prompt_embeds": torch.randn(1, 12, 32), "prompt_attention_mask": torch.full((1, 12), 0.5)}
+    refused(pipeline("pixart"), ValueError, "encoder_attention_mask must be plain yes or no", **ready)
+    gap = torch.tensor([[1.0] * 3 + [0.0] + [1.0] * 8])
+    refused(pipeline("pixart"), ValueError, "padding at the end", settings={"pad": True},
+            **ready | {"prompt_attention_mask": gap})  # fmt: skip
+
+
+def test_guidance_that_did_not_act():
+    pipe = pipeline("pixart")
+
+    class Cached(type(pipe)):
+        drawn = ()
+
+        def __call__(self, prompt=None, **kwargs):
+            return self.drawn if prompt in self.words else super().__call__(prompt=prompt, **kwargs)
+
+    pipe.__class__, Cached.drawn = Cached, types.SimpleNamespace(images=None)
+    Cached.words = (NEGATIVE,)
+    refused(pipe, RuntimeError, "finished without calling its PixArtTransformer2DModel: guidance cannot act")
+    Cached.words = ("a small red cat",)
+    refused(pipe, RuntimeError, "Cached never called its PixArtTransformer2DModel: guidance did not act")
+    Cached.words = ()
+    refused(pipe, RuntimeError, "no step fell between start 0.6 and end 0.7: .* the call had 4 steps",
+            settings={"start": 0.6, "end": 0.7})  # fmt: skip
+
+
+def test_layers_that_do_not_see_the_text_once():
+    pipe = pipeline("pixart")
+    blocks = pipe.transformer.transformer_blocks
+    second = blocks[1].forward
+    blocks[1].forward = lambda hidden_states, **kwargs: hidden_states
+    refused(pipe, RuntimeError, "each of 2 attention layers .* 1 did not see it and 0 saw it more often")
+    blocks[1].forward = lambda hidden_states, **kwargs: second(second(hidden_states, **kwargs), **kwargs)
+    refused(pipe, RuntimeError, "0 did not see it and 1 saw it more often")
+
+
+def test_batches_that_are_not_known():
+    pipe = pipeline("sd3")
+    refused(pipe, ValueError, "called with 2 and then 1 texts in one step", guidance_scale=3.0,
+            skip_guidance_layers=[1], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)  # fmt: skip
+    pipe = pipeline("sd15")
+    encode = pipe.encode_prompt
+    pipe.encode_prompt = lambda *a, **k: tuple(None if x is None else x.repeat(3, 1, 1) for x in encode(*a, **k))
+    refused(pipe, ValueError, "batch of 3 texts for 1 images; guidance knows 1, and 2 for classifier-free guidance")
+
+
+def test_pad_where_the_unconditional_text_cannot_be_kept():
+    pipe, short = pipeline("sd3"), torch.randn(1, 5, 64)
+    pooled = {"pooled_prompt_embeds": torch.randn(1, 48), "negative_pooled_prompt_embeds": torch.randn(1, 48)}
+    refused(pipe, ValueError, "pad cannot lengthen the prompt's 5 tokens to the negative's 28", settings={"pad": True},
+            guidance_scale=3.0, prompt=None, prompt_embeds=short, negative_prompt_embeds=short, **pooled)  # fmt: skip
+
+
+# --- threads, nesting in time, torch.compile --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same_pipeline", [True, False])
+def test_a_second_thread_is_refused_and_the_first_goes_on(same_pipeline):
+    pipe = pipeline("sd3")
+    other = pipe if same_pipeline else type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    with guide(pipe, NEGATIVE):
+        wanted = draw(pipe)
+    started, finish, drawn = threading.Event(), threading.Event(), []
+
+    def wait(pipe, i, t, values):
+        started.set()
+        assert finish.wait(60)
+        return values
+
+    def work():
+        drawn.append(draw(pipe, callback_on_step_end=wait))
+
+    with guide(pipe, NEGATIVE):
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert started.wait(60)
+        try:
+            with pytest.raises(RuntimeError, match="another guided call is running|guided call of another thread"):
+                draw(other)
+        finally:
+            finish.set()
+            thread.join()
+    assert torch.equal(drawn[0], wanted)
+
+
+def test_a_call_inside_a_call_is_refused():
+    pipe = pipeline("sd3")
+    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match="another guided call is running on this denoiser"):
+        draw(pipe, callback_on_step_end=lambda pipe, i, t, values: draw(pipe))
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "Module.compile", "blocks"])
+def test_compiled_denoisers(how):
+    pipe = pipeline("pixart")
+    model, compiler = pipe.transformer, CompileCounterWithBackend("eager")
+    scales = (8.0, 3.0, 5.0)
+    plain, wanted = draw(pipe), []
+    for scale in scales:
+        with guide(pipe, NEGATIVE, nag_scale=scale):
+            wanted.append(draw(pipe))
+    if how == "torch.compile":
+        pipe.transformer = torch.compile(model, backend=compiler, fullgraph=True)
+    for module in {"Module.compile": [model], "blocks": model.transformer_blocks}.get(how, ()):
+        module.compile(backend=compiler, fullgraph=True)
+    assert error(draw(pipe), plain) < 1e-5
+    graphs = compiler.frame_count
+    for scale, eager in zip(scales, wanted, strict=True):
+        with guide(pipe, NEGATIVE, nag_scale=scale):
+            assert error(draw(pipe), eager) < 1e-5
+        assert compiler.frame_count == 2 * graphs  # once for guidance, whatever the settings
+    assert error(draw(pipe), plain) < 1e-5
+    assert compiler.frame_count == 2 * graphs
+    if how != "torch.compile":  # what a compiled model calls is seen as well
+        site = model.transformer_blocks[0].attn2
+        site.forward = lambda *args, **kwargs: args[0]
+        with pytest.raises(RuntimeError, match="did not see it"), guide(pipe, NEGATIVE):
+            draw(pipe)

@@ -28,6 +28,11 @@ constexpr int64_t kBlockKeys = 96;
 // Long sums are taken in runs of this many terms and then of those runs: the rounding error grows with the depth of
 // the sum, not with its length.
 constexpr int64_t kSumRun = 8;
+constexpr int64_t kDepthRun = 128;  // for the dot products of queries and keys: the common head sizes take one run
+
+// Logits are kept in base 2: the exponential then splits into integer and fraction without a rounding.
+constexpr double kLog2E = 1.44269504088896340736;
+constexpr int64_t kPrefetchRows = 2 * kTileRows;
 
 // Keys and channels as they are: float and double, and 16-bit types widened when packed.
 template <class Type>
@@ -85,14 +90,21 @@ struct Attention {
 
   static NAG_INLINE int64_t key_width(int64_t head_size) { return (head_size + P::kPack - 1) / P::kPack; }
 
-  // One row of `count` channels widened to Acc; the pad up to a whole pack is zero.
-  static NAG_INLINE void widen_row(const T* row, int64_t count, Acc* wide) {
-    int64_t c = 0;
-    for (; c + kLanes <= count; c += kLanes) {
-      store(wide + c, load(row + c));
+  // Packed words [c, c + kLanes) of a row of d channels, zeros beyond its end. A pair travels as the bits of a float.
+  static NAG_INLINE V load_words(const T* row, int64_t c, int64_t d) {
+    if constexpr (P::kPack == 1) {
+      return c + kLanes <= d ? load(row + c) : load_partial<M>(row + c, d - c);
+    } else {
+      float words[kLanes] = {};
+      std::memcpy(words, row + 2 * c, min64(2 * kLanes, d - 2 * c) * sizeof(T));
+      return load(words);
     }
-    if (c < count) {
-      store(wide + c, load_partial<M>(row + c, count - c));
+  }
+
+  // Rows of keys lie one token apart, often further than the processor looks ahead by itself.
+  static NAG_INLINE void prefetch_row(const T* row, int64_t d) {
+    for (int64_t c = 0; c < d; c += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(row + c);
     }
   }
 
@@ -116,10 +128,14 @@ struct Attention {
       const int64_t keys = min64(block, n - k0);
       for (int64_t r = 0; r < keys;) {
         const int64_t rows = next_rows(keys - r);
-        pack_key_tile(key, s.key_stride[1], index + k0 + r, rows, d, packed_key + (k0 + r) * width, scratch);
+        for (int64_t i = r; i < r + rows; ++i) {
+          prefetch_row(key + index[min64(k0 + i + kPrefetchRows, n - 1)] * s.key_stride[1], d);
+        }
+        pack_key_tile(key, s.key_stride[1], index + k0 + r, rows, d, packed_key + (k0 + r) * width);
         r += rows;
       }
-      pack_value_block(value, s.value_stride[1], index + k0, keys, d, packed_value + k0 / P::kPack * d, scratch);
+      pack_value_block(value, s.value_stride[1], index + k0, keys, d, packed_value + k0 / P::kPack * d,
+                       static_cast<Element*>(scratch));
     }
   }
 
@@ -138,78 +154,69 @@ struct Attention {
     return static_cast<Element*>(s.packed_value) + before + head * per_head;
   }
 
-  static void pack_key_tile(const T* key, int64_t stride, const int64_t* index, int64_t rows, int64_t d, Element* out,
-                            void* scratch) {
-    if constexpr (P::kPack == 1) {
-      const int64_t padded = (d + kLanes - 1) / kLanes * kLanes;
-      Acc* wide = static_cast<Acc*>(scratch);
-      for (int64_t i = 0; i < rows; ++i) {
-        widen_row(key + index[i] * stride, d, wide + i * padded);
-      }
-      if (rows == kTileRows) {
-        for (int64_t c = 0; c < d; ++c) {
+  // rows x words -> [words][rows]. Stores go up in memory and whole vectors at a time: what one writes beyond its rows
+  // the next overwrites, and the last ones are partial.
+  static void pack_key_tile(const T* key, int64_t stride, const int64_t* index, int64_t rows, int64_t d,
+                            Element* packed) {
+    constexpr int kBlocks = (kTileRows + kLanes - 1) / kLanes;
+    const int64_t width = key_width(d);
+    Acc* out = reinterpret_cast<Acc*>(packed);
+    for (int64_t c = 0; c < width; c += kLanes) {
+      V columns[kBlocks][kLanes];
+#pragma GCC unroll 4
+      for (int block = 0; block < kBlocks; ++block) {
 #pragma GCC unroll 16
-          for (int64_t i = 0; i < kTileRows; ++i) {
-            out[c * kTileRows + i] = wide[i * padded + c];
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t row = block * kLanes + i;
+          columns[block][i] = row < rows ? load_words(key + index[row] * stride, c, d) : V{};
+        }
+        transpose<M>(columns[block]);
+      }
+      const int64_t count = min64(kLanes, width - c);
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t block = 0; block * kLanes < rows; ++block) {
+          const int64_t at = (c + i) * rows + block * kLanes;
+          if (at + kLanes <= width * rows) {
+            store(out + at, columns[block][i]);
+          } else {
+            store_partial<M>(out + at, columns[block][i], min64(kLanes, rows - block * kLanes));
           }
+        }
+      }
+    }
+  }
+
+  // keys x channels -> per register tile of channels [keys / pack][rows].
+  static void pack_value_block(const T* value, int64_t stride, const int64_t* index, int64_t keys, int64_t d,
+                               Element* out, Element* row) {
+    const int64_t packs = (keys + P::kPack - 1) / P::kPack;
+    for (int64_t k = 0; k < packs; ++k) {
+      if constexpr (P::kPack == 1) {
+        const T* source = value + index[k] * stride;
+        prefetch_row(value + index[min64(k + kPrefetchRows, keys - 1)] * stride, d);
+        for (int64_t c = 0; c < d; c += kLanes) {
+          store(row + c, load_words(source, c, d));
         }
       } else {
-        for (int64_t c = 0; c < d; ++c) {
-          for (int64_t i = 0; i < rows; ++i) {
-            out[c * rows + i] = wide[i * padded + c];
-          }
-        }
-      }
-    } else {
-      for (int64_t i = 0; i < rows; ++i) {
-        const T* row = key + index[i] * stride;
-        for (int64_t c = 0; c < d / 2; ++c) {
-          out[c * rows + i] = pair(row[2 * c].bits, row[2 * c + 1].bits);
-        }
-        if (d % 2 != 0) {
-          out[d / 2 * rows + i] = row[d - 1].bits;
-        }
-      }
-    }
-  }
-
-  static void pack_value_block(const T* value, int64_t stride, const int64_t* index, int64_t keys, int64_t d,
-                               Element* out, void* scratch) {
-    const int64_t packs = (keys + P::kPack - 1) / P::kPack;
-    if constexpr (P::kPack == 1) {
-      Acc* wide = static_cast<Acc*>(scratch);
-      for (int64_t k = 0; k < keys; ++k) {
-        widen_row(value + index[k] * stride, d, wide);
-        for (int64_t c = 0; c < d;) {
-          const int64_t rows = next_rows(d - c);
-          Element* tile = out + c * packs + k * rows;
-          if (rows == kTileRows) {
-            std::memcpy(tile, wide + c, kTileRows * sizeof(Element));
-          } else {
-            for (int64_t i = 0; i < rows; ++i) {
-              tile[i] = wide[c + i];
-            }
-          }
-          c += rows;
-        }
-      }
-    } else {
-      for (int64_t k = 0; k < packs; ++k) {
         const T* even = value + index[2 * k] * stride;
-        const T* odd = 2 * k + 1 < keys ? value + index[2 * k + 1] * stride : nullptr;
-        for (int64_t c = 0; c < d;) {
-          const int64_t rows = next_rows(d - c);
-          Element* tile = out + c * packs + k * rows;
-          for (int64_t i = 0; i < rows; ++i) {
-            tile[i] = pair(even[c + i].bits, odd ? odd[c + i].bits : 0);
-          }
-          c += rows;
+        const T* odd = value + index[min64(2 * k + 1, keys - 1)] * stride;
+        const uint32_t odd_bits = 2 * k + 1 < keys ? 0xffffu : 0;
+        for (int64_t c = 0; c < d; ++c) {
+          row[c] = even[c].bits | (odd[c].bits & odd_bits) << 16;
         }
+      }
+      for (int64_t c = 0; c < d;) {
+        const int64_t rows = next_rows(d - c);
+        Element* tile = out + c * packs + k * rows;
+        if (rows == kTileRows) {
+          std::memcpy(tile, row + c, kTileRows * sizeof(Element));
+        } else {
+          std::memcpy(tile, row + c, rows * sizeof(Element));
+        }
+        c += rows;
       }
     }
   }
-
-  static NAG_INLINE uint32_t pair(uint16_t even, uint16_t odd) { return even | static_cast<uint32_t>(odd) << 16; }
 
   // ---- scratch of one thread -----------------------------------------------------------------------------------
 
@@ -249,9 +256,8 @@ struct Attention {
   static size_t scratch_bytes(const AttentionParams& p) {
     size_t tile;
     carve(p, nullptr, &tile);
-    // Packing widens up to kTileRows rows in the same memory.
-    const size_t rows = kTileRows * (p.head_size + kLanes) * sizeof(Acc);
-    return tile > rows ? tile : rows;
+    const size_t row = (p.head_size + kLanes) * sizeof(Acc);  // packing gathers one row in the same memory
+    return tile > row ? tile : row;
   }
 
   // ---- register tiles ------------------------------------------------------------------------------------------
@@ -259,6 +265,7 @@ struct Attention {
   // acc[rows][kWidth] += a[depth][rows] x b[depth][kWidth]
   template <int kRows>
   static NAG_INLINE void multiply(const Element* a, const Element* b, int64_t depth, V (&acc)[kRows][kVectors]) {
+#pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
       V panel[kVectors];
 #pragma GCC unroll 2
@@ -275,12 +282,24 @@ struct Attention {
     }
   }
 
-  // scores[rows][kWidth] = softmax_scale K Q^T + bias, and the running maximum over the rows.
-  template <int kRows>
+  // scores[rows][kWidth] = scale K Q^T + bias (base 2), and the running maximum over the rows. kDeep: heads wider than
+  // kDepthRun, whose partial sums cost the others 4 % in the same function.
+  template <int kRows, bool kDeep>
   static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width, Acc scale,
                                                    Acc bias, Acc* scores, Acc* maximum) {
     V acc[kRows][kVectors] = {};
-    multiply<kRows>(key, query, width, acc);
+    multiply<kRows>(key, query, kDeep ? kDepthRun : width, acc);
+    if constexpr (kDeep) {
+      for (int64_t k = kDepthRun; k < width; k += kDepthRun) {
+        V more[kRows][kVectors] = {};
+        multiply<kRows>(key + k * kRows, query + k * kWidth, min64(width - k, kDepthRun), more);
+        for (int i = 0; i < kRows; ++i) {
+          for (int j = 0; j < kVectors; ++j) {
+            acc[i][j] += more[i][j];
+          }
+        }
+      }
+    }
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
       V largest = load(maximum + j * kLanes);
@@ -327,7 +346,11 @@ struct Attention {
         return score_rows<kRows - 1>(rows, key, query, width, scale, bias, scores, maximum);
       }
     }
-    score_tile<kRows>(key, query, width, scale, bias, scores, maximum);
+    if (width > kDepthRun) {
+      score_tile<kRows, true>(key, query, width, scale, bias, scores, maximum);
+    } else {
+      score_tile<kRows, false>(key, query, width, scale, bias, scores, maximum);
+    }
   }
 
   template <int kRows = kTileRows>
@@ -348,7 +371,7 @@ struct Attention {
                    bool first, const Element* query, Acc* maximum, Acc* acc, const Scratch& scratch) {
     const int64_t d = p.head_size;
     const int64_t width = key_width(d);
-    const Acc scale = static_cast<Acc>(p.softmax_scale);
+    const Acc scale = static_cast<Acc>(p.softmax_scale * kLog2E);
     Acc* sum = maximum + kWidth;
     Acc* scores = scratch.scores;
     Acc new_maximum[kWidth];
@@ -369,7 +392,7 @@ struct Attention {
       top[j] = load(new_maximum + j * kLanes);
       total[j] = V{};
       if (!first) {
-        const V factor = exp_nonpositive(load(maximum + j * kLanes) - top[j]);
+        const V factor = exp2_nonpositive(load(maximum + j * kLanes) - top[j]);
         store(rescale + j * kLanes, factor);
         total[j] = load(sum + j * kLanes) * factor;
       }
@@ -390,7 +413,7 @@ struct Attention {
     }
   }
 
-  // scores -> exp(scores - top), in place or as pairs; their sum is added to total.
+  // scores -> 2^(scores - top), in place or as pairs; their sum is added to total.
   static NAG_INLINE void probabilities(Acc* scores, int64_t keys, const V (&top)[kVectors], V (&total)[kVectors],
                                        const Scratch& scratch) {
     for (int64_t k0 = 0; k0 < keys; k0 += kSumRun) {
@@ -401,12 +424,12 @@ struct Attention {
         for (int j = 0; j < kVectors; ++j) {
           Acc* at = scores + k * kWidth + j * kLanes;
           if constexpr (P::kPack == 1) {
-            const V probability = exp_nonpositive(load(at) - top[j]);
+            const V probability = exp2_nonpositive(load(at) - top[j]);
             some[j] += probability;
             store(at, probability);
           } else {
-            const V even = exp_nonpositive(load(at) - top[j]);
-            const V odd = k + 1 < keys ? exp_nonpositive(load(at + kWidth) - top[j]) : V{};
+            const V even = exp2_nonpositive(load(at) - top[j]);
+            const V odd = k + 1 < keys ? exp2_nonpositive(load(at + kWidth) - top[j]) : V{};
             const VecU even_bits = bfloat16_bits(even);
             const VecU odd_bits = bfloat16_bits(odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.
@@ -442,7 +465,7 @@ struct Attention {
     for (int64_t k0 = 0; k0 < n; k0 += block) {
       const int64_t keys = min64(block, n - k0);
       for (int64_t i = 0; i < panels; ++i) {
-        step(p, key + k0 * width, value + k0 / P::kPack * p.head_size, keys, static_cast<Acc>(s.logit_bias),
+        step(p, key + k0 * width, value + k0 / P::kPack * p.head_size, keys, static_cast<Acc>(s.logit_bias * kLog2E),
              first && k0 == 0, scratch.query + i * width * kWidth, scratch.state + (2 * i + branch) * 2 * kWidth,
              acc + i * acc_stride, scratch);
       }
@@ -450,33 +473,35 @@ struct Attention {
     return true;
   }
 
-  // Q^T of one panel and head: [key_width][kWidth], zeros for queries beyond the end.
-  static void load_query(const T* query, int64_t stride, int64_t tokens, int64_t d, Element* out) {
-    // A pair moves as one 32-bit lane, so pairs are transposed as if they were floats.
+  // Q^T of one panel and head: [key_width][kWidth], zeros for queries beyond the end. The next head's rows, one token
+  // apart, are fetched meanwhile.
+  static void load_query(const T* query, int64_t stride, int64_t head_stride, int64_t tokens, int64_t d, Element* out) {
     const int64_t width = key_width(d);
     for (int j = 0; j < kVectors; ++j) {
       for (int64_t c = 0; c < width; c += kLanes) {
+        const int64_t live = tokens - j * kLanes;
         const int64_t count = min64(kLanes, width - c);
+        const T* row = query + j * kLanes * stride;
         V rows[kLanes];
+        if (live >= kLanes && (c + kLanes) * P::kPack <= d) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          const int64_t token = j * kLanes + i;
-          rows[i] = V{};
-          if (token < tokens) {
-            const T* row = query + token * stride + c * P::kPack;
-            if constexpr (P::kPack == 1) {
-              rows[i] = count == kLanes ? load(row) : load_partial<M>(row, count);
-            } else {
-              float words[kLanes] = {};
-              std::memcpy(words, row, min64(kLanes * 2, d - c * 2) * sizeof(T));
-              rows[i] = load(words);
-            }
+          for (int i = 0; i < kLanes; ++i) {
+            rows[i] = load_words(row + i * stride, c, d);
+            __builtin_prefetch(row + i * stride + head_stride + c * P::kPack);
+          }
+        } else {
+          for (int i = 0; i < kLanes; ++i) {
+            rows[i] = i < live ? load_words(row + i * stride, c, d) : V{};
           }
         }
         transpose<M>(rows);
+        if (count == kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          if (i < count) {
+          for (int i = 0; i < kLanes; ++i) {
+            store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
+          }
+        } else {
+          for (int i = 0; i < count; ++i) {
             store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
           }
         }
@@ -486,20 +511,13 @@ struct Attention {
 
   // ---- norms and blend -----------------------------------------------------------------------------------------
 
-  // Z = acc / sum for one panel, head and branch; zeros where the branch saw no key.
-  static void normalise(Acc* acc, int64_t d, const Acc* sum, bool any) {
+  // acc -> Z = acc / sum for one panel and head, in place, zeros where a branch saw no key; adds |Z+|_1 and |G|_1 of
+  // the head to norms.
+  static void finish_head(Acc* positive, Acc* negative, int64_t d, const Acc* state, bool any_positive,
+                          bool any_negative, Acc scale, Acc* norms) {
     for (int j = 0; j < kVectors; ++j) {
-      const V inverse = any ? splat(Acc(1)) / load(sum + j * kLanes) : V{};
-      for (int64_t c = 0; c < d; ++c) {
-        Acc* at = acc + c * kWidth + j * kLanes;
-        store(at, any ? load(at) * inverse : V{});
-      }
-    }
-  }
-
-  // Adds |Z+|_1 and |G|_1 of one panel and head to norms.
-  static void add_norms(const Acc* positive, const Acc* negative, int64_t d, Acc scale, Acc* norms) {
-    for (int j = 0; j < kVectors; ++j) {
+      const V inverse_positive = any_positive ? splat(Acc(1)) / load(state + kWidth + j * kLanes) : V{};
+      const V inverse_negative = any_negative ? splat(Acc(1)) / load(state + 3 * kWidth + j * kLanes) : V{};
       V head_positive = {};
       V head_guided = {};
       for (int64_t c0 = 0; c0 < d; c0 += kSumRun) {
@@ -507,8 +525,11 @@ struct Attention {
         V some_guided = {};
         const int64_t end = min64(c0 + kSumRun, d);
         for (int64_t c = c0; c < end; ++c) {
-          const V zp = load(positive + c * kWidth + j * kLanes);
-          const V zn = load(negative + c * kWidth + j * kLanes);
+          const int64_t at = c * kWidth + j * kLanes;
+          const V zp = any_positive ? load(positive + at) * inverse_positive : V{};
+          const V zn = any_negative ? load(negative + at) * inverse_negative : V{};
+          store(positive + at, zp);
+          store(negative + at, zn);
           some_positive += abs(zp);
           some_guided += abs(extrapolate(zp, zn, splat(scale), splat(scale - 1)));
         }
@@ -534,23 +555,28 @@ struct Attention {
       for (int64_t c = 0; c < channels; c += kLanes) {
         const int64_t count = min64(kLanes, channels - c);
         V rows[kLanes];
+        if (count == kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          rows[i] = V{};
-          if (i < count) {
+          for (int i = 0; i < kLanes; ++i) {
             const int64_t at = (c + i) * kWidth + j * kLanes;
+            rows[i] = extrapolate(load(positive + at), load(negative + at), a, b);
+          }
+        } else {
+          for (int i = 0; i < kLanes; ++i) {
+            const int64_t at = (c + min64(i, count - 1)) * kWidth + j * kLanes;
             rows[i] = extrapolate(load(positive + at), load(negative + at), a, b);
           }
         }
         transpose<M>(rows);
+        T* row = out + j * kLanes * channels + c;
         if (live == kLanes && count == kLanes) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) {
-            store(out + (j * kLanes + i) * channels + c, rows[i]);
+            store(row + i * channels, rows[i]);
           }
         } else {
           for (int i = 0; i < live; ++i) {
-            store_partial<M>(out + (j * kLanes + i) * channels + c, rows[i], count);
+            store_partial<M>(row + i * channels, rows[i], count);
           }
         }
       }
@@ -578,7 +604,7 @@ struct Attention {
       Acc* negative = scratch.negative + head * d * kWidth;
       for (int64_t i = 0; i < panels; ++i) {
         load_query(query + i * kWidth * p.query_stride[1] + head * p.query_stride[2], p.query_stride[1],
-                   min64(kWidth, tokens - i * kWidth), d, scratch.query + i * width * kWidth);
+                   p.query_stride[2], min64(kWidth, tokens - i * kWidth), d, scratch.query + i * width * kWidth);
       }
       const bool shared = attend(p, kShared, sample, key_head, true, panels, 1, negative, panel_size, scratch);
       if (shared) {  // fork: text+ continues on a copy
@@ -594,12 +620,8 @@ struct Attention {
           attend(p, kNegative, sample, key_head, !shared, panels, 1, negative, panel_size, scratch) || shared;
       for (int64_t i = 0; i < panels; ++i) {
         const Acc* state = scratch.state + i * 4 * kWidth;
-        normalise(positive + i * panel_size, d, state + kWidth, any_positive);
-        normalise(negative + i * panel_size, d, state + 3 * kWidth, any_negative);
-        if (p.rule == Rule::kNag) {
-          add_norms(positive + i * panel_size, negative + i * panel_size, d, static_cast<Acc>(settings.scale),
-                    scratch.norms + i * 2 * kWidth);
-        }
+        finish_head(positive + i * panel_size, negative + i * panel_size, d, state, any_positive, any_negative,
+                    static_cast<Acc>(settings.scale), scratch.norms + i * 2 * kWidth);
       }
     }
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide` on real pipelines with tiny random weights, against the same pipelines with a doubled batch and hooks."""
 
+import threading
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ pytest.importorskip("diffusers")
 from diffusers import HeunDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, pipeline
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.families import checked_sites
@@ -38,11 +41,12 @@ def negative_of(pipe, text=NEGATIVE, **options):
 
 # --- what it computes -------------------------------------------------------------------------------------------------
 
+EACH = ["dogs", "a b c"]
 BATCHES = {
     "one": ({}, NEGATIVE, NEGATIVE, 1),
     "three images": ({"num_images_per_prompt": 3}, NEGATIVE, NEGATIVE, 3),
     "two prompts": ({"prompt": ["a cat", "two red birds in a tree"]}, NEGATIVE, [NEGATIVE] * 2, 2),
-    "two of each": ({"prompt": ["a cat", "two red birds"], "num_images_per_prompt": 2}, ["dogs", "a b c"], ["dogs", "a b c"], 4),
+    "two of each": ({"prompt": ["a cat", "two red birds"], "num_images_per_prompt": 2}, EACH, EACH, 4),
 }  # fmt: skip
 
 
@@ -142,7 +146,11 @@ def test_fractions_that_rounding_puts_beside_a_step():
     )
     assert 0.28 * 25 > 7
     assert 0.58 * 50 < 29
-    for steps, start, end, wanted in ((25, 0.28, 1.0, range(7, 25)), (25, 0.0, 0.28, range(7)), (50, 0.58, 1.0, range(29, 50))):
+    for steps, start, end, wanted in (
+        (25, 0.28, 1.0, range(7, 25)),
+        (25, 0.0, 0.28, range(7)),
+        (50, 0.58, 1.0, range(29, 50)),
+    ):
         with guide(pipe, NEGATIVE, start=start, end=end):
             draw(pipe, num_inference_steps=steps)
         assert [i for i, x in enumerate(guided) if x] == list(wanted)
@@ -229,7 +237,10 @@ def test_pad_brings_the_shorter_text_to_the_length_of_the_longer(negative, guida
     pipe = pipeline("pixart")
     options = {"guidance_scale": guidance_scale}
     recorded = negative_of(pipe, negative, **options)
-    lengths = [denoiser_texts(pipe, **options)["encoder_attention_mask"][-1].sum(), recorded["encoder_attention_mask"][-1].sum()]
+    lengths = [
+        denoiser_texts(pipe, **options)["encoder_attention_mask"][-1].sum(),
+        recorded["encoder_attention_mask"][-1].sum(),
+    ]
     longer = max(int(x) for x in lengths)
     recorded["encoder_attention_mask"] = (torch.arange(12) < longer).long().expand(2, -1)
     if negative != "blue":  # the oracle's prompt must be lengthened by hand as well
@@ -240,7 +251,9 @@ def test_pad_brings_the_shorter_text_to_the_length_of_the_longer(negative, guida
             wanted_options |= {"negative_prompt": ""}
     else:
         wanted_options = {}
-    wanted, _ = draw_with_oracle(pipe, checked_sites(pipe.transformer), 1, recorded, **STEERING, **options | wanted_options)
+    wanted, _ = draw_with_oracle(
+        pipe, checked_sites(pipe.transformer), 1, recorded, **STEERING, **options | wanted_options
+    )
     with guide(pipe, negative, pad=True, **FIRM):
         got = draw(pipe, **options)
     assert error(got, wanted) < 2e-5
@@ -283,3 +296,72 @@ def test_half_precision(kind, dtype):
         got = draw(pipe, guidance_scale=3.0)
     assert got.dtype == dtype
     assert error(got, wanted) < 0.5 * error(plain, wanted)
+
+
+# --- threads, nesting in time, torch.compile --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same_pipeline", [True, False])
+def test_a_second_thread_is_refused_and_the_first_goes_on(same_pipeline):
+    pipe = pipeline("sd3")
+    other = pipe if same_pipeline else type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    with guide(pipe, NEGATIVE):
+        wanted = draw(pipe)
+    started, finish, drawn = threading.Event(), threading.Event(), []
+
+    def wait(pipe, i, t, values):
+        started.set()
+        assert finish.wait(60)
+        return values
+
+    def work():
+        drawn.append(draw(pipe, callback_on_step_end=wait))
+
+    with guide(pipe, NEGATIVE):
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert started.wait(60)
+        try:
+            with pytest.raises(RuntimeError, match=r"another guided call is running|guided call of another thread"):
+                draw(other)
+        finally:
+            finish.set()
+            thread.join()
+    assert torch.equal(drawn[0], wanted)
+
+
+def test_a_call_inside_a_call_is_refused():
+    pipe = pipeline("sd3")
+    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match="another guided call is running on this denoiser"):
+        draw(pipe, callback_on_step_end=lambda pipe, i, t, values: draw(pipe))
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "Module.compile", "blocks"])
+def test_compiled_denoisers(how):
+    pipe = pipeline("pixart")
+    model, compiler = pipe.transformer, CompileCounterWithBackend("eager")
+    scales = (8.0, 3.0, 5.0)
+    plain, wanted = draw(pipe), []
+    for scale in scales:
+        with guide(pipe, NEGATIVE, nag_scale=scale):
+            wanted.append(draw(pipe))
+    if how == "torch.compile":
+        pipe.transformer = torch.compile(model, backend=compiler, fullgraph=True)
+    for module in {"Module.compile": [model], "blocks": model.transformer_blocks}.get(how, ()):
+        module.compile(backend=compiler, fullgraph=True)
+    assert error(draw(pipe), plain) < 1e-5
+    graphs = compiler.frame_count
+    for scale, eager in zip(scales, wanted, strict=True):
+        with guide(pipe, NEGATIVE, nag_scale=scale):
+            assert error(draw(pipe), eager) < 1e-5
+        assert compiler.frame_count == 2 * graphs  # once for guidance, whatever the settings
+    assert error(draw(pipe), plain) < 1e-5
+    assert compiler.frame_count == 2 * graphs
+    if how != "torch.compile":  # what a compiled model calls is seen as well
+        site = model.transformer_blocks[0].attn2
+        site.forward = lambda *args, **kwargs: args[0]
+        with pytest.raises(RuntimeError, match="did not see it"), guide(pipe, NEGATIVE):
+            draw(pipe)

@@ -9,7 +9,12 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0, JointAttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    JointAttnProcessor2_0,
+)
 from tiny_models import POOLED, TEXT, doubled_batch_oracle, guided, pixart, sd3, sd35, seeded, unet_sd15, unet_sdxl
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -53,12 +58,19 @@ def model_arguments(kind, rows, dtype):
     if kind == "sd15":
         return {"sample": image, "timestep": time}
     if kind == "sdxl":
-        added = {"text_embeds": noise(rows, POOLED, seed=4, dtype=dtype), "time_ids": noise(rows, 6, seed=5, dtype=dtype)}
+        added = {
+            "text_embeds": noise(rows, POOLED, seed=4, dtype=dtype),
+            "time_ids": noise(rows, 6, seed=5, dtype=dtype),
+        }
         return {"sample": image, "timestep": time, "added_cond_kwargs": added}
     if kind == "pixart":
         none = {"resolution": None, "aspect_ratio": None}
         return {"hidden_states": image, "timestep": time, "added_cond_kwargs": none}
-    return {"hidden_states": image, "timestep": time, "pooled_projections": noise(rows, 2 * POOLED, seed=4, dtype=dtype)}
+    return {
+        "hidden_states": image,
+        "timestep": time,
+        "pooled_projections": noise(rows, 2 * POOLED, seed=4, dtype=dtype),
+    }
 
 
 def text_width(kind):
@@ -66,12 +78,10 @@ def text_width(kind):
 
 
 def twice(x):
-    if isinstance(x, dict):
-        return {k: twice(v) for k, v in x.items()}
-    return x if x is None else torch.cat([x, x])
+    return {k: twice(v) for k, v in x.items()} if isinstance(x, dict) else x if x is None else torch.cat([x, x])
 
 
-def settings(dtype=torch.float32, rule="nag", **values):
+def settings(rule="nag", **values):
     names = {"nag_scale": SCALE, "nag_tau": TAU, "nag_alpha": ALPHA} | values
     return {k: torch.tensor(v, dtype=torch.float32) for k, v in names.items()} | {"rule": rule}
 
@@ -252,8 +262,8 @@ def test_fused_projections():
 
 
 def joint_layer(last=False, **options):
-    return seeded(lambda: Attention(query_dim=32, added_kv_proj_dim=32, dim_head=8, heads=4, out_dim=32, bias=True,
-                                    context_pre_only=last, processor=JointAttnProcessor2_0(), **options), torch.float64)  # fmt: skip
+    options |= {"context_pre_only": last, "out_dim": 32, "bias": True, "processor": JointAttnProcessor2_0()}
+    return seeded(lambda: Attention(32, added_kv_proj_dim=32, heads=4, dim_head=8, **options), torch.float64)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["inner", "context_pre_only"])

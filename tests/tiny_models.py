@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random diffusers models and pipelines, made on the spot, and an oracle for guidance that shares no code with ours."""
+"""Tiny random diffusers models and pipelines, made on the spot, and an oracle that shares no code with ours."""
 
 import contextlib
 import inspect
@@ -33,7 +33,7 @@ POOLED = 24
 
 
 def seeded(build, dtype=torch.float32, seed=0):
-    """A model from `build`, in eval mode: no weight is zero, and attention has its favourites instead of a plain mean."""
+    """A model from `build`, in eval mode: no weight is zero, and attention is far from a plain mean."""
     torch.manual_seed(seed)
     model = build().eval().to(dtype)
     with torch.no_grad():
@@ -74,8 +74,9 @@ def pixart():
 def sd3(dual_attention_layers=(), qk_norm=None):
     return SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=2 * TEXT, caption_projection_dim=32, pooled_projection_dim=2 * POOLED,
-        pos_embed_max_size=8, dual_attention_layers=dual_attention_layers, qk_norm=qk_norm,
+        num_attention_heads=4, joint_attention_dim=2 * TEXT, caption_projection_dim=32,
+        pooled_projection_dim=2 * POOLED, pos_embed_max_size=8,
+        dual_attention_layers=dual_attention_layers, qk_norm=qk_norm,
     )  # fmt: skip
 
 
@@ -98,8 +99,8 @@ def guided(positive, negative, scale, tau, alpha, rule="nag"):
 def doubled_batch_oracle(sites, scale, tau, alpha, rule="nag"):
     """While open, a batch [positive rows; negative rows] through the untouched model is guided in both halves alike.
 
-    It replaces the input of the layer after attention, so it never meets an attention function. Yields the list of the shares
-    of tokens that the clip changed, one for each layer met.
+    It replaces the input of the layer after attention, so it never meets an attention function. Yields the list
+    of the shares of tokens that the clip changed, one for each layer met.
     """
     clipped = []
 
@@ -161,8 +162,8 @@ def _clip_tokenizer():
 
 
 def _vae():
-    return seeded(lambda: AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, layers_per_block=1,
-                                        shift_factor=0.0), seed=3)  # fmt: skip
+    config = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4, "layers_per_block": 1}
+    return seeded(lambda: AutoencoderKL(**config, shift_factor=0.0), seed=3)
 
 
 def _ddim():
@@ -245,9 +246,10 @@ def denoiser_texts(pipe, **options):
 
 
 def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag", steps=range(99), **options):
-    """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, [prompt; negative], guided by hooks.
+    """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, guided by hooks.
 
-    images: rows of the conditional half. negative: arguments as `denoiser_texts` gives them. Yields (latents, shares clipped).
+    images: rows of the conditional half. negative: as `denoiser_texts` gives it.
+    Returns (latents, shares of tokens that the clip changed).
     """
     model, shares, seen = denoiser(pipe), [], []
     plain = model.forward
@@ -265,7 +267,9 @@ def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag
         texts = [x["encoder_hidden_states"][-images:] for x in (arguments, negative)]
         length = max(x.shape[1] for x in texts)
         masks = [x.get("encoder_attention_mask") for x in (arguments, negative)]
-        masks = [torch.ones(images, x.shape[1]) if m is None else m[-images:] for m, x in zip(masks, texts, strict=True)]
+        masks = [
+            torch.ones(images, x.shape[1]) if m is None else m[-images:] for m, x in zip(masks, texts, strict=True)
+        ]
         pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
         if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
             pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])

@@ -5,7 +5,8 @@
 try:
     import diffusers  # noqa: F401  (the installed library)
 except ImportError as error:
-    raise ImportError("nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'") from error
+    message = "nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'"
+    raise ImportError(message) from error
 
 from .guide import disable_guidance, enable_guidance, guide
 from .processors import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0, PackedText

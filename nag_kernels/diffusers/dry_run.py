@@ -25,8 +25,9 @@ class _Reached(BaseException):
 def intercepted(denoiser: Module, call: Callable) -> Iterator[Callable]:
     """While open, calling `denoiser` calls `call` instead; yields the call that it replaces.
 
-    It is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as they are and are part
-    of what is yielded. So a compiled graph holds nothing of it, and a call that is not passed on meets no hook.
+    The call is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as
+    they are, inside of what is yielded. So a compiled graph holds nothing of it, and a call that is not passed on
+    meets no hook.
     """
     # Through __dict__: torch.compile's wrapper would set the attribute on the module inside it.
     before = denoiser.__dict__.get("_compiled_call_impl")
@@ -74,10 +75,11 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: Mapping[str, Any],
                     negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
-    """The denoiser's arguments, had the pipeline been called with the negative for its prompt and all else alike.
+    """The denoiser's arguments, had the pipeline been called with the negative for its prompt, all else alike.
 
-    The call runs up to the first use of the denoiser and leaves nothing behind: generators are cloned, torch's random state
-    and the attributes of pipeline and scheduler are put back, callbacks are dropped, the progress bar stays off.
+    The call runs up to the first use of the denoiser and leaves nothing behind: generators are cloned, torch's
+    random state and the attributes of pipeline and scheduler are put back, callbacks are dropped, the progress bar
+    stays off.
     """
     got: dict[str, Any] = {}
 
@@ -122,7 +124,9 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
             if not isinstance(value, Tensor):
                 raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
             if value.shape[0] not in (1, prompts):
-                raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {value.shape[0]}")
+                raise ValueError(
+                    f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {value.shape[0]}"
+                )
             call[name] = value.expand(prompts, *value.shape[1:])
             if f"negative_{name}" in known:  # so that nothing needs encoding
                 call[f"negative_{name}"] = call[name]

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place for model families: what `guide` must know about a denoiser, one entry per class.
 
-A family whose attention is one of the two kinds in `processors` is one more entry here; another kind needs its own processor.
+A family whose attention is one of the two kinds in `processors` is one more entry here; another kind needs its
+own processor.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from .processors import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0
 
 @dataclass(frozen=True)
 class Settings:
-    """What the papers use for a model: NAG's scale (phi + 1), tau and alpha; NASA's scale, None where none is published."""
+    """What the papers use for a model: NAG's scale (phi + 1), tau, alpha; NASA's scale, None if none is published."""
 
     nag_scale: float
     nag_tau: float
@@ -36,7 +37,7 @@ class Family:
     """How text reaches attention in one denoiser class.
 
     text: the arguments of forward that hold the text, and the dimension its tokens lie along.
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; tokens in the last dimension.
+    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T].
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
     stock: the processors that `processor` replaces; any other at a site is refused.
@@ -143,8 +144,8 @@ def family_of(denoiser: Module) -> Family:
 def checked_sites(denoiser: Module) -> list[Attention]:
     """The attention layers to be guided.
 
-    Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention slicing,
-    xformers, IP-Adapter), no site at all, or another number than the model's configuration says.
+    Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
+    slicing, xformers, IP-Adapter), no site at all, or another number than the model's configuration says.
     """
     family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
     kind = type(denoiser).__name__
@@ -156,9 +157,9 @@ def checked_sites(denoiser: Module) -> list[Attention]:
     for name, module in sites:
         if type(module.processor) not in family.stock:
             raise ValueError(
-                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not known: "
-                f"guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set it, or call "
-                f"set_attn_processor({family.stock[0].__name__}())"
+                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "
+                f"known: guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set "
+                f"it, or call set_attn_processor({family.stock[0].__name__}())"
             )
     if len(sites) != family.site_count(denoiser) or not sites:
         raise ValueError(

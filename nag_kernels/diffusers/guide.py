@@ -37,26 +37,27 @@ def guide(
         f = min(1, nag_tau |Z+|_1 / |G|_1)                    (NAG, arXiv 2505.21179; nag_scale is its phi + 1)
         out = Z+ - nag_scale Z-                               (NASA, arXiv 2412.02687)
 
-    at every layer in which the image attends to text: Z+ is the attention to the prompt, Z- that to the negative.
+    at every layer in which the image attends to text: Z+ is attention to the prompt, Z- to the negative.
 
     Args:
-        pipe: a diffusers pipeline; see docs/diffusers.md for the denoisers that are supported. It may use classifier-free
-            guidance as well: the unconditional half of its batch keeps its plain attention.
-        negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text under the names
-            that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask, ...). It is encoded by
-            the pipeline itself, with the arguments of the running call.
+        pipe: a diffusers pipeline; see docs/diffusers.md for the denoisers that are supported. It may use
+            classifier-free guidance as well: the unconditional half of its batch keeps its plain attention.
+        negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text
+            under the names that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask,
+            ...). It is encoded by the pipeline itself, with the arguments of the running call.
         nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model.
         rule: "nag" or "nasa" (nag_scale is then NASA's scale; tau and alpha are not used).
-        start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end. Before and
-            after, the model runs untouched.
-        pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the length of the
-            longer: its own padding becomes visible, and zeros follow where it has none.
+        start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end.
+            Before and after, the model runs untouched.
+        pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the
+            length of the longer: its own padding becomes visible, and zeros follow where it has none.
 
     Yields: pipe.
-    Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known, settings out of
-        range, no negative text, and (from the pipeline's call) texts or masks that do not fit; RuntimeError for nested or
-        concurrent use and for a call in which guidance did not act. Afterwards pipe is as it was, also when an exception
-        passes through. Warns when the block ends and pipe was never called.
+    Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known,
+        settings out of range, no negative text, and (from the pipeline's call) texts or masks that do not fit;
+        RuntimeError for nested or concurrent use and for a call in which guidance did not act. Afterwards pipe
+        is as it was, also when an exception passes through. Warns when the block ends and pipe was never
+        called.
     """
     enable_guidance(pipe, negative_prompt, nag_scale=nag_scale, nag_tau=nag_tau, nag_alpha=nag_alpha, rule=rule,
                     start=start, end=end, pad=pad)  # fmt: skip
@@ -105,7 +106,8 @@ class _Guidance:
         self.calls = 0
         self.negative = _checked_negative(negative_prompt)
         if hasattr(pipe, "do_perturbed_attention_guidance"):
-            raise ValueError(f"guide: {type(pipe).__name__} is not supported: perturbed attention has a batch of its own")
+            name = type(pipe).__name__
+            raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
         denoiser = find_denoiser(pipe)
         papers = family_of(denoiser).settings(inner_denoiser(denoiser))
         if rule not in ("nag", "nasa"):
@@ -123,7 +125,7 @@ class _Guidance:
         checked_sites(denoiser)
 
     def run(self, function, pipe, args, kwargs):
-        """One call of the pipeline: encode the negative, then call with the denoiser's arguments packed on their way."""
+        """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
         self.calls += 1
         denoiser = find_denoiser(pipe)
         sites = checked_sites(denoiser)
@@ -139,8 +141,8 @@ class _Guidance:
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
         if steered.guided == 0:
             raise RuntimeError(
-                f"guide: no step fell between start {self.start:g} and end {self.end:g}: guidance did not act; the call had "
-                f"{steered.steps} steps"
+                f"guide: no step fell between start {self.start:g} and end {self.end:g}: guidance did not act; "
+                f"the call had {steered.steps} steps"
             )
         return result
 
@@ -163,7 +165,7 @@ def _claimed(denoiser: Module) -> Iterator[None]:
     with _in_use_lock:
         if denoiser in _in_use:
             raise RuntimeError(
-                "guide: another guided call is running on this denoiser (a nested call or another thread); one at a time"
+                "guide: another guided call is running on this denoiser (a nested one or another thread); one at a time"
             )
         _in_use.add(denoiser)
     try:
@@ -210,8 +212,8 @@ class _SteeredDenoiser:
         calls = [ours.text_calls for _, _, ours in self.sites]
         if any(n != 1 for n in calls):
             raise RuntimeError(
-                f"guide: each of {len(calls)} attention layers must see the text once per call, but {calls.count(0)} did not "
-                f"see it and {sum(n > 1 for n in calls)} saw it more often: guidance would not act everywhere"
+                f"guide: each of {len(calls)} attention layers must see the text once per call, but {calls.count(0)} "
+                f"did not see it and {sum(n > 1 for n in calls)} saw it more often: guidance would not act everywhere"
             )
         return result
 
@@ -220,8 +222,8 @@ class _SteeredDenoiser:
         self.latest = (rows, timestep)
         if before not in (None, rows) and _number(when) == _number(timestep):
             raise ValueError(
-                f"guide: the denoiser was called with {before} and then {rows} texts in one step (guidance that skips layers or "
-                "attends to itself does so); whether the second is to be guided cannot be told"
+                f"guide: the denoiser was called with {before} and then {rows} texts in one step (guidance that skips "
+                "layers or attends to itself does so); whether the second is to be guided cannot be told"
             )
 
     def _set_settings(self) -> None:

@@ -15,8 +15,11 @@ from .processors import PackedText, not_plain, seen_tokens
 class Packer:
     """Packs the recorded negative into the calls of one pipeline run, and tells the processors how the texts lie.
 
-    family: of the denoiser.  negative: its arguments as `record_negative` gives them.  images: how many the run makes; a call
-    has that many rows, or twice as many, [unconditional; conditional].  pad: as in `guide`.  text: what the processors share.
+    family: of the denoiser.
+    negative: its arguments as `record_negative` gives them.
+    images: how many the run makes; a call has that many rows, or twice as many, [unconditional; conditional].
+    pad: as in `guide`.
+    text: what the processors share.
     """
 
     def __init__(self, family: Family, negative: Mapping[str, Any], images: int, pad: bool, text: PackedText):
@@ -33,8 +36,8 @@ class Packer:
         self.rows, self.device = positive.shape[0], positive.device
         if self.rows not in (self.images, 2 * self.images):
             raise ValueError(
-                f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance knows "
-                f"{self.images}, and {2 * self.images} for classifier-free guidance in one batch"
+                f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
+                f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
             )
         packed = {}
         for other, along in self.family.text.items():
@@ -68,8 +71,8 @@ class Packer:
             expected = (negative.shape[0], *positive.shape[1:])
         if negative.shape != expected:
             raise ValueError(
-                f"guide: {name} of the negative must be {expected} to go with the prompt's {tuple(positive.shape)}, got "
-                f"{tuple(negative.shape)}"
+                f"guide: {name} of the negative must be {expected} to go with the prompt's {tuple(positive.shape)}, "
+                f"got {tuple(negative.shape)}"
             )
         return negative.to(positive)
 
@@ -98,7 +101,7 @@ class Packer:
 
     def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
                   ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-        """Masks in which both texts of a row are as long as the longer one, both texts holding max(positive, negative)."""
+        """Masks [B, max(positive, negative)] in which both texts of a row are as long as the longer one."""
         unconditional = self.rows - self.images
         if seen is None:
             if positive >= negative or not unconditional:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-in attention processors: diffusers' own, with a second, negative text and one fused call.
 
-Both give up to rounding what the processor they replace gives wherever there is no negative text, or nag_scale is 1.
+Where there is no negative text, or nag_scale is 1, both give what the processor that they replace gives.
 """
 
 import math
@@ -29,8 +29,8 @@ class PackedText:
 
     length_positive, length_negative: tokens of each text, as the attention layers see them.
     mask_positive, mask_negative: bool [B, T], False is not seen; None where all is seen. Cross-attention only.
-    nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None for those of
-        the processor itself.
+    nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None
+        for those of the processor itself.
     rule: "nag" or "nasa".
     """
 
@@ -60,7 +60,8 @@ def check_settings(where: str, nag_scale: float, nag_tau: float, nag_alpha: floa
 def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(seen, plain): which tokens a mask lets through, bool [B, T], and whether it is plain yes or no, bool [].
 
-    mask: diffusers' additive bias [B, 1, T] or [B, T] (0 = seen, -9000 or less = not seen), or the same as bool (True = seen).
+    mask: diffusers' additive bias [B, 1, T] or [B, T] (0 = seen, -9000 or less = not seen), or the same as bool
+        (True = seen).
     Raises ValueError for any other shape.
     """
     if mask.ndim == 3 and mask.shape[1] == 1:
@@ -75,8 +76,8 @@ def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def not_plain(where: str, name: str) -> str:
     return (
-        f"{where}: {name} must be plain yes or no (0 and {MASKED:g} or less as a bias, 1 and 0 or bool as a mask): guided "
-        "attention masks tokens, it does not weigh them"
+        f"{where}: {name} must be plain yes or no (0 and {MASKED:g} or less as a bias, 1 and 0 or bool as a mask): "
+        "guided attention masks tokens, it does not weigh them"
     )
 
 
@@ -130,7 +131,7 @@ class _GuidedProcessor:
         return scale, tau, alpha
 
     def _count(self) -> None:
-        # Only for who sets it to 0 before every call: a compiled model is compiled for the value that it finds here.
+        # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.
         if self.text_calls is not None:
             self.text_calls += 1
 
@@ -150,19 +151,20 @@ def _heads(attn: Attention, x: Tensor) -> Tensor:
 class NAGAttnProcessor2_0(_GuidedProcessor):
     """Guided cross-attention for diffusers' `Attention`, in the place of `AttnProcessor2_0` (UNets, PixArt).
 
-        out = to_out(f Z+ and Z- of one fused call), Z+- = softmax(Q K+-^T / sqrt(D)) V+-     (arXiv 2505.21179)
+        out = to_out(guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-     in one call (arXiv 2505.21179)
 
     Args:
-        nag_scale: 1 steers nothing; the paper's phi is nag_scale - 1.  nag_tau: the clip.  nag_alpha: the share of the guided
-            output. All three may be set again at any time.
-        text: how the texts are packed, shared by the processors of a model. With it, every call with encoder_hidden_states
-            [B, T+ + T-, C] is guided. Without it the batch tells, as in the published code: with hidden_states [B, S, C],
-            encoder_hidden_states of batch 2B is [positive; negative]; with hidden_states [2B, S, C] (classifier-free
-            guidance), batch 3B is [unconditional; positive; negative], and the first B rows keep their plain attention;
-            equal batches, or none, are plain attention.
-    Masks: attention_mask as diffusers gives it, a bias [B, 1, T] for the whole of encoder_hidden_states, or bool.
-    Raises: ValueError for a batch or length of encoder_hidden_states that is none of these, a mask that is not plain yes or no
-        (RuntimeError from inside a compiled model), settings out of range.
+        nag_scale: 1 steers nothing; the paper's phi is nag_scale - 1.  nag_tau: the clip.  nag_alpha: the share
+            of the guided output. All three may be set again at any time.
+        text: how the texts are packed, shared by the processors of a model. With it, every call with
+            encoder_hidden_states [B, T+ + T-, C] is guided. Without it the batch tells, as in the published
+            code: with hidden_states [B, S, C], encoder_hidden_states of batch 2B is [positive; negative]; with
+            hidden_states [2B, S, C] (classifier-free guidance), batch 3B is [unconditional; positive;
+            negative], and the first B rows keep their plain attention; equal batches, or none, are plain
+            attention.
+    Masks: attention_mask as diffusers gives it, a bias [B, 1, T] for all of encoder_hidden_states, or bool.
+    Raises: ValueError for a batch or length of encoder_hidden_states that is none of these, a mask that is not
+        plain yes or no (RuntimeError from inside a compiled model), settings out of range.
     """
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
@@ -264,16 +266,17 @@ class NAGAttnProcessor2_0(_GuidedProcessor):
 class NAGJointAttnProcessor2_0(_GuidedProcessor):
     """Guided joint attention for SD3 and SD3.5, in the place of `JointAttnProcessor2_0`; text is last.
 
-        image:  one fused call, Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    (arXiv 2505.21179)
-        text+-: plain attention to [image | text+-]: each text keeps its own stream
+        image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
+        text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)
 
     Args:
         nag_scale, nag_tau, nag_alpha: as in `NAGAttnProcessor2_0`.
-        text: how the texts are packed. With it, encoder_hidden_states [B, T+ + T-, C] is [text+ ; text-] and both streams come
-            back packed; without it the layer is plain. The published doubled batch is refused: SD3's text norms are fed with
-            an embedding of batch B, so it breaks before it gets here, and at batch 1 silently.
-    Raises: ValueError for encoder_hidden_states of another batch or length, attention_mask or text masks (SD3 has none),
-        fused projections, settings out of range.
+        text: how the texts are packed. With it, encoder_hidden_states [B, T+ + T-, C] is [text+ ; text-] and
+            both streams come back packed; without it the layer is plain. The published doubled batch is
+            refused: SD3's text norms are fed with an embedding of batch B, so it breaks before it gets here,
+            and at batch 1 silently.
+    Raises: ValueError for encoder_hidden_states of another batch or length, attention_mask or text masks (SD3
+        has none), fused projections, settings out of range.
     """
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
@@ -332,8 +335,9 @@ class NAGJointAttnProcessor2_0(_GuidedProcessor):
             raise ValueError(f"{where}: attention_mask must be None (joint attention of SD3 has no masks)")
         if text.shape[0] != image.shape[0]:
             raise ValueError(
-                f"{where}: encoder_hidden_states must have batch {image.shape[0]} like hidden_states, got {text.shape[0]}: "
-                "pack a negative text along the sequence, [text+ ; text-], and say the lengths in PackedText"
+                f"{where}: encoder_hidden_states must have batch {image.shape[0]} like hidden_states, got "
+                f"{text.shape[0]}: pack a negative text along the sequence, [text+ ; text-], and say the lengths in "
+                "PackedText"
             )
         if self.text is not None:
             if self.text.mask_positive is not None or self.text.mask_negative is not None:

@@ -313,26 +313,24 @@ struct Attention {
     }
   }
 
-  // out[rows][kWidth] = rescale out + V^T P; `rescale` is null for the first block, whose old content is not read.
+  // out[rows][kWidth] = rescale out + V^T P; `rescale` is null for the first block, whose old content is not read. The
+  // block is summed by itself and then added: one long chain over all keys would round several times as much.
   template <int kRows>
   static __attribute__((noinline)) void value_tile(const Element* value, const Element* probability, int64_t packs,
                                                    const Acc* rescale, Acc* out) {
     V acc[kRows][kVectors] = {};
-    if (rescale != nullptr) {
+    multiply<kRows>(value, probability, packs, acc);
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) {
+    for (int j = 0; j < kVectors; ++j) {
+      if (rescale != nullptr) {
         const V factor = load(rescale + j * kLanes);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
-          acc[i][j] = load(out + i * kWidth + j * kLanes) * factor;
+          acc[i][j] = fma(load(out + i * kWidth + j * kLanes), factor, acc[i][j]);
         }
       }
-    }
-    multiply<kRows>(value, probability, packs, acc);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) {
+      for (int i = 0; i < kRows; ++i) {
         store(out + i * kWidth + j * kLanes, acc[i][j]);
       }
     }

@@ -146,7 +146,12 @@ NAG_INLINE void store(Half* p, VecF v) {
 #if defined(NAG_HAS_BF16_PAIRS)
 // acc + a.low * b.low + a.high * b.high in every lane, the 16-bit halves being bfloat16.
 NAG_INLINE VecF dot_bf16_pairs(VecU a, VecU b, VecF acc) {
+#if defined(NAG_HAS_AVX512)
   return (VecF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else  // the same in two exact products and two sums, for builds that try the pairs elsewhere
+  acc = fma((VecF)(a & 0xffff0000u), (VecF)(b & 0xffff0000u), acc);
+  return fma((VecF)(a << 16), (VecF)(b << 16), acc);
+#endif
 }
 #endif
 

@@ -176,6 +176,9 @@ def test_the_published_doubled_batch(kind, dtype):
     plain = model(**arguments, encoder_hidden_states=unconditional).sample
     assert error(got[:3], plain) < TOLERANCE[dtype]
     assert error(got[3:], wanted) < TOLERANCE[dtype]
+    model.set_attn_processor(NAGAttnProcessor2_0(SCALE, 0.5, ALPHA))  # a clip that would shrink any text
+    got = model(**twice(arguments), encoder_hidden_states=both).sample
+    assert error(got[:3], plain) < TOLERANCE[dtype]
 
 
 # --- single layers ----------------------------------------------------------------------------------------------------

@@ -58,19 +58,14 @@ def model_arguments(kind, rows, dtype):
     if kind == "sd15":
         return {"sample": image, "timestep": time}
     if kind == "sdxl":
-        added = {
-            "text_embeds": noise(rows, POOLED, seed=4, dtype=dtype),
-            "time_ids": noise(rows, 6, seed=5, dtype=dtype),
-        }
+        pooled, sizes = noise(rows, POOLED, seed=4, dtype=dtype), noise(rows, 6, seed=5, dtype=dtype)
+        added = {"text_embeds": pooled, "time_ids": sizes}
         return {"sample": image, "timestep": time, "added_cond_kwargs": added}
     if kind == "pixart":
         none = {"resolution": None, "aspect_ratio": None}
         return {"hidden_states": image, "timestep": time, "added_cond_kwargs": none}
-    return {
-        "hidden_states": image,
-        "timestep": time,
-        "pooled_projections": noise(rows, 2 * POOLED, seed=4, dtype=dtype),
-    }
+    pooled = noise(rows, 2 * POOLED, seed=4, dtype=dtype)
+    return {"hidden_states": image, "timestep": time, "pooled_projections": pooled}
 
 
 def text_width(kind):
@@ -210,16 +205,16 @@ def image(feature, rows, four_dimensional):
     return x.flatten(2).transpose(1, 2), {}
 
 
-def two_pass_oracle(attn, x, positive, negative, extra=None):
+def two_pass_oracle(attn, x, positive, negative, **extra):
     """The layer as it is on each text, its two attention outputs guided by the formula, and its own output layers."""
     caught = []
     hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
-    first, second = attn(x, positive, **(extra or {})), attn(x, negative, **(extra or {}))
+    first, second = attn(x, positive, **extra), attn(x, negative, **extra)
     hook.remove()
     steered, share = guided(*caught, SCALE, LAYER_TAU, ALPHA)
     assert 0 < share < 1, share
     hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: (steered,))
-    wanted = attn(x, positive, **(extra or {}))
+    wanted = attn(x, positive, **extra)
     hook.remove()
     return wanted, first, second
 
@@ -230,7 +225,7 @@ def test_cross_attention_layer(feature, four_dimensional):
     attn = cross_layer(feature)
     x, extra = image(feature, 3, four_dimensional)
     positive, negative = texts(3, 7, 5, 16, torch.float64)
-    wanted, plain, _ = two_pass_oracle(attn, x, positive, negative, extra)
+    wanted, plain, _ = two_pass_oracle(attn, x, positive, negative, **extra)
     attn.set_processor(NAGAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA, text=PackedText(7, 5)))
     got = attn(x, torch.cat([positive, negative], dim=1), **extra)
     assert got.shape == plain.shape

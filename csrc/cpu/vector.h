@@ -82,7 +82,7 @@ NAG_INLINE VecF exp2_nonpositive(VecF x) {
 }
 
 NAG_INLINE VecD exp2_nonpositive(VecD x) {
-  VecD result;
+  VecD result = x;
   for (int i = 0; i < kDoubles; ++i) {
     result[i] = std::exp2(x[i]);
   }

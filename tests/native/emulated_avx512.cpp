@@ -16,17 +16,31 @@
 #if defined(NAG_X86)
 NAG_TARGET_BEGIN("avx2,fma")
 #endif
-#include "cpu/kernel_table.h"
+#include "cpu/attention_kernel.h"
+#include "cpu/guidance_kernel.h"
 #if defined(NAG_X86)
 NAG_TARGET_END
 #endif
 
 namespace nag {
 namespace {
-constexpr KernelTable kTable = emulated_avx512::kernel_table<emulated_avx512::Pairs>("avx512", "avx512_bf16");
+
+// float32 and bfloat16 stand for the others, which differ in how a row is read and written only (and take long to
+// compile when every 64-byte operation becomes two).
+const KernelTable& table() {
+  using namespace emulated_avx512;
+  static KernelTable table = default_kernels();
+  table.capability = "avx512_bf16";
+  table.attention[static_cast<int>(DType::kFloat)] = Attention<Plain<float>>::kernel("avx512");
+  table.attention[static_cast<int>(DType::kBFloat16)] = Attention<Pairs>::kernel("avx512_bf16");
+  table.guidance[static_cast<int>(DType::kFloat)] = Guidance<float>::kernel("avx512");
+  table.guidance[static_cast<int>(DType::kBFloat16)] = Guidance<BFloat16>::kernel("avx512");
+  return table;
 }
 
-const KernelTable* avx2_kernels() { return &kTable; }
+}  // namespace
+
+const KernelTable* avx2_kernels() { return &table(); }
 const KernelTable* avx512_kernels() { return nullptr; }
 const KernelTable* avx512_bf16_kernels() { return nullptr; }
 

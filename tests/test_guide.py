@@ -231,6 +231,21 @@ def test_ready_made_text(kind, guidance_scale):
         assert error(draw(pipe, guidance_scale=guidance_scale), wanted) < 1e-6
 
 
+@pytest.mark.parametrize("negative_prompt", ["", "a b"])
+def test_a_ready_made_prompt_and_a_text_for_a_negative(negative_prompt):
+    pipe = pipeline("pixart")
+    options = {"guidance_scale": 3.0, "prompt": ["a cat", "two birds"]}
+    with guide(pipe, NEGATIVE, **FIRM):
+        wanted = draw(pipe, negative_prompt=negative_prompt, **options)
+    texts = denoiser_texts(pipe, **options | {"negative_prompt": negative_prompt})
+    embeds, masks = texts["encoder_hidden_states"].chunk(2), texts["encoder_attention_mask"].chunk(2)
+    options |= {"prompt": None, "prompt_embeds": embeds[1], "prompt_attention_mask": masks[1]}
+    with guide(pipe, NEGATIVE, **FIRM):
+        assert error(draw(pipe, negative_prompt=negative_prompt, **options), wanted) < 1e-6
+        ready = {"negative_prompt_embeds": embeds[0], "negative_prompt_attention_mask": masks[0]}
+        assert error(draw(pipe, negative_prompt=None, **options, **ready), wanted) < 1e-6
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
 @pytest.mark.parametrize("negative", ["blue", "a b c d e f g"], ids=["shorter", "longer"])
 def test_pad_brings_the_shorter_text_to_the_length_of_the_longer(negative, guidance_scale):

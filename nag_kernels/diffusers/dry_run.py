@@ -59,7 +59,9 @@ def call_arguments(function: Callable, pipe: Any, args: tuple, kwargs: Mapping[s
     del arguments[next(iter(signature.parameters))]
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
+            arguments |= arguments.pop(name)
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.pop(name):
+            raise TypeError(f"guide: arguments of this {type(pipe).__name__} must be given by name")
     return arguments
 
 
@@ -113,7 +115,7 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
             if not k.startswith(_READY_MADE) and k not in ("prompt", *_CALLBACKS)
-            and not (k.startswith("negative_") and isinstance(v, Tensor))}  # fmt: skip
+            and not (k.startswith("negative_") and (v is None or isinstance(v, Tensor)))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = inspect.signature(function).parameters
         call["prompt"] = None
@@ -153,4 +155,5 @@ def _random_state_kept(pipe: Any) -> contextlib.AbstractContextManager:
     device = torch.device(getattr(pipe, "_execution_device", "cpu"))
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+    current = torch.get_device_module(device).current_device() if device.index is None else device.index
+    return torch.random.fork_rng(devices=[current], device_type=device.type)

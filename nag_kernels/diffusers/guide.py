@@ -162,6 +162,7 @@ def _checked_negative(negative: Negative) -> Negative:
 
 @contextlib.contextmanager
 def _claimed(denoiser: Module) -> Iterator[None]:
+    denoiser = inner_denoiser(denoiser)
     with _in_use_lock:
         if denoiser in _in_use:
             raise RuntimeError(

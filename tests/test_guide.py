@@ -313,6 +313,17 @@ def test_half_precision(kind, dtype):
     assert error(got, wanted) < 0.5 * error(plain, wanted)
 
 
+@pytest.mark.parametrize("kind", ["sdxl", "pixart", "sd35"])
+def test_inference_mode_and_autocast(kind):
+    pipe = pipeline(kind)
+    with guide(pipe, NEGATIVE, **FIRM):
+        wanted = draw(pipe, guidance_scale=3.0)
+        with torch.inference_mode():
+            assert torch.equal(draw(pipe, guidance_scale=3.0), wanted)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert 0 < error(draw(pipe, guidance_scale=3.0), wanted) < 0.05
+
+
 # --- threads, nesting in time, torch.compile --------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from diffusers import DDPMPipeline, DDPMScheduler, PixArtAlphaPipeline, UNet2DModel
 from diffusers.models.attention_processor import (
     AttnProcessor,
@@ -135,6 +136,39 @@ def test_enabled_pipelines_look_the_same():
     disable_guidance(pipe)
     assert type(pipe) is cls
     assert error(draw(pipe), first) > 1e-4
+
+
+@pytest.mark.parametrize(("name", "kind", "options"), [
+    ("StableDiffusionImg2ImgPipeline", "sd15", {"strength": 0.6}),
+    ("StableDiffusionXLInpaintPipeline", "sdxl", {"strength": 0.8, "mask_image": torch.ones(1, 1, 8, 8)}),
+    ("StableDiffusion3Img2ImgPipeline", "sd3", {"strength": 0.8, "max_sequence_length": 12}),
+    ("StableDiffusionControlNetPipeline", "sd15", {}),
+    ("PixArtSigmaPipeline", "pixart", {"use_resolution_binning": False, "clean_caption": False}),
+])  # fmt: skip
+def test_other_pipelines_over_the_same_denoisers(name, kind, options):
+    parts = pipeline(kind).components
+    if kind == "sd15":
+        parts["requires_safety_checker"] = False
+    if "ControlNet" in name:
+        parts["controlnet"] = diffusers.ControlNetModel.from_unet(parts["unet"])
+    pipe = getattr(diffusers, name)(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    options = options | {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "latent"}
+    if kind != "pixart":
+        options["image"] = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
+    if "Img2Img" not in name:
+        options |= {"height": 8, "width": 8}
+
+    def draw_it():
+        torch.manual_seed(1)  # the image is encoded with noise as well
+        return pipe("a small red cat", **options).images
+
+    plain = draw_it()
+    with guide(pipe, "a small red cat", nag_scale=8):
+        assert error(draw_it(), plain) < 2e-5
+    with guide(pipe, NEGATIVE, nag_scale=8, end=0.5):
+        assert error(draw_it(), plain) > 1e-3
+    assert torch.equal(draw_it(), plain)
 
 
 def test_a_block_without_a_call_warns():

@@ -43,6 +43,7 @@ struct Plain {
   using V = typename M::V;
   static constexpr int64_t kPack = 1;
   static NAG_INLINE V multiply_add(Element a, V b, V acc) { return fma(splat(a), b, acc); }
+  static NAG_INLINE V negate(V v) { return -v; }
 };
 
 #if defined(NAG_HAS_BF16_PAIRS)
@@ -54,6 +55,7 @@ struct Pairs {
   using V = VecF;
   static constexpr int64_t kPack = 2;
   static NAG_INLINE V multiply_add(Element a, V b, V acc) { return dot_bf16_pairs(VecU{} + a, (VecU)b, acc); }
+  static NAG_INLINE V negate(V v) { return (V)((VecU)v ^ 0x80008000u); }
 };
 #endif
 
@@ -282,11 +284,11 @@ struct Attention {
     }
   }
 
-  // scores[rows][kWidth] = scale K Q^T + bias (base 2), and the running maximum over the rows. kDeep: heads wider than
-  // kDepthRun, whose partial sums cost the others 4 % in the same function.
+  // scores[rows][kWidth] = K Q^T, and the running maximum over the rows. kDeep: heads wider than kDepthRun, whose
+  // partial sums cost the others 4 % in the same function.
   template <int kRows, bool kDeep>
-  static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width, Acc scale,
-                                                   Acc bias, Acc* scores, Acc* maximum) {
+  static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width,
+                                                   Acc* scores, Acc* maximum) {
     V acc[kRows][kVectors] = {};
     multiply<kRows>(key, query, kDeep ? kDepthRun : width, acc);
     if constexpr (kDeep) {
@@ -305,9 +307,8 @@ struct Attention {
       V largest = load(maximum + j * kLanes);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const V logit = fma(acc[i][j], splat(scale), splat(bias));
-        store(scores + i * kWidth + j * kLanes, logit);
-        largest = max(logit, largest);
+        store(scores + i * kWidth + j * kLanes, acc[i][j]);
+        largest = max(acc[i][j], largest);
       }
       store(maximum + j * kLanes, largest);
     }
@@ -337,17 +338,17 @@ struct Attention {
   }
 
   template <int kRows = kTileRows>
-  static NAG_INLINE void score_rows(int64_t rows, const Element* key, const Element* query, int64_t width, Acc scale,
-                                    Acc bias, Acc* scores, Acc* maximum) {
+  static NAG_INLINE void score_rows(int64_t rows, const Element* key, const Element* query, int64_t width, Acc* scores,
+                                    Acc* maximum) {
     if constexpr (kRows > 1) {
       if (rows != kRows) {
-        return score_rows<kRows - 1>(rows, key, query, width, scale, bias, scores, maximum);
+        return score_rows<kRows - 1>(rows, key, query, width, scores, maximum);
       }
     }
     if (width > kDepthRun) {
-      score_tile<kRows, true>(key, query, width, scale, bias, scores, maximum);
+      score_tile<kRows, true>(key, query, width, scores, maximum);
     } else {
-      score_tile<kRows, false>(key, query, width, scale, bias, scores, maximum);
+      score_tile<kRows, false>(key, query, width, scores, maximum);
     }
   }
 
@@ -369,34 +370,39 @@ struct Attention {
                    bool first, const Element* query, Acc* maximum, Acc* acc, const Scratch& scratch) {
     const int64_t d = p.head_size;
     const int64_t width = key_width(d);
-    const Acc scale = static_cast<Acc>(p.softmax_scale * kLog2E);
+    const Acc scale = static_cast<Acc>(std::fabs(p.softmax_scale) * kLog2E);  // load_query takes care of the sign
     Acc* sum = maximum + kWidth;
     Acc* scores = scratch.scores;
-    Acc new_maximum[kWidth];
-    Acc rescale[kWidth];
+    Acc block_maximum[kWidth];
     for (int i = 0; i < kWidth; ++i) {
-      new_maximum[i] = first ? -std::numeric_limits<Acc>::infinity() : maximum[i];
+      block_maximum[i] = -std::numeric_limits<Acc>::infinity();
     }
     for (int64_t r = 0; r < keys;) {
       const int64_t rows = next_rows(keys - r);
-      score_rows(rows, key + r * width, query, width, scale, bias, scores + r * kWidth, new_maximum);
+      score_rows(rows, key + r * width, query, width, scores + r * kWidth, block_maximum);
       r += rows;
     }
 
-    V top[kVectors];
+    // Weights are 2^(scale score + offset): one rounding, small where the weight is large. `top` need only be near the
+    // largest logit, and the same number everywhere.
+    Acc rescale[kWidth];
+    V offset[kVectors];
     V total[kVectors];
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      top[j] = load(new_maximum + j * kLanes);
+      V top = fma(load(block_maximum + j * kLanes), splat(scale), splat(bias));
       total[j] = V{};
       if (!first) {
-        const V factor = exp2_nonpositive(load(maximum + j * kLanes) - top[j]);
+        const V before = load(maximum + j * kLanes);
+        top = max(before, top);
+        const V factor = exp2_nonpositive(before - top);
         store(rescale + j * kLanes, factor);
         total[j] = load(sum + j * kLanes) * factor;
       }
-      store(maximum + j * kLanes, top[j]);
+      store(maximum + j * kLanes, top);
+      offset[j] = splat(bias) - top;
     }
-    probabilities(scores, keys, top, total, scratch);
+    probabilities(scores, keys, splat(scale), offset, total, scratch);
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
       store(sum + j * kLanes, total[j]);
@@ -411,9 +417,9 @@ struct Attention {
     }
   }
 
-  // scores -> 2^(scores - top), in place or as pairs; their sum is added to total.
-  static NAG_INLINE void probabilities(Acc* scores, int64_t keys, const V (&top)[kVectors], V (&total)[kVectors],
-                                       const Scratch& scratch) {
+  // scores -> 2^(scale scores + offset), in place or as pairs; their sum is added to total.
+  static NAG_INLINE void probabilities(Acc* scores, int64_t keys, V scale, const V (&offset)[kVectors],
+                                       V (&total)[kVectors], const Scratch& scratch) {
     for (int64_t k0 = 0; k0 < keys; k0 += kSumRun) {
       const int64_t end = min64(k0 + kSumRun, keys);
       V some[kVectors] = {};
@@ -422,12 +428,12 @@ struct Attention {
         for (int j = 0; j < kVectors; ++j) {
           Acc* at = scores + k * kWidth + j * kLanes;
           if constexpr (P::kPack == 1) {
-            const V probability = exp2_nonpositive(load(at) - top[j]);
+            const V probability = exp2_nonpositive(fma(load(at), scale, offset[j]));
             some[j] += probability;
             store(at, probability);
           } else {
-            const V even = exp2_nonpositive(load(at) - top[j]);
-            const V odd = k + 1 < keys ? exp2_nonpositive(load(at + kWidth) - top[j]) : V{};
+            const V even = exp2_nonpositive(fma(load(at), scale, offset[j]));
+            const V odd = k + 1 < keys ? exp2_nonpositive(fma(load(at + kWidth), scale, offset[j])) : V{};
             const VecU even_bits = bfloat16_bits(even);
             const VecU odd_bits = bfloat16_bits(odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.
@@ -471,9 +477,10 @@ struct Attention {
     return true;
   }
 
-  // Q^T of one panel and head: [key_width][kWidth], zeros for queries beyond the end. The next head's rows, one token
+  // Q^T (or -Q^T, for a negative softmax_scale) of one panel and head: [key_width][kWidth], zeros beyond the end. The next head's rows, one token
   // apart, are fetched meanwhile.
-  static void load_query(const T* query, int64_t stride, int64_t head_stride, int64_t tokens, int64_t d, Element* out) {
+  static void load_query(const T* query, int64_t stride, int64_t head_stride, int64_t tokens, int64_t d, bool negate,
+                         Element* out) {
     const int64_t width = key_width(d);
     for (int j = 0; j < kVectors; ++j) {
       for (int64_t c = 0; c < width; c += kLanes) {
@@ -490,6 +497,11 @@ struct Attention {
         } else {
           for (int i = 0; i < kLanes; ++i) {
             rows[i] = i < live ? load_words(row + i * stride, c, d) : V{};
+          }
+        }
+        if (negate) {
+          for (int i = 0; i < kLanes; ++i) {
+            rows[i] = P::negate(rows[i]);
           }
         }
         transpose<M>(rows);
@@ -602,7 +614,8 @@ struct Attention {
       Acc* negative = scratch.negative + head * d * kWidth;
       for (int64_t i = 0; i < panels; ++i) {
         load_query(query + i * kWidth * p.query_stride[1] + head * p.query_stride[2], p.query_stride[1],
-                   p.query_stride[2], min64(kWidth, tokens - i * kWidth), d, scratch.query + i * width * kWidth);
+                   p.query_stride[2], min64(kWidth, tokens - i * kWidth), d, p.softmax_scale < 0,
+                   scratch.query + i * width * kWidth);
       }
       const bool shared = attend(p, kShared, sample, key_head, true, panels, 1, negative, panel_size, scratch);
       if (shared) {  // fork: text+ continues on a copy

@@ -22,13 +22,16 @@ namespace {
 constexpr int kTileRows = NAG_TILE_ROWS;
 constexpr int kVectors = 2;  // vectors per register tile: kTileRows x 2 accumulators fill the register file
 // Keys per block: scores [96][kWidth] and Q^T [D][kWidth] stay in the first-level cache. A multiple of every
-// kTileRows in use and of the pair size.
-constexpr int64_t kBlockKeys = 96;
+// kTileRows in use and of the pair size. Without fused multiply-add each product rounds as well; shorter sums make up
+// for it.
+constexpr bool kFused = NAG_FUSED;
+constexpr int64_t kBlockKeys = kFused ? 96 : 24;
 
 // Long sums are taken in runs of this many terms and then of those runs: the rounding error grows with the depth of
 // the sum, not with its length.
 constexpr int64_t kSumRun = 8;
-constexpr int64_t kDepthRun = 128;  // for the dot products of queries and keys: the common head sizes take one run
+// For the dot products of queries and keys; the common head sizes take one run.
+constexpr int64_t kDepthRun = kFused ? 128 : 16;
 
 // Logits are kept in base 2: the exponential then splits into integer and fraction without a rounding.
 constexpr double kLog2E = 1.44269504088896340736;

@@ -13,6 +13,13 @@
 
 #define NAG_INLINE inline __attribute__((always_inline))
 
+// Whether a * b + c rounds once on this path.
+#if defined(NAG_HAS_AVX512) || defined(NAG_HAS_AVX2) || defined(__aarch64__) || defined(NAG_HAS_BF16_PAIRS)
+#define NAG_FUSED true
+#else
+#define NAG_FUSED false
+#endif
+
 namespace nag {
 namespace NAG_ISA {
 namespace {

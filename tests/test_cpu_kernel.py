@@ -1,0 +1,323 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ CPU kernels: every SIMD path against float64, the same bits always, memory, strides, machine code.
+
+A path is chosen once per process, so the paths below this machine's own run test_attention.py and test_guidance.py
+again in processes of their own. AVX-512 is tried by its logic on 64-byte vectors lowered to this machine's, Arm by a
+cross compiler and an emulator where they are installed.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from nag_kernels import backends, testing
+
+ROOT = pathlib.Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+LIBRARY = pathlib.Path(backends.__file__).parent / "_C.abi3.so"
+SETTINGS = (5.0, 2.5, 0.25)
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+pytestmark = pytest.mark.skipif(backends.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
+
+
+def attend(inputs, *settings, rule="nag"):
+    names = ("nag_scale", "nag_tau", "nag_alpha")
+    return torch.ops.nag.fused_guided_attention(**inputs, **dict(zip(names, settings, strict=True)), rule=rule)
+
+
+def bounded(path, code, *arguments):
+    """Runs Python code in a process of its own, with `path` as the upper bound of the SIMD path."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+RUN_TESTS = """
+import sys, pytest
+sys.exit(pytest.main(["-q", "-k", "cpu", "tests/test_attention.py", "tests/test_guidance.py"]))
+"""
+
+
+# --- every path -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["default", "avx2", "avx512"])
+def test_narrower_paths(path):
+    """The accuracy tests again on each path that this machine can run and does not choose by itself."""
+    own = backends.cpu_capability()
+    order = ["default", "avx2", "avx512", "avx512_bf16"]
+    if own not in order:
+        pytest.skip(f"{own} is the only path here")
+    if order.index(path) >= order.index(own):
+        reason = "is what every other test here runs on" if path == own else f"is wider than this machine's {own}"
+        pytest.skip(f"cpu path {path} {reason}")
+    out = bounded(path, RUN_TESTS)
+    assert f"[cpu path: {path}]" in out
+    assert int(re.search(r"cpu=(\d+)", out)[1]) > 300
+
+
+@pytest.mark.parametrize("bound", ["default", "avx2", "no such path"])
+def test_capability_is_an_upper_bound(bound):
+    code = "from nag_kernels import _C; print(_C.capability())"
+    found = bounded(bound, code).split()[-1]
+    own = backends.cpu_capability()
+    assert found == (bound if bound == "default" and own != "neon" else own if bound != "avx2" else min(own, "avx2"))
+
+
+def compiler():
+    found = shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0])
+    return found or pytest.skip("no C++ compiler to build the kernels for this test")
+
+
+def compile_each(commands):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), commands):
+            assert done.returncode == 0, done.stderr
+
+
+def test_avx512_logic(tmp_path):
+    """The host code and the AVX-512 kernels, bfloat16 pairs included, with emulated vectors, as a `_C` of its own."""
+    torch_include = pathlib.Path(torch.__file__).parent / "include"
+    flags = [
+        "-std=c++20", "-O1", "-fexpensive-optimizations", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030A0000",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{CSRC}", f"-I{torch_include}",
+        f"-I{sysconfig.get_path('include')}", "-Wno-psabi",
+    ]  # fmt: skip
+    sources = [ROOT / "tests/native/emulated_avx512.cpp", CSRC / "module.cpp"]
+    sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "guidance", "kernels_default", "capability")]
+    cxx = compiler()
+    compile_each([[cxx, *flags, "-c", source, "-o", tmp_path / f"{source.stem}.o"] for source in sources])
+    library = tmp_path / "_C.abi3.so"
+    torch_lib = pathlib.Path(torch.__file__).parent / "lib"
+    link = [cxx, "-shared", "-o", library, *tmp_path.glob("*.o"), f"-L{torch_lib}", "-ltorch_cpu"]
+    compile_each([link])
+    find_it = f"""
+import sys, importlib.util
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nag_kernels._C":
+            return importlib.util.spec_from_file_location(name, {str(library)!r})
+sys.meta_path.insert(0, Finder())
+"""
+    out = bounded("avx2", find_it + RUN_TESTS)
+    assert "[cpu path: avx512_bf16]" in out
+    assert int(re.search(r"cpu=(\d+)", out)[1]) > 300
+
+
+def native_main(cxx, tmp_path, *flags):
+    program = tmp_path / "attention_main"
+    sources = [ROOT / "tests/native/attention_main.cpp", CSRC / "cpu/kernels_default.cpp"]
+    compile_each([[cxx, "-std=c++20", "-O1", "-Wall", "-Werror", f"-I{CSRC}", *flags, *sources, "-o", program]])
+    return program
+
+
+def test_arm(tmp_path):
+    cxx = shutil.which("aarch64-linux-gnu-g++")
+    if cxx is None:
+        pytest.skip("cpu path neon: no cross compiler (aarch64-linux-gnu-g++)")
+    program = native_main(cxx, tmp_path, "-static")
+    emulator = shutil.which("qemu-aarch64")
+    if emulator is None:
+        pytest.skip("cpu path neon: compiled, not run, no emulator (qemu-aarch64)")
+    out = subprocess.run([emulator, program], capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout
+    assert "path neon: ok" in out.stdout
+
+
+def test_no_access_out_of_bounds(tmp_path):
+    """Packing, tiles and scratch under the address and undefined-behaviour sanitizers, in buffers of the exact size."""
+    program = native_main(compiler(), tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover", "-g1")
+    out = subprocess.run([program], capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert out.stdout.endswith("ok\n")
+
+
+# --- the same bits ----------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("shared", [0, 150])
+def test_same_bits_for_any_threads_and_any_company(dtype, shared):
+    """A token's bits depend neither on the threads, nor on the batch, nor on which tokens share its tile."""
+    inputs = testing.make_inputs(batch=2, length=150, heads=3, size=40, shared=shared, masks=True, dtype=dtype)
+    threads = torch.get_num_threads()
+    try:
+        outs = []
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            outs.append(attend(inputs, *SETTINGS))
+        assert all(torch.equal(out, outs[0]) for out in outs)
+        for first, last in ((0, 1), (3, 20), (149, 150), (17, 131)):
+            some = {**inputs, "query": inputs["query"][:, first:last]}
+            assert torch.equal(attend(some, *SETTINGS), outs[0][:, first:last])
+        one = {name: x[1:] for name, x in inputs.items()}
+        assert torch.equal(attend(one, *SETTINGS)[0], outs[0][1])
+        positive, negative = torch.randn(2, 4000, 77).to(dtype)
+        guided = torch.ops.nag.guidance(positive, negative, *SETTINGS)
+        torch.set_num_threads(1)
+        assert torch.equal(torch.ops.nag.guidance(positive, negative, *SETTINGS), guided)
+        assert torch.equal(torch.ops.nag.guidance(positive[5], negative[5], *SETTINGS), guided[5])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dtypes
+def test_hidden_keys_leave_no_trace(dtype):
+    """Masked keys are dropped when packing: the bits are those of the shorter text."""
+    inputs = testing.make_inputs(batch=1, length=20, positive=40, negative=30, shared=130, masks=True, dtype=dtype)
+    kept = {"query": inputs["query"]}
+    for part in ("positive", "negative", "shared"):
+        for kind in ("key", "value"):
+            kept[f"{kind}_{part}"] = inputs[f"{kind}_{part}"][:, inputs[f"mask_{part}"][0]]
+    assert torch.equal(attend(inputs, *SETTINGS), attend(kept, *SETTINGS))
+
+
+@dtypes
+def test_scale_one_and_equal_branches_give_plain_attention(dtype):
+    inputs = testing.make_inputs(length=70, shared=20, dtype=dtype)
+    plain = attend(inputs, 0.0, 2.5, 0.25, rule="nasa")
+    assert torch.equal(attend(inputs, 1.0, 2.5, 0.25), plain)
+    assert torch.equal(attend(inputs, 7.0, 2.5, 0.0), plain)
+
+
+# --- accuracy where the general tests do not look ---------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("size", [1, 5, 8, 32, 40, 64, 72, 80, 96, 112, 128, 160, 256])
+def test_head_sizes_over_several_blocks(size, dtype):
+    """Texts and shared keys of more than one key block each, queries of more than one tile."""
+    inputs = testing.make_inputs(length=97, heads=2, kv_heads=1, size=size, positive=101, negative=200, shared=300,
+                                 masks=True, bias=0.7, dtype=dtype)  # fmt: skip
+    for settings, rule in ((SETTINGS, "nag"), ((0.5, 2.5, 0.25), "nasa")):
+        out = attend(inputs, *settings, rule=rule)
+        if size > 1:
+            testing.assert_within_baseline(out, inputs, *settings, rule=rule)
+        else:  # the eager formula hardly errs on one channel, so a share of its error is no measure
+            exact = testing.truth(inputs, *settings, rule=rule)
+            assert testing.error(out, exact) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
+@dtypes
+def test_softmax_scale(scale, dtype):
+    inputs = testing.make_inputs(length=33, size=24, shared=20, bias=0.4, dtype=dtype)
+    inputs["softmax_scale"] = scale
+    testing.assert_within_baseline(attend(inputs, *SETTINGS), inputs, *SETTINGS)
+
+
+def test_long_sums_stay_accurate():
+    """The norms over H * D = 5120 channels and sums over 2,000 keys, in float32."""
+    inputs = testing.make_inputs(length=16, heads=40, size=128, positive=512, negative=512, shared=1500)
+    testing.assert_within_baseline(attend(inputs, *SETTINGS), inputs, *SETTINGS)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0x7F800001], ids=hex)
+def test_every_nan_stays_nan(bits):
+    """A NaN's payload must not turn it into a number on its way through the exponential or the rounding."""
+    nan = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    inputs = testing.make_inputs(length=5, shared=4, size=8)
+    inputs["query"][0, 2, :, 1] = nan
+    for dtype in (torch.float32, torch.bfloat16):
+        out = attend(testing.cast(inputs, dtype), *SETTINGS)
+        assert torch.isnan(out[0, 2]).all()
+        assert torch.isfinite(out[0, [0, 1, 3, 4]]).all()
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("size", [5, 40])
+def test_nothing_outside_the_views_is_used(size, dtype):
+    """Inputs amid NaN give what they give alone, and the NaN around them stays."""
+    inputs = testing.make_inputs(batch=2, length=21, heads=3, size=size, positive=7, negative=9, shared=10, dtype=dtype)
+    views, buffers = {}, {}
+    for name, x in inputs.items():
+        buffer = torch.full([n + 2 for n in x.shape], float("nan"), dtype=dtype)
+        views[name] = buffer[1:-1, 1:-1, 1:-1, 1:-1]
+        views[name].copy_(x)
+        buffers[name] = (buffer, buffer.clone())
+    assert torch.equal(attend(views, *SETTINGS), attend(inputs, *SETTINGS))
+    for buffer, before in buffers.values():
+        assert torch.equal(buffer.view(torch.uint8), before.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_offsets_beyond_32_bits(dim, tmp_path):
+    """A stride of more than 2^31 elements, in a sparse file that is mapped, not read."""
+    inputs = testing.make_inputs(batch=2, length=2, heads=2, size=8, positive=2, negative=2, dtype=torch.float16)
+    stride = 2**31 + 64
+    file = tmp_path / "sparse"
+    with open(file, "wb") as opened:
+        opened.truncate(2 * (stride + 4096))
+    try:
+        big = torch.from_file(str(file), shared=True, size=stride + 4096, dtype=torch.float16)
+        for name in ("query", "key_positive", "value_negative"):
+            strides = [1024, 256, 64, 1]
+            strides[dim] = stride
+            view = big.as_strided((2, 2, 2, 8), strides)
+            view.copy_(inputs[name])
+            assert torch.equal(attend({**inputs, name: view}, *SETTINGS), attend(inputs, *SETTINGS))
+        view = big.as_strided((2, 8), (stride, 1)).copy_(torch.randn(2, 8))
+        assert torch.equal(torch.ops.nag.guidance(view, view, *SETTINGS), view)
+    finally:
+        file.unlink()
+
+
+PEAK = """
+import sys, torch
+from nag_kernels import testing
+length, heads, size = 12288, 8, 64
+inputs = {name: x.expand(1, length if name == "query" else 77, heads, size).clone()
+          for name, x in testing.make_inputs(length=1, heads=heads, size=size, positive=1, negative=1).items()}
+call = lambda x: torch.ops.nag.fused_guided_attention(**x, nag_scale=5.0, nag_tau=2.5, nag_alpha=0.25)
+call({**inputs, "query": inputs["query"][:, :300]})
+def peak():
+    return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1]) * 1024
+before = peak()
+eager = testing.eager if sys.argv[1] == "eager" else None
+out = eager(inputs, 5.0, 2.5, 0.25) if eager else call(inputs)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
+def test_no_full_length_intermediates():
+    """Beyond its output: packed keys and values and a tile per thread, not Z+, Z- (25 MB each here) or logits."""
+    out = 12288 * 8 * 64 * 4
+    packed = 4 * 77 * 8 * 64 * 4
+    found = int(bounded(backends.cpu_capability(), PEAK, "cpu"))
+    assert found < out + packed + 2 * 2**20 + 2**20  # one thread's tile, and a margin for the allocator
+    assert int(bounded(backends.cpu_capability(), PEAK, "eager")) > 3 * out
+
+
+# --- machine code -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None or backends.cpu_capability() == "neon", reason="no x86 objdump")
+def test_wide_instructions_stay_in_their_paths():
+    """Code that any machine may run, inline functions of headers included, has no register of AVX or AVX-512."""
+    text = subprocess.run(["objdump", "-dC", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True).stdout
+    function, wide = "", {}
+    for line in text.splitlines():
+        if line.endswith(">:"):
+            function = line
+        elif re.search(r"%[yz]mm|\tv[a-z]+ .*%xmm", line):
+            wide[function] = line
+    inside = [f for f in wide if re.search(r"nag::avx(2|512|512_bf16)::", f)]
+    assert len(inside) > 100
+    assert not set(wide) - set(inside)

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import HeunDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
-from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, pipeline
+from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, error, one_thread, pipeline  # noqa: F401
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import guide
@@ -21,18 +21,6 @@ NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
 STEERING = {"scale": 8.0, "tau": 3.0, "alpha": 0.5}
 KINDS = pytest.mark.parametrize("kind", PIPELINES)
-
-
-@pytest.fixture(autouse=True)
-def _tiny_models_want_one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def error(got, wanted):
-    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 def negative_of(pipe, text=NEGATIVE, **options):
@@ -198,6 +186,16 @@ def test_the_negative_is_encoded_with_the_arguments_of_the_call(kind, options, o
         got = draw(pipe, **options)
     assert error(got, wanted) < 2e-5
     assert error(got, other) > 1e-4
+
+
+def test_a_prompt_that_is_masked_altogether():
+    pipe = pipeline("pixart")
+    texts = denoiser_texts(pipe)
+    options = {"prompt": None, "prompt_embeds": texts["encoder_hidden_states"]}
+    options["prompt_attention_mask"] = torch.zeros_like(texts["encoder_attention_mask"])
+    plain = draw(pipe, **options)
+    with guide(pipe, NEGATIVE, nag_scale=1.0):
+        assert error(draw(pipe, **options), plain) < 1e-4  # float32 beside a bias of -10000
 
 
 @pytest.mark.parametrize("length", [5, 29])

@@ -19,24 +19,12 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     XFormersAttnProcessor,
 )
-from tiny_models import PIPELINES, denoiser, draw, pipeline
+from tiny_models import PIPELINES, denoiser, draw, error, one_thread, pipeline  # noqa: F401
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, families, guide
 
 NEGATIVE = "a large blue dog on grass"
 KINDS = pytest.mark.parametrize("kind", PIPELINES)
-
-
-@pytest.fixture(autouse=True)
-def _tiny_models_want_one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def error(got, wanted):
-    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 def state(pipe):

@@ -15,61 +15,33 @@ from diffusers.models.attention_processor import (
     FusedAttnProcessor2_0,
     JointAttnProcessor2_0,
 )
-from tiny_models import POOLED, TEXT, doubled_batch_oracle, guided, pixart, sd3, sd35, seeded, unet_sd15, unet_sdxl
+from tiny_models import (
+    MODELS,
+    doubled_batch_oracle,
+    error,
+    guided,
+    model_arguments,
+    noise,
+    one_thread,  # noqa: F401
+    seeded,
+    text_width,
+    texts,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0, PackedText
 from nag_kernels.diffusers.families import checked_sites, family_of
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5  # exact in float32; the clip fires on a part of the tokens, which each test asserts
+pytestmark = pytest.mark.usefixtures("no_grad")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-MODELS = {"sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35}
 
 
-@pytest.fixture(autouse=True)
-def _tiny_models_want_one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture
+def no_grad():
     with torch.no_grad():
         yield
-    torch.set_num_threads(before)
-
-
-def error(got, wanted):
-    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
-
-
-def noise(*shape, seed, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def texts(rows, positive, negative, width, dtype):
-    """text+ and text-, alike in the first row and not in the others: so the clip fires on a part of the tokens."""
-    far, plus = noise(rows, negative, width, seed=1), noise(rows, positive, width, seed=2)
-    share = torch.linspace(0.02, 0.9, rows).double()[:, None, None]
-    longest = torch.nn.functional.pad(plus, (0, 0, 0, max(0, negative - positive)))[:, :negative]
-    return plus.to(dtype), ((1 - share) * longest + share * far).to(dtype)
-
-
-def model_arguments(kind, rows, dtype):
-    """All arguments but the text; every row its own."""
-    image, time = noise(rows, 4, 8, 8, seed=3, dtype=dtype), torch.linspace(300, 700, rows).long()
-    if kind == "sd15":
-        return {"sample": image, "timestep": time}
-    if kind == "sdxl":
-        pooled, sizes = noise(rows, POOLED, seed=4, dtype=dtype), noise(rows, 6, seed=5, dtype=dtype)
-        added = {"text_embeds": pooled, "time_ids": sizes}
-        return {"sample": image, "timestep": time, "added_cond_kwargs": added}
-    if kind == "pixart":
-        none = {"resolution": None, "aspect_ratio": None}
-        return {"hidden_states": image, "timestep": time, "added_cond_kwargs": none}
-    pooled = noise(rows, 2 * POOLED, seed=4, dtype=dtype)
-    return {"hidden_states": image, "timestep": time, "pooled_projections": pooled}
-
-
-def text_width(kind):
-    return TEXT if kind in ("sd15", "pixart") else 2 * TEXT
 
 
 def twice(x):
@@ -303,6 +275,16 @@ def test_plain_masks_in_every_form(form):
     got = attn(x, text, attention_mask=mask if form == "2d" else mask[:, None])
     assert torch.equal(got, wanted)
     assert error(got, attn(x, text)) > 1e-3
+
+
+def test_a_text_that_is_masked_altogether_is_seen_as_in_the_stock_layer():
+    attn, (x, _) = cross_layer("plain"), image("plain", 3, False)
+    positive, negative = texts(3, 7, 5, 16, torch.float64)
+    bias = torch.zeros(3, 1, 12).double()
+    bias[1, :, :7], bias[2, :, 7:] = -10000.0, -10000.0
+    plain = attn(x, positive, attention_mask=bias[..., :7])
+    attn.set_processor(NAGAttnProcessor2_0(1.0, text=PackedText(7, 5)))
+    assert error(attn(x, torch.cat([positive, negative], dim=1), attention_mask=bias), plain) < 1e-10
 
 
 def test_a_mask_that_weighs_tokens_is_refused():

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import types
 
+import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -30,6 +31,19 @@ from transformers import (
 
 TEXT = 32  # width of all text embeddings
 POOLED = 24
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """To be imported: tiny models are slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def error(got, wanted):
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 def seeded(build, dtype=torch.float32, seed=0):
@@ -82,6 +96,41 @@ def sd3(dual_attention_layers=(), qk_norm=None):
 
 def sd35():
     return sd3(dual_attention_layers=(0, 1), qk_norm="rms_norm")
+
+
+MODELS = {"sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35}
+
+
+def noise(*shape, seed, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def texts(rows, positive, negative, width, dtype):
+    """text+ and text-, alike in the first row and not in the others: so the clip fires on a part of the tokens."""
+    far, plus = noise(rows, negative, width, seed=1), noise(rows, positive, width, seed=2)
+    share = torch.linspace(0.02, 0.9, rows).double()[:, None, None]
+    longest = F.pad(plus, (0, 0, 0, max(0, negative - positive)))[:, :negative]
+    return plus.to(dtype), ((1 - share) * longest + share * far).to(dtype)
+
+
+def model_arguments(kind, rows, dtype):
+    """All arguments but the text; every row its own."""
+    image, time = noise(rows, 4, 8, 8, seed=3, dtype=dtype), torch.linspace(300, 700, rows).long()
+    if kind == "sd15":
+        return {"sample": image, "timestep": time}
+    if kind == "sdxl":
+        pooled, sizes = noise(rows, POOLED, seed=4, dtype=dtype), noise(rows, 6, seed=5, dtype=dtype)
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        return {"sample": image, "timestep": time, "added_cond_kwargs": added}
+    if kind == "pixart":
+        none = {"resolution": None, "aspect_ratio": None}
+        return {"hidden_states": image, "timestep": time, "added_cond_kwargs": none}
+    pooled = noise(rows, 2 * POOLED, seed=4, dtype=dtype)
+    return {"hidden_states": image, "timestep": time, "pooled_projections": pooled}
+
+
+def text_width(kind):
+    return TEXT if kind in ("sd15", "pixart") else 2 * TEXT
 
 
 def guided(positive, negative, scale, tau, alpha, rule="nag"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .families import Family
-from .processors import PackedText, not_plain, seen_tokens
+from .processors import PackedText, not_plain, seen_tokens, whole_if_unseen
 
 
 class Packer:
@@ -97,7 +97,7 @@ class Packer:
             if not plain:
                 raise ValueError(not_plain("guide", name))
             self._plain.append(mask)
-        return seen
+        return whole_if_unseen(seen)
 
     def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
                   ) -> tuple[Tensor, Tensor] | None:  # fmt: skip

@@ -74,6 +74,11 @@ def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
     return seen, (seen | (mask <= MASKED)).all()
 
 
+def whole_if_unseen(seen: Tensor) -> Tensor:
+    """A text of which no token is seen is seen whole, [B, T]: a bias that is alike everywhere changes nothing."""
+    return seen | ~seen.any(dim=1, keepdim=True)
+
+
 def not_plain(where: str, name: str) -> str:
     return (
         f"{where}: {name} must be plain yes or no (0 and {MASKED:g} or less as a bias, 1 and 0 or bool as a mask): "
@@ -260,7 +265,10 @@ class NAGAttnProcessor2_0(_GuidedProcessor):
             torch._assert_async(plain, message)  # a compiled graph cannot branch on a value
         elif not plain:
             raise ValueError(message)
-        return self._split(seen, rows)
+        positive, negative = self._split(seen, rows)
+        if attention_mask.dtype != torch.bool:
+            positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
+        return positive, negative
 
 
 class NAGJointAttnProcessor2_0(_GuidedProcessor):

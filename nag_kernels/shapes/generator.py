@@ -1,0 +1,197 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The generator: flow matching on latents, then distillation to four steps."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from .autoencoder import build_autoencoder
+from .classifier import load_classifier
+from .evaluate import evaluate
+from .parallel import Average, Trainer, bar
+from .pipeline import ShapesPipeline
+from .scenes import WORDS, caption, draw_scenes, render
+
+WIDTH, TEXT_LENGTH = 128, 16
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word of the world, an end token after each text (so that no text is empty), padding on the right."""
+    special = ("<pad>", "</s>", "<unk>")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*special, *WORDS))}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
+    )
+
+
+def build_pipeline(shift: float) -> ShapesPipeline:
+    """The untrained pipeline: every component, random weights."""
+    tokenizer = build_tokenizer()
+    text_encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer), d_model=WIDTH, d_kv=32, num_heads=4, d_ff=2 * WIDTH, num_layers=2,
+            feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+    # Convolutions at 8x8 and 4x4 learn to draw from far fewer samples than a transformer of patches: docs/shapes.md.
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(WIDTH // 2, WIDTH // 2), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=2, cross_attention_dim=WIDTH, norm_num_groups=16,
+    )  # fmt: skip
+    nn.init.zeros_(unet.conv_out.weight)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    return ShapesPipeline(tokenizer, text_encoder, unet, build_autoencoder(), scheduler)
+
+
+class Pictures:
+    """A process's own scenes as latents, captioned afresh whenever they are drawn."""
+
+    def __init__(self, settings, rank: int, vae: nn.Module):
+        self.rng = np.random.default_rng(settings.seed + 30 + rank)
+        self.scenes = draw_scenes(settings.scenes, self.rng)
+        latents = []
+        with torch.no_grad():
+            for start in bar(range(0, settings.scenes, 500), "latents", rank):
+                latents.append(vae.encode(render(self.scenes[start : start + 500])).latent)
+        self.latents = torch.cat(latents) * vae.config.scaling_factor
+
+    def draw(self, count: int) -> tuple[Tensor, list[str]]:
+        """Latents [count, 8, 8, 8] and a caption for each."""
+        rows = self.rng.integers(0, len(self.scenes), count)
+        return self.latents[torch.from_numpy(rows)], caption(self.scenes[rows], self.rng)
+
+
+def embed(pipe: ShapesPipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings [N, T, C] and mask [N, T] of captions."""
+    tokens = pipe.tokenizer(captions, padding="max_length", return_tensors="pt")
+    return pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
+
+
+def velocity(unet: nn.Module, x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+    return unet(x, sigma * 1000, text[0], encoder_attention_mask=text[1], return_dict=False)[0]
+
+
+def shifted(sigma: Tensor | np.ndarray, shift: float) -> Tensor | np.ndarray:
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    module.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()})
+
+
+def _save(pipe: ShapesPipeline, path: Path) -> None:
+    parts = {"text_encoder": pipe.text_encoder, "unet": pipe.unet}
+    state = {f"{part}.{name}": value for part, model in parts.items() for name, value in model.state_dict().items()}
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, str(path))
+
+
+def load_generator(pipe: ShapesPipeline, path: Path) -> None:
+    """Weights that `train_flow` or `train_few_steps` wrote into the pipeline's text encoder and UNet."""
+    state = load_file(str(path))
+    for part in ("text_encoder", "unet"):
+        own = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
+        getattr(pipe, part).load_state_dict(own)
+
+
+class _Watch:
+    """Every so many steps: save the averaged weights and say how well they draw in 4 steps."""
+
+    def __init__(self, settings, pipe: ShapesPipeline, average: Average, rank: int, folder: Path, path: Path):
+        self.settings, self.pipe, self.average, self.rank, self.path = settings, pipe, average, rank, path
+        self.classifier = load_classifier(folder / "classifier.safetensors") if rank == 0 else None
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        last = step == steps - 1
+        if self.rank == 0 and (last or (step + 1) % self.settings.watch_every == 0):
+            self.average.swap()
+            _save(self.pipe, self.path)
+            for count in (4, 12):
+                found = evaluate(self.pipe, self.classifier, self.settings.judged // 8, seed=1, steps=count)
+                said = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+                tqdm.write(f"step {step + 1}, loss {loss:.4f}, {count} sampling steps: {said}")
+            if not last:
+                self.average.swap()
+        dist.barrier()
+
+
+def train_flow(settings, rank: int, folder: Path) -> None:
+    """Write `flow.safetensors`: text encoder and UNet trained together by flow matching.
+
+        loss = |v(x_s, s, text) - (e - x)|^2,    x_s = (1 - s) x + s e,    e ~ N(0, 1)
+
+    with s the logistic of a normal number, shifted towards noise: the latents hold each fact many times over, so
+    pictures are decided at high noise.
+    """
+    torch.manual_seed(settings.seed + 40 + rank)
+    pipe = build_pipeline(settings.shift)
+    _load(pipe.vae, folder / "vae.safetensors")
+    pictures = Pictures(settings, rank, pipe.vae)
+    trained = [pipe.text_encoder, pipe.unet]
+    trainer = Trainer(trained, settings.flow_steps, settings.flow_rate, warmup=200)
+    average = Average(trained)
+    watch = _Watch(settings, pipe, average, rank, folder, folder / "flow.safetensors")
+    for step in bar(range(settings.flow_steps), "flow matching", rank):
+        x, captions = pictures.draw(settings.flow_batch)
+        sigma = shifted(torch.randn(len(x)).sigmoid(), settings.flow_shift)
+        noise, level = torch.randn_like(x), sigma[:, None, None, None]
+        found = velocity(pipe.unet, torch.lerp(x, noise, level), sigma, embed(pipe, captions))
+        loss = trainer.step((found - (noise - x)).square().mean())
+        average.update()
+        watch(step, settings.flow_steps, loss)
+
+
+def train_few_steps(settings, rank: int, folder: Path) -> None:
+    """Write `few.safetensors`: the UNet distilled to the four steps of the scheduler.
+
+    The four steps cut the path from noise to picture into windows. In each, the flow-matching model (with classifier-free
+    guidance) walks `few_substeps` small steps from a noised latent; the student learns the straight line to where it
+    arrives: piecewise rectified flow (PeRFlow, arXiv 2405.07510, section 3).
+    """
+    torch.manual_seed(settings.seed + 50 + rank)
+    pipe = build_pipeline(settings.shift)
+    _load(pipe.vae, folder / "vae.safetensors")
+    load_generator(pipe, folder / "flow.safetensors")
+    pipe.text_encoder.requires_grad_(False)
+    teacher = copy.deepcopy(pipe.unet).requires_grad_(False)
+    pictures = Pictures(settings, rank, pipe.vae)
+    trainer = Trainer([pipe.unet], settings.few_steps, settings.few_rate, warmup=50)
+    average = Average([pipe.unet], decay=0.99)
+    watch = _Watch(settings, pipe, average, rank, folder, folder / "few.safetensors")
+    edges = torch.from_numpy(shifted(np.linspace(1, 0, 5), settings.shift)).float()
+    for step in bar(range(settings.few_steps), "four steps", rank):
+        x, captions = pictures.draw(settings.flow_batch)
+        window = torch.randint(4, (len(x),))
+        high, low = edges[window][:, None, None, None], edges[window + 1][:, None, None, None]
+        start = torch.lerp(x, torch.randn_like(x), high)
+        with torch.no_grad():
+            text, mask = embed(pipe, ["" for _ in captions] + captions)
+            end, stride = start, (high - low) / settings.few_substeps
+            for part in range(settings.few_substeps):
+                sigma = (high - part * stride).flatten().repeat(2)
+                without, with_text = velocity(teacher, end.repeat(2, 1, 1, 1), sigma, (text, mask)).chunk(2)
+                end = end - stride * torch.lerp(without, with_text, settings.few_guidance)
+        line = (start - end) / (high - low)
+        # Mostly from the window's start, which is all that four steps visit; sometimes from within, for longer schedules.
+        along = torch.rand_like(high) * (torch.rand_like(high) < 0.25)
+        sigma = high - along * (high - low)
+        count = len(captions)
+        found = velocity(
+            pipe.unet, start - (high - sigma) * line, sigma.flatten(), (text[count:], mask[count:])
+        )
+        loss = trainer.step((found - line).square().mean())
+        average.update()
+        watch(step, settings.few_steps, loss)

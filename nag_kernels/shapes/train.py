@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train shapes from nothing: autoencoder, classifier, generator, four-step distillation, evaluation.
+
+Every stage starts from the seed alone and leaves one file in the working folder, so that a run that was interrupted goes
+on with the stage it was in and ends with the same weights.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from .autoencoder import train_autoencoder
+from .classifier import load_classifier
+from .classifier_training import accuracy, train_classifier
+from .evaluate import evaluate
+from .generator import build_pipeline, load_generator, train_few_steps, train_flow
+from .parallel import launch
+from .pipeline import WEIGHTS, ShapesPipeline, load
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the weights. Batches and scenes are per process."""
+
+    seed: int = 20260
+    workers: int = 2
+    ae_steps: int = 3600
+    ae_batch: int = 12
+    ae_rate: float = 2e-3
+    ae_scenes: int = 24_000
+    ae_noise: float = 0.8  # the largest noise, in spreads of the latents, that the decoder learns to remove
+    classifier_steps: int = 1000
+    classifier_batch: int = 48
+    classifier_rate: float = 2e-3
+    scenes: int = 60_000  # of the generator
+    flow_steps: int = 3600
+    flow_batch: int = 64
+    flow_rate: float = 1.2e-3
+    flow_shift: float = 2.0  # of the noise levels it trains on
+    few_steps: int = 400
+    few_rate: float = 5e-4
+    few_substeps: int = 3
+    few_guidance: float = 2.0  # classifier-free guidance of the teacher
+    shift: float = 2.5  # of the scheduler
+    watch_every: int = 500
+    judged: int = 2000  # samples of each kind in the final evaluation
+
+
+QUICK = Settings(
+    ae_steps=4, ae_scenes=64, ae_batch=8, classifier_steps=3, classifier_batch=18, scenes=128, flow_steps=3,
+    flow_batch=8, few_steps=2, watch_every=2, judged=16,
+)  # fmt: skip
+STAGES = {
+    "vae.safetensors": train_autoencoder,
+    "classifier.safetensors": train_classifier,
+    "flow.safetensors": train_flow,
+    "few.safetensors": train_few_steps,
+}
+
+
+def _run(rank: int, workers: int, settings: Settings, name: str, work: Path) -> None:
+    STAGES[name](settings, rank, work)
+
+
+def write_weights(settings: Settings, work: Path, out: Path) -> ShapesPipeline:
+    """The pipeline and the classifier, in float16, as they are shipped; returns the pipeline as it loads from there."""
+    pipe = build_pipeline(settings.shift)
+    pipe.vae.load_state_dict(load_file(str(work / "vae.safetensors")))
+    load_generator(pipe, work / "few.safetensors")
+    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+        part.half()
+    pipe.save_pretrained(str(out))
+    # transformers 5 writes its new name for this class, which version 4 does not know; both know the old one.
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
+        text = (out / name).read_text()
+        (out / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    shutil.copyfile(work / "classifier.safetensors", out / "classifier.safetensors")
+    return load(out)
+
+
+def train(settings: Settings, work: Path, out: Path) -> dict:
+    """Run every stage that `work` does not hold yet, write `out`, evaluate; returns what `training.json` holds."""
+    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (work / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+    log = work / "minutes.json"
+    minutes = json.loads(log.read_text()) if log.exists() else {}
+    for name, stage in STAGES.items():
+        if name in minutes:
+            print(f"{stage.__name__}: kept from {work / name}")
+            continue
+        began, spent = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        launch(_run, settings.workers, settings, name, work)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        busy = used.ru_utime + used.ru_stime - spent.ru_utime - spent.ru_stime
+        minutes[name] = {"clock": (time.monotonic() - began) / 60, "cpu per process": busy / 60 / settings.workers}
+        log.write_text(json.dumps(minutes))
+    pipe = write_weights(settings, work, out)
+    found = {
+        "classifier": accuracy(load_classifier(out / "classifier.safetensors"), 10 * settings.judged, seed=999),
+        "samples": evaluate(pipe, load_classifier(out / "classifier.safetensors"), settings.judged, seed=999),
+    }
+    report = {
+        "settings": asdict(settings),
+        "minutes": minutes | {"all": {key: sum(each[key] for each in minutes.values()) for key in ("clock", "cpu per process")}},
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "evaluation": found,
+    }
+    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m nag_kernels.shapes.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the shipped ones)")
+    parser.add_argument("--work", type=Path, default=Path("out/shapes"), help="folder for what each stage leaves")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each stage, to see that everything runs")
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    options = parser.parse_args(arguments)
+    settings = replace(QUICK if options.quick else Settings(), seed=options.seed)
+    kept = options.work / "settings.json"
+    if kept.exists() and json.loads(kept.read_text()) != asdict(settings):
+        parser.error(f"{options.work} holds stages of a run with other settings; remove it or name another --work")
+    report = train(settings, options.work, options.out)
+    for name, spent in report["minutes"].items():
+        print(f"{name:24s} {spent['clock']:6.1f} min by the clock, {spent['cpu per process']:6.1f} min of each core")
+    for group, numbers in report["evaluation"].items():
+        for name, value in numbers.items():
+            print(f"{group}: {name:36s} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()

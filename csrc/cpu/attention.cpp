@@ -9,7 +9,7 @@
 #include <optional>
 
 #if defined(__linux__)
-#include <sys/mman.h>
+#  include <sys/mman.h>
 #endif
 
 #include <torch/csrc/stable/library.h>
@@ -185,17 +185,17 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
 const Tensor* pointer(const std::optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
 
 template <class Setting>
-Tensor attention_cpu(Tensor query,           // [B, S, H, D]
-                     Tensor key_positive,    // [B, Tp, Hkv, D]
-                     Tensor value_positive,  // [B, Tp, Hkv, D]
-                     Tensor key_negative,    // [B or 1, Tn, Hkv, D]
-                     Tensor value_negative,  // [B or 1, Tn, Hkv, D]
+Tensor attention_cpu(Tensor query,                                           // [B, S, H, D]
+                     Tensor key_positive,                                    // [B, Tp, Hkv, D]
+                     Tensor value_positive,                                  // [B, Tp, Hkv, D]
+                     Tensor key_negative,                                    // [B or 1, Tn, Hkv, D]
+                     Tensor value_negative,                                  // [B or 1, Tn, Hkv, D]
                      Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
-                     std::optional<Tensor> key_shared,     // [B, Ts, Hkv, D]
-                     std::optional<Tensor> value_shared,   // [B, Ts, Hkv, D]
-                     std::optional<Tensor> mask_positive,  // bool [B or 1, Tp]
-                     std::optional<Tensor> mask_negative,  // bool [B or 1, Tn]
-                     std::optional<Tensor> mask_shared,    // bool [B or 1, Ts]
+                     std::optional<Tensor> key_shared,                       // [B, Ts, Hkv, D]
+                     std::optional<Tensor> value_shared,                     // [B, Ts, Hkv, D]
+                     std::optional<Tensor> mask_positive,                    // bool [B or 1, Tp]
+                     std::optional<Tensor> mask_negative,                    // bool [B or 1, Tn]
+                     std::optional<Tensor> mask_shared,                      // bool [B or 1, Ts]
                      std::optional<double> softmax_scale, double negative_logit_bias, std::string rule) {
   const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
                           {"negative", &key_negative, &value_negative, pointer(mask_negative)},

@@ -226,11 +226,11 @@ struct Attention {
   // ---- scratch of one thread -----------------------------------------------------------------------------------
 
   struct Scratch {
-    Acc* positive;  // [panels][H * D][kWidth]: Z+ of the tile
-    Acc* negative;  // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before the fork
-    Acc* state;     // [panels][2 branches][max, sum][kWidth]
-    Acc* norms;     // [panels][Z+, G][kWidth]
-    Acc* scores;    // [kBlockKeys][kWidth]
+    Acc* positive;   // [panels][H * D][kWidth]: Z+ of the tile
+    Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before the fork
+    Acc* state;      // [panels][2 branches][max, sum][kWidth]
+    Acc* norms;      // [panels][Z+, G][kWidth]
+    Acc* scores;     // [kBlockKeys][kWidth]
     Element* pairs;  // [kBlockKeys / 2][kWidth]: probabilities as bfloat16 pairs (only where kPack is 2)
     Element* query;  // [panels][key_width][kWidth]
   };
@@ -290,8 +290,8 @@ struct Attention {
   // scores[rows][kWidth] = K Q^T, and the running maximum over the rows. kDeep: heads wider than kDepthRun, whose
   // partial sums cost the others 4 % in the same function.
   template <int kRows, bool kDeep>
-  static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width,
-                                                   Acc* scores, Acc* maximum) {
+  static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width, Acc* scores,
+                                                   Acc* maximum) {
     V acc[kRows][kVectors] = {};
     multiply<kRows>(key, query, kDeep ? kDepthRun : width, acc);
     if constexpr (kDeep) {
@@ -480,8 +480,8 @@ struct Attention {
     return true;
   }
 
-  // Q^T (or -Q^T, for a negative softmax_scale) of one panel and head: [key_width][kWidth], zeros beyond the end. The next head's rows, one token
-  // apart, are fetched meanwhile.
+  // Q^T (or -Q^T, for a negative softmax_scale) of one panel and head: [key_width][kWidth], zeros beyond the end. The
+  // next head's rows, one token apart, are fetched meanwhile.
   static void load_query(const T* query, int64_t stride, int64_t head_stride, int64_t tokens, int64_t d, bool negate,
                          Element* out) {
     const int64_t width = key_width(d);

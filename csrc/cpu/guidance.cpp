@@ -25,8 +25,8 @@ int64_t row_offset(const Tensor& x, int64_t row, int64_t element_size) {
 }
 
 template <class Setting>
-Tensor guidance_cpu(Tensor positive_given,  // [..., C]
-                    Tensor negative_given,  // [..., C]
+Tensor guidance_cpu(Tensor positive_given,                                  // [..., C]
+                    Tensor negative_given,                                  // [..., C]
                     Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
                     std::string rule) {
   check_guidance(positive_given, negative_given, nag_scale, nag_tau, nag_alpha, rule);

@@ -21,8 +21,8 @@ NAG_INLINE V extrapolate(V x, V y, V a, V b) {
 //   a = alpha f scale + 1 - alpha, b = alpha f (scale - 1).
 // NASA (arXiv 2412.02687): a = 1, b = scale.
 template <class M>
-NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V norm_positive,
-                            typename M::V norm_guided, typename M::V* a, typename M::V* b) {
+NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V norm_positive, typename M::V norm_guided,
+                            typename M::V* a, typename M::V* b) {
   using V = typename M::V;
   using Acc = typename M::Acc;
   const V scale = splat(static_cast<Acc>(settings.scale));

@@ -4,14 +4,14 @@
 // What the host halves of both operations share: dtypes, settings, outputs, parallel loops.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "checks.h"
 #include "params.h"
@@ -20,10 +20,14 @@ namespace nag {
 
 inline DType kernel_dtype(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Double: return DType::kDouble;
-    default: return DType::kFloat;
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Double:
+      return DType::kDouble;
+    default:
+      return DType::kFloat;
   }
 }
 

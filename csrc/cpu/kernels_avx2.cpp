@@ -8,13 +8,13 @@
 
 #if defined(NAG_X86)
 
-#define NAG_ISA avx2
-#define NAG_VECTOR_BYTES 32
-#define NAG_TILE_ROWS 6  // 16 registers: 12 accumulators, 2 of the panel, 1 broadcast
-#define NAG_HAS_AVX2 1
+#  define NAG_ISA avx2
+#  define NAG_VECTOR_BYTES 32
+#  define NAG_TILE_ROWS 6  // 16 registers: 12 accumulators, 2 of the panel, 1 broadcast
+#  define NAG_HAS_AVX2 1
 
 NAG_TARGET_BEGIN("avx2,fma,f16c")
-#include "kernel_table.h"
+#  include "kernel_table.h"
 NAG_TARGET_END
 
 namespace nag {

@@ -8,14 +8,14 @@
 
 #if defined(NAG_X86)
 
-#define NAG_ISA avx512_bf16
-#define NAG_VECTOR_BYTES 64
-#define NAG_TILE_ROWS 12  // 32 registers: 24 accumulators, 2 of the panel, 1 broadcast
-#define NAG_HAS_AVX512 1
-#define NAG_HAS_BF16_PAIRS 1
+#  define NAG_ISA avx512_bf16
+#  define NAG_VECTOR_BYTES 64
+#  define NAG_TILE_ROWS 12  // 32 registers: 24 accumulators, 2 of the panel, 1 broadcast
+#  define NAG_HAS_AVX512 1
+#  define NAG_HAS_BF16_PAIRS 1
 
 NAG_TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#include "kernel_table.h"
+#  include "kernel_table.h"
 NAG_TARGET_END
 
 namespace nag {

@@ -8,11 +8,11 @@
 #define NAG_ISA portable
 #define NAG_VECTOR_BYTES 16
 #if defined(__aarch64__)
-#define NAG_PATH "neon"
-#define NAG_TILE_ROWS 12  // 32 registers: 24 accumulators
+#  define NAG_PATH "neon"
+#  define NAG_TILE_ROWS 12  // 32 registers: 24 accumulators
 #else
-#define NAG_PATH "default"
-#define NAG_TILE_ROWS 6  // 16 registers: 12 accumulators
+#  define NAG_PATH "default"
+#  define NAG_TILE_ROWS 6  // 16 registers: 12 accumulators
 #endif
 
 #include "kernel_table.h"

@@ -24,11 +24,11 @@ struct Settings {
 
 // One of the three key sets of a call. Strides are in elements; a batch stride of 0 serves every sample.
 struct Segment {
-  const void* key = nullptr;    // [batch, length, Hkv, D], unit last stride
-  const void* value = nullptr;  // [batch, length, Hkv, D], unit last stride
+  const void* key = nullptr;            // [batch, length, Hkv, D], unit last stride
+  const void* value = nullptr;          // [batch, length, Hkv, D], unit last stride
   int64_t key_stride[3] = {0, 0, 0};    // batch, token, head
   int64_t value_stride[3] = {0, 0, 0};  // batch, token, head
-  int64_t packed_batch = 0;  // how many samples have keys of their own: B, or 1 where all share them
+  int64_t packed_batch = 0;             // how many samples have keys of their own: B, or 1 where all share them
   double logit_bias = 0.0;
 
   // Filled by the host before packing: the visible keys of packed sample b are index[first[b] .. first[b + 1]).
@@ -94,7 +94,7 @@ struct KernelTable {
 };
 
 const KernelTable& default_kernels();
-const KernelTable* avx2_kernels();         // null where the compiler cannot build the path
+const KernelTable* avx2_kernels();  // null where the compiler cannot build the path
 const KernelTable* avx512_kernels();
 const KernelTable* avx512_bf16_kernels();
 

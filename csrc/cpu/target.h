@@ -12,16 +12,16 @@
 #include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define NAG_X86 1
-#include <immintrin.h>
+#  define NAG_X86 1
+#  include <immintrin.h>
 #endif
 
 #define NAG_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define NAG_TARGET_BEGIN(features) \
-  NAG_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define NAG_TARGET_END NAG_PRAGMA(clang attribute pop)
+#  define NAG_TARGET_BEGIN(features) \
+    NAG_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#  define NAG_TARGET_END NAG_PRAGMA(clang attribute pop)
 #else
-#define NAG_TARGET_BEGIN(features) NAG_PRAGMA(GCC push_options) NAG_PRAGMA(GCC target(features))
-#define NAG_TARGET_END NAG_PRAGMA(GCC pop_options)
+#  define NAG_TARGET_BEGIN(features) NAG_PRAGMA(GCC push_options) NAG_PRAGMA(GCC target(features))
+#  define NAG_TARGET_END NAG_PRAGMA(GCC pop_options)
 #endif

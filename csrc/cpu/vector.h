@@ -15,9 +15,9 @@
 
 // Whether a * b + c rounds once on this path.
 #if defined(NAG_HAS_AVX512) || defined(NAG_HAS_AVX2) || defined(__aarch64__) || defined(NAG_HAS_BF16_PAIRS)
-#define NAG_FUSED true
+#  define NAG_FUSED true
 #else
-#define NAG_FUSED false
+#  define NAG_FUSED false
 #endif
 
 namespace nag {
@@ -118,7 +118,8 @@ NAG_INLINE VecF load(const Half* p) {
   return (VecF)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 NAG_INLINE void store(Half* p, VecF v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(NAG_HAS_AVX2)
 NAG_INLINE VecF load(const Half* p) {
@@ -153,12 +154,12 @@ NAG_INLINE void store(Half* p, VecF v) {
 #if defined(NAG_HAS_BF16_PAIRS)
 // acc + a.low * b.low + a.high * b.high in every lane, the 16-bit halves being bfloat16.
 NAG_INLINE VecF dot_bf16_pairs(VecU a, VecU b, VecF acc) {
-#if defined(NAG_HAS_AVX512)
+#  if defined(NAG_HAS_AVX512)
   return (VecF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-#else  // the same in two exact products and two sums, for builds that try the pairs elsewhere
+#  else  // the same in two exact products and two sums, for builds that try the pairs elsewhere
   acc = fma((VecF)(a & 0xffff0000u), (VecF)(b & 0xffff0000u), acc);
   return fma((VecF)(a << 16), (VecF)(b << 16), acc);
-#endif
+#  endif
 }
 #endif
 
@@ -200,25 +201,21 @@ NAG_INLINE void store_partial(T* p, typename M::V v, int64_t count) {
 }
 
 // Interleave the lower (upper) halves: a0 b0 a1 b1 ...
-#define NAG_INTERLEAVE_2(V)                                                               \
-  NAG_INLINE V interleave_low(V a, V b) { return __builtin_shufflevector(a, b, 0, 2); }   \
+#define NAG_INTERLEAVE_2(V)                                                             \
+  NAG_INLINE V interleave_low(V a, V b) { return __builtin_shufflevector(a, b, 0, 2); } \
   NAG_INLINE V interleave_high(V a, V b) { return __builtin_shufflevector(a, b, 1, 3); }
-#define NAG_INTERLEAVE_4(V)                                                                      \
-  NAG_INLINE V interleave_low(V a, V b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }    \
+#define NAG_INTERLEAVE_4(V)                                                                   \
+  NAG_INLINE V interleave_low(V a, V b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); } \
   NAG_INLINE V interleave_high(V a, V b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
-#define NAG_INTERLEAVE_8(V)                                              \
-  NAG_INLINE V interleave_low(V a, V b) {                                \
-    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);      \
-  }                                                                      \
-  NAG_INLINE V interleave_high(V a, V b) {                               \
-    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);    \
-  }
-#define NAG_INTERLEAVE_16(V)                                                                               \
-  NAG_INLINE V interleave_low(V a, V b) {                                                                  \
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);          \
-  }                                                                                                        \
-  NAG_INLINE V interleave_high(V a, V b) {                                                                 \
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);    \
+#define NAG_INTERLEAVE_8(V)                                                                                 \
+  NAG_INLINE V interleave_low(V a, V b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); } \
+  NAG_INLINE V interleave_high(V a, V b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#define NAG_INTERLEAVE_16(V)                                                                            \
+  NAG_INLINE V interleave_low(V a, V b) {                                                               \
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);       \
+  }                                                                                                     \
+  NAG_INLINE V interleave_high(V a, V b) {                                                              \
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); \
   }
 #if NAG_VECTOR_BYTES == 16
 NAG_INTERLEAVE_4(VecF)

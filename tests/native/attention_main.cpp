@@ -56,14 +56,11 @@ double value16(uint16_t bits, nag::DType dtype) {
   }
   const int exponent = (bits >> 10) & 31;
   const int fraction = bits & 1023;
-  const double magnitude =
-      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-size_t size_of(nag::DType dtype) {
-  return dtype == nag::DType::kDouble ? 8 : dtype == nag::DType::kFloat ? 4 : 2;
-}
+size_t size_of(nag::DType dtype) { return dtype == nag::DType::kDouble ? 8 : dtype == nag::DType::kFloat ? 4 : 2; }
 
 std::vector<char> stored(const std::vector<double>& values, nag::DType dtype) {
   std::vector<char> bytes(values.size() * size_of(dtype));
@@ -178,8 +175,7 @@ int main() {
     index[i] = static_cast<int64_t>(i);
   }
   const nag::KernelTable& table = nag::default_kernels();
-  for (const nag::DType dtype :
-       {nag::DType::kFloat, nag::DType::kHalf, nag::DType::kBFloat16, nag::DType::kDouble}) {
+  for (const nag::DType dtype : {nag::DType::kFloat, nag::DType::kHalf, nag::DType::kBFloat16, nag::DType::kDouble}) {
     const nag::AttentionKernel& kernel = table.attention[static_cast<int>(dtype)];
     const auto query_bytes = stored(query, dtype);
     std::vector<char> keys[3], values[3], packed_keys[3], packed_values[3];

@@ -287,14 +287,6 @@ def main() -> None:
     print("\nfaster than, geometric mean over shapes and dtypes (least):")
     for (group, name), values in ratios.items():
         print(f"  {group:6s} {name:18s} {geometric_mean(values):.2f}x ({min(values):.2f}x)")
-    print(f"\npeak resident memory of one call, MiB, output included:{'' if HAS_PROC else ' not read here, no /proc'}")
-    for workload in (w for w in WORKLOADS if HAS_PROC and w.name in chosen and w.group != "small"):
-        out = workload.batch * workload.length * workload.heads * workload.size * 4 / 2**20
-        found = {name: peak_memory(workload, name, "float32") for name in ("sdpa_x2+eager", "cpu") if name in runs}
-        print(f"  {workload.name:15s} float32  " + ", ".join(f"{n} {m:.0f}" for n, m in found.items())
-              + f" (output alone {out:.0f})")  # fmt: skip
-    print("\none call on one token, microseconds: "
-          + ", ".join(f"{mode} {cost:.1f}" for mode, cost in call_overhead().items()))  # fmt: skip
     if not options.no_csv:
         file = RESULTS / (re.sub(r"[^a-z0-9]+", "-", f"{cpu} {backends.cpu_capability()}".lower()).strip("-") + ".csv")
         file.parent.mkdir(exist_ok=True)
@@ -303,6 +295,14 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         print(f"\n{len(rows)} rows in {file.relative_to(RESULTS.parents[1])}")
+    print(f"\npeak resident memory of one call, MiB, output included:{'' if HAS_PROC else ' not read here, no /proc'}")
+    for workload in (w for w in WORKLOADS if HAS_PROC and w.name in chosen and w.group != "small"):
+        out = workload.batch * workload.length * workload.heads * workload.size * 4 / 2**20
+        found = {name: peak_memory(workload, name, "float32") for name in ("sdpa_x2+eager", "cpu") if name in runs}
+        print(f"  {workload.name:15s} float32  " + ", ".join(f"{n} {m:.0f}" for n, m in found.items())
+              + f" (output alone {out:.0f})")  # fmt: skip
+    print("\none call on one token, microseconds: "
+          + ", ".join(f"{mode} {cost:.1f}" for mode, cost in call_overhead().items()))  # fmt: skip
 
 
 if __name__ == "__main__":

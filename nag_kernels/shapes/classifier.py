@@ -27,29 +27,33 @@ HEADS = {
     "background": len(BACKGROUND_NAMES),
     "relation": len(RELATIONS),  # of two objects: where the one of lower cell index lies, seen from the other
 }
+PLACED = ("cells", "colours", "shapes")  # first in HEADS
 YES_NO = ("cells", "colours", "shapes", "two", "clean")  # the other heads choose one of their classes
 
 
 class Classifier(nn.Module):
     """Pictures [N, 3, 32, 32] in [-1, 1] to a dict of logits [N, HEADS[name]].
 
-    What is there is read off maxima over the whole picture, so that one place teaches all places; where it lies, off the
-    8x8 map itself.
+    What is there is decided at each place of an 8x8 map and read off the best place, so that one place teaches all and
+    a colour is never joined to another object's shape; the rest is read off the whole map.
     """
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after, stride in ((3, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1), (96, 128, 1)):
+        for before, after, stride in ((3, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1), (96, 96, 1)):
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.places = nn.Sequential(nn.Conv2d(128, 8, 1), nn.ReLU(), nn.Flatten())
-        self.head = nn.Sequential(nn.Linear(128 + 128 + 512, 160), nn.ReLU(), nn.Linear(160, sum(HEADS.values())))
+        self.there = nn.Conv2d(96, sum(HEADS[name] for name in PLACED), 1)
+        self.places = nn.Sequential(nn.Conv2d(96, 12, 1), nn.ReLU(), nn.Flatten())
+        rest = sum(size for name, size in HEADS.items() if name not in PLACED)
+        self.head = nn.Sequential(nn.Linear(96 + 96 + 12 * 64, 160), nn.ReLU(), nn.Linear(160, rest))
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         found = self.body(pictures)
         seen = torch.cat([found.amax((2, 3)), found.mean((2, 3)), self.places(found)], -1)
-        return dict(zip(HEADS, self.head(seen).split(list(HEADS.values()), -1), strict=True))
+        logits = torch.cat([self.there(found).amax((2, 3)), self.head(seen)], -1)
+        return dict(zip(HEADS, logits.split(list(HEADS.values()), -1), strict=True))
 
 
 @dataclass

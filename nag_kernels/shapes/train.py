@@ -39,21 +39,21 @@ class Settings:
     ae_rate: float = 2e-3
     ae_scenes: int = 24_000
     ae_noise: float = 0.8  # the largest noise, in spreads of the latents, that the decoder learns to remove
-    classifier_steps: int = 1000
-    classifier_batch: int = 48
+    classifier_steps: int = 2400
+    classifier_batch: int = 24
     classifier_rate: float = 2e-3
-    scenes: int = 60_000  # of the generator
-    flow_steps: int = 3600
-    flow_batch: int = 64
-    flow_rate: float = 1.2e-3
+    scenes: int = 30_000  # of the generator
+    flow_steps: int = 2000
+    flow_batch: int = 32
+    flow_rate: float = 2e-3
     flow_shift: float = 2.0  # of the noise levels it trains on
-    few_steps: int = 400
+    few_steps: int = 200
     few_rate: float = 5e-4
     few_substeps: int = 3
     few_guidance: float = 2.0  # classifier-free guidance of the teacher
     shift: float = 2.5  # of the scheduler
     watch_every: int = 500
-    judged: int = 2000  # samples of each kind in the final evaluation
+    judged: int = 1000  # samples of each kind in the final evaluation
 
 
 QUICK = Settings(

@@ -196,8 +196,8 @@ int main() {
     for (int set = 0; set < 3; ++set) {
       keys[set] = stored(key[set], dtype);
       values[set] = stored(value[set], dtype);
-      packed_keys[set].resize(key[set].size() * 8);
-      packed_values[set].resize(value[set].size() * 8);
+      packed_keys[set].resize(key[set].size() * kernel.element_size);
+      packed_values[set].resize(value[set].size() * kernel.element_size);
       first[set][0] = 0;
       first[set][1] = kLengths[set];
       nag::Segment& s = p.segment[set];

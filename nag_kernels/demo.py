@@ -54,7 +54,9 @@ def load_model(name: str, device: str) -> Any:
     return pipe
 
 
-def draw(pipe: Any, prompt: str, negative: str, method: str, seeds: range, options: argparse.Namespace, **call: Any) -> Any:
+def draw(
+    pipe: Any, prompt: str, negative: str, method: str, seeds: range, options: argparse.Namespace, **call: Any
+) -> Any:
     """One picture per seed, all in one call of the pipeline."""
     context = contextlib.nullcontext()
     if method == "CFG":
@@ -70,7 +72,9 @@ def draw(pipe: Any, prompt: str, negative: str, method: str, seeds: range, optio
         return pipe([prompt] * len(seeds), num_inference_steps=options.steps, generator=generators, **call).images
 
 
-def run_case(pipe: Any, prompt: str, negative: str, options: argparse.Namespace, judge: Callable | None) -> dict[str, Cell]:
+def run_case(
+    pipe: Any, prompt: str, negative: str, options: argparse.Namespace, judge: Callable | None
+) -> dict[str, Cell]:
     """Every method on one prompt: pictures, what they show, time, and the backend that ran."""
     cells = {}
     for method in METHODS:
@@ -92,7 +96,7 @@ def run_case(pipe: Any, prompt: str, negative: str, options: argparse.Namespace,
 
 
 def time_methods(pipe: Any, prompt: str, negative: str, options: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds per step of a whole call without decoding: the median of calls that take turns, after one of each."""
+    """Milliseconds per step of a call without decoding: the median of calls that take turns, after one of each."""
     seeds = range(options.seed, options.seed + options.batch)
     spent: dict[str, list[float]] = {method: [] for method in METHODS}
     for turn in range(ROUNDS + 1):
@@ -152,7 +156,7 @@ def table(results: list[tuple[str, str, dict[str, Cell]]], options: argparse.Nam
 
 
 def choose_seeds(cells: dict[str, Cell], columns: int, rows: int) -> list[int]:
-    """Which samples to show: half of the rows with the negative in the unguided picture, the rest without, in seed order."""
+    """Samples to show: half of the rows with the negative in the unguided picture, then without, in seed order."""
     shows = cells["no negative"].shows
     if not shows:
         return list(range(min(columns * rows, len(cells["no negative"].pictures))))
@@ -220,22 +224,30 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--prompt", help="what to draw (default: three prompts in turn)", default=argparse.SUPPRESS)
     parser.add_argument("--negative", help="what to keep out of the picture", default=argparse.SUPPRESS)
-    parser.add_argument("--scale", type=float, default=5.0, help="NAG: how far to step away from the negative; 1 = not at all")
-    parser.add_argument("--tau", type=float, default=2.5, help="NAG: longest a guided token may get, in lengths of the unguided")
+    parser.add_argument(
+        "--scale", type=float, default=5.0, help="NAG: how far to step away from the negative; 1 = not at all"
+    )
+    parser.add_argument(
+        "--tau", type=float, default=2.5, help="NAG: longest a guided token may get, in lengths of the unguided"
+    )
     parser.add_argument("--alpha", type=float, default=0.5, help="NAG: share of the guided result in the blend, 0 to 1")
     parser.add_argument("--nasa-scale", type=float, default=0.5, help="NASA: share of the negative that is subtracted")
     parser.add_argument("--cfg-scale", type=float, default=3.0, help="CFG: classifier-free guidance; 1 = none")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the others count up from it")
-    parser.add_argument("--samples", type=int, default=argparse.SUPPRESS, help="pictures per prompt and method (default: 256; 2 for other models)")  # fmt: skip
-    parser.add_argument("--model", default="shapes", help="shapes, or any diffusers model id or folder; its pictures are shown and timed, not read")  # fmt: skip
+    samples = "pictures per prompt and method (default: 256; 2 for other models)"
+    parser.add_argument("--samples", type=int, default=argparse.SUPPRESS, help=samples)
+    model = "shapes, or any diffusers model id or folder, whose pictures are shown and timed but not read"
+    parser.add_argument("--model", default="shapes", help=model)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
     parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="where the picture goes")
     options = parser.parse_args(arguments)
     ours = options.model == "shapes"
     given = [hasattr(options, name) for name in ("prompt", "negative")]
     if any(given) != all(given) or not (ours or all(given)):
-        parser.error("--prompt and --negative must be given together" + ("" if ours else f" for --model {options.model}"))
+        parser.error(
+            "--prompt and --negative must be given together" + ("" if ours else f" for --model {options.model}")
+        )
     options.cases = [(options.prompt, options.negative)] if all(given) else CASES
     options.samples = getattr(options, "samples", 256 if ours else 2)
     options.batch = min(BATCH if ours else 1, options.samples)

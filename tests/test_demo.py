@@ -82,7 +82,9 @@ def test_the_judge_reads_what_the_picture_shows():
 
 
 def test_guidance_that_does_nothing_raises():
-    options = demo.parse(["--prompt", "a circle", "--negative", "red", "--samples", "2", "--scale", "1", "--device", "cpu"])
+    options = demo.parse(
+        ["--prompt", "a circle", "--negative", "red", "--samples", "2", "--scale", "1", "--device", "cpu"]
+    )
     with pytest.raises(RuntimeError, match="left every picture"):
         demo.run_case(demo.load_model("shapes", "cpu"), "a circle", "red", options, None)
 
@@ -104,7 +106,8 @@ def test_any_other_pipeline_is_shown_and_timed_but_not_read(tmp_path, capsys, mo
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--prompt", "a circle"], ["--model", "some/folder"], ["--steps", "0"], ["--samples", "0"], ["--no-such"]]
+    "arguments",
+    [["--prompt", "a circle"], ["--model", "some/folder"], ["--steps", "0"], ["--samples", "0"], ["--no-such"]],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):

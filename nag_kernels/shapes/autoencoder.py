@@ -59,4 +59,5 @@ def train_autoencoder(settings, rank: int, folder: Path) -> None:
         if step % 100 == 0:
             steps.set_postfix(loss=f"{loss:.4f}", spread=f"{float(latents.detach().std()):.3f}")
     if rank == 0:
-        save_file({name: value.contiguous() for name, value in vae.state_dict().items()}, str(folder / "vae.safetensors"))
+        state = {name: value.contiguous() for name, value in vae.state_dict().items()}
+        save_file(state, str(folder / "vae.safetensors"))

@@ -76,7 +76,9 @@ def load_classifier(path: str | Path | None = None) -> Classifier:
 
     model = Classifier()
     state = load_file(str(path or WEIGHTS / "classifier.safetensors"))
-    model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    model.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    )
     return model.eval()
 
 
@@ -87,7 +89,9 @@ def read(model: Classifier, pictures: Tensor, batch: int = 256) -> Reading:
     joined = {name: torch.cat([part[name] for part in logits]) for name in HEADS}
     two = joined["two"][:, 0] > 0
     best = joined["cells"].topk(2).indices
-    cells = torch.where(two[:, None], best.sort(-1).values, torch.stack([best[:, 0], torch.full_like(best[:, 0], -1)], -1))
+    cells = torch.where(
+        two[:, None], best.sort(-1).values, torch.stack([best[:, 0], torch.full_like(best[:, 0], -1)], -1)
+    )
     choice = {name: joined[name].argmax(-1) for name in ("size", "background", "relation")}
     return Reading(two, joined["clean"][:, 0] > 0, cells, joined["colours"] > 0, joined["shapes"] > 0, **choice)
 
@@ -111,7 +115,9 @@ def facts(text: str) -> Facts:
     text = " ".join(text.lower().replace(",", " ").split())
     found = _SENTENCE.match(text)
     if not text or found is None or ((found[1] or found[5]) and not found[4]) or (found[5] and not found[9]):
-        raise ValueError(f"text must be a caption of the world of shapes, such as 'a red circle on white', got {text!r}")
+        raise ValueError(
+            f"text must be a caption of the world of shapes, such as 'a red circle on white', got {text!r}"
+        )
     objects = tuple(tuple(found.group(first + 1, first + 2, first + 3)) for first in (1, 6))
     return Facts(tuple(each for each in objects if any(each)), found[5], found[10], found[1] is not None)
 
@@ -145,7 +151,7 @@ def shows(reading: Reading, text: str) -> Tensor:
 
 
 def matches(reading: Reading, text: str) -> Tensor:
-    """[N] bool: the picture is what `text` says, with the right number of objects in the right relation; clean or not."""
+    """[N] bool: the picture is what `text` says, with the right number of objects and relation; clean or not."""
     said = facts(text)
     there = shows(reading, text)
     if not said.whole:
@@ -158,7 +164,9 @@ def matches(reading: Reading, text: str) -> Tensor:
     low, high = reading.cells[:, 0].clamp(min=0), reading.cells[:, 1].clamp(min=0)
     wanted = RELATIONS.index(said.relation)
     straight = first[low] & second[high] & (reading.relation == wanted)
-    turned = first[high] & second[low] & (reading.relation == (wanted ^ 1))  # "left of" and "right of" differ in one bit
+    turned = (
+        first[high] & second[low] & (reading.relation == (wanted ^ 1))
+    )  # "left of" and "right of" differ in one bit
     return there & (straight | turned)
 
 

@@ -55,7 +55,7 @@ KEEPS_FACTS = 1  # the first so many of SPOILS leave the attributes readable
 
 
 def spoil(scenes: Scenes, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures that are not clean, as a generator might fail: [N, 3, 32, 32], which of SPOILS [N], and whether it shows.
+    """Pictures spoiled as a generator might fail: [N, 3, 32, 32], which of SPOILS [N], and whether it shows [N].
 
     A spoil that changes next to nothing (a warp of empty ground, say) is neither clean nor not, and does not count.
     """
@@ -84,7 +84,7 @@ def spoil(scenes: Scenes, rng: np.random.Generator) -> tuple[Tensor, Tensor, Ten
     ghost = replace(scenes[rows.numpy()], centre=other.centre[rows.numpy()], background=scenes.background[rows.numpy()])
     pictures[rows] = torch.lerp(clean[rows], render(ghost), 0.2 + 0.6 * amount[rows])
     rows = at["splice"]
-    spliced = render(replace(scenes[rows.numpy()], shape=other.shape[rows.numpy()], colour=scenes.colour[rows.numpy()]))
+    spliced = render(replace(scenes[rows.numpy()], shape=other.shape[rows.numpy()]))
     grid = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="xy")) + 0.5
     angle = 2 * torch.pi * torch.rand(len(rows))
     away = grid[None] - torch.from_numpy(scenes.centre[rows.numpy(), 0].astype(np.float32))[:, :, None, None]
@@ -114,7 +114,7 @@ def benign(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def train_classifier(settings, rank: int, folder: Path) -> None:
-    """Write `classifier.safetensors`: the classifier, trained on renders drawn for each batch, half of them spoiled, in float16."""
+    """Write `classifier.safetensors`: trained on renders drawn for each batch, half of them spoiled; float16."""
     torch.manual_seed(settings.seed + 20 + rank)
     rng = np.random.default_rng(settings.seed + 20 + rank)
     model = Classifier().to(memory_format=torch.channels_last)
@@ -143,7 +143,9 @@ def train_classifier(settings, rank: int, folder: Path) -> None:
         trainer.step(sum(losses))
     average_buffers(model)
     if rank == 0:
-        state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+        state = {
+            name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()
+        }
         save_file({name: value.contiguous() for name, value in state.items()}, str(folder / "classifier.safetensors"))
 
 

@@ -38,7 +38,8 @@ def evaluate(pipe: ShapesPipeline, classifier: Classifier, count: int, seed: int
         reading = read(classifier, sample(pipe, caption(scenes, rng, full=True), seed, num_inference_steps=steps))
         cells = torch.from_numpy(np.sort(scenes.colour * len(SHAPES) + scenes.shape, axis=1))
         if not two:
-            cells = torch.from_numpy(np.stack([scenes.colour[:, 0] * len(SHAPES) + scenes.shape[:, 0], -np.ones(count)], 1))
+            first = scenes.colour[:, 0] * len(SHAPES) + scenes.shape[:, 0]
+            cells = torch.from_numpy(np.stack([first, -np.ones(count)], 1))
         objects = (reading.two == bool(two)) & (reading.cells == cells).all(-1)
         last = reading.relation == truth["relation"] if two else reading.size == truth["size"]
         everything = objects & last & (reading.background == truth["background"])

@@ -26,7 +26,7 @@ WIDTH, TEXT_LENGTH = 128, 16
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the world, an end token after each text (so that no text is empty), padding on the right."""
+    """One token per word of the world and an end token after each text, so that no text is empty."""
     special = ("<pad>", "</s>", "<unk>")
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*special, *WORDS))}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -157,8 +157,8 @@ def train_flow(settings, rank: int, folder: Path) -> None:
 def train_few_steps(settings, rank: int, folder: Path) -> None:
     """Write `few.safetensors`: the UNet distilled to the four steps of the scheduler.
 
-    The four steps cut the path from noise to picture into windows. In each, the flow-matching model (with classifier-free
-    guidance) walks `few_substeps` small steps from a noised latent; the student learns the straight line to where it
+    The four steps cut the path from noise to picture into windows. In each, the flow-matching model (with
+    classifier-free guidance) walks `few_substeps` small steps from a noised latent; the student learns the straight line to where it
     arrives: piecewise rectified flow (PeRFlow, arXiv 2405.07510, section 3).
     """
     torch.manual_seed(settings.seed + 50 + rank)
@@ -185,13 +185,11 @@ def train_few_steps(settings, rank: int, folder: Path) -> None:
                 without, with_text = velocity(teacher, end.repeat(2, 1, 1, 1), sigma, (text, mask)).chunk(2)
                 end = end - stride * torch.lerp(without, with_text, settings.few_guidance)
         line = (start - end) / (high - low)
-        # Mostly from the window's start, which is all that four steps visit; sometimes from within, for longer schedules.
+        # Mostly from the window's start, all that four steps visit; sometimes from within, for longer schedules.
         along = torch.rand_like(high) * (torch.rand_like(high) < 0.25)
         sigma = high - along * (high - low)
         count = len(captions)
-        found = velocity(
-            pipe.unet, start - (high - sigma) * line, sigma.flatten(), (text[count:], mask[count:])
-        )
+        found = velocity(pipe.unet, start - (high - sigma) * line, sigma.flatten(), (text[count:], mask[count:]))
         loss = trainer.step((found - line).square().mean())
         average.update()
         watch(step, settings.few_steps, loss)

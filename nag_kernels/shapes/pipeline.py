@@ -40,9 +40,7 @@ class ShapesPipeline(DiffusionPipeline):
         scheduler: FlowMatchEulerDiscreteScheduler,
     ):
         super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, vae=vae, scheduler=scheduler
-        )
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, vae=vae, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -135,7 +133,8 @@ class ShapesPipeline(DiffusionPipeline):
         unknown = set(names) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {sorted(unknown)}"
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, "
+                f"got {sorted(unknown)}"
             )
 
     def prepare_latents(
@@ -200,10 +199,11 @@ class ShapesPipeline(DiffusionPipeline):
         )  # fmt: skip
         self._guidance_scale, self._interrupt = guidance_scale, False
         device, guided = self._execution_device, self.do_classifier_free_guidance
-        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = self.encode_prompt(
+        texts = self.encode_prompt(
             prompt, guided, negative_prompt, num_images_per_prompt, device, prompt_embeds, negative_prompt_embeds,
             prompt_attention_mask, negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
+        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = texts
         latents = self.prepare_latents(len(prompt_embeds), self.unet.dtype, device, generator, latents)
         sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
         self.scheduler.set_timesteps(sigmas=sigmas, device=device)
@@ -215,7 +215,10 @@ class ShapesPipeline(DiffusionPipeline):
                     continue
                 text, mask, state = prompt_embeds, prompt_attention_mask, latents
                 if guided:
-                    text, mask = torch.cat([negative_prompt_embeds, text]), torch.cat([negative_prompt_attention_mask, mask])
+                    text, mask = (
+                        torch.cat([negative_prompt_embeds, text]),
+                        torch.cat([negative_prompt_attention_mask, mask]),
+                    )
                     state = torch.cat([latents, latents])
                 velocity = self.unet(
                     state, timestep, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False

@@ -54,7 +54,7 @@ class Scenes:
 
 
 def draw_scenes(count: int, rng: np.random.Generator, two_share: float = TWO_SHARE) -> Scenes:
-    """`count` random scenes. Objects lie fully inside the picture; two objects never touch or share colour and shape."""
+    """`count` random scenes. Objects lie inside the picture; two never touch, nor share both colour and shape."""
     two = rng.random(count) < two_share
     colour, shape = rng.integers(0, len(COLOURS), (count, 2)), rng.integers(0, len(SHAPES), (count, 2))
     same = (colour[:, 0] == colour[:, 1]) & (shape[:, 0] == shape[:, 1])
@@ -89,7 +89,9 @@ def draw_scenes(count: int, rng: np.random.Generator, two_share: float = TWO_SHA
 
 def _star(points: int, inner: float) -> list[tuple[float, float]]:
     angles = [math.pi * step / points for step in range(2 * points)]
-    return [(math.sin(a) * (inner if i % 2 else 1), -math.cos(a) * (inner if i % 2 else 1)) for i, a in enumerate(angles)]
+    return [
+        (math.sin(a) * (inner if i % 2 else 1), -math.cos(a) * (inner if i % 2 else 1)) for i, a in enumerate(angles)
+    ]
 
 
 # Outlines in units of the radius, y down, scaled so that all shapes of one size look equally large.
@@ -98,8 +100,20 @@ OUTLINES = {
     "square": [(x * 0.86, y * 0.86) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))],
     "triangle": [(0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)],
     "star": [(x * 1.12, y * 1.12 + 0.06) for x, y in _star(5, 0.45)],
-    "cross": [(-_A, -1), (_A, -1), (_A, -_A), (1, -_A), (1, _A), (_A, _A), (_A, 1), (-_A, 1), (-_A, _A), (-1, _A), (-1, -_A),
-              (-_A, -_A)],
+    "cross": [
+        (-_A, -1),
+        (_A, -1),
+        (_A, -_A),
+        (1, -_A),
+        (1, _A),
+        (_A, _A),
+        (_A, 1),
+        (-_A, 1),
+        (-_A, _A),
+        (-1, _A),
+        (-1, -_A),
+        (-_A, -_A),
+    ],
 }
 
 
@@ -156,7 +170,10 @@ def caption(scenes: Scenes, rng: np.random.Generator, full: bool = False) -> lis
     pick = rng.integers(0, 2, len(scenes))
     captions = []
     for i in range(len(scenes)):
-        names = [(SIZE_NAMES[scenes.size[i, k]], COLOUR_NAMES[scenes.colour[i, k]], SHAPES[scenes.shape[i, k]]) for k in (0, 1)]
+        names = [
+            (SIZE_NAMES[scenes.size[i, k]], COLOUR_NAMES[scenes.colour[i, k]], SHAPES[scenes.shape[i, k]])
+            for k in (0, 1)
+        ]
         place = f"on {BACKGROUND_NAMES[scenes.background[i]]}"
         two = bool(scenes.two[i])
         if not full and chance[i][0] < EMPTY_SHARE:

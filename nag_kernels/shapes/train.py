@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train shapes from nothing: autoencoder, classifier, generator, four-step distillation, evaluation.
 
-Every stage starts from the seed alone and leaves one file in the working folder, so that a run that was interrupted goes
-on with the stage it was in and ends with the same weights.
+Every stage starts from the seed alone and leaves one file in the working folder, so that a run that was interrupted
+goes on with the stage it was in and ends with the same weights.
 """
 
 import argparse
@@ -110,9 +110,10 @@ def train(settings: Settings, work: Path, out: Path) -> dict:
         "classifier": accuracy(load_classifier(out / "classifier.safetensors"), 10 * settings.judged, seed=999),
         "samples": evaluate(pipe, load_classifier(out / "classifier.safetensors"), settings.judged, seed=999),
     }
+    total = {key: sum(each[key] for each in minutes.values()) for key in ("clock", "cpu per process")}
     report = {
         "settings": asdict(settings),
-        "minutes": minutes | {"all": {key: sum(each[key] for each in minutes.values()) for key in ("clock", "cpu per process")}},
+        "minutes": minutes | {"all": total},
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "evaluation": found,

@@ -158,8 +158,8 @@ def train_few_steps(settings, rank: int, folder: Path) -> None:
     """Write `few.safetensors`: the UNet distilled to the four steps of the scheduler.
 
     The four steps cut the path from noise to picture into windows. In each, the flow-matching model (with
-    classifier-free guidance) walks `few_substeps` small steps from a noised latent; the student learns the straight line to where it
-    arrives: piecewise rectified flow (PeRFlow, arXiv 2405.07510, section 3).
+    classifier-free guidance) walks `few_substeps` small steps from a noised latent; the student learns the straight
+    line to where it arrives: piecewise rectified flow (PeRFlow, arXiv 2405.07510, section 3).
     """
     torch.manual_seed(settings.seed + 50 + rank)
     pipe = build_pipeline(settings.shift)

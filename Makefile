@@ -11,6 +11,7 @@ SOURCES = pyproject.toml setup.py constraints.txt Makefile $(wildcard csrc/*.* c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	$(BIN)/python -m nag_kernels.info | grep "^cpu kernels"
 	touch $@
 
 demo: .venv/.installed

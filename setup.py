@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -19,7 +20,6 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-WINDOWS = sys.platform == "win32"
 PYTHON_ABI = "0x030A0000"  # abi3 of Python 3.10
 TORCH_ABI = "0x020a000000000000"  # stable ABI of torch 2.10
 
@@ -32,19 +32,20 @@ def torch_root() -> Path | None:
 
 def missing() -> str | None:
     """What the extension needs and this machine lacks, or None."""
-    compiler = shlex.split(os.environ.get("CXX", "") or ("cl" if WINDOWS else "c++"))[0]
+    if sys.platform == "win32":
+        return "no C++ compiler for it on Windows (the kernels use the vector extensions of GCC and Clang)"
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler})"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no Python.h (the headers of this Python; python3-dev on Debian)"
     return None if torch_root() else "no torch in the build environment (install with --no-build-isolation)"
 
 
 def extension() -> Extension:
     root = torch_root()
     debug = os.environ.get("NAG_DEBUG") == "1"
-    if WINDOWS:
-        flags = ["/std:c++20", "/Od" if debug else "/O2"]
-    else:
-        flags = ["-std=c++20", "-fvisibility=hidden", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
+    flags = ["-std=c++20", "-fvisibility=hidden", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
     return Extension(
         "nag_kernels._C",
         sources=["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
@@ -67,7 +68,9 @@ class BuildExt(build_ext):
 
         def compile_parallel(sources, *args, **kwargs):
             with ThreadPoolExecutor(jobs) as pool:
-                return [o for objects in pool.map(lambda s: compile_all([s], *args, **kwargs), sources) for o in objects]
+                return [
+                    o for objects in pool.map(lambda s: compile_all([s], *args, **kwargs), sources) for o in objects
+                ]
 
         self.compiler.compile = compile_parallel
         super().build_extension(ext)

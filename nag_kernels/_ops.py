@@ -6,7 +6,10 @@
 calls that meet no Python; tests/bad_inputs.py feeds one table through every path.
 """
 
+import contextlib
+import logging
 import math
+import numbers
 from collections import Counter
 
 import torch
@@ -32,6 +35,7 @@ SCHEMAS = {
     "guidance.tensor": f"(Tensor positive, Tensor negative, {_TENSORS}, str rule='nag') -> Tensor",
 }
 
+LOG = logging.getLogger("nag_kernels")
 reference_calls: Counter[str] = Counter()  # how often the floor ran, by operation
 
 
@@ -73,9 +77,34 @@ def _check_4d(op: str, name: str, x) -> None:
         _refuse(op, f"{name} must be 4-D (batch, length, heads, head size), got shape {_shape(x)}")
 
 
-def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name: str, like: Tensor) -> None:
+def check_rule(where: str, rule: str) -> None:
     if rule not in RULES:
-        _refuse(op, f"rule must be 'nag' or 'nasa', got '{rule}'")
+        raise ValueError(f"{where}: rule must be 'nag' or 'nasa', got '{rule}'")
+
+
+def _check_number(where: str, name: str, x) -> None:
+    if not isinstance(x, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{where}: {name} must be a number, got {type(x).__name__}")
+
+
+def check_scalars(where: str, nag_scale=None, nag_tau=None, nag_alpha=None) -> None:
+    """Settings as numbers, each checked unless it is None; `where` begins the message."""
+    if nag_scale is not None:
+        _check_number(where, "nag_scale", nag_scale)
+        if not math.isfinite(nag_scale):
+            raise ValueError(f"{where}: nag_scale must be finite, got {nag_scale:g}")
+    if nag_tau is not None:
+        _check_number(where, "nag_tau", nag_tau)
+        if not nag_tau > 0:
+            raise ValueError(f"{where}: nag_tau must be above 0 (inf is no clip), got {nag_tau:g}")
+    if nag_alpha is not None:
+        _check_number(where, "nag_alpha", nag_alpha)
+        if not 0 <= nag_alpha <= 1:
+            raise ValueError(f"{where}: nag_alpha must be between 0 and 1, got {nag_alpha:g}")
+
+
+def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name: str, like: Tensor) -> None:
+    check_rule(f"nag::{op}", rule)
     settings = (("nag_scale", nag_scale), ("nag_tau", nag_tau), ("nag_alpha", nag_alpha))
     if isinstance(nag_scale, Tensor):  # the values are not read: that would wait for the device
         samples = like.shape[0] if like.ndim > 1 else 1
@@ -88,15 +117,7 @@ def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name
             if x.ndim != 0 and (x.ndim != 1 or x.shape[0] != samples):
                 _refuse(op, f"{name} must have shape () or ({samples},), got {_shape(x)}")
         return
-    for name, x in settings:
-        if not isinstance(x, (int, float, torch.SymFloat, torch.SymInt)):
-            _refuse(op, f"{name} must be a number, got {type(x).__name__}", TypeError)
-    if not math.isfinite(nag_scale):
-        _refuse(op, f"nag_scale must be finite, got {nag_scale:g}")
-    if not nag_tau > 0:
-        _refuse(op, f"nag_tau must be above 0 (inf is no clip), got {nag_tau:g}")
-    if not 0 <= nag_alpha <= 1:
-        _refuse(op, f"nag_alpha must be between 0 and 1, got {nag_alpha:g}")
+    check_scalars(f"nag::{op}", nag_scale, nag_tau, nag_alpha)
 
 
 def check_guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule="nag") -> None:
@@ -160,8 +181,11 @@ def check_fused_guided_attention(
                 _refuse(op, f"{name} must be on {query.device} like query, got {mask.device}")
             if mask.ndim != 2 or (mask.shape[0] != batch and mask.shape[0] != 1) or mask.shape[1] != key.shape[1]:
                 _refuse(op, f"{name} must have shape ({batch} or 1, {key.shape[1]}), got {_shape(mask)}")
-    if softmax_scale is not None and not math.isfinite(softmax_scale):
-        _refuse(op, f"softmax_scale must be finite, got {softmax_scale:g}")
+    if softmax_scale is not None:
+        _check_number(f"nag::{op}", "softmax_scale", softmax_scale)
+        if not math.isfinite(softmax_scale):
+            _refuse(op, f"softmax_scale must be finite, got {softmax_scale:g}")
+    _check_number(f"nag::{op}", "negative_logit_bias", negative_logit_bias)
     if not math.isfinite(negative_logit_bias):
         _refuse(op, f"negative_logit_bias must be finite, got {negative_logit_bias:g}")
     if key_shared is None and negative_logit_bias != 0:
@@ -172,6 +196,7 @@ def check_fused_guided_attention(
 # --- definition, fake, floor ------------------------------------------------------------------------------------------
 
 CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
+SETTINGS = {"fused_guided_attention": (5, 6, 7), "guidance": (2, 3, 4)}  # positions among the arguments
 FLOORS = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
 
 
@@ -179,6 +204,8 @@ def run_reference(op: str, *args, **kwargs) -> Tensor:
     """The floor: check, then the formula in plain PyTorch. Serves every device and dtype without a kernel."""
     CHECKS[op](*args, **kwargs)
     reference_calls[op] += 1
+    if not torch.compiler.is_compiling():
+        LOG.debug("reference runs nag::%s on %s", op, args[0].device)
     return FLOORS[op](*args, **kwargs)
 
 
@@ -206,10 +233,11 @@ class _Recompute(torch.autograd.Function):
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
         wanted = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
         second_order = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if not second_order:  # else on the saved tensors themselves: then a second derivative is right as well
-                for i in wanted:
-                    inputs[i] = inputs[i].detach().requires_grad_()
+        with torch.enable_grad(), _no_autocast(gradient.device.type):
+            for i in wanted:
+                # A view is a leaf of this derivative alone (two inputs may be one tensor, or one made from the other),
+                # and still leads to the saved tensor, so that a second derivative is right as well.
+                inputs[i] = inputs[i].view_as(inputs[i]) if second_order else inputs[i].detach().requires_grad_()
             output = FLOORS[ctx.op](*inputs)
             found = torch.autograd.grad(
                 output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
@@ -228,7 +256,9 @@ def _autograd(call):
         if forward_ad._current_level >= 0 and any(
             isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args
         ):
-            raise NotImplementedError(f"{call._schema.name}: forward-mode derivatives are not implemented; use backward")
+            raise NotImplementedError(
+                f"{call._schema.name}: forward-mode derivatives are not implemented; use backward"
+            )
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return _Recompute.apply(call, keyset, *args)
         with torch._C._AutoDispatchBelowAutograd():
@@ -240,25 +270,39 @@ def _autograd(call):
 # --- autocast: every floating tensor to the autocast dtype, as SDPA does; settings stay float32 --------------------------
 
 
-def _autocast(call, device: str):
-    key = torch._C._parse_dispatch_key(f"Autocast{device.upper()}")
-    settings = ("nag_scale", "nag_tau", "nag_alpha")
-    kept = {i for i, argument in enumerate(call._schema.arguments) if argument.name in settings}
+def _no_autocast(device: str):
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
-    def run(*args, **kwargs):
-        dtype = torch.get_autocast_dtype(device)
 
-        def cast(x):
-            if not isinstance(x, Tensor) or x.device.type != device or not x.is_floating_point():
-                return x
-            return x if x.dtype == torch.float64 else x.to(dtype)  # float64 is left alone, as autocast leaves it
+def _cast(op: str, device: str, args: tuple) -> tuple:
+    dtype, kept = torch.get_autocast_dtype(device), SETTINGS[op]
 
-        args = [x if i in kept else cast(x) for i, x in enumerate(args)]
-        kwargs = {name: x if name in settings else cast(x) for name, x in kwargs.items()}
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return call(*args, **kwargs)
+    def cast(x):
+        if not isinstance(x, Tensor) or x.device.type != device or not x.is_floating_point():
+            return x
+        return x if x.dtype == torch.float64 else x.to(dtype)  # float64 is left alone, as autocast leaves it
+
+    return tuple(x if i in kept else cast(x) for i, x in enumerate(args))
+
+
+def _autocast(call, op: str, device: str):
+    keys = torch._C.DispatchKeySet(torch._C._parse_dispatch_key(f"Autocast{device.upper()}"))
+
+    def run(*args):
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return call(*_cast(op, device, args))
 
     return run
+
+
+def force_reference(op: str, *args) -> Tensor:
+    """The floor as a plain function, with what the dispatcher does about autocast before it."""
+    device = args[0].device.type if isinstance(args[0], Tensor) else "cpu"
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        args = _cast(op, device, args)
+    with _no_autocast(device):
+        return run_reference(op, *args)
 
 
 def _register(library: torch.library.Library) -> None:
@@ -277,7 +321,7 @@ def _register(library: torch.library.Library) -> None:
         call = getattr(getattr(torch.ops.nag, op), overload or "default")
         library.impl(name, _autograd(call), "Autograd", with_keyset=True)
         for device in ("cpu", "cuda"):
-            library.impl(name, _autocast(call, device), f"Autocast{device.upper()}")
+            library.impl(name, _autocast(call, op, device), f"Autocast{device.upper()}")
 
 
 LIBRARY = torch.library.Library("nag", "DEF")

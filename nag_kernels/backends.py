@@ -3,7 +3,7 @@
 """Which kernels are here, which of them serves a call, why the others do not, and how often each has run.
 
 A backend is a name: "reference" (plain PyTorch, every device) or "cpu" (C++, `csrc/cpu`). `NAG_BACKEND` forces one
-for every call of the front doors; `NAG_LOG=debug` logs each refusal.
+for every call of the front doors; `NAG_LOG=debug` logs why a backend is not here and each call that the reference serves.
 """
 
 import importlib
@@ -12,10 +12,13 @@ import os
 
 from . import _ops
 
-LOG = logging.getLogger("nag_kernels")
+LOG = _ops.LOG
 if os.environ.get("NAG_LOG"):
+    _level = {"debug": 10, "info": 20, "warning": 30, "error": 40}.get(os.environ["NAG_LOG"].lower())
+    if _level is None:
+        raise ValueError(f"NAG_LOG must be debug, info, warning or error, got {os.environ['NAG_LOG']!r}")
     logging.basicConfig()
-    LOG.setLevel(os.environ["NAG_LOG"].upper())
+    LOG.setLevel(_level)
 
 BACKENDS = ("cpu", "reference")
 OPERATIONS = ("fused_guided_attention", "guidance")
@@ -75,12 +78,15 @@ def explain(op: str = "fused_guided_attention", device: str = "cpu") -> str:
     """One line per backend: which serves `op` on a device type, and why each other one does not."""
     if op not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, got {op!r}")
+    forced = os.environ.get("NAG_BACKEND")
+    if forced and refusal(forced, device):
+        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {forced}, but {refusal(forced, device)}"
     chosen, lines = choose(op, device), []
     for name in BACKENDS:
         if name == chosen:
             lines.append(f"{name} serves nag::{op} on {device}")
         else:
-            reason = refusal(name, device) or f"{chosen} comes first"
+            reason = refusal(name, device) or (f"NAG_BACKEND forces {forced}" if forced else f"{chosen} comes first")
             lines.append(f"{name} does not serve nag::{op} on {device}: {reason}")
     return "\n".join(lines)
 

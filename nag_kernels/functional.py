@@ -12,10 +12,11 @@ from . import _ops, backends
 _FORCED = os.environ.get("NAG_BACKEND")  # read once: a compiled caller must not depend on the environment
 
 
-def _settings(like: Tensor, *values: float | Tensor) -> tuple:
-    """All three as floats, or, where any is a tensor, all three as tensors (by a fill, never by a transfer)."""
+def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
+    """All three as numbers, or, where any is a tensor, all three as tensors (by a fill, never by a transfer)."""
     if not any(isinstance(x, Tensor) for x in values):
         return values
+    _ops.check_scalars(f"nag::{op}", *(None if isinstance(x, Tensor) else x for x in values))
     device = getattr(like, "device", None)
     return tuple(x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device) for x in values)
 
@@ -25,7 +26,7 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
     if forced is not None:
         device = arguments[0].device.type if isinstance(arguments[0], Tensor) else "cpu"
         if backends.choose(op, device, forced) == "reference":
-            return _ops.run_reference(op, *arguments)
+            return _ops.force_reference(op, *arguments)
     try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
         return (operation.tensor if tensors else operation.default)(*arguments)
     except RuntimeError:  # all that a kernel can raise, and what torch raises for an argument that is no tensor
@@ -73,7 +74,7 @@ def fused_guided_attention(
     Raises: TypeError (a tensor or dtype of the wrong kind) or ValueError (shape, device, value, backend), naming the
         argument, what came and what is needed.
     """
-    scale, tau, alpha = _settings(query, nag_scale, nag_tau, nag_alpha)
+    scale, tau, alpha = _settings("fused_guided_attention", query, nag_scale, nag_tau, nag_alpha)
     arguments = (query, key_positive, value_positive, key_negative, value_negative, scale, tau, alpha,
                  key_shared, value_shared, mask_positive, mask_negative, mask_shared,
                  softmax_scale, negative_logit_bias, rule)  # fmt: skip
@@ -103,6 +104,6 @@ def guidance(
     Returns: [..., C], contiguous, positive's dtype; arithmetic in float32 (float64 for float64). Differentiable.
     Raises: TypeError or ValueError naming the argument, what came and what is needed.
     """
-    scale, tau, alpha = _settings(positive, nag_scale, nag_tau, nag_alpha)
+    scale, tau, alpha = _settings("guidance", positive, nag_scale, nag_tau, nag_alpha)
     arguments = (positive, negative, scale, tau, alpha, rule)
     return _call("guidance", backend, torch.ops.nag.guidance, arguments, isinstance(scale, Tensor))

@@ -13,16 +13,19 @@ import torch
 from . import __version__, backends
 
 OPTIONAL = {
-    "diffusers": "the processors and the entry point (pip install 'nag-kernels[diffusers]')",
-    "transformers": "the text encoders of pipelines (pip install 'nag-kernels[diffusers]')",
-    "triton": "no kernel needs it yet",
+    "diffusers": "it would serve the processors and the entry point (pip install 'nag-kernels[diffusers]')",
+    "transformers": "it would serve the text encoders of pipelines (pip install 'nag-kernels[diffusers]')",
+    "triton": "nothing needs it yet",
 }
 
 
 def _installed(name: str) -> str:
     if importlib.util.find_spec(name) is None:
-        return f"not installed; it would serve {OPTIONAL[name]}"
-    return importlib.metadata.version(name)
+        return f"not installed; {OPTIONAL[name]}"
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "installed under another distribution's name"
 
 
 def report() -> str:
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nag_kernels.info",
         description="Say what is installed, what is missing and why, and which backend serves each operation. "
-        "NAG_BACKEND forces one; NAG_LOG=debug logs each refusal as it happens.",
+        "NAG_BACKEND forces one; NAG_LOG=debug logs what the reference serves.",
     )
     parser.parse_args(arguments)
     print(report())

@@ -62,9 +62,7 @@ def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, 
         return x.to(dtype).reshape(x.shape + (1,) * (positive.ndim - x.ndim))
 
     wide_positive, wide_negative = positive.to(dtype), negative.to(dtype)
-    a, b = row_factors(
-        wide_positive, wide_negative, setting(nag_scale), setting(nag_tau), setting(nag_alpha), rule
-    )
+    a, b = row_factors(wide_positive, wide_negative, setting(nag_scale), setting(nag_tau), setting(nag_alpha), rule)
     return (a * wide_positive - b * wide_negative).to(positive.dtype).contiguous()
 
 

@@ -49,9 +49,7 @@ def make_inputs(
 
 
 def cast(inputs: dict, dtype: torch.dtype) -> dict:
-    return {
-        name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in inputs.items()
-    }
+    return {name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in inputs.items()}
 
 
 def truth(inputs: dict, *settings, rule: str = "nag") -> Tensor:

@@ -17,7 +17,9 @@ CPU = backends.refusal("cpu", "cpu") is None
 
 def python(code: str, **environment: str) -> str:
     """Run a snippet in a fresh interpreter; what it prints."""
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -39,7 +41,9 @@ def test_the_call_is_served_by_the_first_backend_that_can():
 
 
 def test_an_unknown_backend_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"tpu cannot run nag::guidance: there is no backend of that name; .*reference"):
+    with pytest.raises(
+        ValueError, match=r"tpu cannot run nag::guidance: there is no backend of that name; .*reference"
+    ):
         nag_kernels.guidance(torch.ones(2, 4), torch.ones(2, 4), 5.0, backend="tpu")
 
 
@@ -109,6 +113,7 @@ def test_the_report_as_a_command():
     done = subprocess.run([sys.executable, "-m", "nag_kernels.info"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "nag_kernels" in done.stdout
-    assert "usage: python -m nag_kernels.info" in subprocess.run(
-        [sys.executable, "-m", "nag_kernels.info", "--help"], capture_output=True, text=True
-    ).stdout
+    assert (
+        "usage: python -m nag_kernels.info"
+        in subprocess.run([sys.executable, "-m", "nag_kernels.info", "--help"], capture_output=True, text=True).stdout
+    )

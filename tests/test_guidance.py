@@ -52,7 +52,9 @@ def test_ranks_and_empty_shapes(shape, backend):
         check(out, positive, negative, *SETTINGS)
 
 
-@pytest.mark.parametrize("settings", [(1.0, 2.5, 0.25), (5.0, math.inf, 1.0), (3.0, 1.0, 0.5), (-2.0, 0.5, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "settings", [(1.0, 2.5, 0.25), (5.0, math.inf, 1.0), (3.0, 1.0, 0.5), (-2.0, 0.5, 1.0)], ids=str
+)
 def test_settings(settings, backend):
     positive, negative = pair(2, 50, 96)
     check(run(positive, negative, *settings, backend=backend), positive, negative, *settings)

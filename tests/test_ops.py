@@ -8,8 +8,8 @@ import time
 import bad_inputs
 import pytest
 import torch
-from torch.autograd import forward_ad
 from torch._dynamo.testing import CompileCounter
+from torch.autograd import forward_ad
 
 import nag_kernels
 from nag_kernels import _ops, backends, testing
@@ -64,6 +64,31 @@ def test_the_good_inputs_of_the_table_are_good(op):
         assert torch.isfinite(getattr(nag_kernels, op)(**make(tensors=tensors))).all()
 
 
+@pytest.mark.parametrize(("tau", "error", "message"), [
+    (-1.0, ValueError, "nag_tau must be above 0 (inf is no clip), got -1"), ("a", TypeError, "nag_tau must be a number, got str"),
+])  # fmt: skip
+def test_numbers_beside_tensor_settings_are_checked(tau, error, message):
+    inputs = bad_inputs.attention_inputs() | {"nag_scale": torch.tensor(5.0), "nag_tau": tau}
+    refuses(lambda: nag_kernels.fused_guided_attention(**inputs), error, message)
+
+
+def test_the_schemas_are_those_of_the_contract():
+    keys = "Tensor query, Tensor key_positive, Tensor value_positive, Tensor key_negative, Tensor value_negative, "
+    options = (
+        ", Tensor? key_shared=None, Tensor? value_shared=None, Tensor? mask_positive=None, Tensor? mask_negative=None, "
+        'Tensor? mask_shared=None, float? softmax_scale=None, float negative_logit_bias=0., str rule="nag") -> Tensor'
+    )
+    for overload, kind in (("default", "float"), ("tensor", "Tensor")):
+        settings = f"{kind} nag_scale, {kind} nag_tau, {kind} nag_alpha"
+        suffix = "" if overload == "default" else ".tensor"
+        assert str(operation("fused_guided_attention", overload)._schema) == (
+            f"nag::fused_guided_attention{suffix}({keys}{settings}{options}"
+        )
+        assert str(operation("guidance", overload)._schema) == (
+            f'nag::guidance{suffix}(Tensor positive, Tensor negative, {settings}, str rule="nag") -> Tensor'
+        )
+
+
 def test_mixed_settings_become_tensors():
     inputs = bad_inputs.attention_inputs()
     expected = nag_kernels.fused_guided_attention(**inputs)
@@ -77,7 +102,6 @@ def test_mixed_settings_become_tensors():
 @pytest.mark.parametrize("name", _ops.SCHEMAS)
 def test_schema_and_one_owner_per_key(name):
     op, _, overload = name.partition(".")
-    assert "Tensor nag_scale" in str(operation(op, overload or "default")._schema) or not overload
     dump = torch._C._dispatch_dump(f"nag::{name}")
     assert "CompositeExplicitAutograd[alias]" in dump
     assert "(inactive)" not in dump, dump  # a second registration at a key would leave the first one inactive
@@ -147,6 +171,29 @@ def test_second_derivatives_against_finite_differences():
     assert torch.autograd.gradgradcheck(f, tensors)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_where_one_input_is_made_from_another(create_graph):
+    inputs = testing.make_inputs(length=3, heads=2, size=4, positive=3, negative=3, dtype=torch.float64)
+    query, key, negative = (inputs[name].requires_grad_() for name in ("query", "key_positive", "key_negative"))
+
+    def gradients(function):
+        out = function(query, key * 2, key, negative, negative, 5.0, 1.2, 0.25)
+        return torch.autograd.grad(out.sum(), (query, key, negative), create_graph=create_graph)
+
+    found, expected = gradients(torch.ops.nag.fused_guided_attention), gradients(_ops.reference.fused_guided_attention)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_in_an_autocast_region_are_those_outside():
+    inputs = testing.make_inputs(length=9, heads=2, size=8, positive=3, negative=3)
+    query = inputs["query"].requires_grad_()
+    out = nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0).sum()
+    (expected,) = torch.autograd.grad(out, query, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(out, query)
+    torch.testing.assert_close(found, expected)
+
+
 def test_gradients_of_the_settings():
     inputs = testing.make_inputs(batch=2, length=3, heads=2, size=4, positive=3, negative=3)
     settings = [torch.tensor(x, requires_grad=True) for x in (3.0, 1.2, 0.5)]
@@ -170,7 +217,9 @@ def test_forward_mode_is_refused():
             nag_kernels.fused_guided_attention(dual, **inputs, nag_scale=5.0)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(
-            lambda q: nag_kernels.fused_guided_attention(q, **inputs, nag_scale=5.0), (query,), (torch.ones_like(query),)
+            lambda q: nag_kernels.fused_guided_attention(q, **inputs, nag_scale=5.0),
+            (query,),
+            (torch.ones_like(query),),
         )
 
 
@@ -194,7 +243,9 @@ def test_bfloat16_gradients_are_near_the_float64_ones():
     wide = testing.cast(inputs, torch.float64)
     _, exact = differentiable(wide)
     testing_call = {**wide, **dict(zip(names, exact, strict=True))}
-    nag_kernels.reference.fused_guided_attention(**testing_call, nag_scale=5.0, nag_tau=2.5, nag_alpha=0.25).sum().backward()
+    nag_kernels.reference.fused_guided_attention(
+        **testing_call, nag_scale=5.0, nag_tau=2.5, nag_alpha=0.25
+    ).sum().backward()
     for name, a, b in zip(names, tensors, exact, strict=True):
         assert a.grad.dtype == torch.bfloat16
         assert testing.error(a.grad, b.grad) < 6e-3, name
@@ -277,11 +328,13 @@ def test_autocast(op, overload):
         assert first.grad.abs().max() > 0
 
 
-def test_autocast_accepts_mixed_dtypes_as_sdpa_does():
+def test_autocast_accepts_mixed_dtypes_as_sdpa_does(backend):
     inputs = testing.make_inputs(length=5)
-    inputs["key_positive"] = inputs["key_positive"].bfloat16()
+    half = testing.cast(inputs, torch.bfloat16)
+    inputs["key_positive"] = half["key_positive"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0).dtype == torch.bfloat16
+        out = nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0, backend=backend)
+    assert torch.equal(out, nag_kernels.fused_guided_attention(**half, nag_scale=5.0, backend=backend))
     with pytest.raises(TypeError, match="key_positive must be float32 like query, got bfloat16"):
         nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0)
 
@@ -314,6 +367,8 @@ def test_cost_of_the_autograd_layer_is_printed(capsys):
     with torch.inference_mode():
         inference, _ = microseconds()
     with capsys.disabled():
-        print(f"\nraw call, one token: {normal:.1f} us, no_grad {no_grad:.1f} us, inference_mode {inference:.1f} us; "
-              f"the autograd layer costs {no_grad - inference:.1f} us under no_grad, nothing in inference mode")
+        print(
+            f"\nraw call, one token: {normal:.1f} us, no_grad {no_grad:.1f} us, inference_mode {inference:.1f} us; "
+            f"the autograd layer costs {no_grad - inference:.1f} us under no_grad, nothing in inference mode"
+        )
     assert out.shape == inputs["query"].shape

@@ -43,7 +43,9 @@ def test_pure_python_wheel(tmp_path):
     assert "nag_kernels/diffusers/__init__.py" in names
     assert any(n.startswith("nag_kernels/shapes/weights/") and n.endswith(".safetensors") for n in names)
     target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheels[0]], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheels[0]], check=True
+    )
     code = (
         "import nag_kernels, nag_kernels.triton_kernels, sys; from nag_kernels import testing; "
         "assert sys.argv[1] in nag_kernels.__file__; print(nag_kernels.available_backends()); "

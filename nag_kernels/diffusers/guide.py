@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from nag_kernels._ops import check_rule, check_scalars
+
 from .dry_run import call_arguments, denoiser_arguments, intercepted, prompt_count, record_negative
 from .families import checked_sites, family_of, find_denoiser, inner_denoiser
 from .packing import Packer
-from .processors import PackedText, check_settings
+from .processors import PackedText
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
@@ -110,15 +112,14 @@ class _Guidance:
             raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
         denoiser = find_denoiser(pipe)
         papers = family_of(denoiser).settings(inner_denoiser(denoiser))
-        if rule not in ("nag", "nasa"):
-            raise ValueError(f"guide: rule must be 'nag' or 'nasa', got '{rule}'")
+        check_rule("guide", rule)
         if rule == "nasa" and nag_scale is None and papers.nasa_scale is None:
             kind = type(inner_denoiser(denoiser)).__name__
             raise ValueError(f"guide: nag_scale must be given for rule 'nasa': none is published for this {kind}")
         published = (papers.nag_scale if rule == "nag" else papers.nasa_scale, papers.nag_tau, papers.nag_alpha)
         given = (nag_scale, nag_tau, nag_alpha)
         self.settings = tuple(p if g is None else g for g, p in zip(given, published, strict=True))
-        check_settings("guide", *self.settings)
+        check_scalars("guide", *self.settings)
         if not 0 <= start < end <= 1:
             raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
         self.rule, self.start, self.end, self.pad = rule, start, end, pad

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-in attention processors: diffusers' own, with a second, negative text and one fused call.
 
-Where there is no negative text, or nag_scale is 1, both give what the processor that they replace gives.
+Where there is no negative text, or nag_scale is 1 (and nag_tau at least 1), both give what the processor that they replace gives.
 """
 
 import math
@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import (
 from torch import Tensor
 
 from nag_kernels import fused_guided_attention
+from nag_kernels._ops import check_scalars
 
 MASKED = -9000.0  # diffusers writes "not seen" as a bias of -10000, others as the lowest number or -inf
 
@@ -42,19 +43,6 @@ class PackedText:
     nag_tau: Tensor | None = None
     nag_alpha: Tensor | None = None
     rule: str = "nag"
-
-
-def check_settings(where: str, nag_scale: float, nag_tau: float, nag_alpha: float) -> None:
-    """Refuses settings out of range: on the host, where they are set, because the operation does not read tensors."""
-    for name, value in (("nag_scale", nag_scale), ("nag_tau", nag_tau), ("nag_alpha", nag_alpha)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{where}: {name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(nag_scale):
-        raise ValueError(f"{where}: nag_scale must be finite, got {nag_scale:g}")
-    if not nag_tau > 0:
-        raise ValueError(f"{where}: nag_tau must be above 0 (inf is no clip), got {nag_tau:g}")
-    if not 0 <= nag_alpha <= 1:
-        raise ValueError(f"{where}: nag_alpha must be between 0 and 1, got {nag_alpha:g}")
 
 
 def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,10 +82,11 @@ class _GuidedProcessor:
         self._set(nag_scale, nag_tau, nag_alpha)
 
     def _set(self, *values: float) -> None:
-        check_settings(type(self).__name__, *values)
+        check_scalars(type(self).__name__, *values)
         self._values = values
         # A tensor, so that a compiled model follows a change without being compiled again.
-        self._settings = torch.tensor(values, dtype=torch.float32, device=self._settings.device)
+        with torch.inference_mode(False):  # a training step may save it for its gradient later
+            self._settings = torch.tensor(values, dtype=torch.float32, device=self._settings.device)
 
     @property
     def nag_scale(self) -> float:
@@ -128,7 +117,8 @@ class _GuidedProcessor:
         if self.text is not None and self.text.nag_scale is not None:
             return self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha
         if self._settings.device != query.device:
-            self._settings = self._settings.to(query.device)
+            with torch.inference_mode(False):
+                self._settings = self._settings.to(query.device)
         scale, tau, alpha = self._settings.unbind()
         if unconditional:
             steered = torch.arange(query.shape[0], device=query.device) >= unconditional

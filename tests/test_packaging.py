@@ -47,7 +47,8 @@ def test_pure_python_wheel(tmp_path):
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheels[0]], check=True
     )
     code = (
-        "import nag_kernels, nag_kernels.triton_kernels, sys; from nag_kernels import testing; "
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in str(f)]; "
+        "import nag_kernels, nag_kernels.triton_kernels; from nag_kernels import testing; "
         "assert sys.argv[1] in nag_kernels.__file__; print(nag_kernels.available_backends()); "
         "print(nag_kernels.fused_guided_attention(**testing.make_inputs(length=3), nag_scale=5.0).isfinite().all())"
     )

@@ -133,9 +133,8 @@ def percent(flags: list[bool]) -> str:
 
 def table(results: list[tuple[str, str, dict[str, Cell]]], options: argparse.Namespace) -> Table:
     """One line per prompt and method, and one per method for all prompts together."""
-    found = Table(
-        title=f"{options.model}, {options.steps} steps, {options.device}; ms with {min(TIMED, options.batch)} pictures at once"
-    )
+    timed = f"ms with {min(TIMED, options.batch)} pictures at once"
+    found = Table(title=f"{options.model}, {options.steps} steps, {options.device}; {timed}")
     names = ("prompt", "negative", "method", "samples", "shows negative", "clean match", "ms per step", "backend")
     for name in names:
         found.add_column(name, justify="left" if name in ("prompt", "negative", "method", "backend") else "right")

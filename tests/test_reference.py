@@ -3,6 +3,7 @@
 """The reference against a float64 oracle of plain Python loops, written from the papers alone, and its identities."""
 
 import math
+import pathlib
 
 import pytest
 import torch
@@ -177,6 +178,6 @@ class TestIdentities:
 
 
 def test_the_reference_is_short():
-    text = open(reference.__file__).read()
+    text = pathlib.Path(reference.__file__).read_text()
     assert len(text.splitlines()) <= 105
     assert "import torch" in text

@@ -21,7 +21,7 @@ if os.environ.get("NAG_LOG"):
     LOG.setLevel(_level)
 
 BACKENDS = ("cpu", "reference")
-OPERATIONS = ("fused_guided_attention", "guidance")
+OPERATIONS = tuple(_ops.CHECKS)
 
 
 def _load(module: str):

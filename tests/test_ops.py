@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 import nag_kernels
 from nag_kernels import _ops, backends, testing
 
-OPERATIONS = ("fused_guided_attention", "guidance")
+OPERATIONS = backends.OPERATIONS
 CPU = backends.refusal("cpu", "cpu") is None
 ROWS = list(bad_inputs.table())
 row_ids = [f"{op}.{overload}: {row.name}" for op, overload, row in ROWS]

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,13 @@ def missing() -> str | None:
     compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler})"
+    probe = (
+        "typedef int V __attribute__((vector_size(16))); V f(V a) { return __builtin_shufflevector(a, a, 0, 4, 1, 5); }"
+    )
+    tried = subprocess.run([compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], input=probe.encode(),
+                           capture_output=True)  # fmt: skip
+    if tried.returncode:
+        return f"no C++ compiler that is new enough (GCC 12 or Clang 15; {compiler} lacks C++20 or vector shuffles)"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "no Python.h (the headers of this Python; python3-dev on Debian)"
     return None if torch_root() else "no torch in the build environment (install with --no-build-isolation)"

@@ -287,7 +287,9 @@ def main() -> None:
     print("\nfaster than, geometric mean over shapes and dtypes (least):")
     for (group, name), values in ratios.items():
         print(f"  {group:6s} {name:18s} {geometric_mean(values):.2f}x ({min(values):.2f}x)")
-    if not options.no_csv:
+    if options.quick or set(chosen) != set(names) or set(options.dtype) != set(DTYPES):
+        print("\nno CSV, which holds whole runs: every workload and dtype, not --quick")
+    elif not options.no_csv:
         file = RESULTS / (re.sub(r"[^a-z0-9]+", "-", f"{cpu} {backends.cpu_capability()}".lower()).strip("-") + ".csv")
         file.parent.mkdir(exist_ok=True)
         with open(file, "w", newline="") as opened:

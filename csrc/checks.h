@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -156,8 +157,15 @@ inline void check_settings(const char* op, double scale, double tau, double alph
   if (!std::isfinite(scale)) {
     refuse(op, "nag_scale must be finite, got ", number_name(scale));
   }
+  constexpr double largest = std::numeric_limits<float>::max();
+  if (std::fabs(scale) > largest) {
+    refuse(op, "nag_scale must be finite in float32, got ", number_name(scale));
+  }
   if (!(tau > 0)) {
     refuse(op, "nag_tau must be above 0 (inf is no clip), got ", number_name(tau));
+  }
+  if (tau > largest && !std::isinf(tau)) {
+    refuse(op, "nag_tau must be finite in float32, or inf (no clip), got ", number_name(tau));
   }
   if (!(alpha >= 0 && alpha <= 1)) {
     refuse(op, "nag_alpha must be between 0 and 1, got ", number_name(alpha));

@@ -7,10 +7,12 @@ calls that meet no Python; tests/bad_inputs.py feeds one table through every pat
 """
 
 import contextlib
+import functools
 import logging
 import math
 import numbers
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch.autograd import forward_ad
 from . import reference
 
 RULES = ("nag", "nasa")
+FLOAT32_MAX = torch.finfo(torch.float32).max
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _KEYS = "Tensor query, Tensor key_positive, Tensor value_positive, Tensor key_negative, Tensor value_negative, "
@@ -93,10 +96,14 @@ def check_scalars(where: str, nag_scale=None, nag_tau=None, nag_alpha=None) -> N
         _check_number(where, "nag_scale", nag_scale)
         if not math.isfinite(nag_scale):
             raise ValueError(f"{where}: nag_scale must be finite, got {nag_scale:g}")
+        if abs(nag_scale) > FLOAT32_MAX:
+            raise ValueError(f"{where}: nag_scale must be finite in float32, got {nag_scale:g}")
     if nag_tau is not None:
         _check_number(where, "nag_tau", nag_tau)
         if not nag_tau > 0:
             raise ValueError(f"{where}: nag_tau must be above 0 (inf is no clip), got {nag_tau:g}")
+        if FLOAT32_MAX < nag_tau < math.inf:
+            raise ValueError(f"{where}: nag_tau must be finite in float32, or inf (no clip), got {nag_tau:g}")
     if nag_alpha is not None:
         _check_number(where, "nag_alpha", nag_alpha)
         if not 0 <= nag_alpha <= 1:
@@ -239,9 +246,12 @@ class _Recompute(torch.autograd.Function):
                 # and still leads to the saved tensor, so that a second derivative is right as well.
                 inputs[i] = inputs[i].view_as(inputs[i]) if second_order else inputs[i].detach().requires_grad_()
             output = FLOORS[ctx.op](*inputs)
-            found = torch.autograd.grad(
-                output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
-            )
+            if output.requires_grad:
+                found = torch.autograd.grad(
+                    output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
+                )
+            else:  # NASA does not use tau and alpha
+                found = [torch.zeros_like(inputs[i]) for i in wanted]
         grads: list[Tensor | None] = [None] * (len(inputs) + 2)
         for i, grad in zip(wanted, found, strict=True):
             grads[i + 2] = grad
@@ -296,12 +306,17 @@ def _autocast(call, op: str, device: str):
     return run
 
 
+def autocasted(op: str, args: tuple) -> tuple:
+    """The arguments as the dispatcher would hand them on: cast where autocast is on."""
+    device = args[0].device.type if isinstance(args[0], Tensor) else "cpu"
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _cast(op, device, args) if enabled else args
+
+
 def force_reference(op: str, *args) -> Tensor:
     """The floor as a plain function, with what the dispatcher does about autocast before it."""
-    device = args[0].device.type if isinstance(args[0], Tensor) else "cpu"
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        args = _cast(op, device, args)
-    with _no_autocast(device):
+    args = autocasted(op, args)
+    with _no_autocast(args[0].device.type if isinstance(args[0], Tensor) else "cpu"):
         return run_reference(op, *args)
 
 
@@ -326,3 +341,20 @@ def _register(library: torch.library.Library) -> None:
 
 LIBRARY = torch.library.Library("nag", "DEF")
 _register(LIBRARY)
+
+
+def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str) -> None:
+    """Let Python kernels serve a dispatch key ("CUDA"); `kernels` gives them by operation, at the first call.
+
+    They get checked input of any dtype but float64, which stays with the floor.
+    """
+
+    def serve(op: str, *args, **kwargs) -> Tensor:
+        if args[0].dtype == torch.float64:
+            return run_reference(op, *args, **kwargs)
+        CHECKS[op](*args, **kwargs)
+        with torch.cuda.device(args[0].device) if args[0].is_cuda else contextlib.nullcontext():
+            return kernels()[op](*args, **kwargs)
+
+    for name in SCHEMAS:
+        LIBRARY.impl(name, functools.partial(serve, name.partition(".")[0]), key)

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels are here, which of them serves a call, why the others do not, and how often each has run.
 
-A backend is a name: "reference" (plain PyTorch, every device) or "cpu" (C++, `csrc/cpu`). `NAG_BACKEND` forces one
-for every call of the front doors; `NAG_LOG=debug` logs why a backend is not here and each call that the reference serves.
+A backend is a name: "reference" (plain PyTorch, every device), "cpu" (C++, `csrc/cpu`) or "triton" (`triton_kernels`).
+`NAG_BACKEND` forces one for every call of the front doors; `NAG_LOG=debug` logs why a backend is not here and each call
+that the reference serves.
 """
 
 import importlib
+import importlib.util
 import logging
 import os
+import sys
 
 from . import _ops
 
@@ -20,7 +23,8 @@ if os.environ.get("NAG_LOG"):
     logging.basicConfig()
     LOG.setLevel(_level)
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
+FORCED = os.environ.get("NAG_BACKEND") or None  # read once: a compiled caller must not depend on the environment
 OPERATIONS = tuple(_ops.CHECKS)
 
 
@@ -38,10 +42,20 @@ _CPU, _CPU_MISSING = _load("._C")
 if _CPU is None:
     LOG.debug("cpu is not available: %s", _CPU_MISSING)
 
+TRITON_MODULE = "nag_kernels.triton_kernels.attention"
+_TRITON_MISSING = None
+if importlib.util.find_spec("triton") is None:
+    _TRITON_MISSING = "triton is not installed"
+elif FORCED != "triton":
+    _TRITON_MISSING = "it has not run on a GPU yet; NAG_BACKEND=triton, set before the import, turns it on"
+else:
+    _ops.register_kernels(lambda: importlib.import_module(TRITON_MODULE).KERNELS, "CUDA")
+
 
 def available_backends() -> tuple[str, ...]:
     """The backends that are installed and loaded, fastest first."""
-    return tuple(name for name in BACKENDS if name != "cpu" or _CPU is not None)
+    missing = {"cpu": _CPU is None, "triton": _TRITON_MISSING is not None}
+    return tuple(name for name in BACKENDS if not missing.get(name))
 
 
 def cpu_capability() -> str | None:
@@ -57,6 +71,8 @@ def refusal(backend: str, device: str) -> str | None:
         if _CPU is None:
             return _CPU_MISSING
         return None if device == "cpu" else f"its tensors are on {device}, not on cpu"
+    if backend == "triton":
+        return _TRITON_MISSING or (None if device == "cuda" else f"its tensors are on {device}, not on cuda")
     return f"there is no backend of that name; the names are {', '.join(BACKENDS)}"
 
 
@@ -65,7 +81,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
 
     Raises: ValueError with the reason where the forced one cannot run.
     """
-    forced = backend or os.environ.get("NAG_BACKEND")
+    forced = backend or FORCED
     for name in (forced,) if forced else BACKENDS:
         reason = refusal(name, device)
         if reason is None:
@@ -78,22 +94,23 @@ def explain(op: str = "fused_guided_attention", device: str = "cpu") -> str:
     """One line per backend: which serves `op` on a device type, and why each other one does not."""
     if op not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, got {op!r}")
-    forced = os.environ.get("NAG_BACKEND")
-    if forced and refusal(forced, device):
-        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {forced}, but {refusal(forced, device)}"
+    if FORCED and refusal(FORCED, device):
+        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {FORCED}, but {refusal(FORCED, device)}"
     chosen, lines = choose(op, device), []
     for name in BACKENDS:
         if name == chosen:
             lines.append(f"{name} serves nag::{op} on {device}")
         else:
-            reason = refusal(name, device) or (f"NAG_BACKEND forces {forced}" if forced else f"{chosen} comes first")
+            reason = refusal(name, device) or (f"NAG_BACKEND forces {FORCED}" if FORCED else f"{chosen} comes first")
             lines.append(f"{name} does not serve nag::{op} on {device}: {reason}")
     return "\n".join(lines)
 
 
 def counts() -> dict[str, int]:
     """How often each backend has run an operation in this process, counted inside the backend."""
-    found = {"cpu": 0, "reference": sum(_ops.reference_calls.values())}
-    if _CPU is not None:
-        found["cpu"] = sum(_CPU.calls().values())
-    return found
+    triton = sys.modules.get(TRITON_MODULE)
+    return {
+        "triton": sum(triton.calls.values()) if triton else 0,
+        "cpu": sum(_CPU.calls().values()) if _CPU is not None else 0,
+        "reference": sum(_ops.reference_calls.values()),
+    }

@@ -2,14 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public functions: documented front doors of `torch.ops.nag`, with keyword arguments and defaults."""
 
-import os
-
 import torch
 from torch import Tensor
 
 from . import _ops, backends
-
-_FORCED = os.environ.get("NAG_BACKEND")  # read once: a compiled caller must not depend on the environment
 
 
 def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
@@ -22,7 +18,7 @@ def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
 
 
 def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
-    forced = backend or _FORCED
+    forced = backend or backends.FORCED
     if forced is not None:
         device = arguments[0].device.type if isinstance(arguments[0], Tensor) else "cpu"
         if backends.choose(op, device, forced) == "reference":
@@ -30,7 +26,7 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
     try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
         return (operation.tensor if tensors else operation.default)(*arguments)
     except RuntimeError:  # all that a kernel can raise, and what torch raises for an argument that is no tensor
-        _ops.CHECKS[op](*arguments)  # the same words as a ValueError or TypeError
+        _ops.CHECKS[op](*_ops.autocasted(op, arguments))  # the same words as a ValueError or TypeError
         raise
 
 

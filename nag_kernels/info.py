@@ -5,7 +5,6 @@
 import argparse
 import importlib.metadata
 import importlib.util
-import os
 import platform
 
 import torch
@@ -15,7 +14,7 @@ from . import __version__, backends
 OPTIONAL = {
     "diffusers": "it would serve the processors and the entry point (pip install 'nag-kernels[diffusers]')",
     "transformers": "it would serve the text encoders of pipelines (pip install 'nag-kernels[diffusers]')",
-    "triton": "nothing needs it yet",
+    "triton": "it would run the Triton kernels (pip install triton)",
 }
 
 
@@ -32,6 +31,7 @@ def report() -> str:
     """The whole report as text; every line says what is here, or what is not and why."""
     capability = backends.cpu_capability()
     cpu = f"loaded, runs its {capability} path" if capability else f"not here: {backends.refusal('cpu', 'cpu')}"
+    triton = backends.refusal("triton", "cuda")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device seen by this torch"
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     lines = [
@@ -42,9 +42,9 @@ def report() -> str:
         f"cuda            {cuda}",
         "",
         f"cpu kernels     {cpu}",
-        "triton kernels  not written yet",
+        f"triton kernels  {'turned on by NAG_BACKEND' if triton is None else f'off: {triton}'}",
         "cuda kernels    not written yet",
-        f"NAG_BACKEND     {os.environ.get('NAG_BACKEND') or 'not set'}",
+        f"NAG_BACKEND     {backends.FORCED or 'not set'}",
         "",
     ]
     for op in backends.OPERATIONS:

@@ -127,6 +127,8 @@ FLOATS = RULE + [
     Bad("scale nan", {"nag_scale": math.nan}, ValueError, "nag_scale must be finite, got nan"),
     Bad("scale inf", {"nag_scale": math.inf}, ValueError, "nag_scale must be finite, got inf"),
     Bad("scale is a string", {"nag_scale": "5"}, TypeError, "nag_scale must be a number, got str", schema=True),
+    Bad("scale -1e39", {"nag_scale": -1e39}, ValueError, "nag_scale must be finite in float32, got -1e+39"),
+    Bad("tau 1e40", {"nag_tau": 1e40}, ValueError, "nag_tau must be finite in float32, or inf (no clip), got 1e+40"),
     Bad("tau 0", {"nag_tau": 0.0}, ValueError, "nag_tau must be above 0 (inf is no clip), got 0"),
     Bad("tau nan", {"nag_tau": math.nan}, ValueError, "nag_tau must be above 0 (inf is no clip), got nan"),
     Bad("tau -1.5", {"nag_tau": -1.5}, ValueError, "nag_tau must be above 0 (inf is no clip), got -1.5"),

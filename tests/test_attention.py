@@ -212,6 +212,20 @@ class TestExtremes:
         inputs["query"] *= magnitude
         assert torch.isfinite(run(inputs, *SETTINGS, backend=backend)).all()
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("shared", [0, 300])
+    def test_logits_of_ten_billion(self, shared, dtype, backend):
+        """A logit of 1e10 is known to within 512 in float32; the largest must keep its weight of 1 all the same."""
+        inputs = testing.make_inputs(shared=shared, positive=300, dtype=dtype)
+        inputs["query"] *= 1e10
+        out, exact = run(inputs, *SETTINGS, backend=backend), testing.truth(inputs, *SETTINGS)
+        torch.testing.assert_close(out.double(), exact, rtol=3 * torch.finfo(dtype).eps, atol=1e-2)
+
+    @pytest.mark.parametrize("bias", [1e4, 1e10, -1e10])
+    def test_a_huge_bias_stays_finite(self, bias, backend):
+        inputs = testing.make_inputs(shared=20, bias=bias)
+        assert torch.isfinite(run(inputs, *SETTINGS, backend=backend)).all()
+
     def test_float16_stays_finite_where_the_eager_sum_overflows(self, backend):
         inputs = testing.make_inputs(heads=16, size=64, positive=4, negative=4, dtype=torch.float16)
         for part in ("positive", "negative"):

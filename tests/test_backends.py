@@ -66,6 +66,15 @@ def test_forced_by_the_environment():
     assert "'cpu': 0, 'reference': 1" in python(CALL, NAG_BACKEND="reference")
 
 
+def test_the_environment_is_read_once():
+    """What `explain` says is what serves: a change after the import changes neither."""
+    change = "import os, nag_kernels; os.environ['NAG_BACKEND'] = 'reference'; "
+    said = python(change + CALL + "; print(nag_kernels.explain())", NAG_BACKEND="")
+    first = nag_kernels.available_backends()[0]
+    assert f"'{first}': 1" in said
+    assert f"{first} serves nag::fused_guided_attention on cpu" in said
+
+
 def test_the_environment_cannot_force_what_is_not_there():
     done = subprocess.run([sys.executable, "-c", CALL], env={**os.environ, "NAG_BACKEND": "tpu"}, capture_output=True,
                           text=True)  # fmt: skip

@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import HeunDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, error, one_thread, pipeline  # noqa: F401
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -353,6 +354,69 @@ def test_a_second_thread_is_refused_and_the_first_goes_on(same_pipeline):
             finish.set()
             thread.join()
     assert torch.equal(drawn[0], wanted)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("pixart", "callback"), ("sd3", "callback_on_step_end")])
+def test_what_a_callback_does_with_the_denoiser_is_not_guided(kind, name):
+    """Another pipeline over the same denoiser, called between two steps, draws its own picture, and the steps go on."""
+    pipe = pipeline(kind)
+    other = type(pipe)(**{**pipe.components, "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)})
+    other.set_progress_bar_config(disable=True)
+    plain, inside = draw(other), []
+
+    def draw_other(*arguments):
+        inside.append(draw(other))
+        return arguments[-1]
+
+    with guide(pipe, NEGATIVE, end=0.5):
+        wanted = draw(pipe)
+        assert torch.equal(draw(pipe, **{name: draw_other}), wanted)
+    assert all(torch.equal(x, plain) for x in inside)
+    assert len(inside) == 4
+
+
+def test_the_dry_run_refuses_other_threads(monkeypatch):
+    pipe = pipeline("pixart")
+    other = type(pipe)(**{**pipe.components, "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)})
+    other.set_progress_bar_config(disable=True)
+    with guide(pipe, NEGATIVE):
+        wanted = draw(pipe)
+    raised, prepare = [], pipe.prepare_latents
+
+    def work():
+        try:
+            draw(other)
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    def prepare_meanwhile(*args, **kwargs):  # between the encoding and the first call of the denoiser
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "prepare_latents", prepare_meanwhile)
+    with guide(pipe, NEGATIVE):
+        assert torch.equal(draw(pipe), wanted)
+    assert len(raised) == 2  # in the dry run and in the call itself
+    assert all("guided call of another thread" in message for message in raised)
+
+
+def test_the_dry_run_leaves_processors_as_they_were(monkeypatch):
+    """Some pipelines set processors before the first step and put the earlier ones back after the last."""
+    pipe = pipeline("pixart")
+    layer, prepare, found = pipe.transformer.transformer_blocks[0].attn1, pipe.prepare_latents, []
+
+    def prepare_and_set(*args, **kwargs):
+        found.append(layer.processor)
+        layer.set_processor(AttnProcessor2_0())
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "prepare_latents", prepare_and_set)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+    assert len(found) == 2
+    assert found[0] is found[1]
 
 
 def test_a_call_inside_a_call_is_refused():

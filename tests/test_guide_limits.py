@@ -159,10 +159,18 @@ def test_other_pipelines_over_the_same_denoisers(name, kind, options):
     assert torch.equal(draw_it(), plain)
 
 
-def test_a_block_without_a_call_warns():
+def test_a_block_without_a_call_raises():
     pipe = pipeline("pixart")
-    with pytest.warns(UserWarning, match="PixArtAlphaPipeline was not called"), guide(pipe, NEGATIVE):
+    before = type(pipe)
+    with pytest.raises(RuntimeError, match="PixArtAlphaPipeline was not called"), guide(pipe, NEGATIVE):
         pass
+    assert type(pipe) is before
+    with pytest.raises(KeyError), guide(pipe, NEGATIVE):  # an exception of the block's own passes as it is
+        raise KeyError
+    enable_guidance(pipe, NEGATIVE)
+    with pytest.warns(UserWarning, match="PixArtAlphaPipeline was not called"):
+        disable_guidance(pipe)
+    assert type(pipe) is before
 
 
 # --- refusals when guidance is enabled --------------------------------------------------------------------------------
@@ -373,6 +381,8 @@ def test_batches_that_are_not_known():
     encode = pipe.encode_prompt
     pipe.encode_prompt = lambda *a, **k: tuple(None if x is None else x.repeat(3, 1, 1) for x in encode(*a, **k))
     refused(pipe, ValueError, "batch of 3 texts for 1 images; guidance knows 1, and 2 for classifier-free guidance")
+    pipe.encode_prompt = lambda *a, **k: tuple(None if x is None else x.repeat(2, 1, 1) for x in encode(*a, **k))
+    refused(pipe, ValueError, "batch of 2 texts for 1 images; .* guidance_scale turns off", guidance_scale=1.0)
 
 
 def test_pad_where_the_unconditional_text_cannot_be_kept():

@@ -336,6 +336,22 @@ def test_autocast_accepts_mixed_dtypes_as_sdpa_does(backend):
     assert torch.equal(out, nag_kernels.fused_guided_attention(**half, nag_scale=5.0, backend=backend))
     with pytest.raises(TypeError, match="key_positive must be float32 like query, got bfloat16"):
         nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0)
+    inputs["key_positive"] = inputs["key_positive"][..., :8]
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ValueError, match="must have head size 64 like query"),
+    ):
+        nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0, backend=backend)
+
+
+def test_settings_that_a_rule_does_not_use_have_a_gradient_of_zero():
+    inputs = testing.make_inputs(length=5)
+    scale, tau, alpha = (torch.tensor(x, requires_grad=x != 0.5) for x in (0.5, 2.5, 0.25))
+    nag_kernels.fused_guided_attention(
+        **inputs, nag_scale=scale, nag_tau=tau, nag_alpha=alpha, rule="nasa"
+    ).sum().backward()
+    assert tau.grad == 0
+    assert alpha.grad == 0
 
 
 @both

@@ -15,6 +15,7 @@ from nag_kernels.shapes import scenes as world
 from nag_kernels.shapes.classifier import facts, load_classifier, matches, read, shows
 from nag_kernels.shapes.classifier_training import SPOILS, accuracy, spoil
 from nag_kernels.shapes.evaluate import evaluate, sample
+from nag_kernels.shapes.generator import place_by_noise
 from nag_kernels.shapes.pipeline import WEIGHTS, ShapesPipeline, load
 
 
@@ -65,14 +66,15 @@ def test_two_objects_lie_as_their_relation_says_and_do_not_touch():
 
 @pytest.mark.parametrize("two", [0.0, 1.0])
 def test_objects_stay_inside_the_picture(two):
-    """Only the tips of a star may reach into the outermost pixels."""
+    """Only the tips of a star or a triangle may reach into the outermost pixels."""
     scenes = draw(2_000, two)
     pictures = world.render(scenes)
     edge = torch.cat([pictures[:, :, 0], pictures[:, :, -1], pictures[:, :, :, 0], pictures[:, :, :, -1]], -1)
     touched = (edge != edge[:, :, :1]).any(1).sum(-1)
-    star = torch.from_numpy((scenes.shape == world.SHAPES.index("star"))[:, : 1 + int(two)].any(1))
-    assert not touched[~star].any()
-    assert touched[star].max() <= 8
+    tipped = np.isin(scenes.shape, [world.SHAPES.index("star"), world.SHAPES.index("triangle")])
+    tipped = torch.from_numpy(tipped[:, : 1 + int(two)].any(1))
+    assert not touched[~tipped].any()
+    assert touched[tipped].max() <= 8
 
 
 def test_the_centre_pixel_has_the_named_colour_and_a_corner_the_background():
@@ -90,7 +92,7 @@ def test_edges_are_anti_aliased_and_areas_exact():
     scenes = draw(400, 0.0)
     scenes.colour[:], scenes.background[:] = 0, 1
     red = ((world.render(scenes)[:, 0] + 1) * 127.5 - 12) / (220 - 12)
-    assert ((red > 0.05) & (red < 0.95)).flatten(1).any(1).float().mean() > 0.95
+    assert ((red > 0.05) & (red < 0.95)).flatten(1).any(1).float().mean() > 0.9  # but medium squares
     areas = {"circle": np.pi, "square": 4 * 0.86**2, "triangle": 0.5 * 2 * 1.8, "cross": 4 * 0.36 * (2 - 0.36)}
     for shape, area in areas.items():
         rows = np.flatnonzero(scenes.shape[:, 0] == world.SHAPES.index(shape))
@@ -100,7 +102,7 @@ def test_edges_are_anti_aliased_and_areas_exact():
 
 def test_moving_an_object_by_whole_pixels_moves_its_picture():
     scenes = draw(60, 0.0)
-    scenes.size[:], scenes.radius[:], scenes.centre[:] = 0, 4.6, 11.3
+    scenes.size[:], scenes.radius[:], scenes.centre[:] = 0, 5.0, 11.3
     before = world.render(scenes)
     scenes.centre[:, :, 0] += 7
     assert torch.allclose(world.render(scenes)[..., 7:], before[..., :-7], atol=1e-5)
@@ -110,7 +112,7 @@ def test_moving_an_object_by_whole_pixels_moves_its_picture():
 def test_captions_say_only_what_is_true(full):
     rng = np.random.default_rng(1)
     scenes = draw(4_000, 0.4)
-    texts = world.caption(scenes, rng, full=full)
+    texts = world.caption(scenes, rng, full_share=float(full))
     for i, text in enumerate(texts):
         if not text:
             assert not full
@@ -130,6 +132,14 @@ def test_captions_say_only_what_is_true(full):
         assert said.background in (None, world.BACKGROUND_NAMES[scenes.background[i]])
 
 
+def test_a_share_of_captions_names_everything():
+    scenes = draw(4_000, 0.0)
+    texts = world.caption(scenes, np.random.default_rng(2), full_share=0.3)
+    whole = [len(text.split()) == 6 for text in texts]
+    # By chance, too: 0.75 of the rest are sentences, and each names size, colour and background with 0.5, 0.6 and 0.5.
+    assert np.mean(whole) == pytest.approx(0.3 + 0.7 * 0.75 * 0.5 * 0.6 * 0.5, abs=0.02)
+
+
 def test_short_and_empty_captions_come_as_often_as_stated():
     texts = world.caption(draw(20_000, 0.25), np.random.default_rng(2))
     assert np.mean([text == "" for text in texts]) == pytest.approx(world.EMPTY_SHARE, abs=0.01)
@@ -144,33 +154,60 @@ def test_facts_refuses_what_is_no_caption(text):
         facts(text)
 
 
+# What the generator learns from
+
+
+@pytest.mark.parametrize("two", [0.0, 1.0])
+def test_noise_places_objects_and_changes_nothing_else(two):
+    scenes, start = draw(300, two), noise(300, seed=1)
+    moved = place_by_noise(scenes, start, np.random.default_rng(4), 64)
+    for name in ("two", "colour", "shape", "size", "radius", "background", "relation"):
+        assert (getattr(moved, name) == getattr(scenes, name)).all()
+    assert (moved.centre != scenes.centre).any((1, 2)).mean() > 0.9
+
+    def height(placed: world.Scenes, slot: int) -> float:
+        """Mean of the noise in the cell that holds the object's centre."""
+        x, y = torch.from_numpy(placed.centre[:, slot] // 4).long().clamp(max=7).unbind(-1)
+        return float(start[torch.arange(300), slot, y, x].mean())
+
+    for slot in range(1 + int(two)):
+        assert height(moved, slot) > 0.5
+        assert abs(height(scenes, slot)) < 0.25
+    if not two:
+        assert abs(height(moved, 1)) < 0.25
+
+
+def test_one_placement_to_choose_from_is_chance():
+    scenes, rng = draw(2_000, 0.25), np.random.default_rng(4)
+    moved = place_by_noise(scenes, noise(2_000, seed=1), rng, 1)
+    again = draw(2_000, 0.25, seed=9)
+    assert np.abs(moved.centre[~scenes.two, 0].mean(0) - again.centre[~again.two, 0].mean(0)).max() < 0.6
+
+
 # The judge
 
 
 def test_classifier_reads_fresh_renders(classifier):
-    """Attributes above 98 %; clean or not is read less surely, 93.8 % in training.json."""
     shares = accuracy(classifier, 3_000, seed=4242)
-    cleanness = [shares.pop("clean"), shares.pop("clean renders")]
-    assert min(shares.values()) > 0.97, shares
-    assert min(cleanness) > 0.91
+    assert min(shares.values()) > 0.98, shares
 
 
 @pytest.mark.parametrize("kind", SPOILS)
 def test_classifier_sees_each_kind_of_spoil(classifier, kind):
     pictures, kinds, told = spoil(draw(2_700, 0.5), np.random.default_rng(3))
     rows = (kinds == SPOILS.index(kind)) & told
-    assert read(classifier, pictures[rows]).clean.float().mean() < (0.55 if kind == "splice" else 0.1)  # splices: 0.45
+    assert read(classifier, pictures[rows]).clean.float().mean() < 0.1
 
 
 def test_reading_answers_to_captions(classifier):
     rng = np.random.default_rng(5)
     for two in (0.0, 1.0):
         scenes = draw(300, two, seed=6)
-        texts = world.caption(scenes, rng, full=True)
+        texts = world.caption(scenes, rng, full_share=1.0)
         reading = read(classifier, world.render(scenes))
         own = torch.stack([matches(reading, text)[i] for i, text in enumerate(texts)])
         other = torch.stack([matches(reading, text)[i - 1] for i, text in enumerate(texts)])
-        assert own.float().mean() > 0.96
+        assert own.float().mean() > 0.98
         assert other.float().mean() < 0.05
         red = torch.from_numpy((scenes.colour == 0)[:, : 1 + int(two)].any(1))
         assert (shows(reading, "red") == red).float().mean() > 0.98
@@ -178,9 +215,9 @@ def test_reading_answers_to_captions(classifier):
 
 def test_a_turned_relation_does_not_match(classifier):
     scenes = draw(200, 1.0, seed=7)
-    texts = world.caption(scenes, np.random.default_rng(8), full=True)
+    texts = world.caption(scenes, np.random.default_rng(8), full_share=1.0)
     scenes.relation ^= 1
-    turned = world.caption(scenes, np.random.default_rng(8), full=True)
+    turned = world.caption(scenes, np.random.default_rng(8), full_share=1.0)
     assert texts != turned
     reading = read(classifier, world.render(scenes))
     assert torch.stack([matches(reading, text)[i] for i, text in enumerate(turned)]).float().mean() < 0.03
@@ -258,14 +295,14 @@ def test_guidance_is_the_formula(pipe):
 
 
 def test_ready_made_embeddings_do_the_same(pipe):
-    embeds, mask, negative, negative_mask = pipe.encode_prompt("a circle", True, "red", 2)
-    call = {"latents": noise(2), "guidance_scale": 2.0, "output_type": "pt"}
+    embeds, mask, negative, negative_mask = pipe.encode_prompt(["a circle", "a red star"], True, ["red", "on white"])
+    call = {"latents": noise(4), "num_images_per_prompt": 2, "guidance_scale": 2.0, "output_type": "pt"}
     ready = pipe(
         prompt_embeds=embeds, prompt_attention_mask=mask, negative_prompt_embeds=negative,
         negative_prompt_attention_mask=negative_mask, **call,
     ).images  # fmt: skip
-    again = pipe("a circle", "red", num_images_per_prompt=2, **call).images
-    torch.testing.assert_close(ready, again, rtol=0, atol=1e-4)
+    again = pipe(["a circle", "a red star"], ["red", "on white"], **call).images
+    torch.testing.assert_close(ready, again, rtol=0, atol=1e-5)
 
 
 def test_the_callback_sees_and_changes_every_step(pipe):
@@ -323,7 +360,7 @@ def test_shipped_weights_reach_what_the_documents_say(pipe, classifier):
         assert abs(shares[name] - RECORD["samples"][name]) < 0.087, name
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights are of a short training and miss their targets")
+@pytest.mark.xfail(strict=True, reason="one object right and clean: 74 % of 90 %; two objects right: 28 % of 60 %")
 def test_the_targets_of_the_model():
     """Strict: weights that reach all of this make it fail, and then this mark goes."""
     assert min(RECORD["classifier"].values()) > 0.98

@@ -35,12 +35,16 @@ struct Attention : Packing<P> {
   using typename Base::T;
   using typename Base::V;
 
+  // The largest logit so far is maximum + rest: the rounded number, and what its rounding left out. Weights relative to
+  // the maximum alone would be off by that rest, which for logits of 1e10 is hundreds.
+  static constexpr int64_t kState = 3;
+
   // ---- scratch of one thread -----------------------------------------------------------------------------------
 
   struct Scratch {
     Acc* positive;   // [panels][H * D][kWidth]: Z+ of the tile
     Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before the fork
-    Acc* state;      // [panels][2 branches][max, sum][kWidth]
+    Acc* state;      // [panels][2 branches][kState][kWidth]: maximum, rest, sum
     Acc* norms;      // [panels][Z+, G][kWidth]
     Acc* scores;     // [kBlockKeys][kWidth]
     Element* pairs;  // [kBlockKeys / 2][kWidth]: probabilities as bfloat16 pairs (only where kPack is 2)
@@ -62,7 +66,7 @@ struct Attention : Packing<P> {
     take(s.scores, kBlockKeys * kWidth, at);
     take(s.pairs, P::kPack == 2 ? kBlockKeys / 2 * kWidth : 0, at);
     take(s.query, panels * key_width(p.head_size) * kWidth, at);
-    take(s.state, panels * 4 * kWidth, at);
+    take(s.state, panels * 2 * kState * kWidth, at);
     take(s.norms, panels * 2 * kWidth, at);
     take(s.positive, panels * channels * kWidth, at);
     take(s.negative, panels * channels * kWidth, at);
@@ -186,7 +190,8 @@ struct Attention : Packing<P> {
     const int64_t d = p.head_size;
     const int64_t width = key_width(d);
     const Acc scale = static_cast<Acc>(std::fabs(p.softmax_scale) * kLog2E);  // load_query takes care of the sign
-    Acc* sum = maximum + kWidth;
+    Acc* rest = maximum + kWidth;
+    Acc* sum = rest + kWidth;
     Acc* scores = scratch.scores;
     Acc block_maximum[kWidth];
     for (int i = 0; i < kWidth; ++i) {
@@ -198,26 +203,33 @@ struct Attention : Packing<P> {
       r += rows;
     }
 
-    // Weights are 2^(scale score + offset): one rounding, small where the weight is large. `top` need only be near the
-    // largest logit, and the same number everywhere.
+    // Weights are 2^(scale score + offset - rest): the first sum is rounded once, and is exactly the rest for the
+    // largest logit, whose weight is thus 1.
     Acc rescale[kWidth];
     V offset[kVectors];
+    V above[kVectors];
     V total[kVectors];
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      V top = fma(load(block_maximum + j * kLanes), splat(scale), splat(bias));
+      const V largest = load(block_maximum + j * kLanes);
+      V top = fma(largest, splat(scale), splat(bias));
+      above[j] = fma(largest, splat(scale), splat(bias) - top);
       total[j] = V{};
       if (!first) {
         const V before = load(maximum + j * kLanes);
-        top = max(before, top);
-        const V factor = exp2_nonpositive(before - top);
+        const V before_rest = load(rest + j * kLanes);
+        const auto stays = (before > top) | ((before == top) & (before_rest > above[j]));
+        top = stays ? before : top;
+        above[j] = stays ? before_rest : above[j];
+        const V factor = exp2_nonpositive((before - top) + (before_rest - above[j]));
         store(rescale + j * kLanes, factor);
         total[j] = load(sum + j * kLanes) * factor;
       }
       store(maximum + j * kLanes, top);
+      store(rest + j * kLanes, above[j]);
       offset[j] = splat(bias) - top;
     }
-    probabilities(scores, keys, splat(scale), offset, total, scratch);
+    probabilities(scores, keys, splat(scale), offset, above, total, scratch);
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
       store(sum + j * kLanes, total[j]);
@@ -232,9 +244,9 @@ struct Attention : Packing<P> {
     }
   }
 
-  // scores -> 2^(scale scores + offset), in place or as pairs; their sum is added to total.
+  // scores -> 2^(scale scores + offset - rest), in place or as pairs; their sum is added to total.
   static NAG_INLINE void probabilities(Acc* scores, int64_t keys, V scale, const V (&offset)[kVectors],
-                                       V (&total)[kVectors], const Scratch& scratch) {
+                                       const V (&rest)[kVectors], V (&total)[kVectors], const Scratch& scratch) {
     for (int64_t k0 = 0; k0 < keys; k0 += kSumRun) {
       const int64_t end = min64(k0 + kSumRun, keys);
       V some[kVectors] = {};
@@ -243,12 +255,13 @@ struct Attention : Packing<P> {
         for (int j = 0; j < kVectors; ++j) {
           Acc* at = scores + k * kWidth + j * kLanes;
           if constexpr (P::kPack == 1) {
-            const V probability = exp2_nonpositive(fma(load(at), scale, offset[j]));
+            const V probability = exp2_nonpositive(fma(load(at), scale, offset[j]) - rest[j]);
             some[j] += probability;
             store(at, probability);
           } else {
-            const V even = exp2_nonpositive(fma(load(at), scale, offset[j]));
-            const V odd = k + 1 < keys ? exp2_nonpositive(fma(load(at + kWidth), scale, offset[j])) : V{};
+            const V even = exp2_nonpositive(fma(load(at), scale, offset[j]) - rest[j]);
+            const V odd =
+                k + 1 < keys ? exp2_nonpositive(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
             const VecU even_bits = bfloat16_bits(even);
             const VecU odd_bits = bfloat16_bits(odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.
@@ -285,7 +298,7 @@ struct Attention : Packing<P> {
       const int64_t keys = min64(block, n - k0);
       for (int64_t i = 0; i < panels; ++i) {
         step(p, key + k0 * width, value + k0 / P::kPack * p.head_size, keys, static_cast<Acc>(s.logit_bias * kLog2E),
-             first && k0 == 0, scratch.query + i * width * kWidth, scratch.state + (2 * i + branch) * 2 * kWidth,
+             first && k0 == 0, scratch.query + i * width * kWidth, scratch.state + (2 * i + branch) * kState * kWidth,
              acc + i * acc_stride, scratch);
       }
     }
@@ -341,8 +354,8 @@ struct Attention : Packing<P> {
   static void finish_head(Acc* positive, Acc* negative, int64_t d, const Acc* state, bool any_positive,
                           bool any_negative, Acc scale, Acc* norms) {
     for (int j = 0; j < kVectors; ++j) {
-      const V inverse_positive = any_positive ? splat(Acc(1)) / load(state + kWidth + j * kLanes) : V{};
-      const V inverse_negative = any_negative ? splat(Acc(1)) / load(state + 3 * kWidth + j * kLanes) : V{};
+      const V inverse_positive = any_positive ? splat(Acc(1)) / load(state + 2 * kWidth + j * kLanes) : V{};
+      const V inverse_negative = any_negative ? splat(Acc(1)) / load(state + (kState + 2) * kWidth + j * kLanes) : V{};
       V head_positive = {};
       V head_guided = {};
       for (int64_t c0 = 0; c0 < d; c0 += kSumRun) {
@@ -435,8 +448,8 @@ struct Attention : Packing<P> {
       const bool shared = attend(p, kShared, sample, key_head, true, panels, 1, negative, panel_size, scratch);
       if (shared) {  // fork: text+ continues on a copy
         for (int64_t i = 0; i < panels; ++i) {
-          Acc* state = scratch.state + i * 4 * kWidth;
-          std::memcpy(state, state + 2 * kWidth, 2 * kWidth * sizeof(Acc));
+          Acc* state = scratch.state + i * 2 * kState * kWidth;
+          std::memcpy(state, state + kState * kWidth, kState * kWidth * sizeof(Acc));
           std::memcpy(positive + i * panel_size, negative + i * panel_size, d * kWidth * sizeof(Acc));
         }
       }
@@ -445,7 +458,7 @@ struct Attention : Packing<P> {
       const bool any_negative =
           attend(p, kNegative, sample, key_head, !shared, panels, 1, negative, panel_size, scratch) || shared;
       for (int64_t i = 0; i < panels; ++i) {
-        const Acc* state = scratch.state + i * 4 * kWidth;
+        const Acc* state = scratch.state + i * 2 * kState * kWidth;
         finish_head(positive + i * panel_size, negative + i * panel_size, d, state, any_positive, any_negative,
                     static_cast<Acc>(settings.scale), scratch.norms + i * 2 * kWidth);
       }

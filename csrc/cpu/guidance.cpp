@@ -44,7 +44,7 @@ Tensor guidance_cpu(Tensor positive_given,                                  // [
   const int64_t rows = out.numel() / channels;
   const int64_t rows_per_setting = rows / static_cast<int64_t>(settings.size());
   const int64_t element_size = static_cast<int64_t>(out.element_size());
-  const Rule kernel_guidance = kernel_rule(rule);
+  const Rule row_rule = kernel_rule(rule);
   const char* positive_data = static_cast<const char*>(positive.const_data_ptr());
   const char* negative_data = static_cast<const char*>(negative.const_data_ptr());
   char* out_data = static_cast<char*>(out.mutable_data_ptr());
@@ -52,7 +52,7 @@ Tensor guidance_cpu(Tensor positive_given,                                  // [
     for (int64_t row = begin; row < end; ++row) {
       kernel.run_row(positive_data + row_offset(positive, row, element_size),
                      negative_data + row_offset(negative, row, element_size), out_data + row * channels * element_size,
-                     channels, kernel_guidance, settings[row / rows_per_setting]);
+                     channels, row_rule, settings[row / rows_per_setting]);
     }
   });
   return out;

@@ -71,14 +71,6 @@ struct AttentionKernel {
   void (*run_tile)(const AttentionParams&, int64_t sample, int64_t first_token, void* scratch);
 };
 
-struct GuidanceParams {
-  const void* positive = nullptr;  // row r at positive + positive_offset(r)
-  const void* negative = nullptr;
-  void* out = nullptr;  // [rows, C], contiguous
-  int64_t channels = 0;
-  Rule rule = Rule::kNag;
-};
-
 struct GuidanceKernel {
   const char* path;
   // One row of C channels; positive, negative and out point at its first channel.

@@ -64,16 +64,18 @@ NAG_INLINE VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
 NAG_INLINE VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
 #endif
 
-// The larger of two; b where either is NaN, as the x86 instruction does.
+// The larger (smaller) of two; b where either is NaN, as the x86 instruction does.
 NAG_INLINE VecF max(VecF a, VecF b) { return a > b ? a : b; }
 NAG_INLINE VecD max(VecD a, VecD b) { return a > b ? a : b; }
+NAG_INLINE VecF min(VecF a, VecF b) { return a < b ? a : b; }
+NAG_INLINE VecD min(VecD a, VecD b) { return a < b ? a : b; }
 NAG_INLINE VecF abs(VecF a) { return (VecF)((VecI)a & 0x7fffffff); }
 NAG_INLINE VecD abs(VecD a) { return (VecD)((VecL)a & std::numeric_limits<int64_t>::max()); }
 
-// 2^x for x <= 0 within 2 ulp, no smaller than 2^-126; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r)
+// 2^x for x <= 0 within 2 ulp, no smaller than 2^-126, and 1 for x > 0; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r)
 // with q of degree 5 fitted for the least largest relative error (1.6e-8, an eighth of an ulp).
 NAG_INLINE VecF exp2_nonpositive(VecF x) {
-  const VecF bounded = max(splat(-126.0f), x);
+  const VecF bounded = min(splat(0.0f), max(splat(-126.0f), x));
   // 1.5 * 2^23 + 127: the low bits of the sum are the rounded integer and the exponent's bias.
   const VecF shift = splat(12583039.0f);
   const VecF shifted = bounded + shift;
@@ -89,9 +91,9 @@ NAG_INLINE VecF exp2_nonpositive(VecF x) {
 }
 
 NAG_INLINE VecD exp2_nonpositive(VecD x) {
-  VecD result = x;
+  VecD result = min(splat(0.0), x);
   for (int i = 0; i < kDoubles; ++i) {
-    result[i] = std::exp2(x[i]);
+    result[i] = std::exp2(result[i]);
   }
   return result;
 }

@@ -4,6 +4,7 @@
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.nn import Module
 from .families import inner_denoiser
 
 _READY_MADE = ("prompt_", "pooled_prompt_")
-_CALLBACKS = ("callback_on_step_end", "callback", "callback_steps")
+CALLBACKS = ("callback_on_step_end", "callback")
+OTHER_THREAD = "guide: this denoiser is in a guided call of another thread; one at a time"
 
 
 class _Reached(BaseException):
@@ -80,18 +82,22 @@ def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: 
     """The denoiser's arguments, had the pipeline been called with the negative for its prompt, all else alike.
 
     The call runs up to the first use of the denoiser and leaves nothing behind: generators are cloned, torch's
-    random state and the attributes of pipeline and scheduler are put back, callbacks are dropped, the progress bar
-    stays off.
+    random state, the attributes of pipeline and scheduler and the denoiser's attention processors are put back, callbacks
+    are dropped, the progress bar stays off.
     """
     got: dict[str, Any] = {}
+    thread = threading.get_ident()
 
     def record(*args, **kwargs):
+        if threading.get_ident() != thread:
+            raise RuntimeError(OTHER_THREAD)
         got.update(denoiser_arguments(denoiser, args, kwargs))
         raise _Reached
 
     call = _with_negative(function, pipe, arguments, negative)
     owners = [x for x in (pipe, getattr(pipe, "scheduler", None)) if hasattr(x, "__dict__")]
     before = [dict(x.__dict__) for x in owners]
+    processors = [(x, x.processor) for x in inner_denoiser(denoiser).modules() if hasattr(x, "processor")]
     try:
         pipe.__dict__["_progress_bar_config"] = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
         with _random_state_kept(pipe), intercepted(denoiser, record), contextlib.suppress(_Reached):
@@ -100,6 +106,8 @@ def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: 
         for owner, attributes in zip(owners, before, strict=True):
             owner.__dict__.clear()
             owner.__dict__.update(attributes)
+        for module, processor in processors:
+            module.processor = processor
     if not got:
         raise RuntimeError(
             f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoiser)).__name__}: "
@@ -114,7 +122,7 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
-            if not k.startswith(_READY_MADE) and k not in ("prompt", *_CALLBACKS)
+            if not k.startswith(_READY_MADE) and k not in ("prompt", "callback_steps", *CALLBACKS)
             and not (k.startswith("negative_") and (v is None or isinstance(v, Tensor)))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = inspect.signature(function).parameters

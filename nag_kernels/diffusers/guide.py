@@ -4,20 +4,30 @@
 
 import contextlib
 import functools
+import inspect
 import math
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 from torch.nn import Module
 
 from nag_kernels._ops import check_rule, check_scalars
 
-from .dry_run import call_arguments, denoiser_arguments, intercepted, prompt_count, record_negative
+from .dry_run import (
+    CALLBACKS,
+    OTHER_THREAD,
+    call_arguments,
+    denoiser_arguments,
+    intercepted,
+    prompt_count,
+    record_negative,
+)
 from .families import checked_sites, family_of, find_denoiser, inner_denoiser
 from .packing import Packer
 from .processors import PackedText
@@ -58,8 +68,8 @@ def guide(
     Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known,
         settings out of range, no negative text, and (from the pipeline's call) texts or masks that do not fit;
         RuntimeError for nested or concurrent use and for a call in which guidance did not act. Afterwards pipe
-        is as it was, also when an exception passes through. Warns when the block ends and pipe was never
-        called.
+        is as it was, also when an exception passes through. RuntimeError, too, when the block ends and pipe was
+        never called in it.
     """
     enable_guidance(pipe, negative_prompt, nag_scale=nag_scale, nag_tau=nag_tau, nag_alpha=nag_alpha, rule=rule,
                     start=start, end=end, pad=pad)  # fmt: skip
@@ -67,9 +77,9 @@ def guide(
     try:
         yield pipe
     finally:
-        disable_guidance(pipe)
+        _restore(pipe)
     if guidance.calls == 0:
-        warnings.warn(f"guide: this {type(pipe).__name__} was not called inside the block", stacklevel=3)
+        raise RuntimeError(f"guide: {guidance.unused}")
 
 
 def enable_guidance(
@@ -95,9 +105,16 @@ def enable_guidance(
 
 
 def disable_guidance(pipe: Any) -> None:
-    """Ends `enable_guidance`. Raises RuntimeError where guidance is not enabled."""
+    """Ends `enable_guidance`; warns where no call was guided. Raises RuntimeError where guidance is not enabled."""
     if "_nag_guidance" not in type(pipe).__dict__:
         raise RuntimeError(f"guide: guidance is not enabled on this {type(pipe).__name__}")
+    guidance = type(pipe)._nag_guidance
+    _restore(pipe)
+    if guidance.calls == 0:
+        warnings.warn(f"disable_guidance: {guidance.unused}", stacklevel=2)
+
+
+def _restore(pipe: Any) -> None:
     pipe.__class__ = type(pipe).__base__
 
 
@@ -106,6 +123,10 @@ class _Guidance:
 
     def __init__(self, pipe, negative_prompt, nag_scale, nag_tau, nag_alpha, rule, start, end, pad):
         self.calls = 0
+        self.unused = (
+            f"this {type(pipe).__name__} was not called while guidance was enabled, so nothing was guided (a __call__ that "
+            "was looked up before, or a pipeline made from this one, is not guided)"
+        )
         self.negative = _checked_negative(negative_prompt)
         if hasattr(pipe, "do_perturbed_attention_guidance"):
             name = type(pipe).__name__
@@ -134,9 +155,12 @@ class _Guidance:
         with _claimed(denoiser):
             negative = record_negative(function, pipe, denoiser, arguments, self.negative)
             images = prompt_count(pipe, arguments) * arguments.get("num_images_per_prompt", 1)
-            steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images)
+            scale = arguments.get("guidance_scale")
+            halves = not isinstance(scale, (int, float)) or scale > 1
+            steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images, halves)
+            args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
             with intercepted(denoiser, steered) as steered.original:
-                result = function(pipe, *args, **kwargs)
+                result = function(*args, **kwargs)
         kind = type(inner_denoiser(denoiser)).__name__
         if steered.calls == 0:
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
@@ -146,6 +170,19 @@ class _Guidance:
                 f"the call had {steered.steps} steps"
             )
         return result
+
+
+def _with_callbacks(
+    function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call with its step callbacks changed."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]
+    for holder in (call.arguments, *(call.arguments[name] for name in rest)):
+        for name in CALLBACKS:
+            if callable(holder.get(name)):
+                holder[name] = change(holder[name])
+    return call.args, call.kwargs
 
 
 def _checked_negative(negative: Negative) -> Negative:
@@ -180,21 +217,24 @@ def _claimed(denoiser: Module) -> Iterator[None]:
 class _SteeredDenoiser:
     """Stands for the denoiser during one call of the pipeline."""
 
-    def __init__(self, guidance, pipe, denoiser, sites, negative, images):
+    def __init__(self, guidance, pipe, denoiser, sites, negative, images, halves):
         self.guidance, self.pipe, self.denoiser = guidance, pipe, denoiser
         self.original = None
         self.thread = threading.get_ident()
         self.calls = self.guided = self.steps = 0
+        self.rests = False
         self.step, self.timestep = -1, None
         self.latest = (None, None)  # rows and timestep of the latest guided call
         family = family_of(denoiser)
         self.text = PackedText(rule=guidance.rule)
-        self.packer = Packer(family, negative, images, guidance.pad, self.text)
+        self.packer = Packer(family, negative, images, halves, guidance.pad, self.text)
         self.sites = [(site, site.processor, family.processor(text=self.text)) for site in sites]
 
     def __call__(self, *args, **kwargs):
         if threading.get_ident() != self.thread:
-            raise RuntimeError("guide: this denoiser is in a guided call of another thread; one at a time")
+            raise RuntimeError(OTHER_THREAD)
+        if self.rests:
+            return self.original(*args, **kwargs)
         arguments = denoiser_arguments(self.denoiser, args, kwargs)
         self.calls += 1
         if not self._is_guided_step(arguments["timestep"]):
@@ -218,6 +258,21 @@ class _SteeredDenoiser:
                 f"did not see it and {sum(n > 1 for n in calls)} saw it more often: guidance would not act everywhere"
             )
         return result
+
+    def resting(self, callback: Callable) -> Callable:
+        """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered."""
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
+            return callback
+
+        @functools.wraps(callback)
+        def rested(*args, **kwargs):
+            self.rests = True
+            try:
+                return callback(*args, **kwargs)
+            finally:
+                self.rests = False
+
+        return rested
 
     def _check_rows(self, timestep: Any) -> None:
         rows, (before, when) = self.packer.rows, self.latest

@@ -18,12 +18,16 @@ class Packer:
     family: of the denoiser.
     negative: its arguments as `record_negative` gives them.
     images: how many the run makes; a call has that many rows, or twice as many, [unconditional; conditional].
+    halves: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
     text: what the processors share.
     """
 
-    def __init__(self, family: Family, negative: Mapping[str, Any], images: int, pad: bool, text: PackedText):
+    def __init__(
+        self, family: Family, negative: Mapping[str, Any], images: int, halves: bool, pad: bool, text: PackedText
+    ):
         self.family, self.negative, self.images, self.pad, self.text = family, negative, images, pad, text
+        self.halves = halves
         self.rows, self.device = 0, None  # of the latest call
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
 
@@ -34,10 +38,11 @@ class Packer:
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r}, needed is a tensor")
         self.rows, self.device = positive.shape[0], positive.device
-        if self.rows not in (self.images, 2 * self.images):
+        if self.rows not in (self.images, 2 * self.images if self.halves else self.images):
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
                 f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
+                + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
         packed = {}
         for other, along in self.family.text.items():

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from .parallel import Trainer, bar
 from .scenes import draw_scenes, render
+from .settings import Settings
 
 
 def build_autoencoder() -> AutoencoderDC:
@@ -22,38 +23,35 @@ def build_autoencoder() -> AutoencoderDC:
         decoder_block_types="ResBlock",
         encoder_block_out_channels=channels,
         decoder_block_out_channels=channels,
-        encoder_layers_per_block=(0, 1, 2),
-        decoder_layers_per_block=(0, 2, 3),
+        encoder_layers_per_block=(0, 1, 1),
+        decoder_layers_per_block=(0, 1, 3),
         encoder_qkv_multiscales=((), (), ()),
         decoder_qkv_multiscales=((), (), ()),
         scaling_factor=1.0,
     )
 
 
-def train_autoencoder(settings, rank: int, folder: Path) -> None:
+def train_autoencoder(settings: Settings, rank: int, folder: Path) -> None:
     """Write `vae.safetensors`: the autoencoder's weights in float32.
 
         loss = |D(z') - x|_1 + |D(z') - x|^2 + mean(z)^2 + (std(z) - 1)^2,    z = E(x)
 
-    z' is z with noise and, half of the time, a little of another picture's latents: the decoder learns to draw a clean
-    picture from a latent that a few sampling steps left slightly wrong. The last two terms give latents the mean 0 and
-    spread 1 that flow matching starts from.
+    z' is z with noise: the decoder learns to draw a clean picture from a latent that a few sampling steps left slightly
+    wrong. The last two terms give latents the mean 0 and spread 1 that flow matching starts from.
     """
     torch.manual_seed(settings.seed + 10 + rank)
     rng = np.random.default_rng(settings.seed + 10 + rank)
     vae = build_autoencoder().to(memory_format=torch.channels_last)
     trainer = Trainer([vae], settings.ae_steps, settings.ae_rate)
-    parts = [min(4000, settings.ae_scenes - start) for start in range(0, settings.ae_scenes, 4000)]
-    pictures = torch.cat([render(draw_scenes(part, rng)) for part in parts])
     batch = settings.ae_batch
     steps = bar(range(settings.ae_steps), "autoencoder", rank)
     for step in steps:
-        x = pictures[torch.randint(len(pictures), (batch,))].contiguous(memory_format=torch.channels_last)
+        if step % 50 == 0:
+            pictures = render(draw_scenes(50 * batch, rng)).split(batch)
+        x = pictures[step % 50].contiguous(memory_format=torch.channels_last)
         latents = vae.encode(x).latent
         spread = latents.mean().square() + (latents.std() - 1).square()
-        wrong = 0.15 * torch.rand(batch, 1, 1, 1) * (torch.rand(batch, 1, 1, 1) < 0.5)
-        touched = torch.lerp(latents, latents.roll(1, 0), wrong)
-        touched = touched + settings.ae_noise * torch.rand(batch, 1, 1, 1) * torch.randn_like(latents)
+        touched = latents + settings.ae_noise * torch.rand(batch, 1, 1, 1) * torch.randn_like(latents)
         error = vae.decode(touched).sample - x
         loss = trainer.step(error.abs().mean() + error.square().mean() + spread)
         if step % 100 == 0:

@@ -35,16 +35,19 @@ class Classifier(nn.Module):
     """Pictures [N, 3, 32, 32] in [-1, 1] to a dict of logits [N, HEADS[name]].
 
     What is there is decided at each place of an 8x8 map and read off the best place, so that one place teaches all and
-    a colour is never joined to another object's shape; the rest is read off the whole map.
+    a colour is never joined to another object's shape; the rest is read off the whole map. One spoiled place is enough
+    for a picture not to be clean.
     """
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after, stride in ((3, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1), (96, 96, 1)):
-            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        for before, after, size, stride in ((3, 48, 5, 2), (48, 96, 3, 2), *[(96, 96, 3, 1)] * 3):
+            conv = nn.Conv2d(before, after, size, stride, size // 2, bias=False)
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.there = nn.Conv2d(96, sum(HEADS[name] for name in PLACED), 1)
+        self.spoiled = nn.Conv2d(96, 8, 1)
         self.places = nn.Sequential(nn.Conv2d(96, 12, 1), nn.ReLU(), nn.Flatten())
         rest = sum(size for name, size in HEADS.items() if name not in PLACED)
         self.head = nn.Sequential(nn.Linear(96 + 96 + 12 * 64, 160), nn.ReLU(), nn.Linear(160, rest))
@@ -53,7 +56,9 @@ class Classifier(nn.Module):
         found = self.body(pictures)
         seen = torch.cat([found.amax((2, 3)), found.mean((2, 3)), self.places(found)], -1)
         logits = torch.cat([self.there(found).amax((2, 3)), self.head(seen)], -1)
-        return dict(zip(HEADS, logits.split(list(HEADS.values()), -1), strict=True))
+        logits = dict(zip(HEADS, logits.split(list(HEADS.values()), -1), strict=True))
+        spoiled = torch.cat([self.spoiled(found).amax((2, 3)), -logits["clean"]], -1)
+        return logits | {"clean": -spoiled.logsumexp(-1, keepdim=True)}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 from .classifier import HEADS, YES_NO, Classifier, read
 from .parallel import Trainer, average_buffers, bar
 from .scenes import COLOURS, SHAPES, Scenes, draw_scenes, render
+from .settings import Settings
 
 
 def labels(scenes: Scenes) -> dict[str, Tensor]:
@@ -51,11 +52,14 @@ def _displace(pictures: Tensor, shift: Tensor) -> Tensor:
 
 
 SPOILS = ("noise", "blur", "ragged", "warp", "mix", "ghost", "splice", "colour", "hole")
+LESSONS = (*SPOILS, "splice", "splice", "warp", "hole")  # what it trains on: the hard ones more often
 KEEPS_FACTS = 1  # the first so many of SPOILS leave the attributes readable
 
 
-def spoil(scenes: Scenes, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def spoil(scenes: Scenes, rng: np.random.Generator, kinds: tuple[str, ...] = SPOILS) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures spoiled as a generator might fail: [N, 3, 32, 32], which of SPOILS [N], and whether it shows [N].
+
+    `kinds` come equally often.
 
     A spoil that changes next to nothing (a warp of empty ground, say) is neither clean nor not, and does not count.
     """
@@ -63,7 +67,8 @@ def spoil(scenes: Scenes, rng: np.random.Generator) -> tuple[Tensor, Tensor, Ten
     count = len(scenes)
     if count < len(SPOILS):
         raise ValueError(f"scenes must be at least {len(SPOILS)}, one for each spoil, got {count}")
-    clean, kind = render(scenes), torch.from_numpy(rng.permutation(np.arange(count) % len(SPOILS)))
+    index = np.array([SPOILS.index(name) for name in kinds])
+    clean, kind = render(scenes), torch.from_numpy(rng.permutation(index[np.arange(count) % len(index)]))
     other = scenes[rng.permutation(count)]
     wide, pictures = torch.rand(count), clean.clone()
     at = {name: torch.nonzero(kind == index)[:, 0] for index, name in enumerate(SPOILS)}
@@ -113,7 +118,7 @@ def benign(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return softened * tint + 0.03 * torch.rand(len(pictures), 1, 1, 1) * torch.randn_like(pictures)
 
 
-def train_classifier(settings, rank: int, folder: Path) -> None:
+def train_classifier(settings: Settings, rank: int, folder: Path) -> None:
     """Write `classifier.safetensors`: trained on renders drawn for each batch, half of them spoiled; float16."""
     torch.manual_seed(settings.seed + 20 + rank)
     rng = np.random.default_rng(settings.seed + 20 + rank)
@@ -122,7 +127,7 @@ def train_classifier(settings, rank: int, folder: Path) -> None:
     half = settings.classifier_batch // 2
     for _ in bar(range(settings.classifier_steps), "classifier", rank):
         scenes = draw_scenes(2 * half, rng, two_share=0.4)
-        spoiled, kind, told = spoil(scenes[half:], rng)
+        spoiled, kind, told = spoil(scenes[half:], rng, LESSONS)
         pictures = torch.cat([benign(render(scenes[:half]), rng), spoiled])
         logits = model(pictures.contiguous(memory_format=torch.channels_last))
         truth = labels(scenes)
@@ -137,8 +142,9 @@ def train_classifier(settings, rank: int, folder: Path) -> None:
             if not rows.any():
                 continue
             loss = F.binary_cross_entropy_with_logits if name in YES_NO else F.cross_entropy
-            # The mean over many yes/no questions, most of them easily no, would drown in the other losses.
-            weight = HEADS[name] if name in YES_NO else 1
+            # The mean over many yes/no questions, most of them easily no, would drown in the other losses; "clean" is
+            # the hardest to learn.
+            weight = 3 if name == "clean" else HEADS[name] if name in YES_NO else 1
             losses.append(weight * loss(logits[name][rows], truth[name][rows]))
         trainer.step(sum(losses))
     average_buffers(model)

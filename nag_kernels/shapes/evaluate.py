@@ -35,7 +35,7 @@ def evaluate(pipe: ShapesPipeline, classifier: Classifier, count: int, seed: int
         rng = np.random.default_rng(seed)
         scenes = draw_scenes(count, rng, two_share=two)
         truth = labels(scenes)
-        reading = read(classifier, sample(pipe, caption(scenes, rng, full=True), seed, num_inference_steps=steps))
+        reading = read(classifier, sample(pipe, caption(scenes, rng, full_share=1.0), seed, num_inference_steps=steps))
         cells = torch.from_numpy(np.sort(scenes.colour * len(SHAPES) + scenes.shape, axis=1))
         if not two:
             first = scenes.colour[:, 0] * len(SHAPES) + scenes.shape[:, 0]

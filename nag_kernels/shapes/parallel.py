@@ -3,7 +3,8 @@
 """Data-parallel training on the cores of one machine: one process per core, each with one thread.
 
 Measured on 2 cores: two processes of one thread train 1.9 times as fast as one, two threads in one process 1.5 times,
-and on a machine that does other work as well, threads that wait for each other in every operation lose tenfold.
+and on a machine that does other work as well, threads that wait for each other in every operation lose tenfold. Keeping
+freed memory (glibc otherwise gives large blocks back and faults them in again in every operation) gives 1.1 to 1.3 times.
 """
 
 import math
@@ -16,13 +17,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+# Settings of glibc's malloc, which reads them when a process starts; no effect elsewhere.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
 
 def launch(work: Callable, workers: int, *arguments: object) -> None:
     """Run `work(rank, workers, *arguments)` in `workers` processes that can average their gradients."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:
+        os.environ.setdefault(name, value)
     torch.multiprocessing.spawn(_enter, (workers, port, work, arguments), nprocs=workers)
 
 

@@ -92,7 +92,7 @@ class ShapesPipeline(DiffusionPipeline):
         """Embeddings and masks of prompt and negative prompt, in the order and shapes of PixArt's `encode_prompt`.
 
         Returns `prompt_embeds` [B, T, C], its mask [B, T] (1 = seen), and the same two for the negative prompt
-        (None without guidance); B counts prompts times `num_images_per_prompt`. Ready-made embeddings are passed on.
+        (None without guidance); B counts prompts times `num_images_per_prompt`, ready-made embeddings alike.
         Raises ValueError for a word outside the vocabulary, a prompt that is too long, or unequal numbers of prompts.
         """
         device = device or self._execution_device
@@ -101,6 +101,9 @@ class ShapesPipeline(DiffusionPipeline):
             prompt_embeds, prompt_attention_mask = self._embed(
                 prompts, num_images_per_prompt, device, max_sequence_length
             )
+        else:
+            prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
+            prompt_attention_mask = prompt_attention_mask.repeat_interleave(num_images_per_prompt, 0)
         if not do_classifier_free_guidance:
             return prompt_embeds, prompt_attention_mask, None, None
         if negative_prompt_embeds is None:
@@ -111,6 +114,9 @@ class ShapesPipeline(DiffusionPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask = self._embed(
                 negatives, num_images_per_prompt, device, prompt_embeds.shape[1]
             )
+        else:
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
+            negative_prompt_attention_mask = negative_prompt_attention_mask.repeat_interleave(num_images_per_prompt, 0)
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
     def check_inputs(

@@ -23,7 +23,7 @@ COLOURS = {
     "purple": (140, 45, 170),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-SIZES = {"small": 4.6, "medium": 6.6, "large": 9.6}  # radius of the circle of equal reach, in pixels
+SIZES = {"small": 5.0, "medium": 7.0, "large": 10.0}  # radius of the circle of equal reach, in pixels
 BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 128, 128), "pink": (255, 190, 205)}
 RELATIONS = ("left of", "right of", "above", "below")
 COLOUR_NAMES, SIZE_NAMES, BACKGROUND_NAMES = tuple(COLOURS), tuple(SIZES), tuple(BACKGROUNDS)
@@ -42,7 +42,7 @@ class Scenes:
     shape: np.ndarray  # [N, 2] index into SHAPES
     size: np.ndarray  # [N, 2] index into SIZE_NAMES
     radius: np.ndarray  # [N, 2] pixels
-    centre: np.ndarray  # [N, 2, 2] pixels, x then y, y down
+    centre: np.ndarray  # [N, 2, 2] whole pixels, x then y, y down
     background: np.ndarray  # [N] index into BACKGROUND_NAMES
     relation: np.ndarray  # [N] index into RELATIONS: where the first object lies, seen from the second
 
@@ -53,22 +53,31 @@ class Scenes:
         return Scenes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def draw_scenes(count: int, rng: np.random.Generator, two_share: float = TWO_SHARE) -> Scenes:
-    """`count` random scenes. Objects lie inside the picture; two never touch, nor share both colour and shape."""
-    two = rng.random(count) < two_share
-    colour, shape = rng.integers(0, len(COLOURS), (count, 2)), rng.integers(0, len(SHAPES), (count, 2))
-    same = (colour[:, 0] == colour[:, 1]) & (shape[:, 0] == shape[:, 1])
-    colour[same, 1] = (colour[same, 1] + rng.integers(1, len(COLOURS), same.sum())) % len(COLOURS)
-    # Two large objects do not fit side by side, so scenes of two use the two smaller sizes.
-    size = rng.integers(0, np.where(two, len(SIZES) - 1, len(SIZES))[:, None], (count, 2))
-    radius = np.array(list(SIZES.values()))[size] * rng.uniform(0.95, 1.05, (count, 2))
+def draw_scenes(
+    count: int, rng: np.random.Generator, two_share: float = TWO_SHARE, attributes: Scenes | None = None
+) -> Scenes:
+    """`count` random scenes. Objects lie inside the picture; two never touch, nor share both colour and shape.
+
+    With `attributes`, scenes of `count`, only the places are random: everything else is theirs.
+    """
+    if attributes is None:
+        two = rng.random(count) < two_share
+        colour, shape = rng.integers(0, len(COLOURS), (count, 2)), rng.integers(0, len(SHAPES), (count, 2))
+        same = (colour[:, 0] == colour[:, 1]) & (shape[:, 0] == shape[:, 1])
+        colour[same, 1] = (colour[same, 1] + rng.integers(1, len(COLOURS), same.sum())) % len(COLOURS)
+        # Two large objects do not fit side by side, so scenes of two use the two smaller sizes.
+        size = rng.integers(0, np.where(two, len(SIZES) - 1, len(SIZES))[:, None], (count, 2))
+        background, relation = rng.integers(0, len(BACKGROUNDS), count), rng.integers(0, len(RELATIONS), count)
+    else:
+        two, colour, shape, size = attributes.two, attributes.colour, attributes.shape, attributes.size
+        background, relation = attributes.background, attributes.relation
+    radius = np.array(list(SIZES.values()))[size]
     margin = radius + 1.0
     free = rng.uniform(0, 1, (count, 2, 2))
     centre = margin[..., None] + free * (SIZE - 2 * margin[..., None])
 
-    relation = rng.integers(0, len(RELATIONS), count)
     axis, low = relation // 2, relation % 2  # low: which object has the smaller coordinate along the axis
-    rows, high, gap = np.arange(count), 1 - low, 1.5
+    rows, high, gap = np.arange(count), 1 - low, 2.0
     r_low, r_high = radius[rows, low], radius[rows, high]
     # Along the axis: a free gap between the two, the rest of the room shared at random before and after them.
     room = SIZE - 2.0 - 2 * r_low - 2 * r_high - gap
@@ -82,60 +91,40 @@ def draw_scenes(count: int, rng: np.random.Generator, two_share: float = TWO_SHA
     across[:, 1] = np.clip(across[:, 1], across[:, 0] - limit, across[:, 0] + limit)
     across[:, 1] = np.clip(across[:, 1], margin[:, 1], SIZE - margin[:, 1])
     pair = np.where(axis[:, None, None] == 0, np.stack([along, across], -1), np.stack([across, along], -1))
-    centre = np.where(two[:, None, None], pair, centre)
-    background = rng.integers(0, len(BACKGROUNDS), count)
+    centre = np.where(two[:, None, None], pair, centre).round()
     return Scenes(two, colour, shape, size, radius, centre, background, relation)
 
 
-def _star(points: int, inner: float) -> list[tuple[float, float]]:
-    angles = [math.pi * step / points for step in range(2 * points)]
-    return [
-        (math.sin(a) * (inner if i % 2 else 1), -math.cos(a) * (inner if i % 2 else 1)) for i, a in enumerate(angles)
-    ]
+def _fold(x: Tensor, y: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """The points mirrored to one side of the line through 0 that makes `angle` with the upward axis."""
+    normal = math.cos(angle), math.sin(angle)
+    beyond = 2 * (x * normal[0] + y * normal[1]).clamp(min=0)
+    return x - beyond * normal[0], y - beyond * normal[1]
 
 
-# Outlines in units of the radius, y down, scaled so that all shapes of one size look equally large.
-_A = 0.36  # half the width of an arm of the cross
-OUTLINES = {
-    "square": [(x * 0.86, y * 0.86) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))],
-    "triangle": [(0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)],
-    "star": [(x * 1.12, y * 1.12 + 0.06) for x, y in _star(5, 0.45)],
-    "cross": [
-        (-_A, -1),
-        (_A, -1),
-        (_A, -_A),
-        (1, -_A),
-        (1, _A),
-        (_A, _A),
-        (_A, 1),
-        (-_A, 1),
-        (-_A, _A),
-        (-1, _A),
-        (-1, -_A),
-        (-_A, -_A),
-    ],
-}
+def _outside(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    """How many pixels points (x, y), relative to the centre, y down, lie outside a shape of `radius`; negative inside.
 
-
-def _coverage(shape: str, points: Tensor, radius: Tensor) -> Tensor:
-    """Anti-aliased coverage in [0, 1] of pixels `points` [N, P, 2] (relative to the centre) by a shape of `radius` [N].
-
-    Half a pixel inside the outline minus the signed distance to it: a one-pixel ramp along the edge.
+    Shapes are scaled so that all of one size look equally large. Straight outlines are half planes: the largest of
+    their distances for "inside all", the smallest for "inside one".
     """
     if shape == "circle":
-        return (0.5 - (points.norm(dim=-1) - radius[:, None])).clamp(0, 1)
-    corners = torch.tensor(OUTLINES[shape], dtype=points.dtype)
-    distance = torch.full(points.shape[:2], torch.inf, dtype=points.dtype)
-    crossings = torch.zeros(points.shape[:2], dtype=torch.bool)
-    for start, end in zip(corners, corners.roll(-1, 0), strict=True):
-        start, edge = start * radius[:, None], (end - start) * radius[:, None]
-        offset = points - start[:, None]
-        along = ((offset * edge[:, None]).sum(-1) / (edge * edge).sum(-1)[:, None]).clamp(0, 1)
-        distance = torch.minimum(distance, (offset - along[..., None] * edge[:, None]).norm(dim=-1))
-        above = (offset[..., 1] >= 0) ^ (offset[..., 1] - edge[:, None, 1] >= 0)
-        turn = edge[:, None, 0] * offset[..., 1] - edge[:, None, 1] * offset[..., 0]
-        crossings ^= above & ((turn > 0) == (edge[:, None, 1] < 0))
-    return (0.5 - torch.where(crossings, -distance, distance)).clamp(0, 1)
+        return torch.hypot(x, y) - radius
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.86 * radius
+    if shape == "triangle":
+        sides = (1.8 * x.abs() - y - 0.95 * radius) / math.hypot(1.8, 1)
+        return torch.maximum(sides, y - 0.85 * radius)
+    if shape == "cross":
+        long, short = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
+        return torch.maximum(long - radius, short - 0.36 * radius)
+    # A star of five points: folded onto half a point, it has one edge, from the tip down to the inner corner.
+    turn, tip = math.pi / 5, 1.12 * radius
+    x, y = _fold(x.abs(), y - 0.06 * radius, 3 * turn)
+    x, y = _fold(x, y, turn)
+    x = x.abs()
+    corner = 0.45 * math.sin(turn), 1 - 0.45 * math.cos(turn)  # of the edge, seen from the tip, in units of `tip`
+    return (x * corner[1] - (y + tip) * corner[0]) / math.hypot(*corner)
 
 
 def render(scenes: Scenes, colours: np.ndarray | None = None) -> Tensor:
@@ -154,21 +143,24 @@ def render(scenes: Scenes, colours: np.ndarray | None = None) -> Tensor:
                 continue
             centre = torch.from_numpy(scenes.centre[rows, slot].astype(np.float32))
             radius = torch.from_numpy(scenes.radius[rows, slot].astype(np.float32))
-            cover = _coverage(name, pixels[None] - centre[:, None], radius)[:, None]
+            x, y = (pixels - centre[:, None]).unbind(-1)
+            cover = (0.5 - _outside(name, x, y, radius[:, None])).clamp(0, 1)[:, None]  # a ramp of one pixel
             rows = torch.from_numpy(rows)
             pictures[rows] += cover * (paint[rows, slot][:, :, None] - pictures[rows])
     return pictures.reshape(-1, 3, SIZE, SIZE)
 
 
-def caption(scenes: Scenes, rng: np.random.Generator, full: bool = False) -> list[str]:
-    """One caption per scene, each naming a random subset of what is true of it (`full`: everything but sizes of pairs).
+def caption(scenes: Scenes, rng: np.random.Generator, full_share: float = 0.0) -> list[str]:
+    """One caption per scene, each naming a random subset of what is true of it.
+
+    A random `full_share` of the captions names everything but sizes of pairs.
 
     "a large red circle on white", "a circle", "red", "on white", "a small red star left of a blue square", "".
     A sentence that starts with "a" names every object of the picture; only lone attributes leave objects out.
     """
     chance = rng.random((len(scenes), 6)).tolist()
     pick = rng.integers(0, 2, len(scenes))
-    captions = []
+    full, captions = (rng.random(len(scenes)) < full_share).tolist(), []
     for i in range(len(scenes)):
         names = [
             (SIZE_NAMES[scenes.size[i, k]], COLOUR_NAMES[scenes.colour[i, k]], SHAPES[scenes.shape[i, k]])
@@ -176,18 +168,18 @@ def caption(scenes: Scenes, rng: np.random.Generator, full: bool = False) -> lis
         ]
         place = f"on {BACKGROUND_NAMES[scenes.background[i]]}"
         two = bool(scenes.two[i])
-        if not full and chance[i][0] < EMPTY_SHARE:
+        if not full[i] and chance[i][0] < EMPTY_SHARE:
             captions.append("")
-        elif not full and chance[i][0] < EMPTY_SHARE + SHORT_SHARE:
+        elif not full[i] and chance[i][0] < EMPTY_SHARE + SHORT_SHARE:
             captions.append((*names[pick[i] if two else 0], place, place)[int(chance[i][1] * 5)])
         else:
             words = []
             for k in range(2 if two else 1):
                 size, colour, shape = names[k]
-                sized = not two if full else chance[i][1 + 2 * k] < (0.25 if two else 0.5)
-                coloured = full or chance[i][2 + 2 * k] < (0.85 if two else 0.6)
+                sized = not two if full[i] else chance[i][1 + 2 * k] < (0.25 if two else 0.5)
+                coloured = full[i] or chance[i][2 + 2 * k] < (0.85 if two else 0.6)
                 words += [RELATIONS[scenes.relation[i]]] if k else []
                 described = [*[size] * sized, *[colour] * coloured, shape]
                 words += ["an" if described[0] == "orange" else "a", *described]
-            captions.append(" ".join(words + [place] * (full or chance[i][5] < 0.5)))
+            captions.append(" ".join(words + [place] * (full[i] or chance[i][5] < 0.5)))
     return captions

@@ -13,7 +13,7 @@ import platform
 import resource
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -26,40 +26,8 @@ from .evaluate import evaluate
 from .generator import build_pipeline, load_generator, train_few_steps, train_flow
 from .parallel import launch
 from .pipeline import WEIGHTS, ShapesPipeline, load
+from .settings import QUICK, Settings
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the weights. Batches and scenes are per process."""
-
-    seed: int = 20260
-    workers: int = 2
-    ae_steps: int = 3600
-    ae_batch: int = 12
-    ae_rate: float = 2e-3
-    ae_scenes: int = 24_000
-    ae_noise: float = 0.8  # the largest noise, in spreads of the latents, that the decoder learns to remove
-    classifier_steps: int = 2400
-    classifier_batch: int = 24
-    classifier_rate: float = 2e-3
-    scenes: int = 30_000  # of the generator
-    flow_steps: int = 2000
-    flow_batch: int = 32
-    flow_rate: float = 2e-3
-    flow_shift: float = 2.0  # of the noise levels it trains on
-    few_steps: int = 200
-    few_rate: float = 5e-4
-    few_substeps: int = 3
-    few_guidance: float = 2.0  # classifier-free guidance of the teacher
-    shift: float = 2.5  # of the scheduler
-    watch_every: int = 500
-    judged: int = 1000  # samples of each kind in the final evaluation
-
-
-QUICK = Settings(
-    ae_steps=4, ae_scenes=64, ae_batch=8, classifier_steps=3, classifier_batch=18, scenes=128, flow_steps=3,
-    flow_batch=8, few_steps=2, watch_every=2, judged=16,
-)  # fmt: skip
 STAGES = {
     "vae.safetensors": train_autoencoder,
     "classifier.safetensors": train_classifier,

@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of the training of shapes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the weights. Batches are per process."""
+
+    seed: int = 20260
+    workers: int = 2
+    ae_steps: int = 2400
+    ae_batch: int = 16
+    ae_rate: float = 2e-3
+    ae_noise: float = 0.5  # the largest noise, in spreads of the latents, that the decoder learns to remove
+    classifier_steps: int = 7600
+    classifier_batch: int = 24
+    classifier_rate: float = 2e-3
+    choices: int = 64  # placements that the noise chooses from
+    full_share: float = 0.3  # share of captions that name everything
+    flow_steps: int = 5000
+    flow_batch: int = 32
+    flow_rate: float = 2e-3
+    flow_shift: float = 1.5  # of the noise levels it trains on
+    flow_start: float = 0.1  # share of the batch at pure noise
+    few_steps: int = 200
+    few_rate: float = 5e-4
+    few_substeps: int = 3
+    few_guidance: float = 2.0  # classifier-free guidance of the teacher
+    shift: float = 2.0  # of the scheduler
+    watch_every: int = 2500
+    judged: int = 1000  # samples of each kind in the final evaluation
+
+
+QUICK = Settings(
+    ae_steps=4, ae_batch=8, classifier_steps=3, classifier_batch=18, flow_steps=3, flow_batch=8, few_steps=2,
+    watch_every=2, judged=16,
+)  # fmt: skip

@@ -1,0 +1,233 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guided attention in Triton: one walk over the keys gives both branches of a head, a second kernel blends all heads.
+
+    branches    Z+ and Z- of one tile of queries and one head, float32: the softmax over the shared keys once, then its
+                state (maximum, sum, accumulator) forked over text+ and text-
+    blend       out = a Z+ - b Z-, with the norms of a token over all heads
+
+Softmax, norms and blend are float32. Offsets are 64-bit. No program waits for another and none adds atomically: the same
+bits on every run, and alone as in a batch.
+"""
+
+from collections import Counter
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on the CPU, for tests
+calls: Counter[str] = Counter()  # how often the kernels ran, by operation
+
+
+@triton.jit
+def _walk(
+    query, key, value, mask, length, key_stride, value_stride, mask_stride, maximum, total, accumulator, scale, bias,
+    SIZE: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The online softmax of one tile continued over `length` keys; logits are in units of log 2.
+
+    WIDEN: bfloat16 operands as float32, which holds their products exactly; the interpreter has no right bfloat16 dot.
+    """
+    columns, size = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    for start in range(0, length, BLOCK_N):
+        at = (start + columns).to(tl.int64)
+        seen = at < length
+        if MASKED:
+            seen = seen & (tl.load(mask + at * mask_stride, mask=seen, other=0) != 0)
+        inside = seen[:, None] & (size < SIZE)[None, :]
+        keys = tl.load(key + at[:, None] * key_stride + size[None, :], mask=inside, other=0.0)
+        if WIDEN:
+            keys = keys.to(tl.float32)
+        logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale + bias
+        logits = tl.where(seen[None, :], logits, float("-inf"))
+        higher = tl.maximum(maximum, tl.max(logits, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(logits - base[:, None])
+        fade = tl.exp2(maximum - base)
+        values = tl.load(value + at[:, None] * value_stride + size[None, :], mask=inside, other=0.0)
+        rounded = weights.to(values.dtype)
+        total = total * fade + tl.sum(rounded.to(tl.float32), 1)
+        if WIDEN:
+            rounded, values = rounded.to(tl.float32), values.to(tl.float32)
+        accumulator = tl.dot(rounded, values, accumulator * fade[:, None], input_precision="ieee")
+        maximum = higher
+    return maximum, total, accumulator
+
+
+@triton.jit
+def branches(
+    query, key_positive, value_positive, key_negative, value_negative, key_shared, value_shared,
+    mask_positive, mask_negative, mask_shared, positive, negative,
+    length, positive_length, negative_length, shared_length, scale, bias,
+    query_b, query_s, query_h, kp_b, kp_s, kp_h, vp_b, vp_s, vp_h, kn_b, kn_s, kn_h, vn_b, vn_s, vn_h,
+    ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, mp_b, mp_s, mn_b, mn_s, ms_b, ms_s,
+    HEADS: tl.constexpr, REPEATS: tl.constexpr, SIZE: tl.constexpr, SHARED: tl.constexpr,
+    MASK_POSITIVE: tl.constexpr, MASK_NEGATIVE: tl.constexpr, MASK_SHARED: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Z+ and Z- [B, S, H, D] (float32, contiguous) of one tile of BLOCK_M queries of one head."""
+    head, sample = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    group = head // REPEATS
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    size = tl.arange(0, BLOCK_D)
+    inside = (rows < length)[:, None] & (size < SIZE)[None, :]
+    query += sample * query_b + head * query_h
+    tile = tl.load(query + rows[:, None] * query_s + size[None, :], mask=inside, other=0.0)
+    if WIDEN:
+        tile = tile.to(tl.float32)
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    scale *= LOG2E
+    if SHARED:
+        maximum, total, accumulator = _walk(
+            tile, key_shared + sample * ks_b + group * ks_h, value_shared + sample * vs_b + group * vs_h,
+            mask_shared + sample * ms_b, shared_length, ks_s, vs_s, ms_s, maximum, total, accumulator, scale, 0.0,
+            SIZE, MASK_SHARED, WIDEN, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+    to = (sample * length + rows)[:, None] * (HEADS * SIZE) + head * SIZE + size[None, :]
+    _, sum_positive, z_positive = _walk(
+        tile, key_positive + sample * kp_b + group * kp_h, value_positive + sample * vp_b + group * vp_h,
+        mask_positive + sample * mp_b, positive_length, kp_s, vp_s, mp_s, maximum, total, accumulator, scale, 0.0,
+        SIZE, MASK_POSITIVE, WIDEN, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    tl.store(positive + to, z_positive / tl.where(sum_positive > 0, sum_positive, 1.0)[:, None], mask=inside)
+    _, sum_negative, z_negative = _walk(
+        tile, key_negative + sample * kn_b + group * kn_h, value_negative + sample * vn_b + group * vn_h,
+        mask_negative + sample * mn_b, negative_length, kn_s, vn_s, mn_s, maximum, total, accumulator, scale,
+        bias * LOG2E, SIZE, MASK_NEGATIVE, WIDEN, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    tl.store(negative + to, z_negative / tl.where(sum_negative > 0, sum_negative, 1.0)[:, None], mask=inside)
+
+
+@triton.jit
+def _setting(setting, sample, stride, TENSOR: tl.constexpr):
+    """A setting of a sample in float32: read on the device, or the number that it is."""
+    if TENSOR:
+        return tl.load(setting + sample * stride)
+    else:
+        return tl.cast(setting, tl.float32)
+
+
+@triton.jit
+def blend(
+    positive, negative, out, nag_scale, nag_tau, nag_alpha, rows_per_sample, positive_row, negative_row,
+    scale_stride, tau_stride, alpha_stride, channels,
+    NASA: tl.constexpr, TENSOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out [N, C] = a Z+ - b Z- for one row: two walks over its C numbers, the first for the norms."""
+    row = tl.program_id(0).to(tl.int64)
+    sample = row // rows_per_sample
+    scale = _setting(nag_scale, sample, scale_stride, TENSOR)
+    positive += row * positive_row
+    negative += row * negative_row
+    out += row * channels
+    block = tl.arange(0, BLOCK)
+    if NASA:
+        a, b = scale * 0 + 1, scale
+    else:
+        tau, alpha = _setting(nag_tau, sample, tau_stride, TENSOR), _setting(nag_alpha, sample, alpha_stride, TENSOR)
+        norm, extrapolated = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+        for start in range(0, channels, BLOCK):
+            inside = start + block < channels
+            plus = tl.load(positive + start + block, mask=inside, other=0.0).to(tl.float32)
+            minus = tl.load(negative + start + block, mask=inside, other=0.0).to(tl.float32)
+            norm += tl.abs(plus)
+            extrapolated += tl.abs(scale * plus - (scale - 1) * minus)
+        length, limit = tl.sum(extrapolated, 0), tl.sum(norm, 0)
+        free = tau == float("inf")
+        limit = tl.where(free, 1.0, tau) * limit
+        clipped = (length > limit) & (free == 0)
+        factor = tl.where(clipped, limit / tl.where(clipped, length, 1.0), 1.0)
+        a, b = alpha * factor * scale + 1 - alpha, alpha * factor * (scale - 1)
+    for start in range(0, channels, BLOCK):
+        inside = start + block < channels
+        plus = tl.load(positive + start + block, mask=inside, other=0.0).to(tl.float32)
+        minus = tl.load(negative + start + block, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + start + block, (a * plus - b * minus).to(out.dtype.element_ty), mask=inside)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """A tensor that can be read in place: with a unit last stride."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def tiles(size: int, dtype: torch.dtype) -> dict:
+    """Block sizes, warps and stages for a head size: the largest that spill no register; unmeasured on a GPU."""
+    if dtype == torch.float32:
+        block_m, block_n, warps = (32, 16, 4) if size <= 64 else (16, 16, 4)
+    else:
+        block_m, block_n, warps = (64, 32, 4) if size <= 64 else (64, 64, 8) if size <= 128 else (32, 32, 8)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": 2}
+
+
+def _blend(positive: Tensor, negative: Tensor, out: Tensor, samples: int, settings: tuple, rule: str) -> None:
+    """positive, negative, out [N, C]; a sample is N / samples rows."""
+    count, channels = positive.shape
+    tensors = isinstance(settings[0], Tensor)
+    settings = settings if tensors else tuple(float(x) for x in settings)
+    strides = [x.stride(0) if tensors and x.ndim else 0 for x in settings]
+    block = min(1024, triton.next_power_of_2(max(channels, 16)))
+    blend[(count,)](
+        positive, negative, out, *settings, max(count // samples, 1), positive.stride(0), negative.stride(0), *strides,
+        channels, NASA=rule == "nasa", TENSOR=tensors, BLOCK=block, num_warps=4 if block > 256 else 1,
+    )  # fmt: skip
+
+
+def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, rule: str = "nag") -> Tensor:
+    """As `nag_kernels.guidance`, for inputs that were checked; any dtype but float64."""
+    calls["guidance"] += 1
+    out = torch.empty_like(positive, memory_format=torch.contiguous_format)
+    if out.numel():
+        channels, samples = positive.shape[-1], positive.shape[0] if positive.ndim > 1 else 1
+        rows = [_unit(x).reshape(-1, channels) for x in (positive, negative)]
+        _blend(*rows, out.view(-1, channels), samples, (nag_scale, nag_tau, nag_alpha), rule)
+    return out
+
+
+def fused_guided_attention(
+    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
+    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
+    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
+    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
+) -> Tensor:  # fmt: skip
+    """As `nag_kernels.fused_guided_attention`, for inputs that were checked; any dtype but float64.
+
+    Z+ and Z- lie in memory between the two kernels, in float32.
+    """
+    calls["fused_guided_attention"] += 1
+    batch, length, heads, size = query.shape
+    out = torch.empty((batch, length, heads, size), dtype=query.dtype, device=query.device)
+    if not out.numel():
+        return out
+    shared = key_shared is not None and key_shared.shape[1] > 0
+    query = _unit(query)
+    pairs = [(key_positive, value_positive), (key_negative, value_negative)]
+    pairs.append((key_shared, value_shared) if shared else pairs[0])
+    texts = [_unit(x) for pair in pairs for x in pair]
+    masks = [mask_positive, mask_negative, mask_shared if shared else None]
+    strides = [query.stride(i) for i in range(3)]
+    for x in texts:
+        strides += [x.stride(0) if x.shape[0] == batch else 0, x.stride(1), x.stride(2)]
+    for mask in masks:
+        strides += [0, 0] if mask is None else [mask.stride(0) if mask.shape[0] == batch else 0, mask.stride(1)]
+    wide = torch.empty((2, batch, length, heads, size), dtype=torch.float32, device=query.device)
+    config = tiles(size, query.dtype)
+    branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
+        query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), *wide,
+        length, *(pair[0].shape[1] for pair in pairs), size**-0.5 if softmax_scale is None else float(softmax_scale),
+        float(negative_logit_bias), *strides,
+        HEADS=heads, REPEATS=heads // key_positive.shape[2], SIZE=size, SHARED=shared,
+        MASK_POSITIVE=mask_positive is not None, MASK_NEGATIVE=mask_negative is not None,
+        MASK_SHARED=masks[2] is not None, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
+        BLOCK_D=max(16, triton.next_power_of_2(size)), **config,
+    )  # fmt: skip
+    rows = [x.view(batch * length, heads * size) for x in (*wide, out)]
+    _blend(*rows, batch, (nag_scale, nag_tau, nag_alpha), rule)
+    return out
+
+
+KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}

@@ -94,7 +94,9 @@ def test_settings_per_sample(kernels):
 
 @dtypes
 def test_alone_or_in_a_batch_the_same_bits(kernels, dtype):
-    inputs = testing.make_inputs(batch=3, length=70, heads=2, size=16, positive=9, negative=7, shared=20, masks=True, dtype=dtype)
+    inputs = testing.make_inputs(
+        batch=3, length=70, heads=2, size=16, positive=9, negative=7, shared=20, masks=True, dtype=dtype
+    )
     whole = run(kernels, inputs, *SETTINGS)
     for b in range(3):
         alone = {name: x[b : b + 1] for name, x in inputs.items()}

@@ -72,8 +72,8 @@ NAG_INLINE VecD min(VecD a, VecD b) { return a < b ? a : b; }
 NAG_INLINE VecF abs(VecF a) { return (VecF)((VecI)a & 0x7fffffff); }
 NAG_INLINE VecD abs(VecD a) { return (VecD)((VecL)a & std::numeric_limits<int64_t>::max()); }
 
-// 2^x for x <= 0 within 2 ulp, no smaller than 2^-126, and 1 for x > 0; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r)
-// with q of degree 5 fitted for the least largest relative error (1.6e-8, an eighth of an ulp).
+// 2^x for x <= 0 within 2 ulp, no smaller than 2^-126, and 1 for x > 0; NaN stays NaN. n = round(x), r = x - n (exact),
+// 2^r = 1 + r q(r) with q of degree 5 fitted for the least largest relative error (1.6e-8, an eighth of an ulp).
 NAG_INLINE VecF exp2_nonpositive(VecF x) {
   const VecF bounded = min(splat(0.0f), max(splat(-126.0f), x));
   // 1.5 * 2^23 + 127: the low bits of the sum are the rounded integer and the exponent's bias.

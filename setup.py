@@ -44,7 +44,7 @@ def missing() -> str | None:
     tried = subprocess.run([compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], input=probe.encode(),
                            capture_output=True)  # fmt: skip
     if tried.returncode:
-        return f"no C++ compiler that is new enough (GCC 12 or Clang 15; {compiler} lacks C++20 or vector shuffles)"
+        return f"no C++ compiler that is new enough (GCC 12 or Clang; {compiler} lacks C++20 or vector shuffles)"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "no Python.h (the headers of this Python; python3-dev on Debian)"
     return None if torch_root() else "no torch in the build environment (install with --no-build-isolation)"

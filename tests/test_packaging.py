@@ -72,7 +72,7 @@ def test_a_compiler_that_is_too_old_is_no_compiler(tmp_path):
     done, wheels = build(tmp_path, CXX=str(compiler))
     assert done.returncode == 0
     assert wheels[0].name.endswith("py3-none-any.whl")
-    assert "no C++ compiler that is new enough (GCC 12 or Clang 15" in done.stdout + done.stderr
+    assert "no C++ compiler that is new enough (GCC 12 or Clang" in done.stdout + done.stderr
 
 
 def test_without_a_compiler_a_demanded_extension_is_an_error(tmp_path):

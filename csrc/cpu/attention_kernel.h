@@ -260,8 +260,7 @@ struct Attention : Packing<P> {
             store(at, probability);
           } else {
             const V even = exp2_nonpositive(fma(load(at), scale, offset[j]) - rest[j]);
-            const V odd =
-                k + 1 < keys ? exp2_nonpositive(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
+            const V odd = k + 1 < keys ? exp2_nonpositive(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
             const VecU even_bits = bfloat16_bits(even);
             const VecU odd_bits = bfloat16_bits(odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.

@@ -306,9 +306,14 @@ def _autocast(call, op: str, device: str):
     return run
 
 
+def device_type(args: tuple) -> str:
+    """Where a call runs, which its first argument says; "cpu" where that is no tensor, and will be refused."""
+    return args[0].device.type if isinstance(args[0], Tensor) else "cpu"
+
+
 def autocasted(op: str, args: tuple) -> tuple:
     """The arguments as the dispatcher would hand them on: cast where autocast is on."""
-    device = args[0].device.type if isinstance(args[0], Tensor) else "cpu"
+    device = device_type(args)
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return _cast(op, device, args) if enabled else args
 
@@ -316,7 +321,7 @@ def autocasted(op: str, args: tuple) -> tuple:
 def force_reference(op: str, *args) -> Tensor:
     """The floor as a plain function, with what the dispatcher does about autocast before it."""
     args = autocasted(op, args)
-    with _no_autocast(args[0].device.type if isinstance(args[0], Tensor) else "cpu"):
+    with _no_autocast(device_type(args)):
         return run_reference(op, *args)
 
 

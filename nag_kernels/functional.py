@@ -19,10 +19,8 @@ def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
 
 def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
     forced = backend or backends.FORCED
-    if forced is not None:
-        device = arguments[0].device.type if isinstance(arguments[0], Tensor) else "cpu"
-        if backends.choose(op, device, forced) == "reference":
-            return _ops.force_reference(op, *arguments)
+    if forced is not None and backends.choose(op, _ops.device_type(arguments), forced) == "reference":
+        return _ops.force_reference(op, *arguments)
     try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
         return (operation.tensor if tensors else operation.default)(*arguments)
     except RuntimeError:  # all that a kernel can raise, and what torch raises for an argument that is no tensor

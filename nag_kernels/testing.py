@@ -54,10 +54,10 @@ def cast(inputs: dict, dtype: torch.dtype) -> dict:
 
 def truth(inputs: dict, *settings, rule: str = "nag") -> Tensor:
     """The reference in float64, on the inputs as they are (rounded to their dtype)."""
-    return reference.fused_guided_attention(**_positional(cast(inputs, torch.float64), settings), rule=rule)
+    return reference.fused_guided_attention(**with_settings(cast(inputs, torch.float64), settings), rule=rule)
 
 
-def _positional(inputs: dict, settings: tuple) -> dict:
+def with_settings(inputs: dict, settings: tuple) -> dict:
     return {**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True))}
 
 

@@ -102,7 +102,7 @@ def test_edges_are_anti_aliased_and_areas_exact():
 
 def test_moving_an_object_by_whole_pixels_moves_its_picture():
     scenes = draw(60, 0.0)
-    scenes.size[:], scenes.radius[:], scenes.centre[:] = 0, 5.0, 11.3
+    scenes.size[:], scenes.centre[:] = 0, 11.3
     before = world.render(scenes)
     scenes.centre[:, :, 0] += 7
     assert torch.allclose(world.render(scenes)[..., 7:], before[..., :-7], atol=1e-5)

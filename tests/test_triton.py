@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_backends import HIDE_THE_EXTENSION, python
 
 from nag_kernels import backends, reference, testing
 
@@ -30,7 +31,7 @@ def kernels():
 
 def run(kernels, inputs, *settings, rule="nag"):
     before = backends.counts()["triton"]
-    out = kernels.fused_guided_attention(**testing._positional(inputs, settings), rule=rule)
+    out = kernels.fused_guided_attention(**testing.with_settings(inputs, settings), rule=rule)
     assert backends.counts()["triton"] == before + 1
     return out
 
@@ -163,7 +164,6 @@ def test_wrong_formulas_would_be_seen(kernels, name):
 
 
 DISPATCHED = """
-import sys; sys.modules['nag_kernels._C'] = None
 import torch, nag_kernels
 from nag_kernels import _ops, backends, testing
 from nag_kernels.triton_kernels import attention
@@ -191,11 +191,9 @@ print(backends.counts())
 
 def test_behind_the_operation():
     """Dispatch, compile, gradient, the float64 floor and a refusal, with the kernels registered for the CPU."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", DISPATCHED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "negative must have shape (2, 4) like positive, got (2, 5)" in done.stdout
-    assert "'triton': 3, 'cpu': 0, 'reference': 2" in done.stdout
+    said = python(HIDE_THE_EXTENSION + DISPATCHED, TRITON_INTERPRET="1")
+    assert "negative must have shape (2, 4) like positive, got (2, 5)" in said
+    assert "'triton': 3, 'cpu': 0, 'reference': 2" in said
 
 
 @pytest.mark.parametrize("turned_on", [False, True])
@@ -204,10 +202,7 @@ def test_it_is_off_until_it_is_asked_for(turned_on):
         "import nag_kernels; from nag_kernels import backends, info; print(nag_kernels.available_backends()); "
         "print(backends.refusal('triton', 'cuda')); print(backends.refusal('triton', 'cpu')); print(info.report())"
     )
-    environment = {**os.environ, "NAG_BACKEND": "triton" if turned_on else ""}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, cuda, cpu, *report = done.stdout.splitlines()
+    first, cuda, cpu, *report = python(code, NAG_BACKEND="triton" if turned_on else "").splitlines()
     assert ("'triton'" in first) == turned_on
     assert (cuda == "None") == turned_on
     assert ("its tensors are on cpu" in cpu) == turned_on

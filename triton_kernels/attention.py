@@ -156,7 +156,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def tiles(size: int, dtype: torch.dtype) -> dict:
-    """Block sizes, warps and stages for a head size: the largest that spill no register; unmeasured on a GPU."""
+    """Block sizes, warps and stages for a head size: small enough to spill no register; unmeasured on a GPU."""
     if dtype == torch.float32:
         block_m, block_n, warps = (32, 16, 4) if size <= 64 else (16, 16, 4)
     else:

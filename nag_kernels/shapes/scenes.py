@@ -24,6 +24,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIZES = {"small": 5.0, "medium": 7.0, "large": 10.0}  # radius of the circle of equal reach, in pixels
+RADII = np.array(list(SIZES.values()))
 BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 128, 128), "pink": (255, 190, 205)}
 RELATIONS = ("left of", "right of", "above", "below")
 COLOUR_NAMES, SIZE_NAMES, BACKGROUND_NAMES = tuple(COLOURS), tuple(SIZES), tuple(BACKGROUNDS)
@@ -41,13 +42,17 @@ class Scenes:
     colour: np.ndarray  # [N, 2] index into COLOUR_NAMES
     shape: np.ndarray  # [N, 2] index into SHAPES
     size: np.ndarray  # [N, 2] index into SIZE_NAMES
-    radius: np.ndarray  # [N, 2] pixels
     centre: np.ndarray  # [N, 2, 2] whole pixels, x then y, y down
     background: np.ndarray  # [N] index into BACKGROUND_NAMES
     relation: np.ndarray  # [N] index into RELATIONS: where the first object lies, seen from the second
 
     def __len__(self) -> int:
         return len(self.two)
+
+    @property
+    def radius(self) -> np.ndarray:
+        """[N, 2] pixels."""
+        return RADII[self.size]
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Scenes":
         return Scenes(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -71,7 +76,7 @@ def draw_scenes(
     else:
         two, colour, shape, size = attributes.two, attributes.colour, attributes.shape, attributes.size
         background, relation = attributes.background, attributes.relation
-    radius = np.array(list(SIZES.values()))[size]
+    radius = RADII[size]
     margin = radius + 1.0
     free = rng.uniform(0, 1, (count, 2, 2))
     centre = margin[..., None] + free * (SIZE - 2 * margin[..., None])
@@ -92,7 +97,7 @@ def draw_scenes(
     across[:, 1] = np.clip(across[:, 1], margin[:, 1], SIZE - margin[:, 1])
     pair = np.where(axis[:, None, None] == 0, np.stack([along, across], -1), np.stack([across, along], -1))
     centre = np.where(two[:, None, None], pair, centre).round()
-    return Scenes(two, colour, shape, size, radius, centre, background, relation)
+    return Scenes(two, colour, shape, size, centre, background, relation)
 
 
 def _fold(x: Tensor, y: Tensor, angle: float) -> tuple[Tensor, Tensor]:

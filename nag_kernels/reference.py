@@ -33,7 +33,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
     else:  # the lowest finite number, not -inf: a row with no visible key is then uniform, and set to zero below
         hidden = ~visible[:, None, None, :]
         weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(hidden, 0)
-    return torch.einsum("bhst,bthd->bshd", weights, value)
+    # In runs of 128 keys: some matrix libraries add up a product in one long chain, whose rounding grows with its length.
+    runs = zip(weights.split(128, -1), value.split(128, 1), strict=True)
+    return sum(torch.einsum("bhst,bthd->bshd", *run) for run in runs)
 
 
 def row_factors(positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str):

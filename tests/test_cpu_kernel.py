@@ -54,16 +54,18 @@ sys.exit(pytest.main(["-q", "-k", "cpu", "tests/test_attention.py", "tests/test_
 # --- every path -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["default", "avx2", "avx512"])
-def test_narrower_paths(path):
+PATHS = ["default", "avx2", "avx512", "avx512_bf16"]
+CAPABILITY = "from nag_kernels import _C; print(_C.capability())"
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != backends.cpu_capability()])
+def test_other_paths(path):
     """The accuracy tests again on each path that this machine can run and does not choose by itself."""
     own = backends.cpu_capability()
-    order = ["default", "avx2", "avx512", "avx512_bf16"]
-    if own not in order:
+    if own not in PATHS:
         pytest.skip(f"{own} is the only path here")
-    if order.index(path) >= order.index(own):
-        reason = "is what every other test here runs on" if path == own else f"is wider than this machine's {own}"
-        pytest.skip(f"cpu path {path} {reason}")
+    if bounded(path, CAPABILITY).split()[-1] != path:
+        pytest.skip(f"cpu path {path} is wider than this machine's {own}")
     out = bounded(path, RUN_TESTS)
     assert f"[cpu path: {path}]" in out
     assert int(re.search(r"cpu=(\d+)", out)[1]) > 300
@@ -71,12 +73,20 @@ def test_narrower_paths(path):
 
 @pytest.mark.parametrize("bound", ["default", "avx2", "no such path"])
 def test_capability_is_an_upper_bound(bound):
-    code = "from nag_kernels import _C; print(_C.capability())"
-    found = bounded(bound, code).split()[-1]
     own = backends.cpu_capability()
-    order = ["default", "avx2", "avx512", "avx512_bf16"]
-    expected = min(own, bound, key=order.index) if own in order and bound in order else own
-    assert found == expected
+    expected = min(own, bound, key=PATHS.index) if own in PATHS and bound in PATHS else own
+    assert bounded(bound, CAPABILITY).split()[-1] == expected
+
+
+def test_bfloat16_pairs_only_where_they_are_fast():
+    """Intel's processors run bfloat16 pairs when asked by name, and widen otherwise."""
+    info = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    if "avx512_bf16" not in info:
+        pytest.skip("cpu path avx512_bf16: not in this machine")
+    without = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    done = subprocess.run([sys.executable, "-c", CAPABILITY], cwd=ROOT, env=without, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == ("avx512" if "GenuineIntel" in info else "avx512_bf16"), done.stderr
+    assert bounded("avx512_bf16", CAPABILITY).split()[-1] == "avx512_bf16"
 
 
 def compiler():

@@ -20,9 +20,7 @@
 namespace nag {
 namespace {
 
-constexpr int64_t kMaxTileTokens = 64;
-// Z+ and Z- of a tile are written once and read twice, so they may spill to the third-level cache; more tokens a tile
-// read the packed keys less often (32 instead of 64 tokens cost 15 % at H D = 3072 on Zen 3).
+// Z+ and Z- of a tile are written once and read twice, so they may spill to the third-level cache.
 constexpr int64_t kTileBytes = 2 << 20;
 // Below this much arithmetic, waking a second thread (some 5 us) costs more than it saves.
 constexpr double kSerialFlops = 1e6;
@@ -154,8 +152,8 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   const int64_t panels = (p.tokens + kernel.panel_tokens - 1) / kernel.panel_tokens;
   const int64_t acc_size = kernel.pack == 1 ? kernel.element_size : 4;
   const int64_t panel_bytes = 2 * p.heads * p.head_size * kernel.panel_tokens * acc_size;
-  const int64_t tile_panels = std::max<int64_t>(
-      1, std::min({kMaxTileTokens / kernel.panel_tokens, kTileBytes / panel_bytes, p.batch * panels / (4 * threads)}));
+  const int64_t tile_panels =
+      std::max<int64_t>(1, std::min({kernel.tile_panels, kTileBytes / panel_bytes, p.batch * panels / (4 * threads)}));
   p.tile_tokens = tile_panels * kernel.panel_tokens;
   const int64_t tiles = (panels + tile_panels - 1) / tile_panels;
   const int64_t workers = std::min(threads, std::max(p.batch * tiles, pack_items));

@@ -471,7 +471,7 @@ struct Attention : Packing<P> {
   }
 
   static constexpr AttentionKernel kernel(const char* path) {
-    return {path, kWidth, P::kPack, sizeof(Element), scratch_bytes, Base::pack_head, run_tile};
+    return {path, kWidth, Base::kTilePanels, P::kPack, sizeof(Element), scratch_bytes, Base::pack_head, run_tile};
   }
 };
 

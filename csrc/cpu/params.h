@@ -61,6 +61,7 @@ struct AttentionParams {
 struct AttentionKernel {
   const char* path;      // name in the call counter
   int64_t panel_tokens;  // queries that share one vector pass
+  int64_t tile_panels;   // panels of one work item at most
   int64_t pack;          // keys (and channels) per packed element: 2 for bfloat16 pairs, else 1
   int64_t element_size;  // bytes of one packed element
   // Bytes of scratch that one thread needs (64-byte aligned).

@@ -11,10 +11,11 @@ pytest.importorskip("diffusers")
 
 from diffusers.models.attention_processor import (
     Attention,
-    AttnProcessor2_0,
     FusedAttnProcessor2_0,
     JointAttnProcessor2_0,
 )
+from diffusers.models.transformers.transformer_flux import FluxAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from tiny_models import (
     MODELS,
     doubled_batch_oracle,
@@ -23,13 +24,22 @@ from tiny_models import (
     model_arguments,
     noise,
     one_thread,  # noqa: F401
+    run,
     seeded,
     text_width,
     texts,
+    twice,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0, PackedText
+from nag_kernels.diffusers import (
+    NAGAttnProcessor2_0,
+    NAGFluxAttnProcessor2_0,
+    NAGJointAttnProcessor2_0,
+    NAGSanaAttnProcessor2_0,
+    NAGWanAttnProcessor2_0,
+    PackedText,
+)
 from nag_kernels.diffusers.families import checked_sites, family_of
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5  # exact in float32; the clip fires on a part of the tokens, which each test asserts
@@ -42,10 +52,6 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["
 def no_grad():
     with torch.no_grad():
         yield
-
-
-def twice(x):
-    return {k: twice(v) for k, v in x.items()} if isinstance(x, dict) else x if x is None else torch.cat([x, x])
 
 
 def settings(rule="nag", **values):
@@ -72,24 +78,24 @@ def test_packed_text_equals_the_doubled_batch(kind, rule, dtype):
     model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
     positive, negative = texts(3, 7, 7, text_width(kind), dtype)
     scale = SCALE if rule == "nag" else 0.5
-    plain = model(**arguments, encoder_hidden_states=positive).sample
+    plain = run(model, arguments, positive)
     sites = checked_sites(model)
-    with doubled_batch_oracle(sites, scale, TAU, ALPHA, rule) as clipped:
-        wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, negative])).sample[:3]
+    with doubled_batch_oracle(sites, 7, scale, TAU, ALPHA, rule) as clipped:
+        wanted = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
     assert len(clipped) == len(sites)
     assert rule == "nasa" or all(0 < share < 1 for share in clipped), clipped
 
     _, processors = install(model, length_positive=7, length_negative=7, **settings(rule=rule, nag_scale=scale))
     for processor in processors:
         processor.text_calls = 0
-    got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative], dim=1)).sample
+    got = run(model, arguments, torch.cat([positive, negative], dim=1))
     assert error(got, wanted) < TOLERANCE[dtype]
     assert error(wanted, plain) > 1e-2
     assert [p.text_calls for p in processors] == [1] * len(sites)
 
 
 @DTYPES
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "pixart"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "pixart", "sana", "sana sprint"])
 def test_masks_and_unequal_lengths(kind, dtype):
     model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
     positive, negative = texts(3, 7, 5, text_width(kind), dtype)
@@ -97,7 +103,7 @@ def test_masks_and_unequal_lengths(kind, dtype):
     mask_negative = torch.arange(5) < torch.tensor([[5], [4], [1]])
     padded = torch.cat([negative, torch.full_like(negative[:, :2], 50.0)], dim=1)
     masks = torch.cat([mask_positive, torch.nn.functional.pad(mask_negative, (0, 2))])
-    with doubled_batch_oracle(checked_sites(model), SCALE, TAU, ALPHA) as clipped:
+    with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA) as clipped:
         wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, padded]),
                        encoder_attention_mask=masks).sample[:3]  # fmt: skip
     assert any(0 < share < 1 for share in clipped), clipped
@@ -115,35 +121,36 @@ def test_masks_and_unequal_lengths(kind, dtype):
 def test_each_row_has_its_own_settings(kind):
     model, arguments = seeded(MODELS[kind], torch.float64), model_arguments(kind, 3, torch.float64)
     positive, negative = texts(3, 7, 7, text_width(kind), torch.float64)
-    plain = model(**arguments, encoder_hidden_states=positive).sample
-    with doubled_batch_oracle(checked_sites(model), SCALE, TAU, ALPHA):
-        steered = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, negative])).sample[:3]
+    plain = run(model, arguments, positive)
+    with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA):
+        steered = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
     rows = {"nag_scale": [1.0, SCALE, 1.0], "nag_tau": [math.inf, TAU, math.inf], "nag_alpha": [1.0, ALPHA, ALPHA]}
     install(model, length_positive=7, length_negative=7, **settings(**rows))
-    got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative], dim=1)).sample
+    got = run(model, arguments, torch.cat([positive, negative], dim=1))
     assert error(got[[0, 2]], plain[[0, 2]]) < 1e-12
     assert error(got[1], steered[1]) < 1e-12
 
 
 @DTYPES
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "wan"])
 def test_the_published_doubled_batch(kind, dtype):
     model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
     positive, negative = texts(3, 7, 7, text_width(kind), dtype)
-    with doubled_batch_oracle(checked_sites(model), SCALE, TAU, ALPHA):
-        wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, negative])).sample[:3]
-    model.set_attn_processor(NAGAttnProcessor2_0(SCALE, TAU, ALPHA))  # self-attention too: there it is plain
+    with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA):
+        wanted = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
+    stock, ours = family_of(model).stock[0], family_of(model).processor
+    model.set_attn_processor(ours(SCALE, TAU, ALPHA))  # self-attention too: there it is plain
     got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative])).sample
     assert error(got, wanted) < TOLERANCE[dtype]
 
     unconditional = noise(3, 7, text_width(kind), seed=9, dtype=dtype)
     both = torch.cat([unconditional, positive, negative])
     got = model(**twice(arguments), encoder_hidden_states=both).sample
-    model.set_attn_processor(AttnProcessor2_0())
+    model.set_attn_processor(stock())
     plain = model(**arguments, encoder_hidden_states=unconditional).sample
     assert error(got[:3], plain) < TOLERANCE[dtype]
     assert error(got[3:], wanted) < TOLERANCE[dtype]
-    model.set_attn_processor(NAGAttnProcessor2_0(SCALE, 0.5, ALPHA))  # a clip that would shrink any text
+    model.set_attn_processor(ours(SCALE, 0.5, ALPHA))  # a clip that would shrink any text
     got = model(**twice(arguments), encoder_hidden_states=both).sample
     assert error(got[:3], plain) < TOLERANCE[dtype]
 
@@ -258,6 +265,144 @@ def test_joint_attention_without_a_negative_is_the_stock_processor():
         assert torch.equal(got, wanted)
 
 
+def flux_layer(single=False):
+    added = {"pre_only": True} if single else {"added_kv_proj_dim": 32, "context_pre_only": False}
+    return seeded(lambda: FluxAttention(32, heads=4, dim_head=8, out_dim=32, bias=True, **added), torch.float64)
+
+
+def positions(length):
+    """Rotary positions of a sequence for heads of 8 channels: (cos, sin) [length, 8]."""
+    angles = torch.arange(length).double()[:, None] * torch.tensor([1.0, 0.5, 0.2, 0.1]).double().repeat_interleave(2)
+    return angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
+def test_flux_layer_of_two_streams(fused):
+    attn, x = flux_layer(), noise(3, 9, 32, seed=7)
+    positive, negative = texts(3, 7, 5, 32, torch.float64)
+    own = [positions(n + 9) for n in (7, 5)]
+    # The image's positions follow those of the positive text; each text starts at 0.
+    cos, sin = own[0]
+    own[1] = tuple(torch.cat([x[:5], x[7:]]) for x in (cos, sin))
+    both = tuple(torch.cat([x[:7], x[:5], x[7:]]) for x in (cos, sin))
+    if fused:
+        attn.fuse_projections()
+    caught = []
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
+    plain, own_positive = attn(x, positive, image_rotary_emb=own[0])
+    _, own_negative = attn(x, negative, image_rotary_emb=own[1])
+    hook.remove()
+    steered, share = guided(*caught, SCALE, LAYER_TAU, ALPHA)
+    assert 0 < share < 1, share
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA, text=PackedText(7, 5)))
+    got, text = attn(x, torch.cat([positive, negative], dim=1), image_rotary_emb=both)
+    assert error(got, attn.to_out[0](steered)) < 1e-12
+    assert error(got, plain) > 1e-3
+    assert error(text, torch.cat([own_positive, own_negative], dim=1)) < 1e-12
+
+
+def test_flux_layer_of_one_stream():
+    attn, x = flux_layer(single=True), noise(3, 9, 32, seed=7)
+    positive, negative = texts(3, 7, 5, 32, torch.float64)
+    alone = [attn(torch.cat([text, x], dim=1)) for text in (positive, negative)]
+    steered, share = guided(alone[0][:, 7:], alone[1][:, 5:], SCALE, LAYER_TAU, ALPHA)
+    assert 0 < share < 1, share
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA, text=PackedText(7, 5)))
+    got = attn(torch.cat([positive, negative, x], dim=1))
+    assert error(got, torch.cat([alone[0][:, :7], alone[1][:, :5], steered], dim=1)) < 1e-12
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["two streams", "one stream"])
+def test_flux_layer_without_a_negative_is_the_stock_processor(single):
+    attn, call = flux_layer(single), [noise(3, 9, 32, seed=7)] + ([] if single else [noise(3, 7, 32, seed=1)])
+    stock = attn(*call)
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE))
+    for got, wanted in zip(attn(*call), stock, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_flux_misfits_are_refused():
+    attn, x = flux_layer(), noise(2, 9, 32, seed=7)
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE))
+    with pytest.raises(ValueError, match=r"batch 2 .*got 4: pack"):
+        attn(x, noise(4, 7, 32, seed=1))
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 14"):
+        attn(x, noise(2, 14, 32, seed=1))
+    with pytest.raises(ValueError, match="attention_mask must be None"):
+        attn(x, noise(2, 12, 32, seed=1), attention_mask=torch.zeros(2, 1, 12))
+    single = flux_layer(single=True)
+    single.set_processor(NAGFluxAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 9"):
+        single(x)  # shorter than the text alone
+
+
+def wan_layer(first_frame=False):
+    added = {"added_kv_proj_dim": 32} if first_frame else {}
+    attn = WanAttention(
+        32, heads=4, dim_head=8, cross_attention_dim_head=8, processor=NAGWanAttnProcessor2_0(), **added
+    )
+    return seeded(lambda: attn, torch.float64)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
+def test_wan_layer_keeps_its_attention_to_the_first_frame(fused):
+    attn, x = wan_layer(first_frame=True), noise(3, 9, 32, seed=7)
+    positive, negative = texts(3, 512, 512, 32, torch.float64)
+    frame = noise(3, 6, 32, seed=4)
+    if fused:
+        attn.fuse_projections()
+    caught = []
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
+    attn.set_processor(WanAttnProcessor())
+    plain = attn(x, torch.cat([frame, positive], dim=1))
+    attn(x, torch.cat([frame, negative], dim=1))
+    image_layer = attn.to_added_kv if fused else attn.add_v_proj  # without it Z_image is zero
+    saved = [parameter.clone() for parameter in image_layer.parameters()]
+    for parameter in image_layer.parameters():
+        parameter[-32:] = 0
+    attn(x, torch.cat([frame, positive], dim=1))
+    attn(x, torch.cat([frame, negative], dim=1))
+    for parameter, before in zip(image_layer.parameters(), saved, strict=True):
+        parameter.copy_(before)
+    hook.remove()
+    with_frame, _, text_positive, text_negative = caught
+    steered, share = guided(text_positive, text_negative, SCALE, tau := 5.0, ALPHA)
+    assert 0 < share < 1, share
+    wanted = attn.to_out[0](steered + (with_frame - text_positive))
+    attn.set_processor(NAGWanAttnProcessor2_0(SCALE, tau, ALPHA, text=PackedText(512, 512)))
+    got = attn(x, torch.cat([frame, positive, negative], dim=1))
+    assert error(got, wanted) < 1e-12
+    assert error(got, plain) > 1e-4
+    attn.set_processor(NAGWanAttnProcessor2_0(SCALE, tau, ALPHA))  # the published doubled batch
+    both = torch.cat([torch.cat([frame, text], dim=1) for text in (positive, negative)])
+    assert error(attn(x, both), wanted) < 1e-12
+
+
+def test_wan_layer_without_a_negative_is_the_stock_processor():
+    attn, x, text = wan_layer(), noise(3, 9, 32, seed=7), noise(3, 7, 32, seed=1)
+    ours = attn(x, text), attn(x)
+    attn.set_processor(WanAttnProcessor())
+    for got, wanted in zip(ours, (attn(x, text), attn(x)), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_wan_misfits_are_refused():
+    attn, x = wan_layer(), noise(2, 9, 32, seed=7)
+    with pytest.raises(ValueError, match=r"NAGWanAttnProcessor2_0: .*batch 2 .*4 .*3 .*got 5"):
+        attn(x, noise(5, 7, 32, seed=1))
+    attn.set_processor(NAGWanAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 14"):
+        attn(x, noise(2, 14, 32, seed=1))
+    for name in ("attention_mask", "rotary_emb"):
+        with pytest.raises(ValueError, match="attention_mask and rotary_emb must be None"):
+            attn(x, noise(2, 12, 32, seed=1), **{name: torch.zeros(2, 1, 12)})
+    framed = wan_layer(first_frame=True)
+    framed.set_processor(NAGWanAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
+    with pytest.raises(ValueError, match="first frame's tokens and then 12 of text, got 9 in all"):
+        framed(x, noise(2, 9, 32, seed=1))
+
+
 # --- masks and refusals -----------------------------------------------------------------------------------------------
 
 
@@ -325,18 +470,20 @@ def test_joint_misfits_are_refused():
     with pytest.raises(ValueError, match="attention_mask must be None"):
         attn(x, noise(2, 12, 32, seed=1), attention_mask=torch.zeros(2, 1, 12))
     attn.processor.text.mask_positive = torch.ones(2, 7, dtype=torch.bool)
-    with pytest.raises(ValueError, match="SD3 has no masks"):
+    with pytest.raises(ValueError, match="there are no masks"):
         attn(x, noise(2, 12, 32, seed=1))
     attn.fuse_projections()
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):
         attn(x, noise(2, 12, 32, seed=1))
 
 
-@pytest.mark.parametrize("cls", [NAGAttnProcessor2_0, NAGJointAttnProcessor2_0])
-def test_settings(cls):
+@pytest.mark.parametrize(("cls", "alpha"), [
+    (NAGAttnProcessor2_0, 0.5), (NAGJointAttnProcessor2_0, 0.125), (NAGSanaAttnProcessor2_0, 0.375),
+    (NAGFluxAttnProcessor2_0, 0.25), (NAGWanAttnProcessor2_0, 0.25),
+])  # fmt: skip
+def test_settings(cls, alpha):
     processor = cls()
-    assert (processor.nag_scale, processor.nag_tau) == (1.0, 2.5)
-    assert processor.nag_alpha == (0.5 if cls is NAGAttnProcessor2_0 else 0.125)
+    assert (processor.nag_scale, processor.nag_tau, processor.nag_alpha) == (1.0, 2.5, alpha)
     processor.nag_scale, processor.nag_tau, processor.nag_alpha = 4.0, math.inf, 0.25
     assert processor._settings.tolist() == [4.0, math.inf, 0.25]
     for bad in ({"nag_scale": math.nan}, {"nag_tau": 0.0}, {"nag_tau": math.nan}, {"nag_alpha": 1.5}):
@@ -350,7 +497,7 @@ def test_settings(cls):
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35"])
+@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35", "sana", "flux", "wan"])
 def test_compiled_models_follow_the_settings(kind):
     model, arguments = seeded(MODELS[kind]), model_arguments(kind, 2, torch.float32)
     text = torch.cat(texts(2, 7, 7, text_width(kind), torch.float32), dim=1)
@@ -362,8 +509,8 @@ def test_compiled_models_follow_the_settings(kind):
         state.nag_scale = torch.tensor(scale)
         for processor in processors:
             processor.text_calls = 0
-        seen.append(compiled(**arguments, encoder_hidden_states=text).sample)
-        assert error(seen[-1], model(**arguments, encoder_hidden_states=text).sample) < 1e-6
+        seen.append(run(compiled, arguments, text))
+        assert error(seen[-1], run(model, arguments, text)) < 1e-6
         assert [p.text_calls for p in processors] == [2] * len(processors)  # compiled, and plain for comparison
     assert compiler.frame_count == 1
     assert error(seen[0], seen[1]) > 1e-3

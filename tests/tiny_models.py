@@ -10,23 +10,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 TEXT = 32  # width of all text embeddings
@@ -55,7 +70,7 @@ def seeded(build, dtype=torch.float32, seed=0):
             if parameter.abs().max() == 0:
                 parameter.normal_(std=0.1)
             if name.endswith(("to_q.weight", "add_q_proj.weight", "norm_q.weight", "norm_added_q.weight")):
-                parameter.mul_(5)
+                parameter.mul_(40 if "Sana" in type(model).__name__ else 5)  # whose text has features alike
     return model
 
 
@@ -98,7 +113,39 @@ def sd35():
     return sd3(dual_attention_layers=(0, 1), qk_norm="rms_norm")
 
 
-MODELS = {"sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35}
+def sana(**config):
+    return SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=TEXT,
+        sample_size=8, patch_size=1, **config,
+    )  # fmt: skip
+
+
+def sana_sprint():
+    return sana(guidance_embeds=True, guidance_embeds_scale=0.1, qk_norm="rms_norm_across_heads", timestep_scale=1000.0)
+
+
+def flux():
+    return FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, pooled_projection_dim=TEXT, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+
+
+WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
+       "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
+
+
+def wan():
+    return WanTransformer3DModel(**WAN)
+
+
+def wan_vace():
+    return WanVACETransformer3DModel(**WAN, vace_layers=[0], vace_in_channels=6)
+
+
+MODELS = {"sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35, "sana": sana,
+          "sana sprint": sana_sprint, "flux": flux, "wan": wan, "wan vace": wan_vace}  # fmt: skip
 
 
 def noise(*shape, seed, dtype=torch.float64):
@@ -125,12 +172,43 @@ def model_arguments(kind, rows, dtype):
     if kind == "pixart":
         none = {"resolution": None, "aspect_ratio": None}
         return {"hidden_states": image, "timestep": time, "added_cond_kwargs": none}
+    if kind.startswith("sana"):
+        guidance = {"guidance": torch.linspace(0.3, 0.6, rows, dtype=dtype)} if kind == "sana sprint" else {}
+        return {"hidden_states": image, "timestep": time, **guidance}
+    if kind == "flux":
+        ids = torch.stack([torch.zeros(16), torch.arange(16.0) // 4, torch.arange(16.0) % 4], dim=1)
+        packed, pooled = noise(rows, 16, 16, seed=3, dtype=dtype), noise(rows, TEXT, seed=4, dtype=dtype)
+        return {
+            "hidden_states": packed,
+            "timestep": (time / 1000).to(dtype),
+            "pooled_projections": pooled,
+            "img_ids": ids,
+        }
+    if kind.startswith("wan"):
+        video = {"hidden_states": noise(rows, 4, 2, 8, 8, seed=3, dtype=dtype), "timestep": time}
+        if kind == "wan vace":
+            video["control_hidden_states"] = noise(rows, 6, 2, 8, 8, seed=4, dtype=dtype)
+        return video
     pooled = noise(rows, 2 * POOLED, seed=4, dtype=dtype)
     return {"hidden_states": image, "timestep": time, "pooled_projections": pooled}
 
 
 def text_width(kind):
-    return TEXT if kind in ("sd15", "pixart") else 2 * TEXT
+    return 2 * TEXT if kind in ("sdxl", "sd3", "sd35") else TEXT
+
+
+def twice(x):
+    """The arguments for a doubled batch."""
+    if isinstance(x, dict):
+        return {k: v if k == "img_ids" else twice(v) for k, v in x.items()}
+    return x if x is None else torch.cat([x, x])
+
+
+def run(model, arguments, text, **masks):
+    """The output of a model for one text per row."""
+    if "img_ids" in arguments:
+        arguments = arguments | {"txt_ids": torch.zeros(text.shape[1], 3)}
+    return model(**arguments, encoder_hidden_states=text, **masks).sample
 
 
 def guided(positive, negative, scale, tau, alpha, rule="nag"):
@@ -145,21 +223,31 @@ def guided(positive, negative, scale, tau, alpha, rule="nag"):
 
 
 @contextlib.contextmanager
-def doubled_batch_oracle(sites, scale, tau, alpha, rule="nag"):
+def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag"):
     """While open, a batch [positive rows; negative rows] through the untouched model is guided in both halves alike.
 
-    It replaces the input of the layer after attention, so it never meets an attention function. Yields the list
-    of the shares of tokens that the clip changed, one for each layer met.
+    It replaces the input of the layer after attention, so it never meets an attention function. A layer without one
+    (FLUX.1's single-stream blocks) gives text and image in one sequence, of which the image is replaced. Yields the
+    list of the shares of tokens that the clip changed, one for each layer met.
     """
     clipped = []
 
-    def steer(layer, inputs):
-        half = inputs[0].shape[0] // 2
-        out, share = guided(inputs[0][:half], inputs[0][half:], scale, tau, alpha, rule)
+    def steered(x):
+        half = x.shape[0] // 2
+        out, share = guided(x[:half], x[half:], scale, tau, alpha, rule)
         clipped.append(share)
-        return (torch.cat([out, out]),)
+        return torch.cat([out, out])
 
-    hooks = [site.to_out[0].register_forward_pre_hook(steer) for site in sites]
+    def steer(layer, inputs):
+        return (steered(inputs[0]),)
+
+    def steer_image(layer, inputs, output):
+        return torch.cat([output[:, :text_length], steered(output[:, text_length:])], dim=1)
+
+    hooks = [
+        site.to_out[0].register_forward_pre_hook(steer) if hasattr(site, "to_out") else
+        site.register_forward_hook(steer_image) for site in sites
+    ]  # fmt: skip
     try:
         yield clipped
     finally:
@@ -186,6 +274,9 @@ class Tokenizer:
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows])
         return types.SimpleNamespace(input_ids=ids, attention_mask=mask)
+
+    def encode(self, text):
+        return self(text).input_ids[0].tolist()
 
     def tokenize(self, text):
         return text.split()
@@ -249,8 +340,50 @@ def sd3_pipeline(build=sd3):
     )  # fmt: skip
 
 
+def _sana_parts():
+    vae = seeded(lambda: AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+        encoder_block_out_channels=(4, 4, 8), decoder_block_out_channels=(4, 4, 8), encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()),
+    ), seed=3)  # fmt: skip
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128,
+    )  # fmt: skip
+    return {"tokenizer": Tokenizer(16), "text_encoder": seeded(lambda: Gemma2Model(config), seed=2), "vae": vae}
+
+
+def sana_pipeline():
+    return SanaPipeline(
+        transformer=seeded(sana), scheduler=FlowMatchEulerDiscreteScheduler(), **_sana_parts()
+    )  # fmt: skip
+
+
+def sana_sprint_pipeline():
+    return SanaSprintPipeline(transformer=seeded(sana_sprint), scheduler=SCMScheduler(), **_sana_parts())
+
+
+def flux_pipeline():
+    return FluxPipeline(
+        transformer=seeded(flux), scheduler=FlowMatchEulerDiscreteScheduler(), vae=_vae(),
+        text_encoder=_clip(CLIPTextModel), tokenizer=_clip_tokenizer(), text_encoder_2=_t5(), tokenizer_2=Tokenizer(16),
+    )  # fmt: skip
+
+
+def wan_pipeline():
+    vae = seeded(lambda: AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+    ), seed=3)  # fmt: skip
+    config = UMT5Config(vocab_size=64, d_model=TEXT, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    return WanPipeline(
+        tokenizer=Tokenizer(16), text_encoder=seeded(lambda: UMT5EncoderModel(config), seed=2), vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=seeded(wan),
+    )  # fmt: skip
+
+
 PIPELINES = {"sd15": sd15_pipeline, "sdxl": sdxl_pipeline, "pixart": pixart_pipeline, "sd3": sd3_pipeline,
-             "sd35": lambda: sd3_pipeline(sd35)}  # fmt: skip
+             "sd35": lambda: sd3_pipeline(sd35), "sana": sana_pipeline, "sana sprint": sana_sprint_pipeline,
+             "flux": flux_pipeline, "wan": wan_pipeline}  # fmt: skip
 
 
 def pipeline(kind):
@@ -263,11 +396,25 @@ def draw(pipe, prompt="a small red cat", **options):
     """Latents of four steps, the same noise each time."""
     call = {"prompt": prompt, "num_inference_steps": 4, "guidance_scale": 1.0, "height": 8, "width": 8,
             "output_type": "latent", "generator": torch.Generator().manual_seed(7)}  # fmt: skip
-    if isinstance(pipe, (PixArtAlphaPipeline, StableDiffusion3Pipeline)):
+    sana_like = isinstance(pipe, (SanaPipeline, SanaSprintPipeline))
+    if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         call["max_sequence_length"] = 12
-    if isinstance(pipe, PixArtAlphaPipeline):
+    if sana_like or isinstance(pipe, PixArtAlphaPipeline):
         call |= {"use_resolution_binning": False, "clean_caption": False}
-    return pipe(**call | options).images
+    if sana_like:
+        call |= {"height": 32, "width": 32, "complex_human_instruction": ["say more of this:"]}
+    if isinstance(pipe, SanaSprintPipeline):
+        call["intermediate_timesteps"] = None  # a number goes with two steps alone
+    call |= options
+    if isinstance(pipe, FluxPipeline):  # there guidance_scale is a number that the model is given
+        call |= {"true_cfg_scale": call.pop("guidance_scale"), "negative_prompt": "a house"}
+        if isinstance(call["prompt"], list):
+            call["negative_prompt"] = ["a house"] * len(call["prompt"])
+    if isinstance(pipe, WanPipeline):
+        call |= {"height": 32, "width": 32, "num_frames": 5}
+        call["num_videos_per_prompt"] = call.pop("num_images_per_prompt", 1)
+        return pipe(**call).frames
+    return pipe(**call).images
 
 
 def denoiser(pipe):
@@ -302,12 +449,17 @@ def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag
     """
     model, shares, seen = denoiser(pipe), [], []
     plain = model.forward
+    in_two_calls, latest = isinstance(pipe, (FluxPipeline, WanPipeline)), None  # classifier-free guidance, prompt first
 
     def forward(*args, **kwargs):
         arguments = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
         del arguments["self"]
+        nonlocal latest
         out = plain(**arguments)[0]
         step = arguments["timestep"].flatten()[0].item()
+        if in_two_calls and step == latest:
+            return (out,)
+        latest = step
         seen.extend([step] if step not in seen else [])
         if seen.index(step) not in steps:
             return (out,)
@@ -322,7 +474,7 @@ def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag
         pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
         if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
             pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])
-        with doubled_batch_oracle(sites, scale, tau, alpha, rule) as clipped:
+        with doubled_batch_oracle(sites, length, scale, tau, alpha, rule) as clipped:
             steered = plain(**pair)[0][:images]
         shares.extend(clipped)
         return (torch.cat([out[: rows - images], steered]),)

@@ -8,12 +8,17 @@ except ImportError as error:
     message = "nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'"
     raise ImportError(message) from error
 
+from .cross_attention import NAGAttnProcessor2_0, NAGSanaAttnProcessor2_0, NAGWanAttnProcessor2_0
 from .guide import disable_guidance, enable_guidance, guide
-from .processors import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0, PackedText
+from .guided_processor import PackedText
+from .joint_attention import NAGFluxAttnProcessor2_0, NAGJointAttnProcessor2_0
 
 __all__ = [
     "NAGAttnProcessor2_0",
+    "NAGFluxAttnProcessor2_0",
     "NAGJointAttnProcessor2_0",
+    "NAGSanaAttnProcessor2_0",
+    "NAGWanAttnProcessor2_0",
     "PackedText",
     "disable_guidance",
     "enable_guidance",

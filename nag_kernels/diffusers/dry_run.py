@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .families import inner_denoiser
+from .families import family_of, inner_denoiser
 
 _READY_MADE = ("prompt_", "pooled_prompt_")
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -42,6 +42,31 @@ def intercepted(denoiser: Module, call: Callable) -> Iterator[Callable]:
             denoiser.__dict__["_compiled_call_impl"] = before
         else:
             del denoiser.__dict__["_compiled_call_impl"]
+
+
+@contextlib.contextmanager
+def contexts_noticed(denoiser: Module, notice: Callable[[str | None], None]) -> Iterator[None]:
+    """While open, `notice` is told the name of each `denoiser.cache_context` that is entered, and None when it is left."""
+    original = getattr(denoiser, "cache_context", None)
+    if original is None:
+        yield
+        return
+
+    @contextlib.contextmanager
+    def noticed(name, **kwargs):
+        notice(name)
+        try:
+            with original(name, **kwargs):
+                yield
+        finally:
+            notice(None)
+
+    # Through __dict__, as above; nobody else sets it there.
+    denoiser.__dict__["cache_context"] = noticed
+    try:
+        yield
+    finally:
+        del denoiser.__dict__["cache_context"]
 
 
 def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +120,7 @@ def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: 
         raise _Reached
 
     call = _with_negative(function, pipe, arguments, negative)
+    call |= {name: value for name, value in family_of(denoiser).negative_call.items() if name in arguments}
     owners = [x for x in (pipe, getattr(pipe, "scheduler", None)) if hasattr(x, "__dict__")]
     before = [dict(x.__dict__) for x in owners]
     processors = [(x, x.processor) for x in inner_denoiser(denoiser).modules() if hasattr(x, "processor")]

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place for model families: what `guide` must know about a denoiser, one entry per class.
 
-A family whose attention is one of the two kinds in `processors` is one more entry here; another kind needs its
-own processor.
+A family whose attention is one of the kinds in `cross_attention` and `joint_attention` is one more entry here; another kind
+needs its own processor.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
@@ -17,9 +17,13 @@ from diffusers.models.attention_processor import (
     FusedAttnProcessor2_0,
     JointAttnProcessor2_0,
 )
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch.nn import Module
 
-from .processors import NAGAttnProcessor2_0, NAGJointAttnProcessor2_0
+from .cross_attention import NAGAttnProcessor2_0, NAGSanaAttnProcessor2_0, NAGWanAttnProcessor2_0
+from .joint_attention import NAGFluxAttnProcessor2_0, NAGJointAttnProcessor2_0
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,18 @@ class Family:
     stock: the processors that `processor` replaces; any other at a site is refused.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
+    negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     """
 
     text: Mapping[str, int]
     masks: tuple[str, ...]
-    sites: Callable[[Module], Iterator[tuple[str, Attention]]]
+    sites: Callable[[Module], Iterator[tuple[str, Module]]]
     site_count: Callable[[Module], int]
     stock: tuple[type, ...]
     processor: type
     settings: Callable[[Module], Settings]
     refuse: Callable[[Module], str | None] = lambda denoiser: None
+    negative_call: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -65,6 +71,16 @@ def _joint_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
     """Those with text projections; the `attn2` of SD3.5-Medium sees the image alone."""
     for name, module in denoiser.named_modules():
         if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
+            yield name, module
+
+
+def _flux_attentions(denoiser: Module) -> Iterator[tuple[str, FluxAttention]]:
+    return ((name, module) for name, module in denoiser.named_modules() if isinstance(module, FluxAttention))
+
+
+def _wan_attentions(denoiser: Module) -> Iterator[tuple[str, WanAttention]]:
+    for name, module in denoiser.named_modules():
+        if isinstance(module, WanAttention) and module.is_cross_attention:
             yield name, module
 
 
@@ -116,6 +132,43 @@ FAMILIES: dict[str, Family] = {
         processor=NAGJointAttnProcessor2_0,
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
     ),
+    "SanaTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_cross_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        stock=(SanaAttnProcessor2_0,),
+        processor=NAGSanaAttnProcessor2_0,
+        settings=lambda transformer: Settings(5.0, 2.5, 0.375),
+        negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
+    ),
+    "FluxTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1, "txt_ids": 0},
+        masks=(),
+        sites=_flux_attentions,
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        stock=(FluxAttnProcessor,),
+        processor=NAGFluxAttnProcessor2_0,
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+    ),
+    "WanTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=(),
+        sites=_wan_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        stock=(WanAttnProcessor,),
+        processor=NAGWanAttnProcessor2_0,
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+    ),
+    "WanVACETransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=(),
+        sites=_wan_attentions,
+        site_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
+        stock=(WanAttnProcessor,),
+        processor=NAGWanAttnProcessor2_0,
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+    ),
 }
 
 
@@ -125,7 +178,12 @@ def inner_denoiser(denoiser: Module) -> Module:
 
 
 def find_denoiser(pipe: Any) -> Module:
-    """The pipeline's denoiser. Raises ValueError where it has none."""
+    """The pipeline's denoiser. Raises ValueError where it has none, or two."""
+    if isinstance(getattr(pipe, "transformer_2", None), Module):
+        raise ValueError(
+            f"guide: {type(pipe).__name__} has two denoisers (transformer and transformer_2); guidance knows pipelines with "
+            "one"
+        )
     for name in ("transformer", "unet"):
         if isinstance(getattr(pipe, name, None), Module):
             return getattr(pipe, name)
@@ -141,7 +199,7 @@ def family_of(denoiser: Module) -> Family:
     raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FAMILIES)}")
 
 
-def checked_sites(denoiser: Module) -> list[Attention]:
+def checked_sites(denoiser: Module) -> list[Module]:
     """The attention layers to be guided.
 
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
@@ -155,6 +213,8 @@ def checked_sites(denoiser: Module) -> list[Attention]:
     sites = list(family.sites(denoiser))
     known = " or ".join(x.__name__ for x in family.stock)
     for name, module in sites:
+        if getattr(module.processor, "_parallel_config", None) is not None:
+            raise ValueError(f"guide: {kind} runs under context parallelism, which guidance does not know")
         if type(module.processor) not in family.stock:
             raise ValueError(
                 f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "

@@ -23,14 +23,15 @@ from .dry_run import (
     CALLBACKS,
     OTHER_THREAD,
     call_arguments,
+    contexts_noticed,
     denoiser_arguments,
     intercepted,
     prompt_count,
     record_negative,
 )
 from .families import checked_sites, family_of, find_denoiser, inner_denoiser
+from .guided_processor import PackedText
 from .packing import Packer
-from .processors import PackedText
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
@@ -154,12 +155,13 @@ class _Guidance:
         arguments = call_arguments(function, pipe, args, kwargs)
         with _claimed(denoiser):
             negative = record_negative(function, pipe, denoiser, arguments, self.negative)
-            images = prompt_count(pipe, arguments) * arguments.get("num_images_per_prompt", 1)
+            each = arguments.get("num_images_per_prompt", arguments.get("num_videos_per_prompt", 1))
+            images = prompt_count(pipe, arguments) * each
             scale = arguments.get("guidance_scale")
             halves = not isinstance(scale, (int, float)) or scale > 1
             steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images, halves)
             args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
-            with intercepted(denoiser, steered) as steered.original:
+            with contexts_noticed(denoiser, steered.enter), intercepted(denoiser, steered) as steered.original:
                 result = function(*args, **kwargs)
         kind = type(inner_denoiser(denoiser)).__name__
         if steered.calls == 0:
@@ -225,6 +227,8 @@ class _SteeredDenoiser:
         self.rests = False
         self.step, self.timestep = -1, None
         self.latest = (None, None)  # rows and timestep of the latest guided call
+        self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
+        self.seen = (None, None)  # sample and text of the latest call that was not unconditional
         family = family_of(denoiser)
         self.text = PackedText(rule=guidance.rule)
         self.packer = Packer(family, negative, images, halves, guidance.pad, self.text)
@@ -237,6 +241,8 @@ class _SteeredDenoiser:
             return self.original(*args, **kwargs)
         arguments = denoiser_arguments(self.denoiser, args, kwargs)
         self.calls += 1
+        if self._is_unconditional(arguments):
+            return self.original(*args, **kwargs)
         if not self._is_guided_step(arguments["timestep"]):
             return self.original(*args, **kwargs)
         arguments |= self.packer.pack(arguments)
@@ -258,6 +264,24 @@ class _SteeredDenoiser:
                 f"did not see it and {sum(n > 1 for n in calls)} saw it more often: guidance would not act everywhere"
             )
         return result
+
+    def enter(self, context: str | None) -> None:
+        self.context = context
+
+    def _is_unconditional(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether classifier-free guidance runs in two calls a step and this is the second, which keeps its plain attention.
+
+        Pipelines say so through `cache_context`; those that do not call first with the prompt and then with the same
+        sample and another text.
+        """
+        if self.context is not None:
+            return self.context == "uncond"
+        sample, text = arguments.get("hidden_states", arguments.get("sample")), arguments.get("encoder_hidden_states")
+        same_sample, same_text = (now is before for now, before in zip((sample, text), self.seen, strict=True))
+        if same_sample and not same_text:
+            return True
+        self.seen = (sample, text)
+        return False
 
     def resting(self, callback: Callable) -> Callable:
         """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered."""
@@ -314,4 +338,5 @@ class _SteeredDenoiser:
 
 
 def _number(timestep: Any) -> float:
-    return float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+    """The largest: frames that are given have time 0 in Wan 2.2."""
+    return float(timestep.max() if isinstance(timestep, Tensor) else timestep)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .families import Family
-from .processors import PackedText, not_plain, seen_tokens, whole_if_unseen
+from .guided_processor import PackedText, not_plain, seen_tokens, whole_if_unseen
 
 
 class Packer:

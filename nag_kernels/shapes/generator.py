@@ -3,11 +3,13 @@
 """The generator: flow matching on latents, then distillation to four steps."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -20,7 +22,7 @@ from .classifier import load_classifier
 from .evaluate import evaluate
 from .parallel import Average, Trainer, bar
 from .pipeline import ShapesPipeline
-from .scenes import SIZE, WORDS, Scenes, caption, draw_scenes, render
+from .scenes import ACROSS, GAP, MARGIN, SIZE, WORDS, Scenes, caption, draw_scenes, render
 from .settings import Settings
 
 WIDTH, TEXT_LENGTH = 128, 16
@@ -58,26 +60,52 @@ def build_pipeline(shift: float) -> ShapesPipeline:
     return ShapesPipeline(tokenizer, text_encoder, unet, build_autoencoder(), scheduler)
 
 
-def place_by_noise(scenes: Scenes, noise: Tensor, rng: np.random.Generator, choices: int) -> Scenes:
-    """The scenes with their objects moved to where the noise [N, C, 8, 8] is high: object k to where channel k is.
+def place_by_noise(scenes: Scenes, noise: Tensor) -> Scenes:
+    """The scenes with their objects moved to where the noise [N, C, 8, 8] is highest: object k to where channel k is.
 
-    Of `choices` random placements of a scene it takes the one with the largest sum over its objects of the noise around
-    the object's centre (weights: a Gaussian of 4 pixels). Attributes do not depend on the noise, so whatever the caption
-    says, the noise is standard normal; but what is left open, the places, is mostly settled by it, and paths from noise
-    to picture hardly cross: the coupling of multisample flow matching (arXiv 2304.14772).
+    Of all placements on whole pixels that `draw_scenes` allows, it takes the one with the largest sum over its objects
+    of the noise around the object's centre (weights: a Gaussian of 4 pixels). Attributes do not depend on the noise, so
+    whatever the caption says, the noise is standard normal; but what is left open, the places, is settled by it, and
+    paths from noise to picture hardly cross: the coupling of multisample flow matching (arXiv 2304.14772).
     """
-    count, side = len(scenes), noise.shape[-1]
+    side, at = noise.shape[-1], torch.arange(SIZE + 1)
     cells = (torch.arange(side) + 0.5) * (SIZE / side)
-    near = torch.exp(-0.5 * ((cells[:, None] - torch.arange(SIZE + 1.0)) / 4) ** 2)  # [cell, pixel]
-    around = torch.einsum("nkyx,ya,xb->nkab", noise[:, :2], near, near) / torch.outer(
-        near.norm(dim=0), near.norm(dim=0)
-    )
-    rows = np.arange(count).repeat(choices)
-    placed = draw_scenes(len(rows), rng, attributes=scenes[rows])
-    x, y = torch.from_numpy(placed.centre.astype(np.int64)).unbind(-1)
-    high = around[torch.from_numpy(rows)[:, None], torch.arange(2), y, x]
-    total = high[:, 0] + high[:, 1] * torch.from_numpy(placed.two)
-    return placed[total.reshape(count, choices).argmax(1).numpy() + np.arange(count) * choices]
+    near = torch.exp(-0.5 * ((cells[:, None] - at) / 4) ** 2)  # [cell, pixel]
+    near = near / near.norm(dim=0)
+    high = torch.einsum("nkyx,ya,xb->nkab", noise[:, :2], near, near)
+    radius = torch.from_numpy(scenes.radius)[:, :, None]
+    inside = (at >= radius + MARGIN) & (at <= SIZE - MARGIN - radius)
+    high = high.masked_fill(~(inside[:, :, :, None] & inside[:, :, None]), -torch.inf)
+    centre = torch.from_numpy(scenes.centre).clone()
+    centre[:, 0] = _highest(high[:, 0])
+
+    rows = torch.from_numpy(np.flatnonzero(scenes.two))
+    if len(rows) == 0:
+        return replace(scenes, centre=centre.numpy())
+    relation, apart = torch.from_numpy(scenes.relation)[rows], radius[rows].sum((1, 2))[:, None, None] + GAP
+    # Turned so that the pair lies along x, and in its order along x.
+    upright, swapped = (relation // 2 == 1)[:, None, None], (relation % 2 == 1)[:, None, None]
+    pair = torch.where(upright[..., None], high[rows].mT, high[rows])
+    left, right = torch.where(swapped[..., None], pair.flip(1), pair).unbind(1)
+    beyond = torch.full_like(right, -torch.inf)  # the best that the right one finds, for every place of the left one
+    for step in range(int(apart.min()), SIZE):
+        reach = int(ACROSS * step)
+        best = F.max_pool2d(right[:, None, :, step:], (2 * reach + 1, 1), 1, (reach, 0))[:, 0]
+        best = best.masked_fill(step < apart, -torch.inf)
+        beyond[:, :, : SIZE + 1 - step] = torch.maximum(beyond[:, :, : SIZE + 1 - step], best)
+    first = _highest(left + beyond)
+    along, across = at - first[:, :1], (at - first[:, 1:]).abs()
+    fits = (along[:, None] >= apart) & (across[:, :, None] <= ACROSS * along[:, None])
+    found = torch.stack([first, _highest(right.masked_fill(~fits, -torch.inf))], 1)
+    found = torch.where(swapped, found.flip(1), found)
+    centre[rows] = torch.where(upright, found.flip(2), found)
+    return replace(scenes, centre=centre.numpy())
+
+
+def _highest(table: Tensor) -> Tensor:
+    """Where tables [N, H, W] are highest: [N, 2], x then y."""
+    place = table.flatten(1).argmax(1)
+    return torch.stack([place % table.shape[-1], place // table.shape[-1]], -1).double()
 
 
 class Pairs:
@@ -93,7 +121,7 @@ class Pairs:
         if not self.ready:  # eight batches at once, which is cheaper
             batch, config = self.settings.flow_batch, self.vae.config
             noise = torch.randn(8 * batch, config.latent_channels, SIZE // 4, SIZE // 4)
-            scenes = place_by_noise(draw_scenes(len(noise), self.rng), noise, self.rng, self.settings.choices)
+            scenes = place_by_noise(draw_scenes(len(noise), self.rng, self.settings.flow_two_share), noise)
             latents = self.vae.encode(render(scenes)).latent * config.scaling_factor
             captions = caption(scenes, self.rng, full_share=self.settings.full_share)
             parts = [slice(start, start + batch) for start in range(0, len(noise), batch)]
@@ -159,21 +187,23 @@ def train_flow(settings: Settings, rank: int, folder: Path) -> None:
 
         loss = |v(x_s, s, text) - (e - x)|^2,    x_s = (1 - s) x + s e,    e ~ N(0, 1)
 
-    with s the logistic of a normal number, shifted towards noise, or 1, where every sampling starts. Noise and picture
-    come in pairs: `place_by_noise`.
+    with s mostly one of the four noise levels that sampling visits, otherwise any, for longer schedules. Noise and
+    picture come in pairs: `place_by_noise`.
     """
     torch.manual_seed(settings.seed + 40 + rank)
     pipe = build_pipeline(settings.shift)
     _load(pipe.vae, folder / "vae.safetensors")
     pairs = Pairs(settings, rank, pipe.vae)
-    trained = [pipe.text_encoder, pipe.unet]
+    trained = [pipe.text_encoder, pipe.unet.to(memory_format=torch.channels_last)]
     trainer = Trainer(trained, settings.flow_steps, settings.flow_rate, warmup=200)
     average = Average(trained)
     watch = _Watch(settings, pipe, average, rank, folder, folder / "flow.safetensors")
+    visited = shifted(torch.tensor([1.0, 0.75, 0.5, 0.25]), settings.shift)
     for step in bar(range(settings.flow_steps), "flow matching", rank):
         noise, x, captions = pairs.draw()
-        sigma = shifted(torch.randn(len(x)).sigmoid(), settings.flow_shift)
-        sigma[torch.rand(len(x)) < settings.flow_start] = 1.0
+        sigma = shifted(torch.rand(len(x)), settings.shift)
+        chosen = torch.rand(len(x)) < settings.flow_visited
+        sigma = torch.where(chosen, visited[torch.randint(4, (len(x),))], sigma)
         state = torch.lerp(x, noise, sigma[:, None, None, None])
         found = velocity(pipe.unet, state, sigma, embed(pipe, captions))
         loss = trainer.step((found - (noise - x)).square().mean())
@@ -193,6 +223,7 @@ def train_few_steps(settings: Settings, rank: int, folder: Path) -> None:
     _load(pipe.vae, folder / "vae.safetensors")
     load_generator(pipe, folder / "flow.safetensors")
     pipe.text_encoder.requires_grad_(False)
+    pipe.unet.to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(pipe.unet).requires_grad_(False)
     pairs = Pairs(settings, rank, pipe.vae)
     trainer = Trainer([pipe.unet], settings.few_steps, settings.few_rate, warmup=50)

@@ -29,6 +29,9 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 12
 RELATIONS = ("left of", "right of", "above", "below")
 COLOUR_NAMES, SIZE_NAMES, BACKGROUND_NAMES = tuple(COLOURS), tuple(SIZES), tuple(BACKGROUNDS)
 WORDS = tuple(sorted({"a", "an", "on", *COLOURS, *SHAPES, *SIZES, *BACKGROUNDS, *" ".join(RELATIONS).split()}))
+MARGIN = 1.0  # pixels between an object and the picture's edge, at least
+GAP = 2.0  # pixels between two objects along their relation, at least
+ACROSS = 0.75  # two objects lie at most so far apart across their relation, in units of their distance along it
 TWO_SHARE = 0.25  # share of scenes with two objects
 EMPTY_SHARE = 0.10  # share of captions dropped to "", the unconditional case of CFG
 SHORT_SHARE = 0.15  # share of captions that are one lone attribute, as people write negatives: "red", "on white"
@@ -77,21 +80,21 @@ def draw_scenes(
         two, colour, shape, size = attributes.two, attributes.colour, attributes.shape, attributes.size
         background, relation = attributes.background, attributes.relation
     radius = RADII[size]
-    margin = radius + 1.0
+    margin = radius + MARGIN
     free = rng.uniform(0, 1, (count, 2, 2))
     centre = margin[..., None] + free * (SIZE - 2 * margin[..., None])
 
     axis, low = relation // 2, relation % 2  # low: which object has the smaller coordinate along the axis
-    rows, high, gap = np.arange(count), 1 - low, 2.0
+    rows, high = np.arange(count), 1 - low
     r_low, r_high = radius[rows, low], radius[rows, high]
     # Along the axis: a free gap between the two, the rest of the room shared at random before and after them.
-    room = SIZE - 2.0 - 2 * r_low - 2 * r_high - gap
+    room = SIZE - 2 * MARGIN - 2 * r_low - 2 * r_high - GAP
     cut = np.sort(rng.uniform(0, 1, (count, 2)), axis=1) * np.maximum(room, 0)[:, None]
     along = np.empty((count, 2))
-    along[rows, low] = 1.0 + cut[:, 0] + r_low
-    along[rows, high] = 1.0 + cut[:, 1] + 2 * r_low + gap + r_high
+    along[rows, low] = MARGIN + cut[:, 0] + r_low
+    along[rows, high] = MARGIN + cut[:, 1] + 2 * r_low + GAP + r_high
     # Across the axis the two stay closer together than along it, so that the named relation is the only true one.
-    limit = 0.75 * np.abs(along[:, 0] - along[:, 1])
+    limit = ACROSS * np.abs(along[:, 0] - along[:, 1])
     across = np.take_along_axis(centre, (1 - axis)[:, None, None].repeat(2, 1), 2)[..., 0]
     across[:, 1] = np.clip(across[:, 1], across[:, 0] - limit, across[:, 0] + limit)
     across[:, 1] = np.clip(across[:, 1], margin[:, 1], SIZE - margin[:, 1])

@@ -18,19 +18,18 @@ class Settings:
     classifier_steps: int = 7600
     classifier_batch: int = 24
     classifier_rate: float = 2e-3
-    choices: int = 64  # placements that the noise chooses from
-    full_share: float = 0.3  # share of captions that name everything
-    flow_steps: int = 5000
+    flow_two_share: float = 0.45  # share of scenes with two objects that the generator learns from
+    full_share: float = 0.5  # share of captions that name everything
+    flow_steps: int = 12000
     flow_batch: int = 32
     flow_rate: float = 2e-3
-    flow_shift: float = 1.5  # of the noise levels it trains on
-    flow_start: float = 0.1  # share of the batch at pure noise
-    few_steps: int = 200
+    flow_visited: float = 0.6  # share of the batch at the four noise levels that sampling visits
+    few_steps: int = 300
     few_rate: float = 5e-4
     few_substeps: int = 3
-    few_guidance: float = 2.0  # classifier-free guidance of the teacher
+    few_guidance: float = 2.5  # classifier-free guidance of the teacher
     shift: float = 2.0  # of the scheduler
-    watch_every: int = 2500
+    watch_every: int = 6000
     judged: int = 1000  # samples of each kind in the final evaluation
 
 

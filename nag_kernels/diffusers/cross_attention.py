@@ -1,0 +1,235 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drop-in processors for cross-attention: diffusers' own, with a second, negative text and one fused call."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import Tensor
+
+from nag_kernels import fused_guided_attention
+
+from .guided_processor import GuidedProcessor, PackedText, heads, not_plain, seen_tokens, whole_if_unseen
+
+
+class CrossAttentionProcessor(GuidedProcessor):
+    """Two texts, packed along the sequence or, as in the published code, along the batch."""
+
+    def _rows_of_negative(self, rows: int, text_rows: int) -> int:
+        """How many of `rows` queries have a negative: the last ones."""
+        if self.text is not None or text_rows == 2 * rows:
+            return rows
+        if 2 * text_rows == 3 * rows:
+            return rows // 2
+        raise ValueError(
+            f"{type(self).__name__}: encoder_hidden_states must have batch {rows} (no negative), {2 * rows} ([positive; "
+            f"negative]) or, under classifier-free guidance, {rows * 3 // 2} ([unconditional; positive; negative]) for "
+            f"hidden_states of batch {rows}, got {text_rows}"
+        )
+
+    def _check_text(self, rows: int, text: Tensor) -> None:
+        self._rows_of_negative(rows, text.shape[0])
+        if self.text is not None:
+            self._check_packed(text)
+
+    def _split(self, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """What belongs to text+ and to text-, of x [text rows, tokens, ...]."""
+        if self.text is not None:
+            return x.split((self.text.length_positive, self.text.length_negative), dim=1)
+        positive, negative = x[:rows], x[rows:]
+        unconditional = rows - negative.shape[0]
+        if unconditional:  # these rows have no negative; their settings make any text here a plain attention
+            negative = torch.cat([positive[:unconditional], negative])
+        return positive, negative
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""
+        rows = query.shape[0]
+        key_positive, key_negative = self._split(key, rows)
+        value_positive, value_negative = self._split(value, rows)
+        return fused_guided_attention(
+            query, key_positive, value_positive, key_negative, value_negative,
+            *self._settings_for(query, rows - self._rows_of_negative(rows, key.shape[0])),
+            mask_positive=masks[0], mask_negative=masks[1], rule="nag" if self.text is None else self.text.rule,
+        ).flatten(2)  # fmt: skip
+
+
+class NAGAttnProcessor2_0(CrossAttentionProcessor):
+    """Guided cross-attention for diffusers' `Attention`, in the place of `AttnProcessor2_0` (UNets, PixArt).
+
+        out = to_out(guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-     in one call (arXiv 2505.21179)
+
+    Args:
+        nag_scale: 1 steers nothing; the paper's phi is nag_scale - 1.  nag_tau: the clip.  nag_alpha: the share
+            of the guided output. All three may be set again at any time.
+        text: how the texts are packed, shared by the processors of a model. With it, every call with
+            encoder_hidden_states [B, T+ + T-, C] is guided. Without it the batch tells, as in the published
+            code: with hidden_states [B, S, C], encoder_hidden_states of batch 2B is [positive; negative]; with
+            hidden_states [2B, S, C] (classifier-free guidance), batch 3B is [unconditional; positive;
+            negative], and the first B rows keep their plain attention; equal batches, or none, are plain
+            attention.
+    Masks: attention_mask as diffusers gives it, a bias [B, 1, T] for all of encoder_hidden_states, or bool.
+    Raises: ValueError for a batch or length of encoder_hidden_states that is none of these, a mask that is not
+        plain yes or no (RuntimeError from inside a compiled model), settings out of range.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain, self._plain_fused = AttnProcessor2_0(), FusedAttnProcessor2_0()
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        rows = hidden_states.shape[0]
+        if encoder_hidden_states is None or (self.text is None and encoder_hidden_states.shape[0] == rows):
+            return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        self._check_text(rows, encoder_hidden_states)
+        masks = self._masks(attention_mask, encoder_hidden_states, rows)
+        self._count()
+
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        image_shape = hidden_states.shape
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        query, key, value = self._project(attn, hidden_states, self._normed_text(attn, encoder_hidden_states, rows))
+        hidden_states = self._attend(query, key, value, masks)
+        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if len(image_shape) == 4:
+            hidden_states = hidden_states.transpose(-1, -2).reshape(image_shape)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        return hidden_states / attn.rescale_output_factor
+
+    def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
+        return (self._plain_fused if attn.fused_projections else self._plain)(attn, *call)
+
+    def _normed_text(self, attn: Attention, text: Tensor, rows: int) -> Tensor:
+        if attn.norm_cross is None:
+            return text
+        if self.text is None:
+            return attn.norm_encoder_hidden_states(text)
+        # Apart: a group norm runs over the sequence.
+        return torch.cat([attn.norm_encoder_hidden_states(x) for x in self._split(text, rows)], dim=1)
+
+    def _project(self, attn: Attention, hidden_states: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [.., H, D]."""
+        key, value = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
+        query, key, value = (heads(attn, x) for x in (attn.to_q(hidden_states), key, value))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        return query, key if attn.norm_k is None else attn.norm_k(key), value
+
+    def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.text is not None and self.text.mask_positive is not None:
+            return self.text.mask_positive, self.text.mask_negative
+        if attention_mask is None:
+            return None, None
+        seen, plain = seen_tokens(type(self).__name__, attention_mask)
+        if seen.shape != text.shape[:2]:
+            raise ValueError(
+                f"{type(self).__name__}: attention_mask must be [{text.shape[0]}, 1, {text.shape[1]}] like "
+                f"encoder_hidden_states, got {tuple(attention_mask.shape)}"
+            )
+        message = not_plain(type(self).__name__, "attention_mask")
+        if torch.compiler.is_compiling():
+            torch._assert_async(plain, message)  # a compiled graph cannot branch on a value
+        elif not plain:
+            raise ValueError(message)
+        positive, negative = self._split(seen, rows)
+        if attention_mask.dtype != torch.bool:
+            positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
+        return positive, negative
+
+
+class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
+    """Guided cross-attention for SANA and SANA-Sprint, in the place of `SanaAttnProcessor2_0`.
+
+    As `NAGAttnProcessor2_0`, but for the norms of query and key, which SANA takes over all heads together.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.375,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = SanaAttnProcessor2_0()
+
+    def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
+        *call, _ = call  # without temb, which it does not take
+        return self._plain(attn, *call)
+
+    def _project(self, attn: Attention, hidden_states: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        return heads(attn, query), heads(attn, key), heads(attn, value)
+
+
+class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
+    """Guided cross-attention for Wan 2.1, in the place of `WanAttnProcessor`.
+
+        out = to_out(guidance(Z+, Z-) + Z_image),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-         (arXiv 2505.21179)
+
+    Z_image is the attention of image-to-video models to the tokens of their first frame, which stand before the text. It
+    is the same for both texts and stays as it is.
+
+    Args:
+        nag_scale, nag_tau, nag_alpha, text: as in `NAGAttnProcessor2_0`; the published doubled batch is taken as well.
+    Raises: ValueError for a batch or length of encoder_hidden_states that fits no convention, an attention_mask or
+        rotary_emb beside a text (Wan has neither), settings out of range.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = WanAttnProcessor()
+
+    def __call__(
+        self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        rows = hidden_states.shape[0]
+        if encoder_hidden_states is None or (self.text is None and encoder_hidden_states.shape[0] == rows):
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        if attention_mask is not None or rotary_emb is not None:
+            raise ValueError(
+                f"{type(self).__name__}: attention_mask and rotary_emb must be None beside encoder_hidden_states"
+            )
+        first_frame, text = self._split_off_image(attn, encoder_hidden_states)
+        self._check_text(rows, text)
+        self._count()
+
+        query = heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        key, value = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
+        hidden_states = self._attend(query, heads(attn, attn.norm_k(key)), heads(attn, value), (None, None))
+        if first_frame is not None:
+            hidden_states = hidden_states + self._attend_to_image(attn, query, first_frame[:rows])
+        return attn.to_out[1](attn.to_out[0](hidden_states))
+
+    def _split_off_image(self, attn: WanAttention, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        if attn.add_k_proj is None:
+            return None, x
+        # Where the text is not packed it is the last 512 tokens, as in diffusers.
+        length = 512 if self.text is None else self.text.length_positive + self.text.length_negative
+        image = x.shape[1] - length
+        if image < 0:
+            raise ValueError(
+                f"{type(self).__name__}: encoder_hidden_states must hold the first frame's tokens and then {length} of "
+                f"text, got {x.shape[1]} in all"
+            )
+        return x[:, :image], x[:, image:]
+
+    def _attend_to_image(self, attn: WanAttention, query: Tensor, image: Tensor) -> Tensor:
+        if attn.fused_projections:
+            key, value = attn.to_added_kv(image).chunk(2, dim=-1)
+        else:
+            key, value = attn.add_k_proj(image), attn.add_v_proj(image)
+        key, value = heads(attn, attn.norm_added_k(key)), heads(attn, value)
+        return (
+            F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
+        )

@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What all guided attention processors share: where the two texts lie, the settings, and the masks.
+
+Where there is no negative text, or nag_scale is 1 (and nag_tau at least 1), a processor gives what the one that it replaces
+gives.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from nag_kernels._ops import check_scalars
+
+MASKED = -9000.0  # diffusers writes "not seen" as a bias of -10000, others as the lowest number or -inf
+
+
+@dataclass(eq=False)
+class PackedText:
+    """What the processors of one denoiser share: how text+ and text- lie in the sequence [text+ ; text-].
+
+    length_positive, length_negative: tokens of each text, as the attention layers see them.
+    mask_positive, mask_negative: bool [B, T], False is not seen; None where all is seen. Cross-attention only.
+    nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None
+        for those of the processor itself.
+    rule: "nag" or "nasa".
+    """
+
+    length_positive: int = 0
+    length_negative: int = 0
+    mask_positive: Tensor | None = None
+    mask_negative: Tensor | None = None
+    nag_scale: Tensor | None = None
+    nag_tau: Tensor | None = None
+    nag_alpha: Tensor | None = None
+    rule: str = "nag"
+
+
+def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(seen, plain): which tokens a mask lets through, bool [B, T], and whether it is plain yes or no, bool [].
+
+    mask: diffusers' additive bias [B, 1, T] or [B, T] (0 = seen, -9000 or less = not seen), or the same as bool
+        (True = seen).
+    Raises ValueError for any other shape.
+    """
+    if mask.ndim == 3 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim != 2:
+        raise ValueError(f"{where}: attention_mask must be [B, 1, T] (one for all queries), got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool:
+        return mask, torch.ones((), dtype=torch.bool, device=mask.device)
+    seen = mask == 0
+    return seen, (seen | (mask <= MASKED)).all()
+
+
+def whole_if_unseen(seen: Tensor) -> Tensor:
+    """A text of which no token is seen is seen whole, [B, T]: a bias that is alike everywhere changes nothing."""
+    return seen | ~seen.any(dim=1, keepdim=True)
+
+
+def not_plain(where: str, name: str) -> str:
+    return (
+        f"{where}: {name} must be plain yes or no (0 and {MASKED:g} or less as a bias, 1 and 0 or bool as a mask): "
+        "guided attention masks tokens, it does not weigh them"
+    )
+
+
+class GuidedProcessor:
+    """The settings of one processor, and how its layer's texts lie."""
+
+    def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | None):
+        self.text = text
+        self.text_calls: int | None = None  # guided calls since it was set to 0; not counted while None
+        self._settings = torch.zeros(3)
+        self._set(nag_scale, nag_tau, nag_alpha)
+
+    def _set(self, *values: float) -> None:
+        check_scalars(type(self).__name__, *values)
+        self._values = values
+        # A tensor, so that a compiled model follows a change without being compiled again.
+        with torch.inference_mode(False):  # a training step may save it for its gradient later
+            self._settings = torch.tensor(values, dtype=torch.float32, device=self._settings.device)
+
+    @property
+    def nag_scale(self) -> float:
+        return self._values[0]
+
+    @nag_scale.setter
+    def nag_scale(self, value: float) -> None:
+        self._set(value, *self._values[1:])
+
+    @property
+    def nag_tau(self) -> float:
+        return self._values[1]
+
+    @nag_tau.setter
+    def nag_tau(self, value: float) -> None:
+        self._set(self._values[0], value, self._values[2])
+
+    @property
+    def nag_alpha(self) -> float:
+        return self._values[2]
+
+    @nag_alpha.setter
+    def nag_alpha(self, value: float) -> None:
+        self._set(*self._values[:2], value)
+
+    def _settings_for(self, query: Tensor, unconditional: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The three settings, [] or [B]; the first rows may be unconditional: these keep their plain attention."""
+        if self.text is not None and self.text.nag_scale is not None:
+            return self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha
+        if self._settings.device != query.device:
+            with torch.inference_mode(False):
+                self._settings = self._settings.to(query.device)
+        scale, tau, alpha = self._settings.unbind()
+        if unconditional:
+            steered = torch.arange(query.shape[0], device=query.device) >= unconditional
+            scale, tau = scale.where(steered, 1.0), tau.where(steered, math.inf)
+        return scale, tau, alpha
+
+    def _count(self) -> None:
+        # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.
+        if self.text_calls is not None:
+            self.text_calls += 1
+
+    def _check_packed(self, encoder_hidden_states: Tensor) -> None:
+        expected = self.text.length_positive + self.text.length_negative
+        if encoder_hidden_states.shape[1] != expected:
+            raise ValueError(
+                f"{type(self).__name__}: encoder_hidden_states must hold {self.text.length_positive} + "
+                f"{self.text.length_negative} tokens [text+ ; text-], got {encoder_hidden_states.shape[1]}"
+            )
+
+
+def heads(attn: Module, x: Tensor) -> Tensor:
+    return x.unflatten(-1, (attn.heads, -1))  # [B, S, C] -> [B, S, H, D]

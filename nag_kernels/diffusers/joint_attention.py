@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drop-in processors for joint attention: text and image in one sequence, two texts, one fused call for the image."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from torch import Tensor
+
+from nag_kernels import fused_guided_attention
+
+from .guided_processor import GuidedProcessor, PackedText, heads
+
+Projected = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, S, H, D]
+
+
+class JointAttentionProcessor(GuidedProcessor):
+    """The image attends, guided, to [image | text+] and [image | text-]; each text to the image and itself."""
+
+    def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor]:
+        """Attention of the image [B, S, C] and of the packed texts [B, T+ + T-, C]."""
+        query, key, value = image
+        lengths = (self.text.length_positive, self.text.length_negative)
+        texts = list(zip(*(x.split(lengths, dim=1) for x in text), strict=True))
+        streams = [
+            F.scaled_dot_product_attention(
+                q.transpose(1, 2), torch.cat([key, k], dim=1).transpose(1, 2),
+                torch.cat([value, v], dim=1).transpose(1, 2),
+            ).transpose(1, 2).flatten(2)
+            for q, k, v in texts
+        ]  # fmt: skip
+        (_, key_positive, value_positive), (_, key_negative, value_negative) = texts
+        guided = fused_guided_attention(
+            query, key_positive, value_positive, key_negative, value_negative, *self._settings_for(query, 0),
+            key_shared=key, value_shared=value, rule=self.text.rule,
+        ).flatten(2)  # fmt: skip
+        return guided, torch.cat(streams, dim=1)
+
+    def _check_joint(self, image: Tensor, text: Tensor, attention_mask: Tensor | None) -> None:
+        where = type(self).__name__
+        if attention_mask is not None:
+            raise ValueError(f"{where}: attention_mask must be None (this joint attention has no masks)")
+        if text.shape[0] != image.shape[0]:
+            raise ValueError(
+                f"{where}: encoder_hidden_states must have batch {image.shape[0]} like hidden_states, got "
+                f"{text.shape[0]}: pack a negative text along the sequence, [text+ ; text-], and say the lengths in "
+                "PackedText"
+            )
+        if self.text is not None:
+            if self.text.mask_positive is not None or self.text.mask_negative is not None:
+                raise ValueError(
+                    f"{where}: PackedText.mask_positive and mask_negative must be None (there are no masks)"
+                )
+            self._check_packed(text)
+
+
+class NAGJointAttnProcessor2_0(JointAttentionProcessor):
+    """Guided joint attention for SD3 and SD3.5, in the place of `JointAttnProcessor2_0`; text is last.
+
+        image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
+        text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)
+
+    Args:
+        nag_scale, nag_tau, nag_alpha: as in `NAGAttnProcessor2_0`.
+        text: how the texts are packed. With it, encoder_hidden_states [B, T+ + T-, C] is [text+ ; text-] and
+            both streams come back packed; without it the layer is plain. The published doubled batch is
+            refused: SD3's text norms are fed with an embedding of batch B, so it breaks before it gets here,
+            and at batch 1 silently.
+    Raises: ValueError for encoder_hidden_states of another batch or length, attention_mask or text masks (SD3
+        has none), fused projections, settings out of range.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = JointAttnProcessor2_0()
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        if encoder_hidden_states is None:
+            return self._plain(attn, hidden_states)
+        if attn.fused_projections:
+            raise ValueError(
+                f"{type(self).__name__}: fused projections are not supported; call unfuse_qkv_projections() first"
+            )
+        self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
+        if self.text is None:
+            return self._plain(attn, hidden_states, encoder_hidden_states)
+        self._count()
+
+        query, key, value = (heads(attn, p(hidden_states)) for p in (attn.to_q, attn.to_k, attn.to_v))
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text_query, text_key, text_value = (heads(attn, p(encoder_hidden_states)) for p in projections)
+        if attn.norm_added_q is not None:
+            text_query = attn.norm_added_q(text_query)
+        if attn.norm_added_k is not None:
+            text_key = attn.norm_added_k(text_key)
+        hidden_states, encoder_hidden_states = self._attend((query, key, value), (text_query, text_key, text_value))
+        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if not attn.context_pre_only:
+            encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
+        return hidden_states, encoder_hidden_states
+
+
+class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
+    """Guided attention for FLUX.1, in the place of `FluxAttnProcessor`: two-stream and single-stream blocks, text first.
+
+        image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
+        text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)
+
+    Args:
+        nag_scale, nag_tau, nag_alpha: as in `NAGAttnProcessor2_0`.
+        text: how the texts are packed. With it, encoder_hidden_states [B, T+ + T-, C] is [text+ ; text-], or, in a
+            single-stream block, hidden_states is [text+ ; text- ; image]; image_rotary_emb holds the positions of all
+            of it. Without it the layer is plain. The published doubled batch is refused: it needs the published
+            transformer, which runs the image twice in the single-stream blocks.
+    Raises: ValueError for another batch or length, attention_mask or text masks, settings out of range.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = FluxAttnProcessor()
+
+    def __call__(
+        self, attn: FluxAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        single = encoder_hidden_states is None
+        if not single:
+            self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
+        if self.text is None:
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        length = self.text.length_positive + self.text.length_negative
+        if single:
+            self._check_joint(hidden_states, hidden_states[:, :length], attention_mask)
+        self._count()
+
+        packed = self._project(attn, hidden_states, encoder_hidden_states)
+        if image_rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in packed[:2])
+            packed = (query, key, packed[2])
+        parts = [x.split((length, x.shape[1] - length), dim=1) for x in packed]
+        hidden_states, text = self._attend(tuple(image for _, image in parts), tuple(text for text, _ in parts))
+        if single:
+            return torch.cat([text, hidden_states], dim=1)
+        return attn.to_out[1](attn.to_out[0](hidden_states)), attn.to_add_out(text)
+
+    def _project(self, attn: FluxAttention, image: Tensor, text: Tensor | None) -> Projected:
+        """Query, key and value of the whole sequence, text first."""
+        fused = attn.fused_projections
+        own = attn.to_qkv(image).chunk(3, dim=-1) if fused else (attn.to_q(image), attn.to_k(image), attn.to_v(image))
+        query, key, value = (heads(attn, x) for x in own)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if text is None:
+            return query, key, value
+        projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        added = attn.to_added_qkv(text).chunk(3, dim=-1) if fused else [project(text) for project in projections]
+        text_query, text_key, text_value = (heads(attn, x) for x in added)
+        pairs = (attn.norm_added_q(text_query), query), (attn.norm_added_k(text_key), key), (text_value, value)
+        return tuple(torch.cat(pair, dim=1) for pair in pairs)

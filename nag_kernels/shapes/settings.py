@@ -20,7 +20,7 @@ class Settings:
     classifier_rate: float = 2e-3
     flow_two_share: float = 0.45  # share of scenes with two objects that the generator learns from
     full_share: float = 0.5  # share of captions that name everything
-    flow_steps: int = 12000
+    flow_steps: int = 9500
     flow_batch: int = 32
     flow_rate: float = 2e-3
     flow_visited: float = 0.6  # share of the batch at the four noise levels that sampling visits
@@ -29,7 +29,7 @@ class Settings:
     few_substeps: int = 3
     few_guidance: float = 2.5  # classifier-free guidance of the teacher
     shift: float = 2.0  # of the scheduler
-    watch_every: int = 6000
+    watch_every: int = 4750
     judged: int = 1000  # samples of each kind in the final evaluation
 
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide` on real pipelines with tiny random weights, against the same pipelines with a doubled batch and hooks."""
 
+import contextlib
+import sys
 import threading
 
 import pytest
@@ -9,15 +11,25 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from diffusers import HeunDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny_models import PIPELINES, denoiser, denoiser_texts, draw, draw_with_oracle, error, one_thread, pipeline  # noqa: F401
+from tiny_models import (
+    PIPELINES,
+    denoiser_texts,
+    draw,
+    draw_with_oracle,
+    error,
+    one_thread,  # noqa: F401
+    pipeline,
+    ready_made_pipeline,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import guide
+from nag_kernels.diffusers import NAGFluxAttnProcessor2_0, guide
 from nag_kernels.diffusers.families import checked_sites
 
+guide_module = sys.modules["nag_kernels.diffusers.guide"]  # the package has a function of this name
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
 STEERING = {"scale": 8.0, "tau": 3.0, "alpha": 0.5}
@@ -51,7 +63,7 @@ def test_guided_pipeline_equals_the_doubled_batch(kind, guidance_scale, batch):
     plain = draw(pipe, **options)
     recorded = negative_of(pipe, negative_prompts, **options)
     tau = 6.0 if kind.startswith("sana") else 3.0  # SANA's features of the two texts lie further apart here
-    wanted, clipped = draw_with_oracle(pipe, checked_sites(denoiser(pipe)), images, recorded, **STEERING | {"tau": tau},
+    wanted, clipped = draw_with_oracle(pipe, images, recorded, **STEERING | {"tau": tau},
                                        **options)  # fmt: skip
     assert any(0 < share < 1 for share in clipped), clipped
     with guide(pipe, negative, **FIRM | {"nag_tau": tau}):
@@ -75,7 +87,7 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind, guidance_scale):
 def test_nasa(kind):
     pipe = pipeline(kind)
     recorded = negative_of(pipe, guidance_scale=3.0)
-    wanted, _ = draw_with_oracle(pipe, checked_sites(denoiser(pipe)), 1, recorded, 0.25, None, None, rule="nasa",
+    wanted, _ = draw_with_oracle(pipe, 1, recorded, 0.25, None, None, rule="nasa",
                                  guidance_scale=3.0)  # fmt: skip
     with guide(pipe, NEGATIVE, nag_scale=0.25, rule="nasa"):
         assert error(draw(pipe, guidance_scale=3.0), wanted) < 2e-5
@@ -84,7 +96,7 @@ def test_nasa(kind):
 @pytest.mark.parametrize(("kind", "expected"), [("sd15", (3.0, 2.5, 0.375)), ("sdxl", (3.0, 2.5, 0.5)),
                                                 ("pixart", (5.0, 2.5, 0.375)), ("sd3", (5.0, 2.5, 0.125)),
                                                 ("sana", (5.0, 2.5, 0.375)), ("flux", (5.0, 2.5, 0.25)),
-                                                ("wan", (5.0, 2.5, 0.25))])  # fmt: skip
+                                                ("wan", (5.0, 2.5, 0.25)), ("ltx", (5.0, 2.5, 0.25))])  # fmt: skip
 def test_defaults_are_the_papers(kind, expected):
     pipe = pipeline(kind)
     with guide(pipe, NEGATIVE):
@@ -108,7 +120,7 @@ WINDOWS = {(0.0, 0.5): [0, 1], (0.5, 1.0): [2, 3], (0.25, 0.75): [1, 2], (0.0, 0
 def test_start_and_end(kind, start, end):
     pipe = pipeline(kind)
     recorded = negative_of(pipe, guidance_scale=3.0)
-    wanted, _ = draw_with_oracle(pipe, checked_sites(denoiser(pipe)), 1, recorded, **STEERING, guidance_scale=3.0,
+    wanted, _ = draw_with_oracle(pipe, 1, recorded, **STEERING, guidance_scale=3.0,
                                  steps=WINDOWS[start, end])  # fmt: skip
     with guide(pipe, NEGATIVE, start=start, end=end, **FIRM):
         got = draw(pipe, guidance_scale=3.0)
@@ -153,12 +165,54 @@ def test_fractions_that_rounding_puts_beside_a_step():
         guided.clear()
 
 
+@pytest.mark.parametrize(("start", "end", "wanted"), [(0.0, 0.25, range(7)), (0.75, 1.0, range(21, 28))])
+def test_timesteps_that_half_precision_makes_equal(start, end, wanted):
+    """FLUX.1 hands on its timesteps rounded to the latents' type: between 512 and 1024 bfloat16 knows every fourth."""
+    pipe = pipeline("flux").to(torch.bfloat16)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=25)
+    guided, attn = [], pipe.transformer.transformer_blocks[0].attn
+    attn.register_forward_hook(lambda layer, *_: guided.append(isinstance(layer.processor, NAGFluxAttnProcessor2_0)))
+    with guide(pipe, NEGATIVE, start=start, end=end):
+        draw(pipe, num_inference_steps=28)
+    assert [step for step, yes in enumerate(guided) if yes] == list(wanted)
+
+
+def test_a_pipeline_that_visits_more_often_than_it_has_timesteps():
+    pipe = pipeline("sd3")
+    pipe.__class__ = type("Twice", (type(pipe),), {"num_timesteps": 2})
+    with (
+        guide(pipe, NEGATIVE, end=0.5),
+        pytest.raises(RuntimeError, match=r"more often than its scheduler has .*\(2\)"),
+    ):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("context", [True, False], ids=["by its context", "by its sample"])
+def test_the_second_call_of_a_step_is_told_apart(context, monkeypatch):
+    pipe = pipeline("flux")
+    embeds = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), pipe.encode_prompt("a cat", None), strict=False))
+    if context:  # nothing but the context tells that the second call has no prompt
+        unconditional = {f"negative_{name}": x for name, x in embeds.items()}
+    else:
+        unconditional = {f"negative_{name}": x.clone() for name, x in embeds.items()}
+        monkeypatch.setattr(guide_module, "contexts_noticed", lambda *_: contextlib.nullcontext())
+    texts = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda model, args, kwargs: texts.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
+    )
+    with guide(pipe, NEGATIVE):
+        draw(pipe, prompt=None, guidance_scale=3.0, negative_prompt=None, **embeds, **unconditional)
+    short = embeds["prompt_embeds"].shape[1]
+    assert texts[0] > short
+    assert texts == [texts[0], short] * 4
+
+
 def test_schedulers_of_second_order_visit_timesteps_twice():
     pipe = pipeline("sd15")
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     recorded = negative_of(pipe)
     for steps, end in (([0, 1], 0.5), ([0, 1, 2], 0.75)):
-        wanted, clipped = draw_with_oracle(pipe, checked_sites(pipe.unet), 1, recorded, **STEERING, steps=steps)
+        wanted, clipped = draw_with_oracle(pipe, 1, recorded, **STEERING, steps=steps)
         with guide(pipe, NEGATIVE, end=end, **FIRM):
             assert error(draw(pipe), wanted) < 2e-5
         assert len(clipped) == (2 * len(steps) - 1) * len(checked_sites(pipe.unet))
@@ -172,7 +226,7 @@ def test_classifier_free_guidance_may_end_on_the_way():
         return options | {"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)}
 
     recorded = negative_of(pipe)
-    wanted, _ = draw_with_oracle(pipe, checked_sites(pipe.unet), 1, recorded, **STEERING, **cut())
+    wanted, _ = draw_with_oracle(pipe, 1, recorded, **STEERING, **cut())
     with guide(pipe, NEGATIVE, **FIRM):
         assert error(draw(pipe, **cut()), wanted) < 2e-5
 
@@ -187,9 +241,8 @@ def test_classifier_free_guidance_may_end_on_the_way():
 ])  # fmt: skip
 def test_the_negative_is_encoded_with_the_arguments_of_the_call(kind, options, own):
     pipe = pipeline(kind)
-    sites = checked_sites(denoiser(pipe))
-    wanted, _ = draw_with_oracle(pipe, sites, 1, negative_of(pipe, **own), **STEERING, **options)
-    other, _ = draw_with_oracle(pipe, sites, 1, negative_of(pipe), **STEERING, **options)
+    wanted, _ = draw_with_oracle(pipe, 1, negative_of(pipe, **own), **STEERING, **options)
+    other, _ = draw_with_oracle(pipe, 1, negative_of(pipe), **STEERING, **options)
     with guide(pipe, NEGATIVE, **FIRM):
         got = draw(pipe, **options)
     assert error(got, wanted) < 2e-5
@@ -213,10 +266,58 @@ def test_texts_of_unequal_length(length):
     options = {"prompt": None, "prompt_embeds": embeds}
     recorded = negative_of(pipe)
     assert recorded["encoder_hidden_states"].shape[1] == 16
-    wanted, clipped = draw_with_oracle(pipe, checked_sites(pipe.unet), 1, recorded, 8.0, 8.0, 0.5, **options)
+    wanted, clipped = draw_with_oracle(pipe, 1, recorded, 8.0, 8.0, 0.5, **options)
     assert any(0 < share < 1 for share in clipped), clipped
     with guide(pipe, NEGATIVE, nag_scale=8, nag_tau=8, nag_alpha=0.5):
         assert error(draw(pipe, **options), wanted) < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["flux", "wan", "ltx", "sana"])
+def test_ready_made_text_for_several_images(kind):
+    pipe = pipeline(kind)
+    recorded = negative_of(pipe, num_images_per_prompt=2)
+    with guide(pipe, NEGATIVE, **FIRM):
+        wanted = draw(pipe, num_images_per_prompt=2)
+    ready = {"prompt_embeds": recorded["encoder_hidden_states"][:1]}
+    if kind == "flux":
+        ready["pooled_prompt_embeds"] = recorded["pooled_projections"][:1]
+    if "encoder_attention_mask" in recorded:
+        ready["prompt_attention_mask"] = recorded["encoder_attention_mask"][:1]
+    with guide(pipe, ready, **FIRM):
+        assert error(draw(pipe, num_images_per_prompt=2), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("with_cfg", [False, True], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", ["flux2", "qwen"])
+def test_pipelines_whose_text_encoders_are_too_large_here(kind, with_cfg):
+    pipe, call = ready_made_pipeline(kind)
+    rows = torch.randn(3, 2, 9, 32, generator=torch.Generator().manual_seed(0))
+    lengths = (9, 6, 4)
+    prompt, negative, unconditional = ({"prompt_embeds": x[:, :n]} for x, n in zip(rows, lengths, strict=True))
+    if kind == "qwen":  # which drops a mask of ones: here the negative alone has one
+        prompt["prompt_embeds_mask"] = torch.ones(2, 9, dtype=torch.long)
+        negative["prompt_embeds_mask"] = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
+    if with_cfg:
+        call |= {"guidance_scale" if kind == "flux2" else "true_cfg_scale": 3.0}
+        call |= {f"negative_{name}": x for name, x in unconditional.items()}
+        if kind == "qwen":
+            call["negative_prompt_embeds_mask"] = torch.ones(2, 4, dtype=torch.long)
+
+    def draw_it(text=prompt):
+        return pipe(**call, **text, generator=torch.Generator().manual_seed(1)).images
+
+    plain = draw_it()
+    with guide(pipe, prompt, nag_scale=8.0, nag_tau=1.0, nag_alpha=1.0):
+        assert error(draw_it(), plain) < 2e-5
+    with guide(pipe, negative, **FIRM):
+        guided = draw_it()
+        assert error(guided, plain) > 1e-3
+    if kind == "qwen":  # what the mask hides must not matter
+        changed = negative["prompt_embeds"].clone()
+        changed[1, 3:] = 7.0
+        with guide(pipe, negative | {"prompt_embeds": changed}, **FIRM):
+            assert torch.equal(draw_it(), guided)
+    assert torch.equal(draw_it(), plain)
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "pixart", "sd3"])

@@ -3,6 +3,7 @@
 """What `guide` leaves behind (nothing), what it refuses (whatever it cannot do)."""
 
 import inspect
+import sys
 import types
 
 import pytest
@@ -19,7 +20,7 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     XFormersAttnProcessor,
 )
-from tiny_models import PIPELINES, denoiser, draw, error, one_thread, pipeline  # noqa: F401
+from tiny_models import PIPELINES, denoiser, denoisers, draw, error, one_thread, pipeline, ready_made_pipeline  # noqa: F401
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, families, guide
 
@@ -29,14 +30,14 @@ KINDS = pytest.mark.parametrize("kind", PIPELINES)
 
 def state(pipe):
     """All that guidance touches, and what a user would notice."""
-    model = denoiser(pipe)
+    models = denoisers(pipe)
     return {
         "class": type(pipe),
         "pipeline": {k: v for k, v in pipe.__dict__.items() if not isinstance(v, torch.Tensor)},
-        "denoiser": dict(model.__dict__),
-        "processors": {
-            name: module.processor for name, module in model.named_modules() if hasattr(module, "processor")
-        },
+        "denoiser": [dict(model.__dict__) for model in models],
+        "processors": [
+            module.processor for model in models for module in model.modules() if hasattr(module, "processor")
+        ],
         "random": torch.random.get_rng_state().tolist(),
     }
 
@@ -146,7 +147,6 @@ def test_other_pipelines_over_the_same_denoisers(name, kind, options):
     pipe.set_progress_bar_config(disable=True)
     options = options | {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "latent"}
     if kind == "flux":
-        parts = {name: part for name, part in parts.items() if part is not None}
         options = options | {"max_sequence_length": 12}
     if kind != "pixart":
         options["image"] = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
@@ -289,6 +289,58 @@ def test_another_number_of_sites(kind):
     site = families.checked_sites(denoiser(pipe))[0]
     site.__class__ = torch.nn.Module  # no longer an attention layer
     with pytest.raises(ValueError, match=f"has {expected - 1} attention layers that see text, expected {expected}"):
+        enable_guidance(pipe, NEGATIVE)
+
+
+def test_a_cache_of_steps():
+    pipe = pipeline("wan")
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match=r"its cache would carry steps with guidance .*disable_cache"):
+        enable_guidance(pipe, NEGATIVE)
+    pipe.transformer.disable_cache()
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+
+
+def test_several_devices():
+    pipe = pipeline("flux")
+    pipe.transformer._parallel_config = diffusers.ParallelConfig()
+    with pytest.raises(ValueError, match="spread over several devices"):
+        enable_guidance(pipe, NEGATIVE)
+
+
+def test_a_modular_pipeline():
+    with pytest.raises(ValueError, match="ModularPipeline is not supported: a modular pipeline has guiders of its own"):
+        enable_guidance(diffusers.ModularPipeline(blocks=diffusers.ModularPipelineBlocks()), NEGATIVE)
+
+
+def test_a_context_that_is_not_known():
+    pipe = pipeline("wan")
+    step = pipe.scheduler.step
+
+    def step_in_context(*args, **kwargs):
+        with pipe.transformer.cache_context("pred_cond_skip"):
+            return step(*args, **kwargs)
+
+    pipe.scheduler.step = step_in_context
+    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match="calls its denoiser for 'pred_cond_skip'"):
+        draw(pipe)
+
+
+def test_an_argument_that_would_change_attention(monkeypatch):
+    module = sys.modules["nag_kernels.diffusers.guide"]  # the package has a function of this name
+    plain = module.denoiser_arguments
+    monkeypatch.setattr(module, "denoiser_arguments", lambda *call: plain(*call) | {"kv_cache_mode": "extract"})
+    pipe, call = ready_made_pipeline("flux2")
+    text = {"prompt_embeds": torch.randn(1, 9, 32)}
+    with guide(pipe, text), pytest.raises(ValueError, match=r"kv_cache_mode must be None .*'extract'"):
+        pipe(**call, **text)
+
+
+def test_two_denoisers_of_different_kinds():
+    pipe = pipeline("wan")
+    pipe.register_modules(transformer_2=pipeline("flux").transformer)
+    with pytest.raises(ValueError, match="of one kind, got WanTransformer3DModel and FluxTransformer2DModel"):
         enable_guidance(pipe, NEGATIVE)
 
 

@@ -34,8 +34,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import (
     NAGAttnProcessor2_0,
+    NAGFlux2AttnProcessor,
+    NAGFlux2ParallelSelfAttnProcessor,
     NAGFluxAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
+    NAGLTXVideoAttnProcessor,
+    NAGQwenDoubleStreamAttnProcessor2_0,
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
     PackedText,
@@ -62,7 +66,8 @@ def settings(rule="nag", **values):
 def install(model, **values):
     """Our processors at every site of a model, sharing one state."""
     text = PackedText(**values)
-    processors = [family_of(model).processor(text=text) for _ in checked_sites(model)]
+    ours = family_of(model).processors
+    processors = [ours[type(site.processor)](text=text) for site in checked_sites(model)]
     for site, processor in zip(checked_sites(model), processors, strict=True):
         site.processor = processor
     return text, processors
@@ -95,7 +100,7 @@ def test_packed_text_equals_the_doubled_batch(kind, rule, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "pixart", "sana", "sana sprint"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "pixart", "sana", "sana sprint", "ltx", "qwen"])
 def test_masks_and_unequal_lengths(kind, dtype):
     model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
     positive, negative = texts(3, 7, 5, text_width(kind), dtype)
@@ -103,18 +108,20 @@ def test_masks_and_unequal_lengths(kind, dtype):
     mask_negative = torch.arange(5) < torch.tensor([[5], [4], [1]])
     padded = torch.cat([negative, torch.full_like(negative[:, :2], 50.0)], dim=1)
     masks = torch.cat([mask_positive, torch.nn.functional.pad(mask_negative, (0, 2))])
+    (name,) = family_of(model).masks
     with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA) as clipped:
-        wanted = model(**twice(arguments), encoder_hidden_states=torch.cat([positive, padded]),
-                       encoder_attention_mask=masks).sample[:3]  # fmt: skip
+        wanted = run(model, twice(arguments), torch.cat([positive, padded]), **{name: masks})[:3]
     assert any(0 < share < 1 for share in clipped), clipped
 
-    packed = {"encoder_hidden_states": torch.cat([positive, negative], dim=1),
-              "encoder_attention_mask": torch.cat([mask_positive, mask_negative], dim=1)}  # fmt: skip
+    both, mask = torch.cat([positive, negative], dim=1), torch.cat([mask_positive, mask_negative], dim=1)
     text, _ = install(model, length_positive=7, length_negative=5, **settings())
-    assert error(model(**arguments, **packed).sample, wanted) < TOLERANCE[dtype]  # the model's own bias
+    if kind == "qwen":
+        with pytest.raises(ValueError, match="the masks of both texts must be given in PackedText"):
+            run(model, arguments, both, **{name: mask})
+    else:
+        assert error(run(model, arguments, both, **{name: mask}), wanted) < TOLERANCE[dtype]  # the model's own bias
     text.mask_positive, text.mask_negative = mask_positive, mask_negative
-    del packed["encoder_attention_mask"]
-    assert error(model(**arguments, **packed).sample, wanted) < TOLERANCE[dtype]  # or masks beside it
+    assert error(run(model, arguments, both), wanted) < TOLERANCE[dtype]  # or masks beside it
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -138,7 +145,7 @@ def test_the_published_doubled_batch(kind, dtype):
     positive, negative = texts(3, 7, 7, text_width(kind), dtype)
     with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA):
         wanted = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
-    stock, ours = family_of(model).stock[0], family_of(model).processor
+    stock, ours = next(iter(family_of(model).processors.items()))
     model.set_attn_processor(ours(SCALE, TAU, ALPHA))  # self-attention too: there it is plain
     got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative])).sample
     assert error(got, wanted) < TOLERANCE[dtype]
@@ -479,7 +486,8 @@ def test_joint_misfits_are_refused():
 
 @pytest.mark.parametrize(("cls", "alpha"), [
     (NAGAttnProcessor2_0, 0.5), (NAGJointAttnProcessor2_0, 0.125), (NAGSanaAttnProcessor2_0, 0.375),
-    (NAGFluxAttnProcessor2_0, 0.25), (NAGWanAttnProcessor2_0, 0.25),
+    (NAGFluxAttnProcessor2_0, 0.25), (NAGWanAttnProcessor2_0, 0.25), (NAGFlux2AttnProcessor, 0.25),
+    (NAGFlux2ParallelSelfAttnProcessor, 0.25), (NAGQwenDoubleStreamAttnProcessor2_0, 0.25), (NAGLTXVideoAttnProcessor, 0.25),
 ])  # fmt: skip
 def test_settings(cls, alpha):
     processor = cls()
@@ -497,7 +505,7 @@ def test_settings(cls, alpha):
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35", "sana", "flux", "wan"])
+@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35", "sana", "flux", "flux2", "qwen", "ltx", "wan"])
 def test_compiled_models_follow_the_settings(kind):
     model, arguments = seeded(MODELS[kind]), model_arguments(kind, 2, torch.float32)
     text = torch.cat(texts(2, 7, 7, text_width(kind), torch.float32), dim=1)

@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaPipeline,
     SanaSprintPipeline,
     SanaTransformer2DModel,
@@ -43,6 +50,8 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from nag_kernels.diffusers.families import checked_sites
 
 TEXT = 32  # width of all text embeddings
 POOLED = 24
@@ -136,6 +145,27 @@ WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "ou
        "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
 
 
+def flux2():
+    return Flux2Transformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+
+
+def qwen():
+    return QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+def ltx():
+    return LTXVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32, num_layers=2,
+        caption_channels=TEXT,
+    )  # fmt: skip
+
+
 def wan():
     return WanTransformer3DModel(**WAN)
 
@@ -144,8 +174,10 @@ def wan_vace():
     return WanVACETransformer3DModel(**WAN, vace_layers=[0], vace_in_channels=6)
 
 
-MODELS = {"sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35, "sana": sana,
-          "sana sprint": sana_sprint, "flux": flux, "wan": wan, "wan vace": wan_vace}  # fmt: skip
+MODELS = {
+    "sd15": unet_sd15, "sdxl": unet_sdxl, "pixart": pixart, "sd3": sd3, "sd35": sd35, "sana": sana,
+    "sana sprint": sana_sprint, "flux": flux, "flux2": flux2, "qwen": qwen, "ltx": ltx, "wan": wan, "wan vace": wan_vace,
+}  # fmt: skip
 
 
 def noise(*shape, seed, dtype=torch.float64):
@@ -175,6 +207,12 @@ def model_arguments(kind, rows, dtype):
     if kind.startswith("sana"):
         guidance = {"guidance": torch.linspace(0.3, 0.6, rows, dtype=dtype)} if kind == "sana sprint" else {}
         return {"hidden_states": image, "timestep": time, **guidance}
+    if kind in ("flux2", "qwen", "ltx"):
+        packed = noise(rows, 16, 4 if kind == "ltx" else 16, seed=3, dtype=dtype)
+        shape = {"flux2": {"img_ids": torch.cartesian_prod(*map(torch.arange, (1, 4, 4, 1))).float()[None]},
+                 "qwen": {"img_shapes": [[(1, 4, 4)]] * rows},
+                 "ltx": {"num_frames": 1, "height": 4, "width": 4}}[kind]  # fmt: skip
+        return {"hidden_states": packed, "timestep": time if kind == "ltx" else (time / 1000).to(dtype), **shape}
     if kind == "flux":
         ids = torch.stack([torch.zeros(16), torch.arange(16.0) // 4, torch.arange(16.0) % 4], dim=1)
         packed, pooled = noise(rows, 16, 16, seed=3, dtype=dtype), noise(rows, TEXT, seed=4, dtype=dtype)
@@ -201,13 +239,18 @@ def twice(x):
     """The arguments for a doubled batch."""
     if isinstance(x, dict):
         return {k: v if k == "img_ids" else twice(v) for k, v in x.items()}
-    return x if x is None else torch.cat([x, x])
+    if isinstance(x, list):
+        return x * 2
+    return torch.cat([x, x]) if isinstance(x, torch.Tensor) else x
 
 
 def run(model, arguments, text, **masks):
     """The output of a model for one text per row."""
     if "img_ids" in arguments:
-        arguments = arguments | {"txt_ids": torch.zeros(text.shape[1], 3)}
+        ids = arguments["img_ids"]
+        arguments = arguments | {"txt_ids": ids.new_zeros(*ids.shape[:-2], text.shape[1], ids.shape[-1])}
+    known = inspect.signature((getattr(model, "_orig_mod", model)).forward).parameters
+    masks = {name: None for name in ("encoder_attention_mask",) if name in known} | masks
     return model(**arguments, encoder_hidden_states=text, **masks).sample
 
 
@@ -226,9 +269,10 @@ def guided(positive, negative, scale, tau, alpha, rule="nag"):
 def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag"):
     """While open, a batch [positive rows; negative rows] through the untouched model is guided in both halves alike.
 
-    It replaces the input of the layer after attention, so it never meets an attention function. A layer without one
-    (FLUX.1's single-stream blocks) gives text and image in one sequence, of which the image is replaced. Yields the
-    list of the shares of tokens that the clip changed, one for each layer met.
+    It replaces the input of the layer after attention, so it never meets an attention function. In the single-stream
+    blocks of FLUX.1 (no such layer) and FLUX.2 (one for attention and feed-forward together) text and image are one
+    sequence, of which the image is replaced. Yields the list of the shares of tokens that the clip changed, one for
+    each layer met.
     """
     clipped = []
 
@@ -241,13 +285,23 @@ def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag"):
     def steer(layer, inputs):
         return (steered(inputs[0]),)
 
-    def steer_image(layer, inputs, output):
-        return torch.cat([output[:, :text_length], steered(output[:, text_length:])], dim=1)
+    def with_image_steered(x):
+        return torch.cat([x[:, :text_length], steered(x[:, text_length:])], dim=1)
 
-    hooks = [
-        site.to_out[0].register_forward_pre_hook(steer) if hasattr(site, "to_out") else
-        site.register_forward_hook(steer_image) for site in sites
-    ]  # fmt: skip
+    def hook(site):
+        if not hasattr(site, "to_out"):
+            return site.register_forward_hook(lambda layer, inputs, output: with_image_steered(output))
+        if isinstance(site.to_out, torch.nn.Linear):  # of attention and feed-forward together
+            widths = (site.inner_dim, site.to_out.in_features - site.inner_dim)
+
+            def steer_attention(layer, inputs):
+                attention, feed_forward = inputs[0].split(widths, dim=-1)
+                return (torch.cat([with_image_steered(attention), feed_forward], dim=-1),)
+
+            return site.to_out.register_forward_pre_hook(steer_attention)
+        return site.to_out[0].register_forward_pre_hook(steer)
+
+    hooks = [hook(site) for site in sites]
     try:
         yield clipped
     finally:
@@ -370,20 +424,48 @@ def flux_pipeline():
     )  # fmt: skip
 
 
-def wan_pipeline():
+def wan_pipeline(**denoisers):
     vae = seeded(lambda: AutoencoderKLWan(
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
     ), seed=3)  # fmt: skip
     config = UMT5Config(vocab_size=64, d_model=TEXT, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
     return WanPipeline(
         tokenizer=Tokenizer(16), text_encoder=seeded(lambda: UMT5EncoderModel(config), seed=2), vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=seeded(wan),
+        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=seeded(wan), **denoisers,
     )  # fmt: skip
+
+
+def wan22_pipeline():
+    """One denoiser for the first steps, another for the others."""
+    return wan_pipeline(transformer_2=seeded(wan, seed=5), boundary_ratio=0.7)
+
+
+def ltx_pipeline():
+    return LTXPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=_t5(), tokenizer=Tokenizer(16),
+        transformer=seeded(ltx),
+    )  # fmt: skip
+
+
+def ready_made_pipeline(kind):
+    """A pipeline without text encoders (large language models) and the arguments of a call of four steps."""
+    parts = {"scheduler": FlowMatchEulerDiscreteScheduler(), "text_encoder": None, "tokenizer": None}
+    if kind == "flux2":
+        vae = AutoencoderKLFlux2(
+            block_out_channels=(4,), layers_per_block=1, latent_channels=4, norm_num_groups=1,
+            down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
+        )  # fmt: skip
+        pipe, call = Flux2KleinPipeline(**parts, vae=vae, transformer=seeded(flux2)), {"guidance_scale": 1.0}
+    else:
+        pipe, call = QwenImagePipeline(**parts, vae=None, transformer=seeded(qwen)), {"true_cfg_scale": 1.0}
+    size = 4 * 2 * pipe.vae_scale_factor
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, call | {"num_inference_steps": 4, "height": size, "width": size, "output_type": "latent"}
 
 
 PIPELINES = {"sd15": sd15_pipeline, "sdxl": sdxl_pipeline, "pixart": pixart_pipeline, "sd3": sd3_pipeline,
              "sd35": lambda: sd3_pipeline(sd35), "sana": sana_pipeline, "sana sprint": sana_sprint_pipeline,
-             "flux": flux_pipeline, "wan": wan_pipeline}  # fmt: skip
+             "flux": flux_pipeline, "ltx": ltx_pipeline, "wan": wan_pipeline, "wan 2.2": wan22_pipeline}  # fmt: skip
 
 
 def pipeline(kind):
@@ -405,13 +487,16 @@ def draw(pipe, prompt="a small red cat", **options):
         call |= {"height": 32, "width": 32, "complex_human_instruction": ["say more of this:"]}
     if isinstance(pipe, SanaSprintPipeline):
         call["intermediate_timesteps"] = None  # a number goes with two steps alone
+    if isinstance(pipe, FluxPipeline):
+        call["negative_prompt"] = "a house"
     call |= options
     if isinstance(pipe, FluxPipeline):  # there guidance_scale is a number that the model is given
-        call |= {"true_cfg_scale": call.pop("guidance_scale"), "negative_prompt": "a house"}
+        call["true_cfg_scale"] = call.pop("guidance_scale")
         if isinstance(call["prompt"], list):
-            call["negative_prompt"] = ["a house"] * len(call["prompt"])
-    if isinstance(pipe, WanPipeline):
-        call |= {"height": 32, "width": 32, "num_frames": 5}
+            call["negative_prompt"] = [call["negative_prompt"]] * len(call["prompt"])
+    if isinstance(pipe, (LTXPipeline, WanPipeline)):
+        size = 128 if isinstance(pipe, LTXPipeline) else 32
+        call |= {"height": size, "width": size, "num_frames": 5}
         call["num_videos_per_prompt"] = call.pop("num_images_per_prompt", 1)
         return pipe(**call).frames
     return pipe(**call).images
@@ -419,6 +504,11 @@ def draw(pipe, prompt="a small red cat", **options):
 
 def denoiser(pipe):
     return pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
+
+
+def denoisers(pipe):
+    second = getattr(pipe, "transformer_2", None)
+    return [denoiser(pipe)] + ([] if second is None else [second])
 
 
 def _rows(x, where, rows):
@@ -441,20 +531,19 @@ def denoiser_texts(pipe, **options):
     return calls[0]
 
 
-def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag", steps=range(99), **options):
+def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", steps=range(99), **options):
     """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, guided by hooks.
 
     images: rows of the conditional half. negative: as `denoiser_texts` gives it.
     Returns (latents, shares of tokens that the clip changed).
     """
-    model, shares, seen = denoiser(pipe), [], []
-    plain = model.forward
+    shares, seen = [], []
     in_two_calls, latest = isinstance(pipe, (FluxPipeline, WanPipeline)), None  # classifier-free guidance, prompt first
 
-    def forward(*args, **kwargs):
+    def steered(model, plain, args, kwargs):
+        nonlocal latest
         arguments = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
         del arguments["self"]
-        nonlocal latest
         out = plain(**arguments)[0]
         step = arguments["timestep"].flatten()[0].item()
         if in_two_calls and step == latest:
@@ -474,13 +563,16 @@ def draw_with_oracle(pipe, sites, images, negative, scale, tau, alpha, rule="nag
         pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
         if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
             pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])
-        with doubled_batch_oracle(sites, length, scale, tau, alpha, rule) as clipped:
-            steered = plain(**pair)[0][:images]
+        with doubled_batch_oracle(checked_sites(model), length, scale, tau, alpha, rule) as clipped:
+            conditional = plain(**pair)[0][:images]
         shares.extend(clipped)
-        return (torch.cat([out[: rows - images], steered]),)
+        return (torch.cat([out[: rows - images], conditional]),)
 
-    model.forward = forward
+    models = denoisers(pipe)
+    for model in models:
+        model.forward = lambda *args, model=model, plain=model.forward, **kwargs: steered(model, plain, args, kwargs)
     try:
         return draw(pipe, **options), shares
     finally:
-        del model.forward
+        for model in models:
+            del model.forward

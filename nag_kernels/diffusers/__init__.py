@@ -8,15 +8,30 @@ except ImportError as error:
     message = "nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'"
     raise ImportError(message) from error
 
-from .cross_attention import NAGAttnProcessor2_0, NAGSanaAttnProcessor2_0, NAGWanAttnProcessor2_0
+from .cross_attention import (
+    NAGAttnProcessor2_0,
+    NAGLTXVideoAttnProcessor,
+    NAGSanaAttnProcessor2_0,
+    NAGWanAttnProcessor2_0,
+)
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
-from .joint_attention import NAGFluxAttnProcessor2_0, NAGJointAttnProcessor2_0
+from .joint_attention import (
+    NAGFlux2AttnProcessor,
+    NAGFlux2ParallelSelfAttnProcessor,
+    NAGFluxAttnProcessor2_0,
+    NAGJointAttnProcessor2_0,
+    NAGQwenDoubleStreamAttnProcessor2_0,
+)
 
 __all__ = [
     "NAGAttnProcessor2_0",
+    "NAGFlux2AttnProcessor",
+    "NAGFlux2ParallelSelfAttnProcessor",
     "NAGFluxAttnProcessor2_0",
     "NAGJointAttnProcessor2_0",
+    "NAGLTXVideoAttnProcessor",
+    "NAGQwenDoubleStreamAttnProcessor2_0",
     "NAGSanaAttnProcessor2_0",
     "NAGWanAttnProcessor2_0",
     "PackedText",

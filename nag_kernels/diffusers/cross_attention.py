@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
@@ -42,6 +43,27 @@ class CrossAttentionProcessor(GuidedProcessor):
         unconditional = rows - negative.shape[0]
         if unconditional:  # these rows have no negative; their settings make any text here a plain attention
             negative = torch.cat([positive[:unconditional], negative])
+        return positive, negative
+
+    def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.text is not None and self.text.mask_positive is not None:
+            return self.text.mask_positive, self.text.mask_negative
+        if attention_mask is None:
+            return None, None
+        seen, plain = seen_tokens(type(self).__name__, attention_mask)
+        if seen.shape != text.shape[:2]:
+            raise ValueError(
+                f"{type(self).__name__}: attention_mask must be [{text.shape[0]}, 1, {text.shape[1]}] like "
+                f"encoder_hidden_states, got {tuple(attention_mask.shape)}"
+            )
+        message = not_plain(type(self).__name__, "attention_mask")
+        if torch.compiler.is_compiling():
+            torch._assert_async(plain, message)  # a compiled graph cannot branch on a value
+        elif not plain:
+            raise ValueError(message)
+        positive, negative = self._split(seen, rows)
+        if attention_mask.dtype != torch.bool:
+            positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
         return positive, negative
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
@@ -125,27 +147,6 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         query, key, value = (heads(attn, x) for x in (attn.to_q(hidden_states), key, value))
         query = query if attn.norm_q is None else attn.norm_q(query)
         return query, key if attn.norm_k is None else attn.norm_k(key), value
-
-    def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
-        if self.text is not None and self.text.mask_positive is not None:
-            return self.text.mask_positive, self.text.mask_negative
-        if attention_mask is None:
-            return None, None
-        seen, plain = seen_tokens(type(self).__name__, attention_mask)
-        if seen.shape != text.shape[:2]:
-            raise ValueError(
-                f"{type(self).__name__}: attention_mask must be [{text.shape[0]}, 1, {text.shape[1]}] like "
-                f"encoder_hidden_states, got {tuple(attention_mask.shape)}"
-            )
-        message = not_plain(type(self).__name__, "attention_mask")
-        if torch.compiler.is_compiling():
-            torch._assert_async(plain, message)  # a compiled graph cannot branch on a value
-        elif not plain:
-            raise ValueError(message)
-        positive, negative = self._split(seen, rows)
-        if attention_mask.dtype != torch.bool:
-            positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
-        return positive, negative
 
 
 class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
@@ -233,3 +234,35 @@ class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
         return (
             F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
         )
+
+
+class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
+    """Guided cross-attention for LTX-Video, in the place of `LTXVideoAttnProcessor`.
+
+        out = to_out(guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-                    (arXiv 2505.21179)
+
+    Args, masks and errors as in `NAGAttnProcessor2_0`; image_rotary_emb beside a text is refused as well.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = LTXVideoAttnProcessor()
+
+    def __call__(
+        self, attn: LTXAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        rows = hidden_states.shape[0]
+        if encoder_hidden_states is None or (self.text is None and encoder_hidden_states.shape[0] == rows):
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if image_rotary_emb is not None:
+            raise ValueError(f"{type(self).__name__}: image_rotary_emb must be None beside encoder_hidden_states")
+        self._check_text(rows, encoder_hidden_states)
+        masks = self._masks(attention_mask, encoder_hidden_states, rows)
+        self._count()
+
+        query = heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        key = heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states)))
+        hidden_states = self._attend(query, key, heads(attn, attn.to_v(encoder_hidden_states)), masks)
+        return attn.to_out[1](attn.to_out[0](hidden_states))

@@ -3,6 +3,7 @@
 """Encoding a negative prompt exactly as a pipeline would: by running that pipeline up to its first denoiser call."""
 
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -102,31 +103,34 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
 
 
-def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: Mapping[str, Any],
+def record_negative(function: Callable, pipe: Any, denoisers: list[Module], arguments: Mapping[str, Any],
                     negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
     """The denoiser's arguments, had the pipeline been called with the negative for its prompt, all else alike.
 
-    The call runs up to the first use of the denoiser and leaves nothing behind: generators are cloned, torch's
-    random state, the attributes of pipeline and scheduler and the denoiser's attention processors are put back, callbacks
-    are dropped, the progress bar stays off.
+    The call runs up to the first use of a denoiser and leaves nothing behind: generators are cloned, torch's random
+    state, the attributes of pipeline and scheduler and the denoisers' attention processors are put back, callbacks are
+    dropped, the progress bar stays off.
     """
     got: dict[str, Any] = {}
     thread = threading.get_ident()
 
-    def record(*args, **kwargs):
+    def record(denoiser, *args, **kwargs):
         if threading.get_ident() != thread:
             raise RuntimeError(OTHER_THREAD)
         got.update(denoiser_arguments(denoiser, args, kwargs))
         raise _Reached
 
     call = _with_negative(function, pipe, arguments, negative)
-    call |= {name: value for name, value in family_of(denoiser).negative_call.items() if name in arguments}
+    call |= {name: value for name, value in family_of(denoisers[0]).negative_call.items() if name in arguments}
     owners = [x for x in (pipe, getattr(pipe, "scheduler", None)) if hasattr(x, "__dict__")]
     before = [dict(x.__dict__) for x in owners]
-    processors = [(x, x.processor) for x in inner_denoiser(denoiser).modules() if hasattr(x, "processor")]
+    modules = [module for denoiser in denoisers for module in inner_denoiser(denoiser).modules()]
+    processors = [(x, x.processor) for x in modules if hasattr(x, "processor")]
     try:
         pipe.__dict__["_progress_bar_config"] = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-        with _random_state_kept(pipe), intercepted(denoiser, record), contextlib.suppress(_Reached):
+        with _random_state_kept(pipe), contextlib.suppress(_Reached), contextlib.ExitStack() as stack:
+            for denoiser in denoisers:
+                stack.enter_context(intercepted(denoiser, functools.partial(record, denoiser)))
             function(pipe, **call)
     finally:
         for owner, attributes in zip(owners, before, strict=True):
@@ -136,7 +140,7 @@ def record_negative(function: Callable, pipe: Any, denoiser: Module, arguments: 
             module.processor = processor
     if not got:
         raise RuntimeError(
-            f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoiser)).__name__}: "
+            f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoisers[0])).__name__}: "
             "guidance cannot act"
         )
     return got

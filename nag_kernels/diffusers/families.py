@@ -19,11 +19,30 @@ from diffusers.models.attention_processor import (
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2Attention,
+    Flux2AttnProcessor,
+    Flux2ParallelSelfAttention,
+    Flux2ParallelSelfAttnProcessor,
+)
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch.nn import Module
 
-from .cross_attention import NAGAttnProcessor2_0, NAGSanaAttnProcessor2_0, NAGWanAttnProcessor2_0
-from .joint_attention import NAGFluxAttnProcessor2_0, NAGJointAttnProcessor2_0
+from .cross_attention import (
+    NAGAttnProcessor2_0,
+    NAGLTXVideoAttnProcessor,
+    NAGSanaAttnProcessor2_0,
+    NAGWanAttnProcessor2_0,
+)
+from .joint_attention import (
+    NAGFlux2AttnProcessor,
+    NAGFlux2ParallelSelfAttnProcessor,
+    NAGFluxAttnProcessor2_0,
+    NAGJointAttnProcessor2_0,
+    NAGQwenDoubleStreamAttnProcessor2_0,
+)
 
 
 @dataclass(frozen=True)
@@ -40,25 +59,28 @@ class Settings:
 class Family:
     """How text reaches attention in one denoiser class.
 
-    text: the arguments of forward that hold the text, and the dimension its tokens lie along.
+    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch).
     masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T].
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
-    stock: the processors that `processor` replaces; any other at a site is refused.
+    processors: ours for each stock processor; any other at a site is refused.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
+    two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
+    unknown: arguments of forward that must be None, as they would change attention.
     """
 
     text: Mapping[str, int]
     masks: tuple[str, ...]
     sites: Callable[[Module], Iterator[tuple[str, Module]]]
     site_count: Callable[[Module], int]
-    stock: tuple[type, ...]
-    processor: type
+    processors: Mapping[type, type]
     settings: Callable[[Module], Settings]
     refuse: Callable[[Module], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
+    two_calls: bool = False
+    unknown: tuple[str, ...] = ()
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -74,8 +96,15 @@ def _joint_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
             yield name, module
 
 
-def _flux_attentions(denoiser: Module) -> Iterator[tuple[str, FluxAttention]]:
-    return ((name, module) for name, module in denoiser.named_modules() if isinstance(module, FluxAttention))
+def _all_of(*kinds: type) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+    return lambda denoiser: ((name, module) for name, module in denoiser.named_modules() if isinstance(module, kinds))
+
+
+def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, LTXAttention]]:
+    """The second of each block: nothing on a layer says whether it sees text, as text is as wide as the image."""
+    for name, module in denoiser.named_modules():
+        if isinstance(module, LTXAttention) and name.endswith("attn2"):
+            yield name, module
 
 
 def _wan_attentions(denoiser: Module) -> Iterator[tuple[str, WanAttention]]:
@@ -109,8 +138,7 @@ FAMILIES: dict[str, Family] = {
         masks=("encoder_attention_mask",),
         sites=_cross_attentions,
         site_count=_unet_sites,
-        stock=(AttnProcessor2_0, FusedAttnProcessor2_0),
-        processor=NAGAttnProcessor2_0,
+        processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
         settings=_unet_settings,
         refuse=_unet_refuse,
     ),
@@ -119,8 +147,7 @@ FAMILIES: dict[str, Family] = {
         masks=("encoder_attention_mask",),
         sites=_cross_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
-        stock=(AttnProcessor2_0, FusedAttnProcessor2_0),
-        processor=NAGAttnProcessor2_0,
+        processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
     ),
     "SD3Transformer2DModel": Family(
@@ -128,8 +155,7 @@ FAMILIES: dict[str, Family] = {
         masks=(),
         sites=_joint_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
-        stock=(JointAttnProcessor2_0,),
-        processor=NAGJointAttnProcessor2_0,
+        processors={JointAttnProcessor2_0: NAGJointAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
     ),
     "SanaTransformer2DModel": Family(
@@ -137,37 +163,66 @@ FAMILIES: dict[str, Family] = {
         masks=("encoder_attention_mask",),
         sites=_cross_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
-        stock=(SanaAttnProcessor2_0,),
-        processor=NAGSanaAttnProcessor2_0,
+        processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.375),
         negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
     ),
     "FluxTransformer2DModel": Family(
-        text={"encoder_hidden_states": 1, "txt_ids": 0},
+        text={"encoder_hidden_states": 1, "txt_ids": -2},
         masks=(),
-        sites=_flux_attentions,
+        sites=_all_of(FluxAttention),
         site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        stock=(FluxAttnProcessor,),
-        processor=NAGFluxAttnProcessor2_0,
+        processors={FluxAttnProcessor: NAGFluxAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        two_calls=True,
+    ),
+    "Flux2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1, "txt_ids": -2},
+        masks=(),
+        sites=_all_of(Flux2Attention, Flux2ParallelSelfAttention),
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        processors={
+            Flux2AttnProcessor: NAGFlux2AttnProcessor,
+            Flux2ParallelSelfAttnProcessor: NAGFlux2ParallelSelfAttnProcessor,
+        },
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
+        two_calls=True,
+        unknown=("kv_cache_mode",),
+    ),
+    "QwenImageTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_hidden_states_mask",),
+        sites=_joint_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
+        two_calls=True,
+    ),
+    "LTXVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_ltx_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
     ),
     "WanTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=(),
         sites=_wan_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
-        stock=(WanAttnProcessor,),
-        processor=NAGWanAttnProcessor2_0,
+        processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        two_calls=True,
     ),
     "WanVACETransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=(),
         sites=_wan_attentions,
         site_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
-        stock=(WanAttnProcessor,),
-        processor=NAGWanAttnProcessor2_0,
+        processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        two_calls=True,
     ),
 }
 
@@ -177,17 +232,16 @@ def inner_denoiser(denoiser: Module) -> Module:
     return getattr(denoiser, "_orig_mod", denoiser)
 
 
-def find_denoiser(pipe: Any) -> Module:
-    """The pipeline's denoiser. Raises ValueError where it has none, or two."""
-    if isinstance(getattr(pipe, "transformer_2", None), Module):
-        raise ValueError(
-            f"guide: {type(pipe).__name__} has two denoisers (transformer and transformer_2); guidance knows pipelines with "
-            "one"
-        )
-    for name in ("transformer", "unet"):
-        if isinstance(getattr(pipe, name, None), Module):
-            return getattr(pipe, name)
-    raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
+def find_denoisers(pipe: Any) -> list[Module]:
+    """The pipeline's denoisers: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of a kind each."""
+    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+    found = list(dict.fromkeys(x for x in named if isinstance(x, Module)))
+    if not found:
+        raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
+    if any(family_of(x) is not family_of(found[0]) for x in found):
+        kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
+        raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")
+    return found
 
 
 def family_of(denoiser: Module) -> Family:
@@ -210,16 +264,21 @@ def checked_sites(denoiser: Module) -> list[Module]:
     reason = family.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
+    if getattr(denoiser, "_parallel_config", None) is not None:
+        raise ValueError(f"guide: this {kind} cannot be guided: it is spread over several devices (_parallel_config)")
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise ValueError(
+            f"guide: this {kind} cannot be guided: its cache would carry steps with guidance into steps without; call "
+            "disable_cache()"
+        )
     sites = list(family.sites(denoiser))
-    known = " or ".join(x.__name__ for x in family.stock)
+    known = " or ".join(x.__name__ for x in family.processors)
     for name, module in sites:
-        if getattr(module.processor, "_parallel_config", None) is not None:
-            raise ValueError(f"guide: {kind} runs under context parallelism, which guidance does not know")
-        if type(module.processor) not in family.stock:
+        if type(module.processor) not in family.processors:
             raise ValueError(
                 f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "
                 f"known: guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set "
-                f"it, or call set_attn_processor({family.stock[0].__name__}())"
+                f"it, or call set_attn_processor({next(iter(family.processors)).__name__}())"
             )
     if len(sites) != family.site_count(denoiser) or not sites:
         raise ValueError(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 from torch.nn import Module
@@ -29,7 +30,7 @@ from .dry_run import (
     prompt_count,
     record_negative,
 )
-from .families import checked_sites, family_of, find_denoiser, inner_denoiser
+from .families import checked_sites, family_of, find_denoisers, inner_denoiser
 from .guided_processor import PackedText
 from .packing import Packer
 
@@ -129,10 +130,15 @@ class _Guidance:
             "was looked up before, or a pipeline made from this one, is not guided)"
         )
         self.negative = _checked_negative(negative_prompt)
+        if isinstance(pipe, ModularPipeline):
+            raise ValueError(
+                f"guide: {type(pipe).__name__} is not supported: a modular pipeline has guiders of its own"
+            )
         if hasattr(pipe, "do_perturbed_attention_guidance"):
             name = type(pipe).__name__
             raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
-        denoiser = find_denoiser(pipe)
+        denoisers = find_denoisers(pipe)
+        denoiser = denoisers[0]
         papers = family_of(denoiser).settings(inner_denoiser(denoiser))
         check_rule("guide", rule)
         if rule == "nasa" and nag_scale is None and papers.nasa_scale is None:
@@ -145,31 +151,36 @@ class _Guidance:
         if not 0 <= start < end <= 1:
             raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
         self.rule, self.start, self.end, self.pad = rule, start, end, pad
-        checked_sites(denoiser)
+        for denoiser in denoisers:
+            checked_sites(denoiser)
 
     def run(self, function, pipe, args, kwargs):
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
         self.calls += 1
-        denoiser = find_denoiser(pipe)
-        sites = checked_sites(denoiser)
+        denoisers = find_denoisers(pipe)
+        sites = [checked_sites(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        with _claimed(denoiser):
-            negative = record_negative(function, pipe, denoiser, arguments, self.negative)
+        with contextlib.ExitStack() as stack:
+            for denoiser in denoisers:
+                stack.enter_context(_claimed(denoiser))
+            negative = record_negative(function, pipe, denoisers, arguments, self.negative)
             each = arguments.get("num_images_per_prompt", arguments.get("num_videos_per_prompt", 1))
             images = prompt_count(pipe, arguments) * each
             scale = arguments.get("guidance_scale")
-            halves = not isinstance(scale, (int, float)) or scale > 1
-            steered = _SteeredDenoiser(self, pipe, denoiser, sites, negative, images, halves)
+            family = family_of(denoisers[0])
+            halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > 1)
+            steered = _SteeredRun(self, pipe, family, negative, images, halves)
             args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
-            with contexts_noticed(denoiser, steered.enter), intercepted(denoiser, steered) as steered.original:
-                result = function(*args, **kwargs)
-        kind = type(inner_denoiser(denoiser)).__name__
+            for part in zip(denoisers, sites, strict=True):
+                steered.stand_in(stack, *part)
+            result = function(*args, **kwargs)
         if steered.calls == 0:
+            kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
         if steered.guided == 0:
             raise RuntimeError(
                 f"guide: no step fell between start {self.start:g} and end {self.end:g}: guidance did not act; "
-                f"the call had {steered.steps} steps"
+                f"the call had {len(set(steered.step_of))} steps"
             )
         return result
 
@@ -216,48 +227,57 @@ def _claimed(denoiser: Module) -> Iterator[None]:
             _in_use.discard(denoiser)
 
 
-class _SteeredDenoiser:
-    """Stands for the denoiser during one call of the pipeline."""
+class _SteeredRun:
+    """Stands for the denoisers during one call of the pipeline."""
 
-    def __init__(self, guidance, pipe, denoiser, sites, negative, images, halves):
-        self.guidance, self.pipe, self.denoiser = guidance, pipe, denoiser
-        self.original = None
+    def __init__(self, guidance, pipe, family, negative, images, halves):
+        self.guidance, self.pipe, self.family = guidance, pipe, family
         self.thread = threading.get_ident()
-        self.calls = self.guided = self.steps = 0
+        self.calls = self.guided = self.visits = 0
         self.rests = False
-        self.step, self.timestep = -1, None
+        self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.latest = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.seen = (None, None)  # sample and text of the latest call that was not unconditional
-        family = family_of(denoiser)
         self.text = PackedText(rule=guidance.rule)
         self.packer = Packer(family, negative, images, halves, guidance.pad, self.text)
-        self.sites = [(site, site.processor, family.processor(text=self.text)) for site in sites]
 
-    def __call__(self, *args, **kwargs):
+    def stand_in(self, stack: contextlib.ExitStack, denoiser: Module, sites: list[Module]) -> None:
+        """Takes the calls of `denoiser` until `stack` closes."""
+        ours = self.family.processors
+        processors = [(site, site.processor, ours[type(site.processor)](text=self.text)) for site in sites]
+
+        def call(*args, **kwargs):
+            return self._call(denoiser, original, processors, args, kwargs)
+
+        stack.enter_context(contexts_noticed(denoiser, self.enter))
+        original = stack.enter_context(intercepted(denoiser, call))
+
+    def _call(self, denoiser, original, processors, args, kwargs):
         if threading.get_ident() != self.thread:
             raise RuntimeError(OTHER_THREAD)
         if self.rests:
-            return self.original(*args, **kwargs)
-        arguments = denoiser_arguments(self.denoiser, args, kwargs)
+            return original(*args, **kwargs)
+        arguments = denoiser_arguments(denoiser, args, kwargs)
         self.calls += 1
-        if self._is_unconditional(arguments):
-            return self.original(*args, **kwargs)
-        if not self._is_guided_step(arguments["timestep"]):
-            return self.original(*args, **kwargs)
+        for name in self.family.unknown:
+            if arguments.get(name) is not None:
+                raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
+        if self._is_unconditional(arguments) or not self._is_guided_step():
+            return original(*args, **kwargs)
         arguments |= self.packer.pack(arguments)
         self._check_rows(arguments["timestep"])
         self._set_settings()
         self.guided += 1
         try:
-            for site, _, ours in self.sites:
+            for site, _, ours in processors:
                 ours.text_calls = 0
                 site.processor = ours
-            result = self.original(**arguments)
+            result = original(**arguments)
         finally:
-            for site, stock, _ in self.sites:
+            for site, stock, _ in processors:
                 site.processor = stock
-        calls = [ours.text_calls for _, _, ours in self.sites]
+        calls = [ours.text_calls for _, _, ours in processors]
         if any(n != 1 for n in calls):
             raise RuntimeError(
                 f"guide: each of {len(calls)} attention layers must see the text once per call, but {calls.count(0)} "
@@ -266,6 +286,10 @@ class _SteeredDenoiser:
         return result
 
     def enter(self, context: str | None) -> None:
+        if context not in (None, "cond", "uncond", "cond_uncond") and not self.rests:
+            raise RuntimeError(
+                f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"
+            )
         self.context = context
 
     def _is_unconditional(self, arguments: Mapping[str, Any]) -> bool:
@@ -274,6 +298,8 @@ class _SteeredDenoiser:
         Pipelines say so through `cache_context`; those that do not call first with the prompt and then with the same
         sample and another text.
         """
+        if not self.family.two_calls:
+            return False
         if self.context is not None:
             return self.context == "uncond"
         sample, text = arguments.get("hidden_states", arguments.get("sample")), arguments.get("encoder_hidden_states")
@@ -318,23 +344,31 @@ class _SteeredDenoiser:
         values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
         self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
 
-    def _is_guided_step(self, timestep: Any) -> bool:
+    def _is_guided_step(self) -> bool:
         start, end = self.guidance.start, self.guidance.end
         if start == 0 and end == 1:
-            return True  # without reading the timestep: that would wait for the device
-        if self.steps == 0:
-            self.steps = self._count_steps()
-        timestep = _number(timestep)
-        if timestep != self.timestep:
-            self.timestep, self.step = timestep, self.step + 1
+            return True
+        if not self.step_of:
+            self.step_of = self._steps()
+        if self.visits == len(self.step_of):
+            raise RuntimeError(
+                f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
+                f"({len(self.step_of)}): start and end cannot be placed"
+            )
+        step, steps = self.step_of[self.visits], self.step_of[-1] + 1
+        self.visits += 1
         # Rounded by less than a step: 0.07 * 100 is a little above 7.
-        return start * self.steps - 1e-6 <= self.step < end * self.steps - 1e-6
+        return start * steps - 1e-6 <= step < end * steps - 1e-6
 
-    def _count_steps(self) -> int:
-        """Distinct timesteps in a row: a scheduler of second order visits most of them twice."""
+    def _steps(self) -> list[int]:
+        """The step of each visit: distinct timesteps in a row, as a scheduler of second order visits most of them twice.
+
+        From the scheduler, not from the denoiser's calls: pipelines round their timesteps to half precision, in which
+        neighbours become equal.
+        """
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
-        return len(torch.unique_consecutive(timesteps[-used:]))
+        return torch.unique_consecutive(timesteps[-used:], return_inverse=True)[1].tolist()
 
 
 def _number(timestep: Any) -> float:

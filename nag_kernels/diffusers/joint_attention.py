@@ -7,6 +7,13 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2Attention,
+    Flux2AttnProcessor,
+    Flux2ParallelSelfAttention,
+    Flux2ParallelSelfAttnProcessor,
+)
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0, apply_rotary_emb_qwen
 from torch import Tensor
 
 from nag_kernels import fused_guided_attention
@@ -16,27 +23,46 @@ from .guided_processor import GuidedProcessor, PackedText, heads
 Projected = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, S, H, D]
 
 
+def _beside_image(mask: Tensor | None, image: int) -> Tensor | None:
+    """The mask [B, 1, 1, image + T] of keys [image | text], all of the image seen; None where all is seen."""
+    if mask is None:
+        return None
+    return torch.cat([mask.new_ones(mask.shape[0], image), mask], dim=1)[:, None, None]
+
+
 class JointAttentionProcessor(GuidedProcessor):
     """The image attends, guided, to [image | text+] and [image | text-]; each text to the image and itself."""
+
+    _has_masks = False
 
     def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor]:
         """Attention of the image [B, S, C] and of the packed texts [B, T+ + T-, C]."""
         query, key, value = image
         lengths = (self.text.length_positive, self.text.length_negative)
         texts = list(zip(*(x.split(lengths, dim=1) for x in text), strict=True))
+        masks = (self.text.mask_positive, self.text.mask_negative)
         streams = [
             F.scaled_dot_product_attention(
                 q.transpose(1, 2), torch.cat([key, k], dim=1).transpose(1, 2),
-                torch.cat([value, v], dim=1).transpose(1, 2),
+                torch.cat([value, v], dim=1).transpose(1, 2), attn_mask=_beside_image(mask, key.shape[1]),
             ).transpose(1, 2).flatten(2)
-            for q, k, v in texts
+            for (q, k, v), mask in zip(texts, masks, strict=True)
         ]  # fmt: skip
         (_, key_positive, value_positive), (_, key_negative, value_negative) = texts
         guided = fused_guided_attention(
             query, key_positive, value_positive, key_negative, value_negative, *self._settings_for(query, 0),
-            key_shared=key, value_shared=value, rule=self.text.rule,
+            key_shared=key, value_shared=value, mask_positive=masks[0], mask_negative=masks[1], rule=self.text.rule,
         ).flatten(2)  # fmt: skip
         return guided, torch.cat(streams, dim=1)
+
+    def _attend_packed(self, packed: Projected, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Attention of the packed texts and of the image, from one sequence [text+ ; text- ; image] turned by `rotary`."""
+        length = self.text.length_positive + self.text.length_negative
+        query, key, value = packed
+        if rotary is not None:
+            query, key = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key))
+        text, image = zip(*(x.split((length, x.shape[1] - length), dim=1) for x in (query, key, value)), strict=True)
+        return self._attend(image, text)[::-1]
 
     def _check_joint(self, image: Tensor, text: Tensor, attention_mask: Tensor | None) -> None:
         where = type(self).__name__
@@ -49,7 +75,8 @@ class JointAttentionProcessor(GuidedProcessor):
                 "PackedText"
             )
         if self.text is not None:
-            if self.text.mask_positive is not None or self.text.mask_negative is not None:
+            masks = (self.text.mask_positive, self.text.mask_negative)
+            if not self._has_masks and any(mask is not None for mask in masks):
                 raise ValueError(
                     f"{where}: PackedText.mask_positive and mask_negative must be None (there are no masks)"
                 )
@@ -145,11 +172,7 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         self._count()
 
         packed = self._project(attn, hidden_states, encoder_hidden_states)
-        if image_rotary_emb is not None:
-            query, key = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in packed[:2])
-            packed = (query, key, packed[2])
-        parts = [x.split((length, x.shape[1] - length), dim=1) for x in packed]
-        hidden_states, text = self._attend(tuple(image for _, image in parts), tuple(text for text, _ in parts))
+        text, hidden_states = self._attend_packed(packed, image_rotary_emb)
         if single:
             return torch.cat([text, hidden_states], dim=1)
         return attn.to_out[1](attn.to_out[0](hidden_states)), attn.to_add_out(text)
@@ -167,3 +190,100 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         text_query, text_key, text_value = (heads(attn, x) for x in added)
         pairs = (attn.norm_added_q(text_query), query), (attn.norm_added_k(text_key), key), (text_value, value)
         return tuple(torch.cat(pair, dim=1) for pair in pairs)
+
+
+class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
+    """Guided attention for the two-stream blocks of FLUX.2, in the place of `Flux2AttnProcessor`.
+
+    As `NAGFluxAttnProcessor2_0`.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = Flux2AttnProcessor()
+
+    def __call__(
+        self, attn: Flux2Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+
+class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
+    """Guided attention for the single-stream blocks of FLUX.2, in the place of `Flux2ParallelSelfAttnProcessor`.
+
+    One projection gives query, key, value and the feed-forward's input, one takes attention's and the feed-forward's output;
+    between them attention is that of `NAGFluxAttnProcessor2_0` in a single-stream block, with its arguments and errors.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = Flux2ParallelSelfAttnProcessor()
+
+    def __call__(
+        self, attn: Flux2ParallelSelfAttention, hidden_states: Tensor, attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        if self.text is None:
+            return self._plain(attn, hidden_states, attention_mask, image_rotary_emb)
+        length = self.text.length_positive + self.text.length_negative
+        self._check_joint(hidden_states, hidden_states[:, :length], attention_mask)
+        self._count()
+
+        widths = (3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor)
+        attention, feed_forward = attn.to_qkv_mlp_proj(hidden_states).split(widths, dim=-1)
+        query, key, value = (heads(attn, x) for x in attention.chunk(3, dim=-1))
+        text_image = self._attend_packed((attn.norm_q(query), attn.norm_k(key), value), image_rotary_emb)
+        return attn.to_out(torch.cat([torch.cat(text_image, dim=1), attn.mlp_act_fn(feed_forward)], dim=-1))
+
+
+class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
+    """Guided attention for Qwen-Image, in the place of `QwenDoubleStreamAttnProcessor2_0`; the texts may have masks.
+
+    As `NAGJointAttnProcessor2_0`. Qwen-Image numbers the tokens of its text; of the packed texts each is numbered from 0.
+
+    Args:
+        nag_scale, nag_tau, nag_alpha, text: as in `NAGJointAttnProcessor2_0`.
+    Raises: as there; ValueError for encoder_hidden_states_mask without PackedText.mask_positive and mask_negative.
+    """
+
+    _has_masks = True
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = QwenDoubleStreamAttnProcessor2_0()
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states_mask: Tensor | None = None, attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        call = (hidden_states, encoder_hidden_states, encoder_hidden_states_mask, attention_mask, image_rotary_emb)
+        if encoder_hidden_states is None:
+            return self._plain(attn, *call)
+        self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
+        if self.text is None:
+            return self._plain(attn, *call)
+        if encoder_hidden_states_mask is not None and self.text.mask_positive is None:
+            raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
+        self._count()
+
+        image = [heads(attn, project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v)]
+        projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text = [heads(attn, project(encoder_hidden_states)) for project in projections]
+        norms = ((attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k))
+        for stream, (norm_query, norm_key) in zip((image, text), norms, strict=True):
+            stream[0] = stream[0] if norm_query is None else norm_query(stream[0])
+            stream[1] = stream[1] if norm_key is None else norm_key(stream[1])
+        if image_rotary_emb is not None:
+            image_turns, turns = image_rotary_emb
+            text_turns = torch.cat([turns[: self.text.length_positive], turns[: self.text.length_negative]])
+            for stream, turn in ((image, image_turns), (text, text_turns)):
+                stream[:2] = (apply_rotary_emb_qwen(x, turn, use_real=False) for x in stream[:2])
+        hidden_states, encoder_hidden_states = self._attend(tuple(image), tuple(text))
+        for layer in attn.to_out:
+            hidden_states = layer(hidden_states)
+        return hidden_states, attn.to_add_out(encoder_hidden_states)

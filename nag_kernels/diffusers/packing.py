@@ -45,16 +45,17 @@ class Packer:
                 + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
         packed = {}
-        for other, along in self.family.text.items():
-            packed[other] = [arguments[other], self._rows_of(other, along, arguments[other])]
+        along = {other: at % arguments[other].ndim for other, at in self.family.text.items()}
+        for other in along:
+            packed[other] = [arguments[other], self._rows_of(other, along[other], arguments[other])]
         seen = self._masks(arguments)
         if self.pad:
-            for other, along in self.family.text.items():
-                packed[other] = _lengthened(*packed[other], along)
+            for other in along:
+                packed[other] = _lengthened(*packed[other], along[other])
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
         self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
         self.text.mask_positive, self.text.mask_negative = seen or (None, None)
-        packed = {other: torch.cat(packed[other], dim=along) for other, along in self.family.text.items()}
+        packed = {other: torch.cat(packed[other], dim=along[other]) for other in along}
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
             packed |= {mask: torch.cat(seen, dim=1) for mask in self.family.masks}
@@ -71,6 +72,7 @@ class Packer:
         if dim > 0:
             if negative.shape[0] == 2 * self.images == 2 * self.rows:
                 negative = negative[self.images :]  # classifier-free guidance ended on the way
+            negative = self._for_each_image(negative)
             expected = (self.rows, *positive.shape[1:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         else:
             expected = (negative.shape[0], *positive.shape[1:])
@@ -86,11 +88,22 @@ class Packer:
             positive, negative = arguments.get(name), self.negative.get(name)
             if positive is None and negative is None:
                 continue
-            if positive is None or negative is None:
-                raise ValueError(f"guide: {name} must come with both texts or with none")
-            seen = self._seen(name, positive), self._seen(name, negative)
-            return seen[0], seen[1][-self.rows :].to(seen[0].device)
+            # A pipeline may leave a mask out where all of a text is seen.
+            text, dim = next(iter(self.family.text.items()))
+            lengths = arguments[text].shape[dim], self._length(text, dim)
+            seen = [
+                torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
+                self._seen(name, mask) for mask, length in zip((positive, negative), lengths, strict=True)
+            ]  # fmt: skip
+            return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
         return None
+
+    def _for_each_image(self, negative: Tensor) -> Tensor:
+        """Some pipelines do not repeat ready-made text for each of a prompt's images."""
+        rows = negative.shape[0]
+        if 0 < rows < self.images and self.images % rows == 0:
+            return negative.repeat_interleave(self.images // rows, dim=0)
+        return negative
 
     def _seen(self, name: str, mask: Tensor) -> Tensor:
         if mask.ndim == 2:

@@ -1,9 +1,9 @@
-# make demo | shapes | test | bench | lint | clean        everything happens in .venv, made on first use
+# make demo | shapes | test | bench | gpu | lint | clean        everything but gpu happens in .venv, made on first use
 PYTHON ?= python3
 BIN = .venv/bin
 SOURCES = pyproject.toml setup.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes test bench lint clean
+.PHONY: demo shapes test bench gpu lint clean
 .DEFAULT_GOAL := demo
 
 # The pinned torch comes first and the build sees it (--no-build-isolation), so nothing else is downloaded for it.
@@ -25,6 +25,9 @@ test: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.bench_attention
+
+gpu:  # with the Python and torch at hand, on a machine with an NVIDIA GPU
+	benchmarks/gpu_visit.sh
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -42,7 +42,8 @@ def pytest_terminal_summary(terminalreporter):
     counts = ", ".join(f"{name}={n}" for name, n in backends.counts().items())
     path = backends.cpu_capability() or "not built"
     skips = {report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])}
-    absent = "; ".join(["any GPU", *sorted(skips)])
+    gpu = [] if torch.cuda.is_available() else ["any GPU"]
+    absent = "; ".join([*gpu, *sorted(skips - {"any GPU"})]) or "nothing"
     terminalreporter.write_line(
         f"backends exercised (calls counted inside each): {counts} [cpu path: {path}]; not run here: {absent}"
     )

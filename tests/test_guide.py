@@ -373,9 +373,7 @@ def test_pad_brings_the_shorter_text_to_the_length_of_the_longer(negative, guida
             wanted_options |= {"negative_prompt": ""}
     else:
         wanted_options = {}
-    wanted, _ = draw_with_oracle(
-        pipe, checked_sites(pipe.transformer), 1, recorded, **STEERING, **options | wanted_options
-    )
+    wanted, _ = draw_with_oracle(pipe, 1, recorded, **STEERING, **options | wanted_options)
     with guide(pipe, negative, pad=True, **FIRM):
         got = draw(pipe, **options)
     assert error(got, wanted) < 2e-5

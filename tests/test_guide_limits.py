@@ -5,6 +5,7 @@
 import inspect
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from diffusers.models.attention_processor import (
 )
 from tiny_models import PIPELINES, denoiser, denoisers, draw, error, one_thread, pipeline, ready_made_pipeline  # noqa: F401
 
-from nag_kernels.diffusers import disable_guidance, enable_guidance, families, guide
+from nag_kernels.diffusers import disable_guidance, enable_guidance, families, guide, supported
 
 NEGATIVE = "a large blue dog on grass"
 KINDS = pytest.mark.parametrize("kind", PIPELINES)
@@ -253,6 +254,15 @@ def test_fused_projections_work_where_the_stock_ones_do():
     pipe.transformer.fuse_qkv_projections()
     with pytest.raises(ValueError, match="FusedJointAttnProcessor2_0, which is not known"):
         enable_guidance(pipe, NEGATIVE)
+
+
+def test_the_table_and_the_docs_know_every_family():
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    for name, family in families.FAMILIES.items():
+        assert any(line.startswith(name + " ") for line in supported().splitlines()), name
+        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}`")), "")
+        for ours in family.processors.values():
+            assert f"`{ours.__name__}`" in row, (name, ours)
 
 
 def test_unsupported_denoisers():

@@ -14,6 +14,7 @@ from .cross_attention import (
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .families import supported
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
 from .joint_attention import (
@@ -38,4 +39,5 @@ __all__ = [
     "disable_guidance",
     "enable_guidance",
     "guide",
+    "supported",
 ]

@@ -244,6 +244,15 @@ def find_denoisers(pipe: Any) -> list[Module]:
     return found
 
 
+def supported() -> str:
+    """The denoisers that `guide` knows, a line each: class, where the text goes, our processors."""
+    lines = [f"{'denoiser':28s} {'texts packed in':40s} processors"]
+    for name, family in FAMILIES.items():
+        processors = ", ".join(dict.fromkeys(ours.__name__ for ours in family.processors.values()))
+        lines.append(f"{name:28s} {', '.join((*family.text, *family.masks)):40s} {processors}")
+    return "\n".join(lines)
+
+
 def family_of(denoiser: Module) -> Family:
     """The entry for this denoiser. Raises ValueError, with the supported classes, where there is none."""
     denoiser = inner_denoiser(denoiser)

@@ -13,6 +13,7 @@ CPU cannot keep up with count as they do in a model. Rows are appended to the CS
 import argparse
 import csv
 import datetime
+import functools
 import math
 import pathlib
 import statistics
@@ -97,7 +98,7 @@ def measure(providers: dict, copies: list[dict], seconds: float, clock: Clock) -
     while time.perf_counter() < start + seconds or min(map(len, times.values())) < 5:
         warm, pairs = time.perf_counter() < start + seconds / 5, []
         for name, run in providers.items():
-            pairs.append((name, clock.time(lambda run=run: run(copies[turn % len(copies)]))))
+            pairs.append((name, clock.time(functools.partial(run, copies[turn % len(copies)]))))
         turn += 1
         clock.wait()
         if not warm:

@@ -24,7 +24,7 @@ class Settings:
     flow_batch: int = 32
     flow_rate: float = 2e-3
     flow_visited: float = 0.6  # share of the batch at the four noise levels that sampling visits
-    few_steps: int = 300
+    few_steps: int = 600
     few_rate: float = 5e-4
     few_substeps: int = 3
     few_guidance: float = 2.5  # classifier-free guidance of the teacher

@@ -3,6 +3,7 @@
 """The small model: its world, its judge, its pipeline, and what the shipped weights reach."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -210,10 +211,14 @@ def test_noise_keeps_the_rules_of_the_world():
 
 # The judge
 
+RECORD = json.loads((WEIGHTS / "training.json").read_text())["evaluation"]
+
 
 def test_classifier_reads_fresh_renders(classifier):
+    """Above 98 % over the 10 000 renders of training.json; over fewer, three standard deviations of a share less."""
+    assert min(RECORD["classifier"].values()) > 0.98
     shares = accuracy(classifier, 3_000, seed=4242)
-    assert min(shares.values()) > 0.98, shares
+    assert min(shares.values()) > 0.98 - 3 * math.sqrt(0.98 * 0.02 / 3_000), shares
 
 
 @pytest.mark.parametrize("kind", SPOILS)
@@ -374,7 +379,6 @@ def test_weights_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 8_000_000
 
 
-RECORD = json.loads((WEIGHTS / "training.json").read_text())["evaluation"]
 
 
 def test_shipped_weights_reach_what_the_documents_say(pipe, classifier):
@@ -384,11 +388,13 @@ def test_shipped_weights_reach_what_the_documents_say(pipe, classifier):
         assert abs(shares[name] - RECORD["samples"][name]) < 0.087, name
 
 
-@pytest.mark.xfail(strict=True, reason="one object right and clean: 74 % of 90 %; two objects right: 28 % of 60 %")
-def test_the_targets_of_the_model():
-    """Strict: weights that reach all of this make it fail, and then this mark goes."""
-    assert min(RECORD["classifier"].values()) > 0.98
+def test_one_object_is_drawn_right_and_clean():
     assert RECORD["samples"]["one: objects and clean"] >= 0.90
+
+
+@pytest.mark.xfail(strict=True, reason="two objects right: 48 % of 60 %")
+def test_two_objects_are_drawn_right():
+    """Strict: weights that reach this make it fail, and then this mark goes."""
     assert RECORD["samples"]["two: objects"] >= 0.60
 
 

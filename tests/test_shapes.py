@@ -379,8 +379,6 @@ def test_weights_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 8_000_000
 
 
-
-
 def test_shipped_weights_reach_what_the_documents_say(pipe, classifier):
     """Fewer samples than in training.json: the slack is three standard deviations of a share over 300."""
     shares = evaluate(pipe, classifier, 300, seed=77)

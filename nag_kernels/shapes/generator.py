@@ -12,43 +12,23 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from .autoencoder import build_autoencoder
 from .classifier import load_classifier
 from .evaluate import evaluate
 from .parallel import Average, Trainer, bar
 from .pipeline import ShapesPipeline
-from .scenes import ACROSS, GAP, MARGIN, SIZE, WORDS, Scenes, caption, draw_scenes, render
+from .scenes import ACROSS, GAP, MARGIN, SIZE, Scenes, caption, draw_scenes, render
 from .settings import Settings
-
-WIDTH, TEXT_LENGTH = 128, 16
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the world and an end token after each text, so that no text is empty."""
-    special = ("<pad>", "</s>", "<unk>")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*special, *WORDS))}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
-    )
+from .text_encoder import WIDTH, build_text_encoder, build_tokenizer, embed
 
 
 def build_pipeline(shift: float) -> ShapesPipeline:
     """The untrained pipeline: every component, random weights."""
     tokenizer = build_tokenizer()
-    text_encoder = T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer), d_model=WIDTH, d_kv=32, num_heads=4, d_ff=2 * WIDTH, num_layers=2,
-            feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
-        )
-    )  # fmt: skip
+    text_encoder = build_text_encoder(len(tokenizer))
     # Convolutions at 8x8 and 4x4 learn to draw from far fewer samples than a transformer of patches: docs/shapes.md.
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=8, out_channels=8, block_out_channels=(WIDTH // 2, WIDTH // 2), layers_per_block=1,
@@ -129,12 +109,6 @@ class Pairs:
         return self.ready.pop()
 
 
-def embed(pipe: ShapesPipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings [N, T, C] and mask [N, T] of captions."""
-    tokens = pipe.tokenizer(captions, padding="max_length", return_tensors="pt")
-    return pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
-
-
 def velocity(unet: nn.Module, x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
     return unet(x, sigma * 1000, text[0], encoder_attention_mask=text[1], return_dict=False)[0]
 
@@ -183,7 +157,7 @@ class _Watch:
 
 
 def train_flow(settings: Settings, rank: int, folder: Path) -> None:
-    """Write `flow.safetensors`: text encoder and UNet trained together by flow matching.
+    """Write `flow.safetensors`: the UNet trained by flow matching, beside the text encoder, which stays as it was.
 
         loss = |v(x_s, s, text) - (e - x)|^2,    x_s = (1 - s) x + s e,    e ~ N(0, 1)
 
@@ -193,8 +167,10 @@ def train_flow(settings: Settings, rank: int, folder: Path) -> None:
     torch.manual_seed(settings.seed + 40 + rank)
     pipe = build_pipeline(settings.shift)
     _load(pipe.vae, folder / "vae.safetensors")
+    _load(pipe.text_encoder, folder / "text.safetensors")
     pairs = Pairs(settings, rank, pipe.vae)
-    trained = [pipe.text_encoder, pipe.unet.to(memory_format=torch.channels_last)]
+    pipe.text_encoder.requires_grad_(False)
+    trained = [pipe.unet.to(memory_format=torch.channels_last)]
     trainer = Trainer(trained, settings.flow_steps, settings.flow_rate, warmup=200)
     average = Average(trained)
     watch = _Watch(settings, pipe, average, rank, folder, folder / "flow.safetensors")
@@ -205,7 +181,7 @@ def train_flow(settings: Settings, rank: int, folder: Path) -> None:
         chosen = torch.rand(len(x)) < settings.flow_visited
         sigma = torch.where(chosen, visited[torch.randint(4, (len(x),))], sigma)
         state = torch.lerp(x, noise, sigma[:, None, None, None])
-        found = velocity(pipe.unet, state, sigma, embed(pipe, captions))
+        found = velocity(pipe.unet, state, sigma, embed(pipe.tokenizer, pipe.text_encoder, captions))
         loss = trainer.step((found - (noise - x)).square().mean())
         average.update()
         watch(step, settings.flow_steps, loss)
@@ -236,7 +212,7 @@ def train_few_steps(settings: Settings, rank: int, folder: Path) -> None:
         high, low = edges[window][:, None, None, None], edges[window + 1][:, None, None, None]
         start = torch.lerp(x, noise, high)
         with torch.no_grad():
-            text, mask = embed(pipe, ["" for _ in captions] + captions)
+            text, mask = embed(pipe.tokenizer, pipe.text_encoder, ["" for _ in captions] + captions)
             end, stride = start, (high - low) / settings.few_substeps
             for part in range(settings.few_substeps):
                 sigma = (high - part * stride).flatten().repeat(2)

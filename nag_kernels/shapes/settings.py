@@ -18,6 +18,9 @@ class Settings:
     classifier_steps: int = 7600
     classifier_batch: int = 24
     classifier_rate: float = 2e-3
+    text_steps: int = 600
+    text_batch: int = 64
+    text_rate: float = 2e-3
     flow_two_share: float = 0.45  # share of scenes with two objects that the generator learns from
     full_share: float = 0.5  # share of captions that name everything
     flow_steps: int = 9500
@@ -34,6 +37,6 @@ class Settings:
 
 
 QUICK = Settings(
-    ae_steps=4, ae_batch=8, classifier_steps=3, classifier_batch=18, flow_steps=3, flow_batch=8, few_steps=2,
-    watch_every=2, judged=16,
+    ae_steps=4, ae_batch=8, classifier_steps=3, classifier_batch=18, text_steps=3, text_batch=8, flow_steps=3,
+    flow_batch=8, few_steps=2, watch_every=2, judged=16,
 )  # fmt: skip

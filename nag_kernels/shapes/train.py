@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Train shapes from nothing: autoencoder, classifier, generator, four-step distillation, evaluation.
+"""Train shapes from nothing: autoencoder, classifier, text encoder, generator, four-step distillation, evaluation.
 
 Every stage starts from the seed alone and leaves one file in the working folder, so that a run that was interrupted
 goes on with the stage it was in and ends with the same weights.
@@ -27,10 +27,12 @@ from .generator import build_pipeline, load_generator, train_few_steps, train_fl
 from .parallel import launch
 from .pipeline import WEIGHTS, ShapesPipeline, load
 from .settings import QUICK, Settings
+from .text_encoder import train_text
 
 STAGES = {
     "vae.safetensors": train_autoencoder,
     "classifier.safetensors": train_classifier,
+    "text.safetensors": train_text,
     "flow.safetensors": train_flow,
     "few.safetensors": train_few_steps,
 }

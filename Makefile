@@ -24,7 +24,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest
 
 bench: .venv/.installed
-	$(BIN)/python -m benchmarks.bench_attention
+	$(BIN)/python -m benchmarks
 
 gpu:  # with the Python and torch at hand, on a machine with an NVIDIA GPU
 	benchmarks/gpu_visit.sh

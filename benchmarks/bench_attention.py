@@ -1,178 +1,109 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Times nag::fused_guided_attention on the CPU beside two attentions and the eager formula.
+"""Times nag::fused_guided_attention beside two attentions and the formula, and beside attention alone.
 
-    python -m benchmarks.bench_attention            all workloads, under 4 minutes on 2 cores
-    python -m benchmarks.bench_attention --quick    the cross-attention layers of SDXL and the joint layer of SD3.5
-
-Each provider is first compared with float64 and not timed if it is wrong. Providers take turns call by call, so that
-a change of clock or a busy neighbour meets all of them. One row per measurement goes to benchmarks/results/<cpu>.csv.
+Each provider is first compared with float64 on a part of the queries and not timed if it is wrong. Providers take turns
+call by call, so that a change of clock or a busy neighbour meets all of them; inputs rotate through copies. Times are those
+of the device: events on a GPU, the clock on a CPU. Rows go to benchmarks/results/ as they come, so a run cut short keeps them.
 """
 
 import argparse
-import csv
-import datetime
+import functools
 import math
 import os
-import pathlib
-import platform
-import re
-import shlex
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import timeit
+from collections.abc import Callable
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
 
-from nag_kernels import backends, testing
+from nag_kernels import testing
 
-from .workloads import WORKLOADS, Workload
+from .machine import RESULTS, Rows, describe, fma_peak, sentence
+from .providers import PROVIDERS, SETTINGS, Run, served, verify
+from .workloads import CPU, GPU, Workload
 
 HAS_PROC = os.path.exists("/proc/self/status")
-RESULTS = pathlib.Path(__file__).parent / "results"
-SETTINGS = (5.0, 2.5, 0.25)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUICK = ("sdxl_64x64", "sdxl_32x32", "sd35_512px")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COPIES = {"cpu": 64 << 20, "cuda": 256 << 20}  # bytes of inputs to rotate through; on a GPU more than its cache
 
 
-# --- providers: each takes the inputs and returns [B, S, H, D] --------------------------------------------------------
+# --- timing -----------------------------------------------------------------------------------------------------------
 
 
-def setup_eager():
-    return lambda inputs: testing.eager(inputs, *SETTINGS)
+class Clock:
+    """Milliseconds of a call: by events on a GPU, so that launches which the CPU cannot keep up with count as in a model."""
+
+    def __init__(self, device: str):
+        self.on_gpu = torch.device(device).type == "cuda"
+
+    def time(self, call: Callable) -> tuple:
+        if not self.on_gpu:
+            start = time.perf_counter()
+            call()
+            return start, time.perf_counter()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        return start, end
+
+    def milliseconds(self, pair: tuple) -> float:
+        start, end = pair
+        return start.elapsed_time(end) if self.on_gpu else (end - start) * 1e3
+
+    def wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
 
 
-def setup_compiled():
-    """The eager formula through torch.compile, one graph for all shapes of a dtype."""
-    formula = torch.compile(testing.eager_guidance, dynamic=True)
-
-    def run(inputs):
-        return formula(*testing.eager_branches(inputs), *SETTINGS).view(inputs["query"].shape)
-
-    return run
+def rotated(inputs: dict, device: str) -> list[dict]:
+    size = sum(x.numel() * x.element_size() for x in inputs.values())
+    count = min(16, math.ceil(COPIES[torch.device(device).type] / size))
+    return [inputs] + [{name: x.clone() for name, x in inputs.items()} for _ in range(count - 1)]
 
 
-def setup_cpu():
-    if reason := backends.refusal("cpu", "cpu"):
-        raise RuntimeError(reason)
-    op = torch.ops.nag.fused_guided_attention
-    scale, tau, alpha = SETTINGS
-    return lambda inputs: op(**inputs, nag_scale=scale, nag_tau=tau, nag_alpha=alpha)
-
-
-PROVIDERS = {"sdpa_x2+eager": setup_eager, "sdpa_x2+compiled": setup_compiled, "cpu": setup_cpu}
-
-
-def verify(name: str, run, inputs: dict) -> None:
-    """Raises RuntimeError where the provider's relative error against float64 is not that of its dtype."""
-    exact = testing.truth(inputs, *SETTINGS)
-    found = testing.error(run(inputs), exact)
-    if name == "cpu":
-        allowed = testing.limit(inputs, exact, SETTINGS, "nag")
-    else:  # the baselines round the branches before the blend, whose extrapolation multiplies that error by up to 9
-        allowed = 10 * torch.finfo(inputs["query"].dtype).eps
-    if not found <= allowed:
-        raise RuntimeError(f"{name} is wrong and not timed: error {found:.3g} against float64, allowed {allowed:.3g}")
-
-
-def measure(runs: dict, inputs: dict, seconds: float) -> dict[str, list[float]]:
+def measure(runs: dict[str, Run], copies: list[dict], seconds: float, clock: Clock) -> dict[str, list[float]]:
     """Milliseconds of single calls, the providers in turns; the first fifth of the time is warm-up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.perf_counter()
+    start, turn = time.perf_counter(), 0
     while time.perf_counter() < start + seconds or min(map(len, times.values())) < 5:
-        warm = time.perf_counter() < start + seconds / 5
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run(inputs)
-            if not warm:
-                times[name].append((time.perf_counter() - begin) * 1e3)
+        warm, inputs = time.perf_counter() < start + seconds / 5, copies[turn % len(copies)]
+        pairs = {name: clock.time(functools.partial(run, inputs)) for name, run in runs.items()}
+        clock.wait()
+        turn += 1
+        if not warm:
+            for name, pair in pairs.items():
+                times[name].append(clock.milliseconds(pair))
     return times
 
 
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-PEAK_SOURCE = """
-#include <stdio.h>
-#include <time.h>
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-typedef float V __attribute__((vector_size(BYTES)));
-int main() {
-  V a[12], b = {}, c = {};
-  for (int j = 0; j < 12; ++j) a[j] = b + (float)j;
-  b += 0.999f; c += 0.001f;
-  double best = 0;
-  for (int r = 0; r < 10; ++r) {
-    struct timespec t0, t1;
-    clock_gettime(CLOCK_MONOTONIC, &t0);
-    for (int i = 0; i < 10000000; ++i) {
-      for (int j = 0; j < 12; ++j) a[j] = a[j] * b + c;
-    }
-    clock_gettime(CLOCK_MONOTONIC, &t1);
-    double s = (t1.tv_sec - t0.tv_sec) + 1e-9 * (t1.tv_nsec - t0.tv_nsec);
-    double rate = 1e7 * 12 * 2 * (BYTES / 4) / s / 1e9;
-    if (rate > best) best = rate;
-  }
-  float sum = 0;
-  for (int j = 0; j < 12; ++j) for (unsigned k = 0; k < BYTES / 4; ++k) sum += a[j][k];
-  printf("%f %f\\n", best, sum);
-}
-"""
+def spread(times: list[float]) -> tuple[float, float, float]:
+    """p20, p50, p80."""
+    tenths = statistics.quantiles(times, n=10, method="inclusive")
+    return tenths[1], tenths[4], tenths[7]
 
 
-def fma_peak(threads: int) -> float | None:
-    """GFLOP/s of float32 multiply-adds in registers, `threads` processes at once; None without a C compiler."""
-    compiler = shutil.which(shlex.split(os.environ.get("CC", "cc"))[0])
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        source, program = pathlib.Path(folder, "peak.c"), pathlib.Path(folder, "peak")
-        source.write_text(PEAK_SOURCE)
-        subprocess.run([compiler, "-O3", "-march=native", "-ffp-contract=fast", source, "-o", program], check=True)
-        running = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
-        return sum(float(process.communicate()[0].split()[0]) for process in running)
-
-
-def cpu_name() -> str:
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.M))
-    family = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else ""
-    return fields.get("model name", platform.machine()) + family
-
-
-def commit() -> tuple[str, bool]:
-    def git(*arguments):
-        done = subprocess.run(["git", *arguments], cwd=RESULTS, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") or "unknown", bool(git("status", "--porcelain", "--untracked-files=no"))
-
-
-# --- memory and overhead ----------------------------------------------------------------------------------------------
+# --- memory, overhead, growth -----------------------------------------------------------------------------------------
 
 PEAK_MEMORY = """
 import sys, torch
-from benchmarks.bench_attention import PROVIDERS, WORKLOADS, DTYPES
-name, provider, dtype = sys.argv[1:]
-w = next(w for w in WORKLOADS if w.name == name)
-make = lambda length: torch.ones(w.batch, length, w.heads, w.size, dtype=DTYPES[dtype])
+from benchmarks.providers import PROVIDERS
+from benchmarks.workloads import CPU
+name, provider = sys.argv[1:]
+w = next(w for w in CPU if w.name == name)
+make = lambda length: torch.ones(w.batch, length, w.heads, w.size)
 inputs = {"query": make(w.length)}
 for part, length in (("positive", w.text), ("negative", w.text), ("shared", w.shared)):
     if length:
         inputs[f"key_{part}"], inputs[f"value_{part}"] = make(length), make(length)
-run = PROVIDERS[provider]()
+run = PROVIDERS[provider].set_up("cpu")
 run({key: x[:, :8] for key, x in inputs.items()})
 # Not ru_maxrss: a process inherits that from its parent.
 peak = lambda: int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])
@@ -182,9 +113,9 @@ print(peak() - before)
 """
 
 
-def peak_memory(workload: Workload, provider: str, dtype: str) -> float:
-    """MiB by which one call raises the peak resident memory of a fresh process, its output included."""
-    command = [sys.executable, "-c", PEAK_MEMORY, workload.name, provider, dtype]
+def peak_memory(workload: Workload, provider: str) -> float:
+    """MiB by which one float32 call raises the peak resident memory of a fresh process, its output included."""
+    command = [sys.executable, "-c", PEAK_MEMORY, workload.name, provider]
     done = subprocess.run(command, cwd=RESULTS.parents[1], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 2**10
 
@@ -206,6 +137,31 @@ def call_overhead() -> dict[str, float]:
     return found
 
 
+def device_memory(run: Run, inputs: dict) -> float:
+    """MiB that one call takes on a GPU beyond what was there, its output included."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out = run(inputs)
+    torch.cuda.synchronize()
+    del out
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def growth(workload: Workload, device: str, clock: Clock) -> str:
+    """Time of one token as there are more of them, and as the batch grows: flat where cost is linear."""
+    run, said = PROVIDERS["ours"].set_up(device), []
+    for kind in ("tokens", "batch"):
+        found = []
+        for times in (1, 2, 4):
+            more = workload.tiled(**{kind: times})
+            inputs = testing.make_inputs(device=device, **more.inputs())
+            median = statistics.median(measure({"ours": run}, [inputs], 1.0, clock)["ours"])
+            found.append(f"{1e3 * median / (more.batch * more.length):.2f}")
+        said.append(f"{kind} x1, x2, x4: {', '.join(found)}")
+    return "; ".join(said)
+
+
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -213,99 +169,125 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def run_workload(workload: Workload, dtype: str, runs: dict, seconds: float) -> dict[str, list[float]]:
-    inputs = testing.make_inputs(dtype=DTYPES[dtype], **workload.inputs())
+def set_up(names: list[str], device: str) -> dict[str, Run]:
+    runs = {}
+    for name in names:
+        try:
+            runs[name] = PROVIDERS[name].set_up(device)
+        except RuntimeError as error:  # a provider that cannot run here is named, not fatal
+            print(f"{name} cannot run here: {str(error).splitlines()[0]}")
+    return runs
+
+
+def time_workload(
+    workload: Workload, dtype: torch.dtype, runs: dict[str, Run], seconds: float, device: str
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Milliseconds by provider, and on a GPU MiB by provider."""
+    inputs = testing.make_inputs(dtype=dtype, device=device, **workload.inputs())
     # A sixteenth of the queries shows whether the formula and the strides are right.
     part = {**inputs, "query": inputs["query"][:, : max(64, workload.length // 16)]}
+    able: dict[str, Run] = {}
     for name, run in runs.items():
-        verify(name, run, part)
-    return measure(runs, inputs, seconds)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_attention", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="A ratio above 1 means that the op is that many times faster than the provider beside it.",
-    )  # fmt: skip
-    names = [w.name for w in WORKLOADS]
-    parser.add_argument("--quick", action="store_true", help="three workloads, half the time each")
-    parser.add_argument("--workload", nargs="+", choices=names, metavar="NAME", help=f"of: {', '.join(names)}")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
-    parser.add_argument("--seconds", type=float, default=4.0, help="time per workload and dtype (default: 4)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
-    parser.add_argument("--no-csv", action="store_true", help="print only")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    chosen = options.workload or (QUICK if options.quick else names)
-    seconds = options.seconds / (2 if options.quick else 1)
-
-    (sha, dirty), cpu, peak = commit(), cpu_name(), fma_peak(options.threads)
-    stamp = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    print(f"{cpu}, path {backends.cpu_capability()}, {options.threads} threads, torch {torch.__version__}, "
-          f"commit {sha}{' with changes' if dirty else ''}")  # fmt: skip
-    print(f"float32 multiply-add peak, measured: {f'{peak:.0f} GFLOP/s' if peak else 'no C compiler'}\n")
-
-    runs = {}
-    for name, setup in PROVIDERS.items():
+        if not PROVIDERS[name].takes(workload):
+            continue
         try:
-            runs[name] = setup()
-            runs[name](testing.make_inputs(length=64))
-        except Exception as error:  # a provider that cannot run here is named, not fatal
-            print(f"{name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0]}")
-            runs.pop(name, None)
-    rows, ratios = [], {}
-    print(f"{'workload':15s} {'dtype':9s}" + "".join(f"{f'{n} ms':>28s}" for n in runs)
-          + "   GFLOP/s  of peak   faster than")  # fmt: skip
-    with torch.inference_mode():
-        for workload in (w for w in WORKLOADS if w.name in chosen):
-            for dtype in options.dtype:
-                times = run_workload(workload, dtype, runs, seconds)
-                spread = {n: statistics.quantiles(t, n=10, method="inclusive") for n, t in times.items()}
-                line = f"{workload.name:15s} {dtype:9s}"
-                for name, q in spread.items():
-                    line += f"{f'{q[4]:.2f} ({q[1]:.2f}..{q[7]:.2f})':>28s}"
-                    rate = workload.flops() / q[4] / 1e6
-                    rows.append({
-                        "op": "fused_guided_attention", "provider": name, "workload": workload.name,
-                        "batch": workload.batch, "length": workload.length, "heads": workload.heads,
-                        "size": workload.size, "text": workload.text, "shared": workload.shared, "dtype": dtype,
-                        "p20_ms": f"{q[1]:.4f}", "p50_ms": f"{q[4]:.4f}", "p80_ms": f"{q[7]:.4f}",
-                        "gflops": f"{rate:.1f}", "peak_gflops": f"{peak:.0f}" if peak else "", "cpu": cpu,
-                        "path": backends.cpu_capability(), "threads": options.threads, "torch": torch.__version__,
-                        "git_sha": sha, "dirty": dirty, "timestamp": stamp,
-                    })  # fmt: skip
-                if "cpu" in spread:
-                    rate = workload.flops() / spread["cpu"][4] / 1e6
-                    faster = {n: q[4] / spread["cpu"][4] for n, q in spread.items() if n != "cpu"}
-                    for name, ratio in faster.items():
-                        ratios.setdefault((workload.group, name), []).append(ratio)
-                    line += f"{rate:10.0f} {f'{rate / peak:.0%}' if peak else '-':>8s}   "
-                    line += ", ".join(f"{n.split('+')[1]} {r:.2f}x" for n, r in faster.items())
-                print(line, flush=True)
+            if PROVIDERS[name].guided:
+                verify(name, run, part)
+            run(inputs)
+            able[name] = run
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            tqdm.write(f"{workload.name}: {name} is not timed: {str(error).splitlines()[0][:160]}")
+    times = measure(able, rotated(inputs, device), seconds, Clock(device))
+    on_gpu = torch.device(device).type == "cuda"
+    return times, {name: device_memory(run, inputs) for name, run in able.items()} if on_gpu else {}
 
-    print("\nfaster than, geometric mean over shapes and dtypes (least):")
+
+def help_text() -> str:
+    lines = [
+        "workloads on a CPU:  " + " ".join(w.name for w in CPU),
+        "on a GPU:            " + " ".join(w.name for w in GPU),
+    ]
+    lines += ["", "providers (the last column of the table: how many times longer each takes than ours):"]
+    return "\n".join(lines + [f"  {name:10s} {provider.says}" for name, provider in PROVIDERS.items()])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workload", nargs="+", metavar="NAME", help="default: all of the device")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: float32 and bfloat16; bfloat16 on a GPU")
+    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, metavar="NAME",
+                        help="default: all but flex and reference")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=4.0, help="time per workload and dtype (default: 4)")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the image tokens by this (default: 1)")
+
+
+def main(options: argparse.Namespace) -> None:
+    device, on_gpu = options.device, torch.device(options.device).type == "cuda"
+    known = {w.name: w for w in (GPU if on_gpu else CPU)}
+    unknown = [name for name in options.workload or () if name not in known]
+    if unknown:
+        sys.exit(f"--workload must be of {', '.join(known)}; got {', '.join(unknown)}")
+    dtypes = options.dtype or (["bfloat16"] if on_gpu else ["float32", "bfloat16"])
+    whole = not options.workload and not options.dtype and not options.provider and options.shrink == 1
+    about, peak = describe(device, options.threads), None if on_gpu else fma_peak(options.threads)
+    print(f"{sentence(about)}; the operation is served by {served(device)}")
+    if not on_gpu:
+        print(f"float32 multiply-add peak, measured: {f'{peak:.0f} GFLOP/s' if peak else 'no C compiler'}")
+    runs = set_up(options.provider or [name for name, each in PROVIDERS.items() if each.usual], device)
+    rows = Rows("attention", about, options.csv and whole)
+    ratios: dict[tuple[str, str], list[float]] = {}
+    table = Table(title="milliseconds, and how many times longer than ours", title_justify="left")
+    for column in ("workload", "dtype", *runs, "GFLOP/s", "of peak"):
+        table.add_column(column, justify="left" if column in ("workload", "dtype") else "right")
+    todo = [(w.shrunk(options.shrink), dtype) for w in known.values() for dtype in dtypes
+            if w.name in (options.workload or known)]  # fmt: skip
+    try:
+        with torch.inference_mode():
+            for workload, dtype in tqdm(todo, desc="attention"):
+                times, memory = time_workload(workload, DTYPES[dtype], runs, options.seconds, device)
+                median = {name: spread(t)[1] for name, t in times.items()}
+                for name, t in times.items():
+                    p20, p50, p80 = spread(t)
+                    rows.add(
+                        workload=workload.name, group=workload.group, batch=workload.batch, length=workload.length,
+                        heads=workload.heads, size=workload.size, text=workload.text, shared=workload.shared, dtype=dtype,
+                        provider=name, calls=len(t), p20_ms=f"{p20:.4f}", p50_ms=f"{p50:.4f}", p80_ms=f"{p80:.4f}",
+                        gflops=f"{workload.flops() / p50 / 1e6:.1f}", peak_gflops=f"{peak:.0f}" if peak else "",
+                        gbytes=f"{workload.numbers() * DTYPES[dtype].itemsize / p50 / 1e6:.2f}",
+                        peak_mib=f"{memory[name]:.1f}" if memory else "",
+                    )  # fmt: skip
+                    if name != "ours" and "ours" in median:
+                        ratios.setdefault((workload.group, name), []).append(p50 / median["ours"])
+                cells = [workload.name, dtype]
+                for name in runs:
+                    beside = name in median and name != "ours" and "ours" in median
+                    ratio = f" {median[name] / median['ours']:.2f}x" if beside else ""
+                    cells.append(f"{median[name]:.2f}{ratio}" if name in median else "")
+                rate = workload.flops() / median["ours"] / 1e6 if "ours" in median else None
+                table.add_row(*cells, f"{rate:.0f}" if rate else "", f"{rate / peak:.0%}" if rate and peak else "")
+    finally:
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        rows.close()
+    if not whole:
+        print("no CSV, which holds whole runs: every workload, dtype and usual provider")
+    print("\ntimes of ours, geometric mean over shapes and dtypes (least):")
     for (group, name), values in ratios.items():
-        print(f"  {group:6s} {name:18s} {geometric_mean(values):.2f}x ({min(values):.2f}x)")
-    if options.quick or set(chosen) != set(names) or set(options.dtype) != set(DTYPES):
-        print("\nno CSV, which holds whole runs: every workload and dtype, not --quick")
-    elif not options.no_csv:
-        file = RESULTS / (re.sub(r"[^a-z0-9]+", "-", f"{cpu} {backends.cpu_capability()}".lower()).strip("-") + ".csv")
-        file.parent.mkdir(exist_ok=True)
-        with open(file, "w", newline="") as opened:
-            writer = csv.DictWriter(opened, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"\n{len(rows)} rows in {file.relative_to(RESULTS.parents[1])}")
-    print(f"\npeak resident memory of one call, MiB, output included:{'' if HAS_PROC else ' not read here, no /proc'}")
-    for workload in (w for w in WORKLOADS if HAS_PROC and w.name in chosen and w.group != "small"):
+        print(f"  {group:6s} {name:10s} {geometric_mean(values):.2f} ({min(values):.2f})")
+    if on_gpu:
+        return
+    print(
+        f"\npeak resident memory of one float32 call, MiB, output included:{'' if HAS_PROC else ' not read here, no /proc'}"
+    )
+    for workload in (w for w, dtype in todo if HAS_PROC and dtype == dtypes[0] and w.group != "small"):
         out = workload.batch * workload.length * workload.heads * workload.size * 4 / 2**20
-        found = {name: peak_memory(workload, name, "float32") for name in ("sdpa_x2+eager", "cpu") if name in runs}
-        print(f"  {workload.name:15s} float32  " + ", ".join(f"{n} {m:.0f}" for n, m in found.items())
-              + f" (output alone {out:.0f})")  # fmt: skip
-    print("\none call on one token, microseconds: "
-          + ", ".join(f"{mode} {cost:.1f}" for mode, cost in call_overhead().items()))  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+        found = {name: peak_memory(workload, name) for name in ("eager", "ours") if name in runs}
+        print(
+            f"  {workload.name:15s} "
+            + ", ".join(f"{n} {m:.0f}" for n, m in found.items())
+            + f" (output alone {out:.0f})"
+        )
+    if "ours" in runs:
+        print("\nmicroseconds of one token, float32, as they and the batch grow (flat is linear):")
+        for workload in (w for w in CPU if w.name in ("sdxl_32x32", "flux_512px")):
+            print(f"  {workload.name:15s} {growth(workload, device, Clock(device))}")
+        print("\none call on one token, microseconds: "
+              + ", ".join(f"{mode} {cost:.1f}" for mode, cost in call_overhead().items()))  # fmt: skip

@@ -10,7 +10,7 @@
 #   machine    what is here: GPU, driver, compilers, torch, Triton, commit
 #   test       the Triton kernels on the GPU against float64, and what a graph, a second stream and large tensors do
 #   sanitize   compute-sanitizer (memcheck, racecheck) on a short list
-#   bench      benchmarks/bench_gpu.py
+#   bench      python -m benchmarks attention on the GPU
 #
 # Each stage leaves its results in OUT (default out/gpu) as it goes, ends with what it found, and does not stop the next.
 # Needs torch with CUDA, Triton and pytest; builds nothing and installs nothing: the checkout is used as it is, with the Triton
@@ -48,7 +48,8 @@ sanitize() {
 }
 
 bench() {
-  "$PYTHON" -m benchmarks.bench_gpu --out "$OUT"
+  "$PYTHON" -m benchmarks attention --device cuda
+  cp benchmarks/results/attention-nvidia-*.csv "$OUT"
 }
 
 stages=("$@")

@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Named workloads: the attention layers of real models, with as many queries as a CPU does in a benchmark's time."""
+"""Named workloads: the attention layers of real models, at their real size, or as large as a CPU does in a benchmark's time."""
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -10,7 +11,7 @@ class Workload:
     """One guided attention: `length` image tokens, texts of `text` tokens, `shared` image keys (joint attention)."""
 
     name: str
-    group: str  # "cross", "joint" or "small"; ratios are averaged by group
+    group: str  # "small", "cross" or "joint"; ratios are averaged by group
     batch: int
     length: int
     heads: int
@@ -29,8 +30,20 @@ class Workload:
         """4 B S H D (Tp + Tn + Ts): the arithmetic with shared keys attended once, for every provider."""
         return 4.0 * self.batch * self.length * self.heads * self.size * (2 * self.text + self.shared)
 
+    def numbers(self) -> float:
+        """Elements of query, keys, values and output, each read or written once."""
+        return 2.0 * self.batch * self.heads * self.size * (self.length + 2 * self.text + self.shared)
 
-WORKLOADS = (
+    def shrunk(self, by: int) -> "Workload":
+        """With fewer image tokens."""
+        return dataclasses.replace(self, length=max(1, self.length // by), shared=self.shared // by)
+
+    def tiled(self, tokens: int = 1, batch: int = 1) -> "Workload":
+        """With more queries, or more samples."""
+        return dataclasses.replace(self, length=tokens * self.length, batch=batch * self.batch)
+
+
+CPU = (
     Workload("sd15_8x8", "small", 2, 64, 8, 160, 77),
     Workload("sd15_16x16", "small", 2, 256, 8, 160, 77),
     Workload("sd15_32x32", "small", 2, 1024, 8, 80, 77),
@@ -41,4 +54,16 @@ WORKLOADS = (
     Workload("wan_1.3b_4096", "cross", 1, 4096, 12, 128, 512),
     Workload("flux_512px", "joint", 1, 1024, 24, 128, 512, 1024),
     Workload("sd35_512px", "joint", 1, 1024, 38, 64, 333, 1024),
+)
+GPU = (
+    Workload("sd15_64x64", "small", 1, 4096, 8, 40, 77),
+    Workload("sdxl_64x64", "small", 1, 4096, 10, 64, 77),
+    Workload("sdxl_32x32", "small", 1, 1024, 20, 64, 77),
+    Workload("sana_1.6b", "cross", 1, 1024, 20, 112, 300),
+    Workload("pixart_1024px", "cross", 1, 4096, 16, 72, 300),
+    Workload("wan_1.3b_480p", "cross", 1, 32760, 12, 128, 512),
+    Workload("wan_14b_480p", "cross", 1, 32760, 40, 128, 512),
+    Workload("sd35_large", "joint", 1, 4096, 38, 64, 333, 4096),
+    Workload("flux_1024px", "joint", 1, 4096, 24, 128, 512, 4096),
+    Workload("hunyuan_video", "joint", 1, 27280, 24, 128, 256, 27280),
 )

@@ -317,6 +317,40 @@ def test_no_full_length_intermediates():
     assert int(bounded(backends.cpu_capability(), PEAK, "eager")) > 3 * out
 
 
+RESIDENT = """
+import sys, torch
+from nag_kernels import testing
+torch.set_num_threads(1)
+def resident():
+    return int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1]) * 1024
+def call(keys):
+    text = torch.zeros(1, keys, 8, 64)
+    torch.ops.nag.fused_guided_attention(torch.zeros(1, 4, 8, 64), text, text, text, text, 5.0, 2.5, 0.25)
+call(7)
+for keys in (7000, 40000):
+    call(keys)
+    print(resident())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="resident memory is read from /proc")
+def test_large_memory_is_given_back():
+    """57 MB of packed keys and values stay for the next call, 328 MB do not."""
+    small, large = map(int, bounded(backends.cpu_capability(), RESIDENT).split())
+    assert large < small + 32 * 2**20
+
+
+def test_calls_at_once_have_memory_of_their_own():
+    calls = [
+        testing.make_inputs(length=70, heads=3, size=40, shared=n, positive=9 + n, seed=n) for n in (0, 40, 300, 900)
+    ]
+    alone = [attend(inputs, *SETTINGS) for inputs in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for out, expected in zip(pool.map(lambda inputs: attend(inputs, *SETTINGS), calls), alone, strict=True):
+                assert torch.equal(out, expected)
+
+
 # --- machine code -----------------------------------------------------------------------------------------------------
 
 

@@ -462,6 +462,69 @@ def test_a_second_thread_is_refused_and_the_first_goes_on(same_pipeline):
     assert torch.equal(drawn[0], wanted)
 
 
+# --- keys and values of the texts, kept over the steps ----------------------------------------------------------------
+
+
+def calls_of_to_k(pipe):
+    """How often the first guided layer projects the texts, counted from now on."""
+    layer, calls = checked_sites(guide_module.find_denoisers(pipe)[0])[0], []
+    layer.to_k.register_forward_hook(lambda _, args, __: calls.append(args[0].shape[1]))
+    return calls
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "pixart", "sana", "sana sprint"])
+def test_texts_are_projected_once_a_run(kind, guidance_scale, monkeypatch):
+    pipe = pipeline(kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(guide_module._SteeredRun, "_keep_texts", lambda self, arguments: None)
+        with guide(pipe, NEGATIVE, **FIRM):
+            calls = calls_of_to_k(pipe)
+            wanted = draw(pipe, guidance_scale=guidance_scale)
+            assert len(calls) > 1
+    with guide(pipe, NEGATIVE, **FIRM):
+        calls.clear()
+        assert torch.equal(draw(pipe, guidance_scale=guidance_scale), wanted)
+        assert len(calls) == 1
+        calls.clear()
+        assert not torch.equal(draw(pipe, "a dog", guidance_scale=guidance_scale), wanted)
+        assert len(calls) == 1
+
+
+def test_what_a_callback_changes_is_seen_by_the_next_step():
+    """A change of weights, as of a LoRA's share, and of the text in place."""
+    pipe = pipeline("pixart")
+    layer = checked_sites(pipe.transformer)[0]
+    kept = layer.to_k.weight.detach().clone()
+
+    def change(step, timestep, latents):
+        with torch.no_grad():
+            layer.to_k.weight.mul_(-1.0)
+
+    calls = calls_of_to_k(pipe)
+    with guide(pipe, NEGATIVE, **FIRM):
+        plain = draw(pipe)
+        calls.clear()
+        changed = draw(pipe, callback=change)
+        assert len(calls) == 4
+        assert torch.equal(layer.to_k.weight, kept)
+    assert error(changed, plain) > 1e-4
+
+
+def test_nothing_is_kept_where_gradients_are_taken():
+    pipe = pipeline("sd15")
+    calls = calls_of_to_k(pipe)
+    call = type(pipe).__call__.__wrapped__  # without no_grad
+
+    class Trained(type(pipe)):
+        __call__ = call
+
+    pipe.__class__ = Trained
+    with guide(pipe, NEGATIVE, **FIRM):
+        draw(pipe)
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize(("kind", "name"), [("pixart", "callback"), ("sd3", "callback_on_step_end")])
 def test_what_a_callback_does_with_the_denoiser_is_not_guided(kind, name):
     """Another pipeline over the same denoiser, called between two steps, draws its own picture, and the steps go on."""

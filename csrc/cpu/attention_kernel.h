@@ -38,6 +38,7 @@ struct Attention : Packing<P> {
   // The largest logit so far is maximum + rest: the rounded number, and what its rounding left out. Weights relative to
   // the maximum alone would be off by that rest, which for logits of 1e10 is hundreds.
   static constexpr int64_t kState = 3;
+  static constexpr bool kShort = sizeof(T) == 2;
 
   // ---- scratch of one thread -----------------------------------------------------------------------------------
 
@@ -89,6 +90,7 @@ struct Attention : Packing<P> {
 #pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
       V panel[kVectors];
+      __builtin_prefetch(a + k * kRows + kPrefetchAhead, 0, 2);
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
         panel[j] = load(reinterpret_cast<const Acc*>(b) + k * kWidth + j * kLanes);
@@ -221,7 +223,7 @@ struct Attention : Packing<P> {
         const auto stays = (before > top) | ((before == top) & (before_rest > above[j]));
         top = stays ? before : top;
         above[j] = stays ? before_rest : above[j];
-        const V factor = exp2_nonpositive((before - top) + (before_rest - above[j]));
+        const V factor = exp2_nonpositive<false>((before - top) + (before_rest - above[j]));
         store(rescale + j * kLanes, factor);
         total[j] = load(sum + j * kLanes) * factor;
       }
@@ -255,12 +257,13 @@ struct Attention : Packing<P> {
         for (int j = 0; j < kVectors; ++j) {
           Acc* at = scores + k * kWidth + j * kLanes;
           if constexpr (P::kPack == 1) {
-            const V probability = exp2_nonpositive(fma(load(at), scale, offset[j]) - rest[j]);
+            const V probability = exp2_nonpositive<kShort>(fma(load(at), scale, offset[j]) - rest[j]);
             some[j] += probability;
             store(at, probability);
           } else {
-            const V even = exp2_nonpositive(fma(load(at), scale, offset[j]) - rest[j]);
-            const V odd = k + 1 < keys ? exp2_nonpositive(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
+            const V even = exp2_nonpositive<kShort>(fma(load(at), scale, offset[j]) - rest[j]);
+            const V odd =
+                k + 1 < keys ? exp2_nonpositive<kShort>(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
             const VecU even_bits = bfloat16_bits(even);
             const VecU odd_bits = bfloat16_bits(odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-in processors for cross-attention: diffusers' own, with a second, negative text and one fused call."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
@@ -9,6 +11,7 @@ from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
+from torch.nn import Module
 
 from nag_kernels import fused_guided_attention
 
@@ -66,6 +69,14 @@ class CrossAttentionProcessor(GuidedProcessor):
             positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
         return positive, negative
 
+    def _keys_and_values(self, attn: Module, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Of both texts: those of an earlier step where `PackedText.kept` has them."""
+        if torch.compiler.is_compiling() or self.text is None or self.text.kept is None:
+            return compute()
+        if attn not in self.text.kept:
+            self.text.kept[attn] = compute()
+        return self.text.kept[attn]
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""
         rows = query.shape[0]
@@ -121,8 +132,10 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        query, key, value = self._project(attn, hidden_states, self._normed_text(attn, encoder_hidden_states, rows))
-        hidden_states = self._attend(query, key, value, masks)
+        key, value = self._keys_and_values(
+            attn, lambda: self._project_text(attn, self._normed_text(attn, encoder_hidden_states, rows))
+        )
+        hidden_states = self._attend(self._project_image(attn, hidden_states), key, value, masks)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if len(image_shape) == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(image_shape)
@@ -141,12 +154,16 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         # Apart: a group norm runs over the sequence.
         return torch.cat([attn.norm_encoder_hidden_states(x) for x in self._split(text, rows)], dim=1)
 
-    def _project(self, attn: Attention, hidden_states: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [.., H, D]."""
+    def _project_image(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+        """The query [.., H, D]."""
+        query = heads(attn, attn.to_q(hidden_states))
+        return query if attn.norm_q is None else attn.norm_q(query)
+
+    def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value [.., H, D]."""
         key, value = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
-        query, key, value = (heads(attn, x) for x in (attn.to_q(hidden_states), key, value))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        return query, key if attn.norm_k is None else attn.norm_k(key), value
+        key = heads(attn, key)
+        return key if attn.norm_k is None else attn.norm_k(key), heads(attn, value)
 
 
 class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
@@ -164,11 +181,13 @@ class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
         *call, _ = call  # without temb, which it does not take
         return self._plain(attn, *call)
 
-    def _project(self, attn: Attention, hidden_states: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        return heads(attn, query), heads(attn, key), heads(attn, value)
+    def _project_image(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+        query = attn.to_q(hidden_states)
+        return heads(attn, query if attn.norm_q is None else attn.norm_q(query))
+
+    def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+        key = attn.to_k(text)
+        return heads(attn, key if attn.norm_k is None else attn.norm_k(key)), heads(attn, attn.to_v(text))
 
 
 class NAGWanAttnProcessor2_0(CrossAttentionProcessor):

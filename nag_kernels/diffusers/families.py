@@ -69,6 +69,8 @@ class Family:
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
     unknown: arguments of forward that must be None, as they would change attention.
+    keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
+        and are small beside the model.
     """
 
     text: Mapping[str, int]
@@ -81,6 +83,7 @@ class Family:
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     two_calls: bool = False
     unknown: tuple[str, ...] = ()
+    keeps_text: bool = False
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -141,6 +144,7 @@ FAMILIES: dict[str, Family] = {
         processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
         settings=_unet_settings,
         refuse=_unet_refuse,
+        keeps_text=True,
     ),
     "PixArtTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -149,6 +153,7 @@ FAMILIES: dict[str, Family] = {
         site_count=lambda transformer: transformer.config.num_layers,
         processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
+        keeps_text=True,
     ),
     "SD3Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -166,6 +171,7 @@ FAMILIES: dict[str, Family] = {
         processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.375),
         negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
+        keeps_text=True,
     ),
     "FluxTransformer2DModel": Family(
         text={"encoder_hidden_states": 1, "txt_ids": -2},

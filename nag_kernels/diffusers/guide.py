@@ -239,6 +239,8 @@ class _SteeredRun:
         self.latest = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.seen = (None, None)  # sample and text of the latest call that was not unconditional
+        self.keeps = family.keeps_text
+        self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         self.text = PackedText(rule=guidance.rule)
         self.packer = Packer(family, negative, images, halves, guidance.pad, self.text)
 
@@ -265,6 +267,7 @@ class _SteeredRun:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
         if self._is_unconditional(arguments) or not self._is_guided_step():
             return original(*args, **kwargs)
+        self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
         self._check_rows(arguments["timestep"])
         self._set_settings()
@@ -309,8 +312,22 @@ class _SteeredRun:
         self.seen = (sample, text)
         return False
 
+    def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
+        """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
+        texts = [arguments.get(name) for name in (*self.family.text, *self.family.masks)]
+        same = len(texts) == len(self.texts) and all(x is y for x, y in zip(texts, self.texts, strict=True))
+        self.texts = texts
+        if not self.keeps or torch.is_grad_enabled():
+            self.text.kept = None
+        elif not same or self.text.kept is None:
+            self.text.kept = {}
+
     def resting(self, callback: Callable) -> Callable:
-        """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered."""
+        """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered.
+
+        It may change weights or write into the texts, so nothing is kept from step to step beside it.
+        """
+        self.keeps = False
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
             return callback
 

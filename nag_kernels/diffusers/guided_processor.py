@@ -27,6 +27,9 @@ class PackedText:
     nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None
         for those of the processor itself.
     rule: "nag" or "nasa".
+    kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a dict that is
+        empty at first, and again whenever the texts or the weights are others. None computes them in every call.
+        Cross-attention only; a compiled model does not use it.
     """
 
     length_positive: int = 0
@@ -37,6 +40,7 @@ class PackedText:
     nag_tau: Tensor | None = None
     nag_alpha: Tensor | None = None
     rule: str = "nag"
+    kept: dict[Module, tuple[Tensor, Tensor]] | None = None
 
 
 def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:

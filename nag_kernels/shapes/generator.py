@@ -91,8 +91,9 @@ def _highest(table: Tensor) -> Tensor:
 class Pairs:
     """A process's endless supply of noise, the latents that it should become, and captions."""
 
-    def __init__(self, settings: Settings, rank: int, vae: nn.Module):
+    def __init__(self, settings: Settings, rank: int, vae: nn.Module, two_share: float):
         self.rng, self.settings, self.vae = np.random.default_rng(settings.seed + 30 + rank), settings, vae
+        self.two_share = two_share
         self.ready: list[tuple[Tensor, Tensor, list[str]]] = []
 
     @torch.no_grad()
@@ -101,7 +102,7 @@ class Pairs:
         if not self.ready:  # eight batches at once, which is cheaper
             batch, config = self.settings.flow_batch, self.vae.config
             noise = torch.randn(8 * batch, config.latent_channels, SIZE // 4, SIZE // 4)
-            scenes = place_by_noise(draw_scenes(len(noise), self.rng, self.settings.flow_two_share), noise)
+            scenes = place_by_noise(draw_scenes(len(noise), self.rng, self.two_share), noise)
             latents = self.vae.encode(render(scenes)).latent * config.scaling_factor
             captions = caption(scenes, self.rng, full_share=self.settings.full_share)
             parts = [slice(start, start + batch) for start in range(0, len(noise), batch)]
@@ -168,7 +169,7 @@ def train_flow(settings: Settings, rank: int, folder: Path) -> None:
     pipe = build_pipeline(settings.shift)
     _load(pipe.vae, folder / "vae.safetensors")
     _load(pipe.text_encoder, folder / "text.safetensors")
-    pairs = Pairs(settings, rank, pipe.vae)
+    pairs = Pairs(settings, rank, pipe.vae, settings.flow_two_share)
     pipe.text_encoder.requires_grad_(False)
     trained = [pipe.unet.to(memory_format=torch.channels_last)]
     trainer = Trainer(trained, settings.flow_steps, settings.flow_rate, warmup=200)
@@ -201,7 +202,7 @@ def train_few_steps(settings: Settings, rank: int, folder: Path) -> None:
     pipe.text_encoder.requires_grad_(False)
     pipe.unet.to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(pipe.unet).requires_grad_(False)
-    pairs = Pairs(settings, rank, pipe.vae)
+    pairs = Pairs(settings, rank, pipe.vae, settings.few_two_share)
     trainer = Trainer([pipe.unet], settings.few_steps, settings.few_rate, warmup=50)
     average = Average([pipe.unet], decay=0.99)
     watch = _Watch(settings, pipe, average, rank, folder, folder / "few.safetensors")

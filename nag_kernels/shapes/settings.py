@@ -27,7 +27,8 @@ class Settings:
     flow_batch: int = 32
     flow_rate: float = 2e-3
     flow_visited: float = 0.6  # share of the batch at the four noise levels that sampling visits
-    few_steps: int = 600
+    few_two_share: float = 0.25  # of the distillation: the world's own
+    few_steps: int = 1000
     few_rate: float = 5e-4
     few_substeps: int = 3
     few_guidance: float = 2.5  # classifier-free guidance of the teacher

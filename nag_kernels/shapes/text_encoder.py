@@ -25,7 +25,7 @@ from .settings import Settings
 WIDTH, TEXT_LENGTH = 128, 16
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 # What a token tells about the phrase that it stands in: one choice of each row, or none of it.
-FACTS = {
+WORD_FACTS = {
     "phrase": ("first object", "second object", "relation", "background", "lone attribute"),
     "size": SIZE_NAMES,
     "colour": COLOUR_NAMES,
@@ -63,8 +63,8 @@ def embed(tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel, captions:
     return encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
 
 
-def facts(text: str) -> list[list[int]]:
-    """For each word of a caption the choice in each row of `FACTS`; 0 = none, else 1 + its index.
+def word_facts(text: str) -> list[list[int]]:
+    """For each word of a caption the choice in each row of `WORD_FACTS`; 0 = none, else 1 + its index.
 
     "a red circle left of a square": the words "a", "red", "circle" are of the first object, red, a circle, and lie left
     of the other; "left", "of" are of the relation; "a", "square" of the second object, which lies right of the other.
@@ -84,10 +84,10 @@ def facts(text: str) -> list[list[int]]:
     relation = next((" ".join(said) for kind, said in phrases if kind == "relation"), None)
     rows = []
     for kind, said in phrases:
-        told = {name: next((word for word in said if word in choices), None) for name, choices in FACTS.items()}
+        told = {name: next((word for word in said if word in choices), None) for name, choices in WORD_FACTS.items()}
         told |= {"phrase": kind, "lies": {"first object": relation, "second object": OPPOSITE.get(relation)}.get(kind)}
         told |= {"colour" if kind == "background" else "background": None}
-        row = [1 + choices.index(told[name]) if told[name] else 0 for name, choices in FACTS.items()]
+        row = [1 + choices.index(told[name]) if told[name] else 0 for name, choices in WORD_FACTS.items()]
         rows += [row] * len(said)
     return rows
 
@@ -95,20 +95,20 @@ def facts(text: str) -> list[list[int]]:
 def train_text(settings: Settings, rank: int, folder: Path) -> None:
     """Write `text.safetensors`: the text encoder's weights in float32.
 
-    loss = sum over FACTS of the cross entropy of a linear reading of each word's embedding
+    loss = sum over WORD_FACTS of the cross entropy of a linear reading of each word's embedding
     """
     torch.manual_seed(settings.seed + 60 + rank)
     rng = np.random.default_rng(settings.seed + 60 + rank)
     tokenizer = build_tokenizer()
     encoder = build_text_encoder(len(tokenizer))
-    widths = [1 + len(choices) for choices in FACTS.values()]
+    widths = [1 + len(choices) for choices in WORD_FACTS.values()]
     reader = nn.Linear(WIDTH, sum(widths))
     trainer = Trainer([encoder, reader], settings.text_steps, settings.text_rate)
     steps = bar(range(settings.text_steps), "text encoder", rank)
     for step in steps:
         scenes = draw_scenes(settings.text_batch, rng, settings.flow_two_share)
         captions = [text for text in caption(scenes, rng, full_share=settings.full_share) if text]
-        wanted = torch.tensor([row for text in captions for row in facts(text)])
+        wanted = torch.tensor([row for text in captions for row in word_facts(text)])
         embeddings, mask = embed(tokenizer, encoder, captions)
         # Each text ends with an end token, which tells nothing.
         mask = mask.bool() & torch.cat([mask[:, 1:].bool(), torch.zeros(len(mask), 1, dtype=torch.bool)], 1)

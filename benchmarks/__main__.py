@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a negative prompt costs: one operation, one layer, one model; and the report that says it.
+
+python -m benchmarks                 attention, layer, model and report, under 10 minutes on two cores
+python -m benchmarks attention       one operation beside its rivals
+python -m benchmarks layer           one attention layer of five models, with its projections, norms and rotary embedding
+python -m benchmarks model           one denoising step of five models: unguided, CFG, NAG as published, NAG ours
+python -m benchmarks report          RESULTS.md and the plots from the CSVs that are there
+"""
+
+import argparse
+
+import torch
+
+from . import bench_attention, bench_model, report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{bench_attention.help_text()}\n\n{bench_model.help_text()}",
+    )  # fmt: skip
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    common.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
+    common.add_argument("--no-csv", dest="csv", action="store_false", help="print only")
+    kinds = parser.add_subparsers(dest="kind", metavar="{attention,layer,model,report}")
+    for kind, module in (("attention", bench_attention), ("layer", bench_model), ("model", bench_model)):
+        each = kinds.add_parser(
+            kind, parents=[common], description=module.__doc__, epilog=module.help_text(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.add_arguments(each)
+    kinds.add_parser("report", description=report.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser.parse_args()
+    if options.kind == "report":
+        report.main()
+        return
+    if options.kind is not None:
+        run(options)
+        return
+    for kind in ("attention", "layer", "model"):
+        print(f"\n== {kind}")
+        run(parser.parse_args([kind]))
+    print("\n== report")
+    report.main()
+
+
+def run(options: argparse.Namespace) -> None:
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("this torch sees no GPU; --device cpu runs the same code on a CPU")
+    torch.set_num_threads(options.threads)
+    (bench_attention if options.kind == "attention" else bench_model).main(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -186,6 +186,13 @@ struct Attention : Packing<P> {
 
   // ---- online softmax ------------------------------------------------------------------------------------------
 
+  // (a - b) - round(a - b), exactly (Knuth's TwoSum).
+  static NAG_INLINE V lost_by_difference(V a, V b) {
+    const V difference = a - b;
+    const V from_b = difference - a;
+    return (a - (difference - from_b)) - (b + from_b);
+  }
+
   // One block of keys into one panel's state (maximum, sum, acc). `first`: the state is empty.
   static void step(const AttentionParams& p, const Element* key, const Element* value, int64_t keys, Acc bias,
                    bool first, const Element* query, Acc* maximum, Acc* acc, const Scratch& scratch) {
@@ -206,7 +213,7 @@ struct Attention : Packing<P> {
     }
 
     // Weights are 2^(scale score + offset - rest): the first sum is rounded once, and is exactly the rest for the
-    // largest logit, whose weight is thus 1.
+    // largest logit, whose weight is thus 1. What the rounding of offset lost counts as rest.
     Acc rescale[kWidth];
     V offset[kVectors];
     V above[kVectors];
@@ -215,7 +222,7 @@ struct Attention : Packing<P> {
     for (int j = 0; j < kVectors; ++j) {
       const V largest = load(block_maximum + j * kLanes);
       V top = fma(largest, splat(scale), splat(bias));
-      above[j] = fma(largest, splat(scale), splat(bias) - top);
+      above[j] = fma(largest, splat(scale), splat(bias) - top) + lost_by_difference(splat(bias), top);
       total[j] = V{};
       if (!first) {
         const V before = load(maximum + j * kLanes);
@@ -230,6 +237,7 @@ struct Attention : Packing<P> {
       store(maximum + j * kLanes, top);
       store(rest + j * kLanes, above[j]);
       offset[j] = splat(bias) - top;
+      above[j] -= lost_by_difference(splat(bias), top);
     }
     probabilities(scores, keys, splat(scale), offset, above, total, scratch);
 #pragma GCC unroll 2

@@ -6,6 +6,7 @@ NAG is arXiv 2505.21179 (its phi is `nag_scale - 1`); its four steps are numbere
     (1) extrapolate  G = Z+ + phi (Z+ - Z-)     (2) normalise  R = |G|_1 / |Z+|_1, over all heads of a token
     (3) clip         G' = min(R, tau) / R * G   (4) refine     out = alpha G' + (1 - alpha) Z+
 NASA is arXiv 2412.02687 (SNOOPI): (5) out = Z+ - scale Z-.
+VSF is arXiv 2508.10931: (6) out = softmax(Q [Ks | K+ | K-]^T + bias on K-) [Vs | V+ | -scale V-], no Z- at all.
 Arithmetic is float32, float64 for float64 inputs; nothing is rounded before the final cast. It imports torch only.
 """
 
@@ -17,10 +18,13 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor, scale: float) -> Tensor:
-    """Z = softmax(Q K^T * scale + bias) V over the visible keys; a row that sees no key gives zeros.
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor, factor: Tensor | None, scale: float
+) -> Tensor:  # fmt: skip
+    """Z = softmax(Q K^T * scale + bias) (factor V) over the visible keys; a row that sees no key gives zeros.
 
-    query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits.
+    query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits;
+    factor [B, T], of the values, or None.
     """
     repeats = query.shape[2] // key.shape[2]  # grouped queries: one key head serves `repeats` query heads
     if visible is not None:  # what is hidden in a padded key or value (NaN too) must not come through
@@ -33,6 +37,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
     else:  # the lowest finite number, not -inf: a row with no visible key is then uniform, and set to zero below
         hidden = ~visible[:, None, None, :]
         weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(hidden, 0)
+    if factor is not None:
+        weights = weights * factor[:, None, None, :]
     # In runs of 128 keys: some matrix libraries add up a product in one long chain, whose rounding grows with its length.
     runs = zip(weights.split(128, -1), value.split(128, 1), strict=True)
     return sum(torch.einsum("bhst,bthd->bshd", *run) for run in runs)
@@ -54,17 +60,20 @@ def row_factors(positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, 
     return alpha * factor * scale + 1 - alpha, alpha * factor * (scale - 1)
 
 
+def as_tensor(setting: float | Tensor, like: Tensor) -> Tensor:
+    """A setting as it multiplies tensors like `like`: [] or, one value per sample, [B, 1, ..., 1]."""
+    dtype = accumulate_dtype(like.dtype)
+    if not isinstance(setting, Tensor):
+        return torch.full((), setting, dtype=dtype, device=like.device)
+    return setting.to(dtype).reshape(setting.shape + (1,) * (like.ndim - setting.ndim))
+
+
 def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, rule: str = "nag") -> Tensor:
-    """out = a * positive - b * negative, tensors [..., C]; settings are floats or tensors [] or [B]."""
+    """out = a * positive - b * negative, tensors [..., C]; settings are floats or tensors [] or [B]; not for "vsf"."""
     dtype = accumulate_dtype(positive.dtype)
-
-    def setting(x):  # to [B, 1, ..., 1], one value per sample
-        if not isinstance(x, Tensor):
-            x = torch.full((), x, dtype=dtype, device=positive.device)
-        return x.to(dtype).reshape(x.shape + (1,) * (positive.ndim - x.ndim))
-
+    settings = [as_tensor(x, positive) for x in (nag_scale, nag_tau, nag_alpha)]
     wide_positive, wide_negative = positive.to(dtype), negative.to(dtype)
-    a, b = row_factors(wide_positive, wide_negative, setting(nag_scale), setting(nag_tau), setting(nag_alpha), rule)
+    a, b = row_factors(wide_positive, wide_negative, *settings, rule)
     return (a * wide_positive - b * wide_negative).to(positive.dtype).contiguous()
 
 
@@ -74,27 +83,31 @@ def fused_guided_attention(
     mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
     softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
 ) -> Tensor:  # fmt: skip
-    """Z+ attends to [shared | positive], Z- to [shared | negative]; out = a Z+ - b Z-. Arguments as in
+    """Z+ attends to [shared | positive], Z- to [shared | negative]; out = a Z+ - b Z-, or (6) for "vsf". Arguments as in
     `nag_kernels.fused_guided_attention`; settings are floats or tensors [] or [B]."""
     batch, length, heads, size = query.shape
     dtype = accumulate_dtype(query.dtype)
     scale = size**-0.5 if softmax_scale is None else softmax_scale
-    no_keys = key_positive[:, :0]
 
-    def branch(key, value, mask, logit_bias):
-        shared, shared_value = (no_keys, no_keys) if key_shared is None else (key_shared, value_shared)
-        parts = [(x if x.shape[0] == batch else x.expand(batch, *x.shape[1:])).to(dtype) for x in (key, value)]
+    def attend(*parts, factor=None):
+        """To the keys of all parts; each is key, value, mask, and the bias of its logits."""
+        parts = [part for part in parts if part[0] is not None]
+        keys, values = (torch.cat([p[i].expand(batch, -1, -1, -1).to(dtype) for p in parts], 1) for i in (0, 1))
         visible = None
-        if mask is not None or mask_shared is not None:
-            ones = [m if m is not None else x.new_ones(1, x.shape[1], dtype=torch.bool)
-                    for m, x in ((mask_shared, shared), (mask, key))]  # fmt: skip
-            visible = torch.cat([m.expand(batch, m.shape[1]) for m in ones], 1)
-        keys = torch.cat([shared.to(dtype), parts[0]], 1)
-        values = torch.cat([shared_value.to(dtype), parts[1]], 1)
-        bias = torch.cat([keys.new_zeros(shared.shape[1]), keys.new_full((key.shape[1],), logit_bias)])
-        return attention(query.to(dtype), keys, values, visible, bias, scale).flatten(2)
+        if any(mask is not None for _, _, mask, _ in parts):
+            masks = (key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m, _ in parts)
+            visible = torch.cat([mask.expand(batch, -1) for mask in masks], 1)
+        bias = torch.cat([keys.new_full((key.shape[1],), bias) for key, _, _, bias in parts])
+        return attention(query.to(dtype), keys, values, visible, bias, factor, scale)
 
-    positive = branch(key_positive, value_positive, mask_positive, 0.0)
-    negative = branch(key_negative, value_negative, mask_negative, negative_logit_bias)
-    guided = guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule)
+    shared = (key_shared, value_shared, mask_shared, 0.0)
+    positive = (key_positive, value_positive, mask_positive, 0.0)
+    negative = (key_negative, value_negative, mask_negative, negative_logit_bias)
+    if rule == "vsf":
+        seen_by_both = key_positive.shape[1] + (0 if key_shared is None else key_shared.shape[1])
+        flipped = -as_tensor(nag_scale, key_negative[..., 0, 0]).expand(batch, key_negative.shape[1])
+        factor = torch.cat([flipped.new_ones(batch, seen_by_both), flipped], 1)
+        return attend(shared, positive, negative, factor=factor).to(query.dtype).contiguous()
+    branches = (attend(shared, text).flatten(2) for text in (positive, negative))
+    guided = guidance(*branches, nag_scale, nag_tau, nag_alpha, rule)
     return guided.view(batch, length, heads, size).to(query.dtype)

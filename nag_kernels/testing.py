@@ -61,32 +61,37 @@ def with_settings(inputs: dict, settings: tuple) -> dict:
     return {**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True))}
 
 
-def eager_branches(inputs: dict) -> tuple[Tensor, Tensor]:
-    """Z+ and Z- [B, S, H*D] by two calls of scaled_dot_product_attention, in the dtype of the inputs."""
+def eager_attention(inputs: dict, *parts: str, flip: float = -1.0) -> Tensor:
+    """[B, S, H*D]: one call of scaled_dot_product_attention over the keys of all parts, in the dtype of the inputs; the
+    values of the negative times -flip."""
     batch, length, heads, _ = inputs["query"].shape
+    bias = inputs.get("negative_logit_bias", 0.0) if "negative" in parts else 0.0
+    tensors, seen = [], []
+    for name in parts:
+        key = inputs.get(f"key_{name}")
+        if key is None:
+            continue
+        repeats = heads // key.shape[2]
+        pair = [inputs[f"{kind}_{name}"].expand(batch, -1, -1, -1) for kind in ("key", "value")]
+        if name == "negative" and flip != -1:
+            pair[1] = -flip * pair[1]
+        tensors.append([x.repeat_interleave(repeats, 2) if repeats > 1 else x for x in pair])
+        mask = inputs.get(f"mask_{name}")
+        mask = key.new_ones(1, key.shape[1], dtype=torch.bool) if mask is None else mask
+        added = torch.zeros(mask.shape, dtype=key.dtype, device=key.device).masked_fill(~mask, float("-inf"))
+        seen.append((added + (bias if name == "negative" else 0.0)).expand(batch, -1))
+    key, value = (torch.cat(x, 1).transpose(1, 2) for x in zip(*tensors, strict=True))
+    plain = bias == 0 and not any(name.startswith("mask") for name in inputs)
+    mask = None if plain else torch.cat(seen, 1)[:, None, None, :]
+    out = F.scaled_dot_product_attention(
+        inputs["query"].transpose(1, 2), key, value, attn_mask=mask, scale=inputs.get("softmax_scale")
+    )
+    return out.transpose(1, 2).reshape(batch, length, -1)
 
-    def branch(part: str, bias: float) -> Tensor:
-        tensors, seen = [], []
-        for name in ("shared", part):
-            key = inputs.get(f"key_{name}")
-            if key is None:
-                continue
-            repeats = heads // key.shape[2]
-            pair = [inputs[f"{kind}_{name}"].expand(batch, -1, -1, -1) for kind in ("key", "value")]
-            tensors.append([x.repeat_interleave(repeats, 2) if repeats > 1 else x for x in pair])
-            mask = inputs.get(f"mask_{name}")
-            mask = key.new_ones(1, key.shape[1], dtype=torch.bool) if mask is None else mask
-            added = torch.zeros(mask.shape, dtype=key.dtype, device=key.device).masked_fill(~mask, float("-inf"))
-            seen.append((added + (bias if name == part else 0.0)).expand(batch, -1))
-        key, value = (torch.cat(x, 1).transpose(1, 2) for x in zip(*tensors, strict=True))
-        plain = bias == 0 and not any(name.startswith("mask") for name in inputs)
-        mask = None if plain else torch.cat(seen, 1)[:, None, None, :]
-        out = F.scaled_dot_product_attention(
-            inputs["query"].transpose(1, 2), key, value, attn_mask=mask, scale=inputs.get("softmax_scale")
-        )
-        return out.transpose(1, 2).reshape(batch, length, -1)
 
-    return branch("positive", 0.0), branch("negative", inputs.get("negative_logit_bias", 0.0))
+def eager_branches(inputs: dict) -> tuple[Tensor, Tensor]:
+    """Z+ and Z- [B, S, H*D]."""
+    return eager_attention(inputs, "shared", "positive"), eager_attention(inputs, "shared", "negative")
 
 
 def eager_guidance(positive: Tensor, negative: Tensor, scale, tau, alpha, rule: str = "nag") -> Tensor:
@@ -100,7 +105,9 @@ def eager_guidance(positive: Tensor, negative: Tensor, scale, tau, alpha, rule: 
 
 
 def eager(inputs: dict, *settings, rule: str = "nag") -> Tensor:
-    """SDPA twice and the eager formula: the baseline of every comparison."""
+    """The baseline of every comparison: SDPA twice and the eager formula or, for "vsf", SDPA once with flipped values."""
+    if rule == "vsf":
+        return eager_attention(inputs, "shared", "positive", "negative", flip=settings[0]).view(inputs["query"].shape)
     return eager_guidance(*eager_branches(inputs), *settings, rule=rule).view(inputs["query"].shape)
 
 
@@ -181,4 +188,35 @@ WRONG_FORMULAS = {
     "clip after the blend": _mutant(_nag((-2, -1), last=True)),
     "branches swapped": _mutant(_nag((-2, -1)), swapped=True),
     "branches rounded before the blend": _mutant(_nag((-2, -1)), rounded=True),
+}
+
+
+def _vsf(combine: Callable[..., Tensor]):
+    """combine(Z+, T-, Z-, share of the softmax that text- takes, scale); T- attends to text- alone, Z- to shared keys too."""
+
+    def run(inputs: dict, *settings) -> Tensor:
+        def plain(change: dict, scale: float = 0.0) -> Tensor:
+            return truth({**inputs, **change}, scale, 2.5, 0.25, rule="nasa")
+
+        none = {"key_shared": None, "value_shared": None, "mask_shared": None}
+        positive = plain({})
+        alone, negative = ((plain(change) - plain(change, 1.0)) for change in (none, {}))
+        values = {name: torch.zeros_like(x) for name, x in inputs.items() if name.startswith("value_")}
+        values["value_negative"] = values["value_negative"] + 1
+        share = truth({**inputs, **values}, -1.0, 2.5, 0.25, rule="vsf")
+        return combine(positive, alone, negative, share, settings[0]).to(inputs["query"].dtype).contiguous()
+
+    return run
+
+
+RIGHT_VSF = _vsf(lambda z, t, _, share, scale: (1 - share) * z - scale * share * t)
+WRONG_VSF = {
+    "sign not flipped": _vsf(lambda z, t, _, share, scale: (1 - share) * z + scale * share * t),
+    "scale left out": _vsf(lambda z, t, _, share, scale: (1 - share) * z - share * t),
+    "text- outside of the softmax": _vsf(lambda z, t, _, share, scale: z - scale * t),
+    "text- not in the sum": _vsf(lambda z, t, _, share, scale: z - scale * share / (1 - share) * t),
+    "scale in the softmax as well": _vsf(
+        lambda z, t, _, share, scale: ((1 - share) * z - scale * share * t) / (1 - share + scale * share)
+    ),
+    "Z- in the place of T-": _vsf(lambda z, _, negative, share, scale: (1 - share) * z - scale * share * negative),
 }

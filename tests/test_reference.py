@@ -46,6 +46,16 @@ def loop_guided_attention(inputs, scale, tau, alpha, rule):
     for b, tokens in enumerate(query):
         out.append([])
         for token in tokens:
+            if rule == "vsf":
+                row = []
+                for h in range(heads):
+                    texts = [visible(part, b, h // (heads // kv_heads)) for part in ("shared", "positive", "negative")]
+                    (keys_s, values_s), (keys_p, values_p), (keys_n, values_n) = texts
+                    values = values_s + values_p + [[-scale * x for x in v] for v in values_n]
+                    biases = [0.0] * len(keys_s + keys_p) + [data.get("negative_logit_bias", 0.0)] * len(keys_n)
+                    row.append(loop_attention(token[h], keys_s + keys_p + keys_n, values, biases, softmax_scale))
+                out[-1].append(row)
+                continue
             branches = {}
             for part, bias in (("positive", 0.0), ("negative", data.get("negative_logit_bias", 0.0))):
                 z = []
@@ -82,15 +92,17 @@ CASES = {
     "grouped queries": {"kv_heads": 2, "shared": 3},
     "negative of batch 1": {"batch": 2, "negative_batch": 1, "masks": True},
     "bias": {"shared": 5, "bias": 0.7},
+    "bias without shared keys": {"bias": 0.7},
     "empty negative": {"negative": 0},
     "empty positive": {"positive": 0},
     "empty negative, shared": {"negative": 0, "shared": 4},
     "one token": {"length": 1, "positive": 1, "negative": 1},
+    "both texts empty": {"positive": 0, "negative": 0, "shared": 2},
 }
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, (3.0, 1.2, 0.5), (8.0, math.inf, 1.0), (2.0, 0.5, 0.375)], ids=str)
-@pytest.mark.parametrize("rule", ["nag", "nasa"])
+@pytest.mark.parametrize("rule", ["nag", "nasa", "vsf"])
 @pytest.mark.parametrize("case", CASES)
 def test_reference_equals_the_loop_oracle(case, rule, settings):
     shape = {"length": 3, "heads": 4, "size": 5, "positive": 4, "negative": 4, **CASES[case]}
@@ -113,6 +125,14 @@ def test_the_loop_oracle_rejects_wrong_formulas(name):
     inputs = testing.make_inputs(length=4, heads=2, size=4, positive=3, negative=3, dtype=torch.float64)
     expected = loop_guided_attention(inputs, *SETTINGS, "nag")
     assert testing.error(testing.WRONG_FORMULAS[name](inputs, *SETTINGS), expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", testing.WRONG_VSF)
+def test_the_loop_oracle_rejects_wrong_formulas_of_vsf(name):
+    inputs = testing.make_inputs(length=4, heads=2, size=4, positive=3, negative=3, shared=3, dtype=torch.float64)
+    expected = loop_guided_attention(inputs, *SETTINGS, "vsf")
+    assert testing.error(testing.RIGHT_VSF(inputs, *SETTINGS), expected) < 1e-14
+    assert testing.error(testing.WRONG_VSF[name](inputs, *SETTINGS), expected) > 1e-3
 
 
 def branches(**shape):
@@ -152,11 +172,37 @@ class TestIdentities:
         torch.testing.assert_close(reference.guidance(positive, negative, 0.3, 2.5, 0.25, "nasa"),
                                    positive - 0.3 * negative)  # fmt: skip
 
+    def test_vsf_is_attention_to_both_texts_at_scale_minus_one(self):
+        inputs = testing.make_inputs(batch=2, length=5, heads=2, size=6, positive=4, negative=3, shared=5, masks=True,
+                                     dtype=torch.float64)  # fmt: skip
+        both = inputs | {f"{kind}_positive": torch.cat([inputs[f"{kind}_positive"], inputs[f"{kind}_negative"]], 1)
+                         for kind in ("key", "value", "mask")}  # fmt: skip
+        expected = testing.truth(both, 0.0, 2.5, 0.25, rule="nasa")
+        torch.testing.assert_close(testing.truth(inputs, -1.0, 2.5, 0.25, rule="vsf"), expected)
+
+    def test_vsf_without_a_visible_negative_is_plain_attention(self):
+        inputs = testing.make_inputs(batch=2, length=5, heads=2, size=6, positive=4, negative=3, dtype=torch.float64)
+        plain = testing.truth(inputs, 0.0, 2.5, 0.25, rule="nasa")
+        hidden = inputs | {"mask_negative": torch.tensor([[False] * 3, [True] * 3])}
+        out = testing.truth(hidden, 4.0, 2.5, 0.25, rule="vsf")
+        torch.testing.assert_close(out[0], plain[0])
+        assert testing.error(out[1], plain[1]) > 0.1
+        out = testing.truth(inputs | {"negative_logit_bias": -1e3}, 4.0, 2.5, 0.25, rule="vsf")
+        torch.testing.assert_close(out, plain)
+
+    def test_a_bias_of_log_r_weighs_like_r_copies_in_vsf(self):
+        inputs = testing.make_inputs(length=5, heads=2, size=6, positive=4, negative=3, dtype=torch.float64)
+        copies = inputs | {f"{kind}_negative": inputs[f"{kind}_negative"].repeat(1, 3, 1, 1) for kind in ("key", "value")}
+        out = testing.truth(inputs | {"negative_logit_bias": math.log(3)}, 2.0, 2.5, 0.25, rule="vsf")
+        torch.testing.assert_close(out, testing.truth(copies, 2.0, 2.5, 0.25, rule="vsf"))
+
     def test_permuting_the_heads_commutes(self):
         inputs = testing.make_inputs(length=5, heads=4, size=6, positive=4, negative=3, dtype=torch.float64)
         order = torch.tensor([2, 0, 3, 1])
         permuted = {name: x[:, :, order] for name, x in inputs.items()}
-        torch.testing.assert_close(testing.truth(permuted, *SETTINGS), testing.truth(inputs, *SETTINGS)[:, :, order])
+        for rule in ("nag", "vsf"):
+            expected = testing.truth(inputs, *SETTINGS, rule=rule)[:, :, order]
+            torch.testing.assert_close(testing.truth(permuted, *SETTINGS, rule=rule), expected)
 
     @pytest.mark.parametrize("tau", [1.0, math.inf])
     @pytest.mark.parametrize("zero", ["positive", "negative", "both"])
@@ -179,5 +225,5 @@ class TestIdentities:
 
 def test_the_reference_is_short():
     text = pathlib.Path(reference.__file__).read_text()
-    assert len(text.splitlines()) <= 105
+    assert len(text.splitlines()) <= 115
     assert "import torch" in text

@@ -16,6 +16,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace nag {
 
@@ -146,8 +147,13 @@ inline void check_4d(const char* op, const std::string& name, const Tensor& x) {
 }
 
 inline void check_rule(const char* op, const std::string& rule) {
-  if (rule != "nag" && rule != "nasa") {
-    refuse(op, "rule must be 'nag' or 'nasa', got '", rule, "'");
+  if (rule != "nag" && rule != "nasa" && rule != "vsf") {
+    refuse(op, "rule must be 'nag', 'nasa' or 'vsf', got '", rule, "'");
+  }
+  if (rule == "vsf" && std::string_view(op) == "guidance") {
+    refuse(op,
+           "rule 'vsf' needs how much of one softmax each text takes, which two attention outputs do not hold; "
+           "use fused_guided_attention");
   }
 }
 
@@ -285,7 +291,7 @@ void check_attention(const Tensor& query, const KeySet (&sets)[3], const Setting
   if (!std::isfinite(bias)) {
     refuse(op, "negative_logit_bias must be finite, got ", number_name(bias));
   }
-  if (shared.key == nullptr && bias != 0) {
+  if (shared.key == nullptr && bias != 0 && rule != "vsf") {
     refuse(op, "negative_logit_bias must be 0 without key_shared (it would cancel), got ", number_name(bias));
   }
   check_settings(op, scale, tau, alpha, rule, "query", query);

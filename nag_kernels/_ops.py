@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from . import reference
 
-RULES = ("nag", "nasa")
+RULES = ("nag", "nasa", "vsf")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -82,7 +82,7 @@ def _check_4d(op: str, name: str, x) -> None:
 
 def check_rule(where: str, rule: str) -> None:
     if rule not in RULES:
-        raise ValueError(f"{where}: rule must be 'nag' or 'nasa', got '{rule}'")
+        raise ValueError(f"{where}: rule must be 'nag', 'nasa' or 'vsf', got '{rule}'")
 
 
 def _check_number(where: str, name: str, x) -> None:
@@ -112,6 +112,9 @@ def check_scalars(where: str, nag_scale=None, nag_tau=None, nag_alpha=None) -> N
 
 def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name: str, like: Tensor) -> None:
     check_rule(f"nag::{op}", rule)
+    if op == "guidance" and rule == "vsf":
+        _refuse(op, "rule 'vsf' needs how much of one softmax each text takes, which two attention outputs do not hold; "
+                    "use fused_guided_attention")  # fmt: skip
     settings = (("nag_scale", nag_scale), ("nag_tau", nag_tau), ("nag_alpha", nag_alpha))
     if isinstance(nag_scale, Tensor):  # the values are not read: that would wait for the device
         samples = like.shape[0] if like.ndim > 1 else 1
@@ -195,7 +198,7 @@ def check_fused_guided_attention(
     _check_number(f"nag::{op}", "negative_logit_bias", negative_logit_bias)
     if not math.isfinite(negative_logit_bias):
         _refuse(op, f"negative_logit_bias must be finite, got {negative_logit_bias:g}")
-    if key_shared is None and negative_logit_bias != 0:
+    if key_shared is None and negative_logit_bias != 0 and rule != "vsf":
         _refuse(op, f"negative_logit_bias must be 0 without key_shared (it would cancel), got {negative_logit_bias:g}")
     _check_settings(op, nag_scale, nag_tau, nag_alpha, rule, "query", query)
 
@@ -250,7 +253,7 @@ class _Recompute(torch.autograd.Function):
                 found = torch.autograd.grad(
                     output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
                 )
-            else:  # NASA does not use tau and alpha
+            else:  # NASA and VSF do not use tau and alpha
                 found = [torch.zeros_like(inputs[i]) for i in wanted]
         grads: list[Tensor | None] = [None] * (len(inputs) + 2)
         for i, grad in zip(wanted, found, strict=True):

@@ -45,22 +45,29 @@ def fused_guided_attention(
         out = nag_alpha f G + (1 - nag_alpha) Z+                           # refine          (rule "nag")
         out = Z+ - nag_scale Z-                                            #                 (rule "nasa")
 
-    Sources: NAG, arXiv 2505.21179, section on the method (its phi is `nag_scale - 1`); NASA, arXiv 2412.02687 (SNOOPI).
+    Rule "vsf" has one softmax over all keys, in which text- takes away what it would add, and no Z-:
+
+        out = softmax(Q [Ks | K+ | K-]^T * softmax_scale + bias on K-) [Vs | V+ | -nag_scale V-]
+            = ((ls + l+) Z+ - nag_scale l- T-) / (ls + l+ + l-)            # T- attends to text- alone; l are softmax sums
+
+    Sources: NAG, arXiv 2505.21179, section on the method (its phi is `nag_scale - 1`); NASA, arXiv 2412.02687 (SNOOPI);
+    VSF (Value Sign Flip), arXiv 2508.10931.
 
     Args:
         query: [B, S, H, D], float32, float16, bfloat16 or float64. Any strides; a unit last stride is read in place.
         key_positive, value_positive: [B, Tp, Hkv, D], query's dtype and device; H is a multiple of Hkv.
         key_negative, value_negative: [B or 1, Tn, Hkv, D]; a batch of 1 serves every sample.
-        nag_scale: 1 is no extrapolation ("nag"), 0 is none ("nasa"). A float, or a float32 tensor [] or [B] on query's
-            device: as tensors, settings may change without recompiling a compiled caller or recapturing a graph, and
-            their values are not checked.
-        nag_tau: the clip, above 0; inf is none. Not used by "nasa".
-        nag_alpha: the share of the guided output, 0 to 1. Not used by "nasa".
+        nag_scale: 1 is no extrapolation ("nag"), 0 is none ("nasa"); no value of it leaves text- out ("vsf": hide it
+            with mask_negative). A float, or a float32 tensor [] or [B] on query's device: as tensors, settings may
+            change without recompiling a compiled caller or recapturing a graph, and their values are not checked.
+        nag_tau: the clip, above 0; inf is none. Used by "nag" alone.
+        nag_alpha: the share of the guided output, 0 to 1. Used by "nag" alone.
         key_shared, value_shared: [B, Ts, Hkv, D], seen by both branches (the image tokens of joint attention).
         mask_positive, mask_negative, mask_shared: bool [B or 1, T]; False is not seen. A branch that sees no key is zero.
         softmax_scale: 1/sqrt(D) if None.
-        negative_logit_bias: added to the logits of key_negative (log r weighs the text like r copies); needs key_shared.
-        rule: "nag" or "nasa".
+        negative_logit_bias: added to the logits of key_negative (log r weighs the text like r copies); needs key_shared,
+            but for "vsf".
+        rule: "nag", "nasa" or "vsf".
         backend: None takes the fastest that can run here; a name of `available_backends()` forces one.
 
     Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are in float32 (float64 for float64).
@@ -93,7 +100,7 @@ def guidance(
         positive, negative: Z+ and Z-, [..., C] with all heads of a token in C; same shape, dtype and device; float32,
             float16, bfloat16 or float64. Any strides. The norms run over C: pass [B, S, H * D], not [B, S, H, D].
         nag_scale, nag_tau, nag_alpha: floats, or float32 tensors [] or [B] (B is the first dimension of positive).
-        rule: "nag" or "nasa".  backend: None takes the fastest that can run here.
+        rule: "nag" or "nasa"; "vsf" is no function of Z+ and Z-.  backend: None takes the fastest that can run here.
 
     Returns: [..., C], contiguous, positive's dtype; arithmetic in float32 (float64 for float64). Differentiable.
     Raises: TypeError or ValueError naming the argument, what came and what is needed.

@@ -120,9 +120,12 @@ GUIDANCE = [
         "negative must be on {device} like positive, got {other}"),
     Bad("negative shorter", {"negative": lambda x: x[:, :4]}, ValueError,
         "negative must have shape (2, 5, 32) like positive, got (2, 4, 32)"),
+    Bad("rule vsf", {"rule": "vsf"}, ValueError,
+        "rule 'vsf' needs how much of one softmax each text takes, which two attention outputs do not hold; "
+        "use fused_guided_attention"),
 ]  # fmt: skip
 
-RULE = [Bad("unknown rule", {"rule": "cfg"}, ValueError, "rule must be 'nag' or 'nasa', got 'cfg'")]
+RULE = [Bad("unknown rule", {"rule": "cfg"}, ValueError, "rule must be 'nag', 'nasa' or 'vsf', got 'cfg'")]
 FLOATS = RULE + [
     Bad("scale nan", {"nag_scale": math.nan}, ValueError, "nag_scale must be finite, got nan"),
     Bad("scale inf", {"nag_scale": math.inf}, ValueError, "nag_scale must be finite, got inf"),

@@ -162,7 +162,8 @@ def test_no_access_out_of_bounds(tmp_path):
 
 @dtypes
 @pytest.mark.parametrize("shared", [0, 150])
-def test_same_bits_for_any_threads_and_any_company(dtype, shared):
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_same_bits_for_any_threads_and_any_company(rule, dtype, shared):
     """A token's bits depend neither on the threads, nor on the batch, nor on which tokens share its tile."""
     inputs = testing.make_inputs(batch=2, length=150, heads=3, size=40, shared=shared, masks=True, dtype=dtype)
     threads = torch.get_num_threads()
@@ -170,13 +171,13 @@ def test_same_bits_for_any_threads_and_any_company(dtype, shared):
         outs = []
         for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            outs.append(attend(inputs, *SETTINGS))
+            outs.append(attend(inputs, *SETTINGS, rule=rule))
         assert all(torch.equal(out, outs[0]) for out in outs)
         for first, last in ((0, 1), (3, 20), (149, 150), (17, 131)):
             some = {**inputs, "query": inputs["query"][:, first:last]}
-            assert torch.equal(attend(some, *SETTINGS), outs[0][:, first:last])
+            assert torch.equal(attend(some, *SETTINGS, rule=rule), outs[0][:, first:last])
         one = {name: x[1:] for name, x in inputs.items()}
-        assert torch.equal(attend(one, *SETTINGS)[0], outs[0][1])
+        assert torch.equal(attend(one, *SETTINGS, rule=rule)[0], outs[0][1])
         positive, negative = torch.randn(2, 4000, 77).to(dtype)
         guided = torch.ops.nag.guidance(positive, negative, *SETTINGS)
         torch.set_num_threads(1)
@@ -187,14 +188,15 @@ def test_same_bits_for_any_threads_and_any_company(dtype, shared):
 
 
 @dtypes
-def test_hidden_keys_leave_no_trace(dtype):
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_hidden_keys_leave_no_trace(rule, dtype):
     """Masked keys are dropped when packing: the bits are those of the shorter text."""
     inputs = testing.make_inputs(batch=1, length=20, positive=40, negative=30, shared=130, masks=True, dtype=dtype)
     kept = {"query": inputs["query"]}
     for part in ("positive", "negative", "shared"):
         for kind in ("key", "value"):
             kept[f"{kind}_{part}"] = inputs[f"{kind}_{part}"][:, inputs[f"mask_{part}"][0]]
-    assert torch.equal(attend(inputs, *SETTINGS), attend(kept, *SETTINGS))
+    assert torch.equal(attend(inputs, *SETTINGS, rule=rule), attend(kept, *SETTINGS, rule=rule))
 
 
 @dtypes
@@ -203,6 +205,8 @@ def test_scale_one_and_equal_branches_give_plain_attention(dtype):
     plain = attend(inputs, 0.0, 2.5, 0.25, rule="nasa")
     assert torch.equal(attend(inputs, 1.0, 2.5, 0.25), plain)
     assert torch.equal(attend(inputs, 7.0, 2.5, 0.0), plain)
+    hidden = inputs | {"mask_negative": torch.zeros(1, 77, dtype=torch.bool)}
+    assert torch.equal(attend(hidden, 7.0, 2.5, 0.25, rule="vsf"), plain)
 
 
 # --- accuracy where the general tests do not look ---------------------------------------------------------------------
@@ -214,7 +218,7 @@ def test_head_sizes_over_several_blocks(size, dtype):
     """Texts and shared keys of more than one key block each, queries of more than one tile."""
     inputs = testing.make_inputs(length=97, heads=2, kv_heads=1, size=size, positive=101, negative=200, shared=300,
                                  masks=True, bias=0.7, dtype=dtype)  # fmt: skip
-    for settings, rule in ((SETTINGS, "nag"), ((0.5, 2.5, 0.25), "nasa")):
+    for settings, rule in ((SETTINGS, "nag"), ((0.5, 2.5, 0.25), "nasa"), ((3.5, 2.5, 0.25), "vsf")):
         out = attend(inputs, *settings, rule=rule)
         if size > 1:
             testing.assert_within_baseline(out, inputs, *settings, rule=rule)
@@ -224,14 +228,15 @@ def test_head_sizes_over_several_blocks(size, dtype):
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
 @dtypes
-def test_softmax_scale(scale, dtype):
+def test_softmax_scale(dtype, rule, scale):
     inputs = testing.make_inputs(length=33, size=24, shared=20, bias=0.4, dtype=dtype)
     inputs["softmax_scale"] = scale
-    testing.assert_within_baseline(attend(inputs, *SETTINGS), inputs, *SETTINGS)
+    testing.assert_within_baseline(attend(inputs, *SETTINGS, rule=rule), inputs, *SETTINGS, rule=rule)
 
 
-@pytest.mark.parametrize("less, bias", [(0.0, 3.0), (1024.0, 1000.0), (1024.0, 1027.0)])
+@pytest.mark.parametrize(("less", "bias"), [(0.0, 3.0), (1024.0, 1000.0), (1024.0, 1027.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_bias_beside_huge_logits(less, bias, dtype):
     """Logits of 2^34, to which float32 cannot add the bias: shared and negative key still weigh as 1 and e^(bias - less)."""
@@ -243,8 +248,9 @@ def test_a_bias_beside_huge_logits(less, bias, dtype):
     inputs["key_negative"][..., 1] = -less / 2.0**17
     inputs["softmax_scale"] = 1.0
     settings = (2.0, 1e6, 1.0)
-    exact = testing.truth(inputs, *settings)
-    assert testing.error(attend(inputs, *settings), exact) < max(2e-3, torch.finfo(dtype).eps)
+    for rule in ("nag", "vsf"):
+        exact = testing.truth(inputs, *settings, rule=rule)
+        assert testing.error(attend(inputs, *settings, rule=rule), exact) < max(2e-3, torch.finfo(dtype).eps)
 
 
 def test_long_sums_stay_accurate():
@@ -260,9 +266,10 @@ def test_every_nan_stays_nan(bits):
     inputs = testing.make_inputs(length=5, shared=4, size=8)
     inputs["query"][0, 2, :, 1] = nan
     for dtype in (torch.float32, torch.bfloat16):
-        out = attend(testing.cast(inputs, dtype), *SETTINGS)
-        assert torch.isnan(out[0, 2]).all()
-        assert torch.isfinite(out[0, [0, 1, 3, 4]]).all()
+        for rule in ("nag", "vsf"):
+            out = attend(testing.cast(inputs, dtype), *SETTINGS, rule=rule)
+            assert torch.isnan(out[0, 2]).all()
+            assert torch.isfinite(out[0, [0, 1, 3, 4]]).all()
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -279,7 +286,8 @@ def test_nothing_outside_the_views_is_used(size, dtype):
         views[name] = buffer[1:-1, 1:-1, 1:-1, 1:-1]
         views[name].copy_(x)
         buffers[name] = (buffer, buffer.clone())
-    assert torch.equal(attend(views, *SETTINGS), attend(inputs, *SETTINGS))
+    for rule in ("nag", "vsf"):
+        assert torch.equal(attend(views, *SETTINGS, rule=rule), attend(inputs, *SETTINGS, rule=rule))
     for buffer, before in buffers.values():
         assert torch.equal(buffer.view(torch.uint8), before.view(torch.uint8))
 

@@ -108,7 +108,7 @@ def test_schema_and_one_owner_per_key(name):
 
 
 def samples(op, overload, requires_grad=False, dtype=torch.float32):
-    """Calls that together try shared keys, masks, both rules, unequal texts, grouped queries, settings per sample."""
+    """Calls that together try shared keys, masks, all rules, unequal texts, grouped queries, settings per sample."""
     if op == "guidance":
         torch.manual_seed(0)
         shapes = [{"positive": torch.randn(2, 3, 8, dtype=dtype), "negative": torch.randn(2, 3, 8, dtype=dtype)}]
@@ -118,7 +118,10 @@ def samples(op, overload, requires_grad=False, dtype=torch.float32):
                   testing.make_inputs(**small, shared=3, masks=True, kv_heads=1, bias=0.5),
                   testing.make_inputs(**small, negative_batch=1, masks=True)]  # fmt: skip
     for inputs in shapes:
-        for rule, settings in (("nag", (5.0, 1.2, 0.25)), ("nasa", (0.5, 2.5, 0.25))):
+        rules = {"nag": (5.0, 1.2, 0.25), "nasa": (0.5, 2.5, 0.25), "vsf": (2.0, 2.5, 0.25)}
+        if op == "guidance":
+            del rules["vsf"]
+        for rule, settings in rules.items():
             if overload == "tensor":
                 settings = [torch.tensor([settings[0], 1.0])] + [torch.tensor(x) for x in settings[1:]]
             call = {**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True)), "rule": rule}
@@ -160,12 +163,14 @@ def test_gradients_against_finite_differences(op, overload):
         assert torch.autograd.gradcheck(f, tensors)
 
 
-def test_second_derivatives_against_finite_differences():
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_second_derivatives_against_finite_differences(rule):
     small = {"length": 2, "heads": 2, "size": 3, "positive": 2, "negative": 2, "shared": 2, "dtype": torch.float64}
     names, tensors = differentiable(testing.make_inputs(**small))
 
     def f(*tensors):
-        return nag_kernels.fused_guided_attention(**dict(zip(names, tensors, strict=True)), nag_scale=5.0, nag_tau=1.2)
+        return nag_kernels.fused_guided_attention(**dict(zip(names, tensors, strict=True)), nag_scale=5.0, nag_tau=1.2,
+                                                  rule=rule)  # fmt: skip
 
     assert torch.autograd.gradgradcheck(f, tensors)
 
@@ -193,18 +198,33 @@ def test_gradients_in_an_autocast_region_are_those_outside():
     torch.testing.assert_close(found, expected)
 
 
-def test_gradients_of_the_settings():
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_gradients_of_the_settings(rule):
     inputs = testing.make_inputs(batch=2, length=3, heads=2, size=4, positive=3, negative=3)
     settings = [torch.tensor(x, requires_grad=True) for x in (3.0, 1.2, 0.5)]
     nag_kernels.fused_guided_attention(**inputs, nag_scale=settings[0], nag_tau=settings[1],
-                                       nag_alpha=settings[2]).sum().backward()  # fmt: skip
+                                       nag_alpha=settings[2], rule=rule).sum().backward()  # fmt: skip
     found = [x.grad for x in settings]
     wide = testing.cast(inputs, torch.float64)
     exact = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (3.0, 1.2, 0.5)]
     nag_kernels.reference.fused_guided_attention(**wide, nag_scale=exact[0], nag_tau=exact[1],
-                                                 nag_alpha=exact[2]).sum().backward()  # fmt: skip
+                                                 nag_alpha=exact[2], rule=rule).sum().backward()  # fmt: skip
     for a, b in zip(found, exact, strict=True):
-        torch.testing.assert_close(a.double(), b.grad, rtol=1e-4, atol=1e-4)
+        wanted = torch.zeros_like(b) if b.grad is None else b.grad  # "vsf" does not use tau and alpha
+        torch.testing.assert_close(a.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert found[0] != 0
+
+
+def test_gradients_of_vsf_beside_hidden_nan():
+    """Not even into the gradient of the scale does a hidden value come through."""
+    inputs = testing.make_inputs(batch=2, length=3, heads=2, size=4, positive=3, negative=3, masks=True)
+    scale = torch.tensor(2.0, requires_grad=True)
+    gradients = []
+    for hidden in (0.0, float("nan")):
+        inputs["value_negative"][~inputs["mask_negative"]] = hidden
+        out = nag_kernels.fused_guided_attention(**inputs, nag_scale=scale, rule="vsf")
+        gradients += torch.autograd.grad(out.sum(), scale)
+    assert torch.equal(*gradients)
 
 
 def test_forward_mode_is_refused():
@@ -344,11 +364,12 @@ def test_autocast_accepts_mixed_dtypes_as_sdpa_does(backend):
         nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0, backend=backend)
 
 
-def test_settings_that_a_rule_does_not_use_have_a_gradient_of_zero():
+@pytest.mark.parametrize("rule", ["nasa", "vsf"])
+def test_settings_that_a_rule_does_not_use_have_a_gradient_of_zero(rule):
     inputs = testing.make_inputs(length=5)
     scale, tau, alpha = (torch.tensor(x, requires_grad=x != 0.5) for x in (0.5, 2.5, 0.25))
     nag_kernels.fused_guided_attention(
-        **inputs, nag_scale=scale, nag_tau=tau, nag_alpha=alpha, rule="nasa"
+        **inputs, nag_scale=scale, nag_tau=tau, nag_alpha=alpha, rule=rule
     ).sum().backward()
     assert tau.grad == 0
     assert alpha.grad == 0

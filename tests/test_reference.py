@@ -192,7 +192,9 @@ class TestIdentities:
 
     def test_a_bias_of_log_r_weighs_like_r_copies_in_vsf(self):
         inputs = testing.make_inputs(length=5, heads=2, size=6, positive=4, negative=3, dtype=torch.float64)
-        copies = inputs | {f"{kind}_negative": inputs[f"{kind}_negative"].repeat(1, 3, 1, 1) for kind in ("key", "value")}
+        copies = inputs | {
+            f"{kind}_negative": inputs[f"{kind}_negative"].repeat(1, 3, 1, 1) for kind in ("key", "value")
+        }
         out = testing.truth(inputs | {"negative_logit_bias": math.log(3)}, 2.0, 2.5, 0.25, rule="vsf")
         torch.testing.assert_close(out, testing.truth(copies, 2.0, 2.5, 0.25, rule="vsf"))
 

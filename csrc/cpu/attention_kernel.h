@@ -9,6 +9,8 @@
 // One work item = tile_tokens queries of one sample, all heads:
 //   for each head: load Q^T; shared keys into one state; fork it; text+ into one copy, text- into the other;
 //   then the row factors (a, b) from sums over all heads, and out = a Z+ - b Z-.
+// Rule VSF forks nothing: one state runs over shared keys and text+, one over text- alone; both are then divided by the
+// sum of one softmax over all of them.
 #pragma once
 
 #include "attention_pack.h"
@@ -44,7 +46,7 @@ struct Attention : Packing<P> {
 
   struct Scratch {
     Acc* positive;   // [panels][H * D][kWidth]: Z+ of the tile
-    Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before the fork
+    Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before a fork
     Acc* state;      // [panels][2 branches][kState][kWidth]: maximum, rest, sum
     Acc* norms;      // [panels][Z+, G][kWidth]
     Acc* scores;     // [kBlockKeys][kWidth]
@@ -359,6 +361,24 @@ struct Attention : Packing<P> {
 
   // ---- norms and blend -----------------------------------------------------------------------------------------
 
+  // VSF: the sums of both branches become those of one softmax over the keys of both, each still relative to its own
+  // branch's maximum, so that acc / sum is the branch's share of that softmax's output.
+  static void join(Acc* state) {
+    Acc* other = state + kState * kWidth;
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t maximum = j * kLanes;
+      const int64_t rest = maximum + kWidth;
+      const int64_t sum = rest + kWidth;
+      const V lead = (load(state + maximum) - load(other + maximum)) + (load(state + rest) - load(other + rest));
+      const V zero = {};
+      const V weight = exp2_nonpositive<false>(lead < zero ? lead : zero);
+      const V other_weight = exp2_nonpositive<false>(lead < zero ? zero : -lead);
+      const V total = load(state + sum) * weight + load(other + sum) * other_weight;
+      store(state + sum, total / weight);
+      store(other + sum, total / other_weight);
+    }
+  }
+
   // acc -> Z = acc / sum for one panel and head, in place, zeros where a branch saw no key; adds |Z+|_1 and |G|_1 of
   // the head to norms.
   static void finish_head(Acc* positive, Acc* negative, int64_t d, const Acc* state, bool any_positive,
@@ -437,6 +457,7 @@ struct Attention : Packing<P> {
     size_t bytes;
     const Scratch scratch = carve(p, memory, &bytes);
     const Settings& settings = p.settings[sample * p.settings_stride];
+    const bool vsf = p.rule == Rule::kVsf;
     const int64_t d = p.head_size;
     const int64_t channels = p.heads * d;
     const int64_t width = key_width(d);
@@ -455,8 +476,10 @@ struct Attention : Packing<P> {
                    p.query_stride[2], min64(kWidth, tokens - i * kWidth), d, p.softmax_scale < 0,
                    scratch.query + i * width * kWidth);
       }
-      const bool shared = attend(p, kShared, sample, key_head, true, panels, 1, negative, panel_size, scratch);
-      if (shared) {  // fork: text+ continues on a copy
+      const bool shared = attend(p, kShared, sample, key_head, true, panels, vsf ? 0 : 1, vsf ? positive : negative,
+                                 panel_size, scratch);
+      const bool forked = shared && !vsf;
+      if (forked) {  // text+ continues on a copy
         for (int64_t i = 0; i < panels; ++i) {
           Acc* state = scratch.state + i * 2 * kState * kWidth;
           std::memcpy(state, state + kState * kWidth, kState * kWidth * sizeof(Acc));
@@ -466,9 +489,12 @@ struct Attention : Packing<P> {
       const bool any_positive =
           attend(p, kPositive, sample, key_head, !shared, panels, 0, positive, panel_size, scratch) || shared;
       const bool any_negative =
-          attend(p, kNegative, sample, key_head, !shared, panels, 1, negative, panel_size, scratch) || shared;
+          attend(p, kNegative, sample, key_head, !forked, panels, 1, negative, panel_size, scratch) || forked;
       for (int64_t i = 0; i < panels; ++i) {
-        const Acc* state = scratch.state + i * 2 * kState * kWidth;
+        Acc* state = scratch.state + i * 2 * kState * kWidth;
+        if (vsf && any_positive && any_negative) {
+          join(state);
+        }
         finish_head(positive + i * panel_size, negative + i * panel_size, d, state, any_positive, any_negative,
                     static_cast<Acc>(settings.scale), scratch.norms + i * 2 * kWidth);
       }

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rules as row factors: out = a Z+ - b Z-, one (a, b) per token. The one place where NAG and NASA differ.
+// The rules as row factors: out = a Z+ - b Z-, one (a, b) per token. The one place where NAG and NASA differ;
+// VSF (arXiv 2508.10931) takes the factors of NASA, and differs in what the attention gives it as Z+ and Z-.
 #pragma once
 
 #include "params.h"
@@ -19,7 +20,7 @@ NAG_INLINE V extrapolate(V x, V y, V a, V b) {
 
 // NAG (arXiv 2505.21179): f = min(1, tau |Z+|_1 / |G|_1), 1 where |G|_1 = 0 and where tau is infinite;
 //   a = alpha f scale + 1 - alpha, b = alpha f (scale - 1).
-// NASA (arXiv 2412.02687): a = 1, b = scale.
+// NASA (arXiv 2412.02687) and VSF: a = 1, b = scale.
 template <class M>
 NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V norm_positive, typename M::V norm_guided,
                             typename M::V* a, typename M::V* b) {
@@ -27,7 +28,7 @@ NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V n
   using Acc = typename M::Acc;
   const V scale = splat(static_cast<Acc>(settings.scale));
   const V one = splat(Acc(1));
-  if (rule == Rule::kNasa) {
+  if (rule != Rule::kNag) {
     *a = one;
     *b = scale;
     return;

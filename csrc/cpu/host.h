@@ -31,7 +31,9 @@ inline DType kernel_dtype(ScalarType dtype) {
   }
 }
 
-inline Rule kernel_rule(const std::string& rule) { return rule == "nasa" ? Rule::kNasa : Rule::kNag; }
+inline Rule kernel_rule(const std::string& rule) {
+  return rule == "nasa" ? Rule::kNasa : rule == "vsf" ? Rule::kVsf : Rule::kNag;
+}
 
 inline std::vector<Settings> read_settings(double scale, double tau, double alpha) { return {{scale, tau, alpha}}; }
 

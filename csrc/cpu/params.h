@@ -13,7 +13,7 @@ namespace nag {
 enum class DType { kFloat, kHalf, kBFloat16, kDouble };
 constexpr int kNumDTypes = 4;
 
-enum class Rule { kNag, kNasa };
+enum class Rule { kNag, kNasa, kVsf };
 
 // Guidance settings of one sample; doubles so that float64 calls keep every bit.
 struct Settings {

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The portable kernels without torch or Python, for machines that only a cross compiler and an emulator reach: guided
-// attention in float32, float16, bfloat16 and float64 and guidance in float32, against loops in double. Exits 0 if
-// all are right.
+// attention by the rules NAG and VSF in float32, float16, bfloat16 and float64 and guidance in float32, against loops
+// in double. Exits 0 if all are right.
 
 #include <algorithm>
 #include <cmath>
@@ -94,12 +94,13 @@ double read(const std::vector<char>& bytes, size_t i, nag::DType dtype) {
   return value16(x, dtype);
 }
 
-// Z of one token and head over [shared | text].
+// Z of one token and head over the given sets; the values of set 2, text-, times `factor`.
 std::vector<double> attend(const double* query, const std::vector<double> (&key)[3],
-                           const std::vector<double> (&value)[3], int text, int64_t head) {
+                           const std::vector<double> (&value)[3], const std::vector<int>& sets, double factor,
+                           int64_t head) {
   std::vector<double> z(kHeadSize, 0.0);
   double sum = 0;
-  for (const int set : {0, text}) {
+  for (const int set : sets) {
     for (int64_t t = 0; t < kLengths[set]; ++t) {
       const int64_t at = (t * kHeads + head) * kHeadSize;
       double logit = 0;
@@ -109,7 +110,7 @@ std::vector<double> attend(const double* query, const std::vector<double> (&key)
       const double weight = std::exp(logit / std::sqrt(static_cast<double>(kHeadSize)));
       sum += weight;
       for (int64_t c = 0; c < kHeadSize; ++c) {
-        z[c] += weight * value[set][at + c];
+        z[c] += weight * value[set][at + c] * (set == 2 ? factor : 1.0);
       }
     }
   }
@@ -158,13 +159,17 @@ int main() {
   }
   constexpr int64_t kChannels = kHeads * kHeadSize;
   std::vector<double> exact(query.size());
+  std::vector<double> exact_vsf;
   for (int64_t token = 0; token < kTokens; ++token) {
     std::vector<double> branches[2];
     for (int64_t head = 0; head < kHeads; ++head) {
+      const double* q = &query[(token * kHeads + head) * kHeadSize];
       for (int text = 1; text <= 2; ++text) {
-        const auto z = attend(&query[(token * kHeads + head) * kHeadSize], key, value, text, head);
+        const auto z = attend(q, key, value, {0, text}, 1.0, head);
         branches[text - 1].insert(branches[text - 1].end(), z.begin(), z.end());
       }
+      const auto flipped = attend(q, key, value, {0, 1, 2}, -kSettings.scale, head);
+      exact_vsf.insert(exact_vsf.end(), flipped.begin(), flipped.end());
     }
     guide(branches[0], branches[1], &exact[token * kChannels]);
   }
@@ -217,11 +222,15 @@ int main() {
         kernel.pack_head(p, set, 0, head, scratch);
       }
     }
-    for (int64_t token = 0; token < kTokens; token += p.tile_tokens) {
-      kernel.run_tile(p, 0, token, scratch);
+    for (const nag::Rule rule : {nag::Rule::kNag, nag::Rule::kVsf}) {
+      p.rule = rule;
+      for (int64_t token = 0; token < kTokens; token += p.tile_tokens) {
+        kernel.run_tile(p, 0, token, scratch);
+      }
+      const bool vsf = rule == nag::Rule::kVsf;
+      ok = close(vsf ? "attention, vsf," : "attention", out, vsf ? exact_vsf : exact, dtype) && ok;
     }
     std::free(scratch);
-    ok = close("attention", out, exact, dtype) && ok;
   }
 
   std::vector<double> guided(query.size());

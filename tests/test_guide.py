@@ -93,6 +93,22 @@ def test_nasa(kind):
         assert error(draw(pipe, guidance_scale=3.0), wanted) < 2e-5
 
 
+@pytest.mark.parametrize("batch", ["one", "two of each"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@KINDS
+def test_vsf(kind, guidance_scale, batch):
+    """Against the stock model on packed text with an attention of the test's own; unconditional rows stay plain."""
+    pipe = pipeline(kind)
+    options, negative, negative_prompts, images = BATCHES[batch]
+    options = options | {"guidance_scale": guidance_scale}
+    plain, recorded = draw(pipe, **options), negative_of(pipe, negative_prompts, **options)
+    wanted, _ = draw_with_oracle(pipe, images, recorded, 1.5, -0.4, None, rule="vsf", **options)
+    with guide(pipe, negative, nag_scale=1.5, negative_logit_bias=-0.4, rule="vsf"):
+        got = draw(pipe, **options)
+    assert error(got, wanted) < 2e-5
+    assert error(got, plain) > 1e-3
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("sd15", (3.0, 2.5, 0.375)), ("sdxl", (3.0, 2.5, 0.5)),
                                                 ("pixart", (5.0, 2.5, 0.375)), ("sd3", (5.0, 2.5, 0.125)),
                                                 ("sana", (5.0, 2.5, 0.375)), ("flux", (5.0, 2.5, 0.25)),

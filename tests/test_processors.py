@@ -29,6 +29,7 @@ from tiny_models import (
     text_width,
     texts,
     twice,
+    vsf_oracle,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -97,6 +98,29 @@ def test_packed_text_equals_the_doubled_batch(kind, rule, dtype):
     assert error(got, wanted) < TOLERANCE[dtype]
     assert error(wanted, plain) > 1e-2
     assert [p.text_calls for p in processors] == [1] * len(sites)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "qwen"])  # which numbers packed texts as one
+def test_vsf_equals_packed_text_in_the_stock_model(kind, dtype):
+    """Texts of unequal length; a bias; and one row that does not see its negative."""
+    model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
+    positive, negative = texts(3, 7, 5, text_width(kind), dtype)
+    both = torch.cat([positive, negative], dim=1)
+    plain, sites = run(model, arguments, positive), checked_sites(model)
+    with vsf_oracle(sites, 7, 5, 2.0, bias=0.3, text_first=kind.startswith("flux")) as taken:
+        wanted = run(model, arguments, both)
+    assert len(taken) == len(sites)
+
+    text, _ = install(model, length_positive=7, length_negative=5, negative_logit_bias=0.3,
+                      **settings(rule="vsf", nag_scale=2.0))  # fmt: skip
+    got = run(model, arguments, both)
+    assert error(got, wanted) < TOLERANCE[dtype]
+    assert error(wanted, plain) > 1e-2
+    text.steered = torch.tensor([True, False, True])
+    got = run(model, arguments, both)
+    assert error(got[1], plain[1]) < TOLERANCE[dtype]
+    assert error(got[::2], wanted[::2]) < TOLERANCE[dtype]
 
 
 @DTYPES
@@ -505,11 +529,15 @@ def test_settings(cls, alpha):
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35", "sana", "flux", "flux2", "qwen", "ltx", "wan"])
+@pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35", "sana", "flux", "flux2", "qwen", "ltx", "wan", "sd35 vsf"])
 def test_compiled_models_follow_the_settings(kind):
+    torch._dynamo.reset()
+    kind, *vsf = kind.split()
     model, arguments = seeded(MODELS[kind]), model_arguments(kind, 2, torch.float32)
     text = torch.cat(texts(2, 7, 7, text_width(kind), torch.float32), dim=1)
     state, processors = install(model, length_positive=7, length_negative=7, **settings())
+    if vsf:
+        state.rule, state.negative_logit_bias, state.steered = "vsf", -0.2, torch.tensor([False, True])
     compiler = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=compiler, fullgraph=True)
     seen = []
@@ -522,6 +550,9 @@ def test_compiled_models_follow_the_settings(kind):
         assert [p.text_calls for p in processors] == [2] * len(processors)  # compiled, and plain for comparison
     assert compiler.frame_count == 1
     assert error(seen[0], seen[1]) > 1e-3
+    if vsf:  # a number, which is compiled for each of its first values
+        state.negative_logit_bias = 0.3
+        assert error(run(compiled, arguments, text), run(model, arguments, text)) < 1e-6
 
 
 def test_a_compiled_processor_follows_its_attributes():

@@ -309,6 +309,47 @@ def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag"):
             hook.remove()
 
 
+@contextlib.contextmanager
+def vsf_oracle(sites, positive, negative, scale, bias=0.0, text_first=False):
+    """While open, the untouched model, run on packed texts [text+ ; text-] of these lengths, does value sign flip.
+
+    In the guided layers it takes the place of scaled_dot_product_attention, in float64: the image sees both texts, and the
+    values of text- times -scale; in joint attention text+ does not see text-, and text- sees itself as it is, not text+.
+    Yields the list of the calls that it took.
+    """
+    plain, inside, taken = F.scaled_dot_product_attention, [], []
+
+    def attend(query, key, value, attn_mask=None, **options):
+        if not inside:
+            return plain(query, key, value, attn_mask, **options)
+        assert options.get("scale") is None
+        taken.append(key.shape)
+        image = key.shape[2] - positive - negative
+        pictures, texts = ["image"] * image, ["text+"] * positive + ["text-"] * negative
+        kinds = texts + pictures if text_first else pictures + texts
+        asking = kinds if image else ["image"] * query.shape[2]
+        unseen = {("text+", "text-"), ("text-", "text+")}
+        seen = torch.tensor([[(q, k) not in unseen for k in kinds] for q in asking])
+        flipped = torch.tensor([[(q, k) == ("image", "text-") for k in kinds] for q in asking])
+        logits = query.double() @ key.double().transpose(-1, -2) / query.shape[-1] ** 0.5 + bias * flipped.double()
+        if attn_mask is not None:
+            logits = logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+        weights = logits.masked_fill(~seen, -torch.inf).softmax(-1) * torch.where(
+            flipped, -scale, torch.ones(1).double()
+        )
+        return (weights @ value.double()).to(value.dtype)
+
+    hooks = [site.register_forward_pre_hook(lambda *_: inside.append(True)) for site in sites]
+    hooks += [site.register_forward_hook(lambda *_: inside.clear()) for site in sites]
+    F.scaled_dot_product_attention = attend
+    try:
+        yield taken
+    finally:
+        F.scaled_dot_product_attention = plain
+        for hook in hooks:
+            hook.remove()
+
+
 class Tokenizer:
     """Words to numbers, as CLIP's and T5's tokenizers are called by the pipelines."""
 
@@ -532,7 +573,8 @@ def denoiser_texts(pipe, **options):
 
 
 def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", steps=range(99), **options):
-    """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, guided by hooks.
+    """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, guided by hooks (rule "vsf": with
+    packed text, under `vsf_oracle`, of which tau is the bias).
 
     images: rows of the conditional half. negative: as `denoiser_texts` gives it.
     Returns (latents, shares of tokens that the clip changed).
@@ -560,6 +602,19 @@ def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", step
         masks = [
             torch.ones(images, x.shape[1]) if m is None else m[-images:] for m, x in zip(masks, texts, strict=True)
         ]
+        if rule == "vsf":
+            one = _rows(arguments, list(range(rows - images, rows)), rows)
+            one["encoder_hidden_states"] = torch.cat(texts, dim=1)
+            if arguments.get("encoder_attention_mask") is not None:
+                one["encoder_attention_mask"] = torch.cat(masks, dim=1)
+            if "txt_ids" in one:
+                one["txt_ids"] = one["txt_ids"].repeat(2, 1)  # all zero
+            flux = isinstance(pipe, FluxPipeline)
+            lengths = [x.shape[1] for x in texts]
+            with vsf_oracle(checked_sites(model), *lengths, scale, bias=tau, text_first=flux) as taken:
+                conditional = plain(**one)[0]
+            assert len(taken) == len(checked_sites(model))
+            return (torch.cat([out[: rows - images], conditional]),)
         pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
         if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
             pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])

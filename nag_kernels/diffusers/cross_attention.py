@@ -85,7 +85,7 @@ class CrossAttentionProcessor(GuidedProcessor):
         return fused_guided_attention(
             query, key_positive, value_positive, key_negative, value_negative,
             *self._settings_for(query, rows - self._rows_of_negative(rows, key.shape[0])),
-            mask_positive=masks[0], mask_negative=masks[1], rule="nag" if self.text is None else self.text.rule,
+            **self._text_options(masks, key_negative.shape[1]),
         ).flatten(2)  # fmt: skip
 
 

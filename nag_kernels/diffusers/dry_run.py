@@ -15,6 +15,8 @@ from torch.nn import Module
 
 from .families import family_of, inner_denoiser
 
+Negative = str | list[str] | Mapping[str, Tensor]
+
 _READY_MADE = ("prompt_", "pooled_prompt_")
 CALLBACKS = ("callback_on_step_end", "callback")
 OTHER_THREAD = "guide: this denoiser is in a guided call of another thread; one at a time"
@@ -101,6 +103,19 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     if isinstance(arguments.get("prompt_embeds"), Tensor):
         return arguments["prompt_embeds"].shape[0]
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
+
+
+def checked_negative(negative: Negative) -> Negative:
+    if isinstance(negative, str) or (isinstance(negative, Mapping) and negative):
+        return negative
+    if isinstance(negative, (list, tuple)) and negative and all(isinstance(x, str) for x in negative):
+        return list(negative)
+    if negative is None or (isinstance(negative, (list, tuple, Mapping)) and not negative):
+        raise ValueError(f"guide: there is no negative text to steer away from: negative_prompt is {negative!r}")
+    raise TypeError(
+        f"guide: negative_prompt must be a text, a list of texts or a mapping of ready-made text, got "
+        f"{type(negative).__name__}"
+    )
 
 
 def record_negative(function: Callable, pipe: Any, denoisers: list[Module], arguments: Mapping[str, Any],

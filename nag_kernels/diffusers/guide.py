@@ -23,7 +23,9 @@ from nag_kernels._ops import check_rule, check_scalars
 from .dry_run import (
     CALLBACKS,
     OTHER_THREAD,
+    Negative,
     call_arguments,
+    checked_negative,
     contexts_noticed,
     denoiser_arguments,
     intercepted,
@@ -34,8 +36,6 @@ from .families import checked_sites, family_of, find_denoisers, inner_denoiser
 from .guided_processor import PackedText
 from .packing import Packer
 
-Negative = str | list[str] | Mapping[str, Tensor]
-
 _in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
 _in_use_lock = threading.Lock()
 
@@ -43,7 +43,8 @@ _in_use_lock = threading.Lock()
 @contextlib.contextmanager
 def guide(
     pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
-    nag_alpha: float | None = None, rule: str = "nag", start: float = 0.0, end: float = 1.0, pad: bool = False,
+    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
+    start: float = 0.0, end: float = 1.0, pad: bool = False,
 ) -> Iterator[Any]:  # fmt: skip
     """Within the block, every call of `pipe` is steered away from `negative_prompt` inside attention.
 
@@ -51,7 +52,8 @@ def guide(
         f = min(1, nag_tau |Z+|_1 / |G|_1)                    (NAG, arXiv 2505.21179; nag_scale is its phi + 1)
         out = Z+ - nag_scale Z-                               (NASA, arXiv 2412.02687)
 
-    at every layer in which the image attends to text: Z+ is attention to the prompt, Z- to the negative.
+    at every layer in which the image attends to text: Z+ is attention to the prompt, Z- to the negative. In VSF it attends to
+    both at once, the values of the negative times -nag_scale (arXiv 2508.10931).
 
     Args:
         pipe: a diffusers pipeline; see docs/diffusers.md for the denoisers that are supported. It may use
@@ -60,7 +62,8 @@ def guide(
             under the names that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask,
             ...). It is encoded by the pipeline itself, with the arguments of the running call.
         nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model.
-        rule: "nag" or "nasa" (nag_scale is then NASA's scale; tau and alpha are not used).
+        rule: "nag", "nasa" or "vsf" (nag_scale is then that rule's scale; tau and alpha are not used).
+        negative_logit_bias: of "vsf" alone, added to the logits of the negative (its paper subtracts an offset there).
         start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end.
             Before and after, the model runs untouched.
         pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the
@@ -74,7 +77,7 @@ def guide(
         never called in it.
     """
     enable_guidance(pipe, negative_prompt, nag_scale=nag_scale, nag_tau=nag_tau, nag_alpha=nag_alpha, rule=rule,
-                    start=start, end=end, pad=pad)  # fmt: skip
+                    negative_logit_bias=negative_logit_bias, start=start, end=end, pad=pad)  # fmt: skip
     guidance = type(pipe)._nag_guidance
     try:
         yield pipe
@@ -86,7 +89,8 @@ def guide(
 
 def enable_guidance(
     pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
-    nag_alpha: float | None = None, rule: str = "nag", start: float = 0.0, end: float = 1.0, pad: bool = False,
+    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
+    start: float = 0.0, end: float = 1.0, pad: bool = False,
 ) -> None:  # fmt: skip
     """Steers every call of `pipe` until `disable_guidance(pipe)`. Arguments and errors as in `guide`."""
     cls = type(pipe)
@@ -94,7 +98,8 @@ def enable_guidance(
         raise RuntimeError(f"guide: guidance is enabled already on this {cls.__name__}; nesting is not supported")
     if not callable(pipe):
         raise TypeError(f"guide: pipe must be a diffusers pipeline, got {cls.__name__}")
-    guidance = _Guidance(pipe, negative_prompt, nag_scale, nag_tau, nag_alpha, rule, start, end, pad)
+    settings = (nag_scale, nag_tau, nag_alpha)
+    guidance = _Guidance(pipe, negative_prompt, settings, rule, negative_logit_bias, start, end, pad)
 
     @functools.wraps(cls.__call__)
     def guided_call(self, *args, **kwargs):
@@ -123,13 +128,13 @@ def _restore(pipe: Any) -> None:
 class _Guidance:
     """The settings of one `enable_guidance`, and its calls."""
 
-    def __init__(self, pipe, negative_prompt, nag_scale, nag_tau, nag_alpha, rule, start, end, pad):
+    def __init__(self, pipe, negative_prompt, given, rule, bias, start, end, pad):
         self.calls = 0
         self.unused = (
             f"this {type(pipe).__name__} was not called while guidance was enabled, so nothing was guided (a __call__ that "
             "was looked up before, or a pipeline made from this one, is not guided)"
         )
-        self.negative = _checked_negative(negative_prompt)
+        self.negative = checked_negative(negative_prompt)
         if isinstance(pipe, ModularPipeline):
             raise ValueError(
                 f"guide: {type(pipe).__name__} is not supported: a modular pipeline has guiders of its own"
@@ -141,16 +146,19 @@ class _Guidance:
         denoiser = denoisers[0]
         papers = family_of(denoiser).settings(inner_denoiser(denoiser))
         check_rule("guide", rule)
-        if rule == "nasa" and nag_scale is None and papers.nasa_scale is None:
+        scale = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
+        if given[0] is None and scale is None:
             kind = type(inner_denoiser(denoiser)).__name__
-            raise ValueError(f"guide: nag_scale must be given for rule 'nasa': none is published for this {kind}")
-        published = (papers.nag_scale if rule == "nag" else papers.nasa_scale, papers.nag_tau, papers.nag_alpha)
-        given = (nag_scale, nag_tau, nag_alpha)
-        self.settings = tuple(p if g is None else g for g, p in zip(given, published, strict=True))
+            why = "the published ones differ by prompt" if rule == "vsf" else f"none is published for this {kind}"
+            raise ValueError(f"guide: nag_scale must be given for rule '{rule}': {why}")
+        published = zip(given, (scale, papers.nag_tau, papers.nag_alpha), strict=True)
+        self.settings = tuple(paper if own is None else own for own, paper in published)
         check_scalars("guide", *self.settings)
+        if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
+            raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")
         if not 0 <= start < end <= 1:
             raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
-        self.rule, self.start, self.end, self.pad = rule, start, end, pad
+        self.rule, self.bias, self.start, self.end, self.pad = rule, bias, start, end, pad
         for denoiser in denoisers:
             checked_sites(denoiser)
 
@@ -198,19 +206,6 @@ def _with_callbacks(
     return call.args, call.kwargs
 
 
-def _checked_negative(negative: Negative) -> Negative:
-    if isinstance(negative, str) or (isinstance(negative, Mapping) and negative):
-        return negative
-    if isinstance(negative, (list, tuple)) and negative and all(isinstance(x, str) for x in negative):
-        return list(negative)
-    if negative is None or (isinstance(negative, (list, tuple, Mapping)) and not negative):
-        raise ValueError(f"guide: there is no negative text to steer away from: negative_prompt is {negative!r}")
-    raise TypeError(
-        f"guide: negative_prompt must be a text, a list of texts or a mapping of ready-made text, got "
-        f"{type(negative).__name__}"
-    )
-
-
 @contextlib.contextmanager
 def _claimed(denoiser: Module) -> Iterator[None]:
     denoiser = inner_denoiser(denoiser)
@@ -241,7 +236,7 @@ class _SteeredRun:
         self.seen = (None, None)  # sample and text of the latest call that was not unconditional
         self.keeps = family.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
-        self.text = PackedText(rule=guidance.rule)
+        self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias)
         self.packer = Packer(family, negative, images, halves, guidance.pad, self.text)
 
     def stand_in(self, stack: contextlib.ExitStack, denoiser: Module, sites: list[Module]) -> None:
@@ -360,6 +355,9 @@ class _SteeredRun:
                   for plain, steered in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
         values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
         self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
+        self.text.steered = None
+        if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
+            self.text.steered = torch.arange(rows, device=self.packer.device) >= rows - images
 
     def _is_guided_step(self) -> bool:
         start, end = self.guidance.start, self.guidance.end

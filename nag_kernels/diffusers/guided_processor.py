@@ -8,6 +8,7 @@ gives.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ class PackedText:
     mask_positive, mask_negative: bool [B, T], False is not seen; None where all is seen. Cross-attention only.
     nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None
         for those of the processor itself.
-    rule: "nag" or "nasa".
+    rule: "nag", "nasa" or "vsf".
+    negative_logit_bias: added to the logits of text-; joint attention or rule "vsf".
+    steered: bool [B], the rows that see text-; None for all. Rule "vsf" needs it, as none of its scales is neutral.
     kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a dict that is
         empty at first, and again whenever the texts or the weights are others. None computes them in every call.
         Cross-attention only; a compiled model does not use it.
@@ -40,6 +43,8 @@ class PackedText:
     nag_tau: Tensor | None = None
     nag_alpha: Tensor | None = None
     rule: str = "nag"
+    negative_logit_bias: float = 0.0
+    steered: Tensor | None = None
     kept: dict[Module, tuple[Tensor, Tensor]] | None = None
 
 
@@ -124,6 +129,15 @@ class GuidedProcessor:
             steered = torch.arange(query.shape[0], device=query.device) >= unconditional
             scale, tau = scale.where(steered, 1.0), tau.where(steered, math.inf)
         return scale, tau, alpha
+
+    def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
+        """What the operation is told about the texts beside keys and values: masks, bias and rule."""
+        text, (positive, negative) = self.text or PackedText(), masks
+        if text.steered is not None:
+            steered = text.steered[:, None]
+            negative = steered.expand(-1, length_negative) if negative is None else negative & steered
+        return {"mask_positive": positive, "mask_negative": negative,
+                "negative_logit_bias": text.negative_logit_bias, "rule": text.rule}  # fmt: skip
 
     def _count(self) -> None:
         # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.

@@ -51,7 +51,7 @@ class JointAttentionProcessor(GuidedProcessor):
         (_, key_positive, value_positive), (_, key_negative, value_negative) = texts
         guided = fused_guided_attention(
             query, key_positive, value_positive, key_negative, value_negative, *self._settings_for(query, 0),
-            key_shared=key, value_shared=value, mask_positive=masks[0], mask_negative=masks[1], rule=self.text.rule,
+            key_shared=key, value_shared=value, **self._text_options(masks, lengths[1]),
         ).flatten(2)  # fmt: skip
         return guided, torch.cat(streams, dim=1)
 

@@ -22,8 +22,8 @@ def make_inputs(**options):
     return testing.make_inputs(**{"device": "cuda", "dtype": torch.bfloat16} | options)
 
 
-def attend(inputs, *settings):
-    return nag_kernels.fused_guided_attention(**testing.with_settings(inputs, settings or SETTINGS))
+def attend(inputs, *settings, rule="nag"):
+    return nag_kernels.fused_guided_attention(**testing.with_settings(inputs, settings or SETTINGS), rule=rule)
 
 
 def on_device(*values):
@@ -31,10 +31,11 @@ def on_device(*values):
 
 
 @pytest.mark.parametrize("shape", [{"positive": 7, "negative": 9}, {"shared": 70, "masks": True, "batch": 2}], ids=str)
-def test_short(shape):
+@pytest.mark.parametrize("rule", ["nag", "nasa", "vsf"])
+def test_short(rule, shape):
     inputs = make_inputs(length=70, heads=2, size=40, **shape)
     before = backends.counts()["triton"]
-    testing.assert_within_baseline(attend(inputs), inputs, *SETTINGS)
+    testing.assert_within_baseline(attend(inputs, rule=rule), inputs, *SETTINGS, rule=rule)
     nag_kernels.guidance(*torch.randn(2, 3, 5, 100, device="cuda").unbind(0), *SETTINGS)
     assert backends.counts()["triton"] == before + 2
 

@@ -64,25 +64,38 @@ CASES = {
 }
 
 
+OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}  # what each rule is tried with
+rules = pytest.mark.parametrize("rule", OWN)
+
+
 @dtypes
-@pytest.mark.parametrize("rule", ["nag", "nasa"])
+@rules
 @pytest.mark.parametrize("case", CASES)
 def test_cases(kernels, case, rule, dtype):
     inputs = make_inputs(**{"length": 66, "heads": 2, "size": 24, "dtype": dtype, **CASES[case]})
-    check(kernels, inputs, *(SETTINGS if rule == "nag" else (0.5, 2.5, 0.25)), rule=rule)
+    check(kernels, inputs, *OWN[rule], rule=rule)
+
+
+@pytest.mark.parametrize("bias", [-0.7, math.log(3)])
+def test_a_bias_without_shared_keys_in_vsf(kernels, bias):
+    inputs = make_inputs(length=33, heads=2, size=16, positive=12, negative=9, bias=bias)
+    check(kernels, inputs, *OWN["vsf"], rule="vsf")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
 @pytest.mark.parametrize("size", [8, 32, 40, 64, 72, 80, 96, 112, 128, 160, 256])
 def test_head_sizes(kernels, size, dtype):
-    check(kernels, make_inputs(size=size, heads=2, length=33, positive=9, negative=12, dtype=dtype), *SETTINGS)
+    inputs = make_inputs(size=size, heads=2, length=33, positive=9, negative=12, dtype=dtype)
+    for rule in ("nag", "vsf"):
+        check(kernels, inputs, *OWN[rule], rule=rule)
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33])
 @pytest.mark.parametrize("text", [0, 1, 7, 64, 65])
 def test_lengths(kernels, length, text):
     inputs = make_inputs(length=length, positive=text, negative=65 - text, shared=text // 7, heads=2, size=16)
-    check(kernels, inputs, *SETTINGS)
+    for rule in ("nag", "vsf"):
+        check(kernels, inputs, *OWN[rule], rule=rule)
 
 
 @pytest.mark.parametrize("settings", [(1.0, 2.5, 0.25), (5.0, math.inf, 1.0), (3, 1, 0), (-2.0, 0.5, 1.0)], ids=str)
@@ -90,55 +103,68 @@ def test_settings(kernels, settings):
     check(kernels, make_inputs(length=20, heads=2, size=16, positive=12, negative=7), *settings)
 
 
-def test_settings_per_sample(kernels):
+@rules
+def test_settings_per_sample(kernels, rule):
     inputs = make_inputs(batch=2, length=9, heads=2, size=16, positive=5, negative=7)
     tensors = [torch.tensor(x, device=DEVICE) for x in ([1.0, 5.0], [math.inf, 2.5], [0.25, 0.25])]
-    out = run(kernels, inputs, *tensors)
+    out = run(kernels, inputs, *tensors, rule=rule)
     for sample in (0, 1):
-        assert torch.equal(out[sample], run(kernels, inputs, *(float(x[sample]) for x in tensors))[sample])
-    assert not torch.equal(out[0], run(kernels, inputs, *SETTINGS)[0])
+        alone = run(kernels, inputs, *(float(x[sample]) for x in tensors), rule=rule)
+        assert torch.equal(out[sample], alone[sample])
+    assert not torch.equal(out[0], run(kernels, inputs, *SETTINGS, rule=rule)[0])
 
 
 @dtypes
-def test_alone_or_in_a_batch_the_same_bits(kernels, dtype):
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_alone_or_in_a_batch_the_same_bits(kernels, rule, dtype):
     inputs = make_inputs(
         batch=3, length=70, heads=2, size=16, positive=9, negative=7, shared=20, masks=True, dtype=dtype
     )
-    whole = run(kernels, inputs, *SETTINGS)
+    whole = run(kernels, inputs, *SETTINGS, rule=rule)
     for b in range(3):
         alone = {name: x[b : b + 1] for name, x in inputs.items()}
-        assert torch.equal(run(kernels, alone, *SETTINGS)[0], whole[b])
+        assert torch.equal(run(kernels, alone, *SETTINGS, rule=rule)[0], whole[b])
 
 
-def test_any_strides(kernels):
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_any_strides(kernels, rule):
     inputs = make_inputs(batch=2, length=33, heads=2, size=16, positive=9, negative=7, shared=5)
-    expected = run(kernels, inputs, *SETTINGS)
+    expected = run(kernels, inputs, *SETTINGS, rule=rule)
     turned = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in inputs.items()}
     apart = {name: torch.stack([x, x], -1)[..., 0] for name, x in inputs.items()}
     for views in (turned, apart):
-        assert torch.equal(run(kernels, views, *SETTINGS), expected)
+        assert torch.equal(run(kernels, views, *SETTINGS, rule=rule), expected)
 
 
-def test_what_is_not_seen_does_not_come_through(kernels):
+@rules
+def test_what_is_not_seen_does_not_come_through(kernels, rule):
     """NaN in masked keys and values changes nothing; NaN in one query stays in its token."""
     inputs = make_inputs(batch=2, length=9, heads=2, size=16, positive=9, negative=7, shared=6, masks=True)
-    expected = run(kernels, inputs, *SETTINGS)
+    expected = run(kernels, inputs, *SETTINGS, rule=rule)
     for part in ("positive", "negative", "shared"):
         for kind in ("key", "value"):
             inputs[f"{kind}_{part}"][~inputs[f"mask_{part}"]] = math.nan
-    assert torch.equal(run(kernels, inputs, *SETTINGS), expected)
+    assert torch.equal(run(kernels, inputs, *SETTINGS, rule=rule), expected)
     inputs["query"][1, 4, 0] = math.nan
-    out = run(kernels, inputs, *SETTINGS)
+    out = run(kernels, inputs, *SETTINGS, rule=rule)
     assert out[1, 4].isnan().any()
     expected[1, 4] = out[1, 4] = 0
     assert torch.equal(out, expected)
 
 
-def test_logits_of_ten_billion(kernels):
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_logits_of_ten_billion(kernels, rule):
     inputs = make_inputs(length=9, heads=2, size=16, positive=70, negative=7, shared=40)
     inputs["query"] *= 1e10
-    out = run(kernels, inputs, *SETTINGS)
-    torch.testing.assert_close(out.double(), testing.truth(inputs, *SETTINGS), rtol=1e-5, atol=1e-5)
+    out, exact = run(kernels, inputs, *OWN[rule], rule=rule), testing.truth(inputs, *OWN[rule], rule=rule)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_vsf_where_one_text_has_all_of_the_softmax(kernels):
+    for bias in (300.0, -300.0):
+        inputs = make_inputs(length=9, heads=2, size=16, positive=7, negative=5, bias=bias)
+        out, exact = run(kernels, inputs, *OWN["vsf"], rule="vsf"), testing.truth(inputs, *OWN["vsf"], rule="vsf")
+        torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @dtypes
@@ -167,6 +193,14 @@ def test_wrong_formulas_would_be_seen(kernels, name):
     wrong = testing.WRONG_FORMULAS[name](inputs, *SETTINGS)
     with pytest.raises(AssertionError):
         testing.assert_within_baseline(wrong, inputs, *SETTINGS)
+
+
+@pytest.mark.parametrize("name", testing.WRONG_VSF)
+def test_wrong_formulas_of_vsf_would_be_seen(kernels, name):
+    inputs = make_inputs(length=66, heads=2, size=24, positive=12, negative=9, shared=9, dtype=torch.float16)
+    wrong = testing.WRONG_VSF[name](inputs, *OWN["vsf"])
+    with pytest.raises(AssertionError):
+        testing.assert_within_baseline(wrong, inputs, *OWN["vsf"], rule="vsf")
 
 
 DISPATCHED = """
@@ -227,7 +261,7 @@ def test_machine_code_without_spills(capability):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 5
+    assert len(found) == 9
     for kernel, usage in found.items():
         assert usage["REG"] <= 255, kernel
         assert usage["STACK"] == usage["LOCAL"] == 0, (kernel, usage)

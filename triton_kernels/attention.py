@@ -3,7 +3,8 @@
 """Guided attention in Triton: one walk over the keys gives both branches of a head, a second kernel blends all heads.
 
     branches    Z+ and Z- of one tile of queries and one head, float32: the softmax over the shared keys once, then its
-                state (maximum, sum, accumulator) forked over text+ and text-
+                state (maximum, sum, accumulator) forked over text+ and text-. For rule "vsf" what [shared | text+] and
+                what text- give to one softmax over all keys, in the places of Z+ and Z-
     blend       out = a Z+ - b Z-, with the norms of a token over all heads
 
 Softmax, norms and blend are float32. Offsets are 64-bit. No program waits for another and none adds atomically: the same
@@ -65,8 +66,8 @@ def branches(
     query_b, query_s, query_h, kp_b, kp_s, kp_h, vp_b, vp_s, vp_h, kn_b, kn_s, kn_h, vn_b, vn_s, vn_h,
     ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, mp_b, mp_s, mn_b, mn_s, ms_b, ms_s,
     HEADS: tl.constexpr, REPEATS: tl.constexpr, SIZE: tl.constexpr, SHARED: tl.constexpr,
-    MASK_POSITIVE: tl.constexpr, MASK_NEGATIVE: tl.constexpr, MASK_SHARED: tl.constexpr, WIDEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    MASK_POSITIVE: tl.constexpr, MASK_NEGATIVE: tl.constexpr, MASK_SHARED: tl.constexpr, VSF: tl.constexpr,
+    WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Z+ and Z- [B, S, H, D] (float32, contiguous) of one tile of BLOCK_M queries of one head."""
     head, sample = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -89,18 +90,32 @@ def branches(
             SIZE, MASK_SHARED, WIDEN, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     to = (sample * length + rows)[:, None] * (HEADS * SIZE) + head * SIZE + size[None, :]
-    _, sum_positive, z_positive = _walk(
+    top_positive, sum_positive, z_positive = _walk(
         tile, key_positive + sample * kp_b + group * kp_h, value_positive + sample * vp_b + group * vp_h,
         mask_positive + sample * mp_b, positive_length, kp_s, vp_s, mp_s, maximum, total, accumulator, scale, 0.0,
         SIZE, MASK_POSITIVE, WIDEN, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    tl.store(positive + to, z_positive / tl.where(sum_positive > 0, sum_positive, 1.0)[:, None], mask=inside)
-    _, sum_negative, z_negative = _walk(
+    if VSF:  # text- by itself
+        maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    else:
+        tl.store(positive + to, z_positive / tl.where(sum_positive > 0, sum_positive, 1.0)[:, None], mask=inside)
+    top_negative, sum_negative, z_negative = _walk(
         tile, key_negative + sample * kn_b + group * kn_h, value_negative + sample * vn_b + group * vn_h,
         mask_negative + sample * mn_b, negative_length, kn_s, vn_s, mn_s, maximum, total, accumulator, scale,
         bias * LOG2E, SIZE, MASK_NEGATIVE, WIDEN, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    tl.store(negative + to, z_negative / tl.where(sum_negative > 0, sum_negative, 1.0)[:, None], mask=inside)
+    if VSF:  # both sums on the scale of the higher maximum, and both accumulators by the sum of the two
+        top = tl.maximum(top_positive, top_negative)
+        base = tl.where(top == float("-inf"), 0.0, top)
+        weight_positive, weight_negative = tl.exp2(top_positive - base), tl.exp2(top_negative - base)
+        sum_both = sum_positive * weight_positive + sum_negative * weight_negative
+        sum_both = tl.where(sum_both > 0, sum_both, 1.0)
+        tl.store(positive + to, z_positive * (weight_positive / sum_both)[:, None], mask=inside)
+        tl.store(negative + to, z_negative * (weight_negative / sum_both)[:, None], mask=inside)
+    else:
+        tl.store(negative + to, z_negative / tl.where(sum_negative > 0, sum_negative, 1.0)[:, None], mask=inside)
 
 
 @triton.jit
@@ -118,7 +133,10 @@ def blend(
     scale_stride, tau_stride, alpha_stride, channels,
     NASA: tl.constexpr, TENSOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [N, C] = a Z+ - b Z- for one row: two walks over its C numbers, the first for the norms."""
+    """out [N, C] = a Z+ - b Z- for one row: two walks over its C numbers, the first for the norms.
+
+    NASA: Z+ - scale Z- instead, for "vsf" as well.
+    """
     row = tl.program_id(0).to(tl.int64)
     sample = row // rows_per_sample
     scale = _setting(nag_scale, sample, scale_stride, TENSOR)
@@ -173,7 +191,7 @@ def _blend(positive: Tensor, negative: Tensor, out: Tensor, samples: int, settin
     block = min(1024, triton.next_power_of_2(max(channels, 16)))
     blend[(count,)](
         positive, negative, out, *settings, max(count // samples, 1), positive.stride(0), negative.stride(0), *strides,
-        channels, NASA=rule == "nasa", TENSOR=tensors, BLOCK=block, num_warps=4 if block > 256 else 1,
+        channels, NASA=rule != "nag", TENSOR=tensors, BLOCK=block, num_warps=4 if block > 256 else 1,
     )  # fmt: skip
 
 
@@ -222,7 +240,7 @@ def fused_guided_attention(
         float(negative_logit_bias), *strides,
         HEADS=heads, REPEATS=heads // key_positive.shape[2], SIZE=size, SHARED=shared,
         MASK_POSITIVE=mask_positive is not None, MASK_NEGATIVE=mask_negative is not None,
-        MASK_SHARED=masks[2] is not None, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
+        MASK_SHARED=masks[2] is not None, VSF=rule == "vsf", WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
         BLOCK_D=max(16, triton.next_power_of_2(size)), **config,
     )  # fmt: skip
     rows = [x.view(batch * length, heads * size) for x in (*wide, out)]

@@ -51,12 +51,13 @@ def main() -> None:
                 types |= {f"key_{part}": POINTERS[dtype], f"value_{part}": POINTERS[dtype], f"mask_{part}": "*u8"}
             constants = {
                 "HEADS": 24, "REPEATS": 1, "SIZE": size, "SHARED": True, "MASK_POSITIVE": True, "MASK_NEGATIVE": True,
-                "MASK_SHARED": False, "WIDEN": False, "BLOCK_D": size,
+                "MASK_SHARED": False, "VSF": False, "WIDEN": False, "BLOCK_D": size,
                 **{name: value for name, value in config.items() if name.startswith("BLOCK")},
             }  # fmt: skip
             options = {name: config[name] for name in ("num_warps", "num_stages")}
             name = f"branches, head size {size}, {dtype}"
             found[name] = build(attention.branches, types, constants, capability, **options)
+            found[f"{name}, vsf"] = build(attention.branches, types, constants | {"VSF": True}, capability, **options)
     types = dict.fromkeys(("positive", "negative", "nag_scale", "nag_tau", "nag_alpha"), "*fp32") | {"out": "*bf16"}
     constants = {"NASA": False, "TENSOR": True, "BLOCK": 1024}
     found["blend"] = build(attention.blend, types, constants, capability, num_warps=4)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Negative prompts inside attention: NAG and NASA as one fused operation, for diffusion models."""
+"""Negative prompts inside attention: NAG, NASA and VSF as one fused operation, for diffusion models."""
 
 from .backends import available_backends, explain
 from .functional import fused_guided_attention, guidance

@@ -191,7 +191,7 @@ WRONG_FORMULAS = {
 }
 
 
-def _vsf(combine: Callable[..., Tensor]):
+def _vsf(combine: Callable[..., Tensor], rounded: bool = False):
     """combine(Z+, T-, Z-, share of the softmax that text- takes, scale); T- attends to text- alone, Z- to shared keys too."""
 
     def run(inputs: dict, *settings) -> Tensor:
@@ -204,12 +204,16 @@ def _vsf(combine: Callable[..., Tensor]):
         values = {name: torch.zeros_like(x) for name, x in inputs.items() if name.startswith("value_")}
         values["value_negative"] = values["value_negative"] + 1
         share = truth({**inputs, **values}, -1.0, 2.5, 0.25, rule="vsf")
-        return combine(positive, alone, negative, share, settings[0]).to(inputs["query"].dtype).contiguous()
+        dtype = inputs["query"].dtype
+        if rounded:
+            positive, alone = positive.to(dtype).double(), alone.to(dtype).double()
+        return combine(positive, alone, negative, share, settings[0]).to(dtype).contiguous()
 
     return run
 
 
 RIGHT_VSF = _vsf(lambda z, t, _, share, scale: (1 - share) * z - scale * share * t)
+ROUNDED_VSF = _vsf(lambda z, t, _, share, scale: (1 - share) * z - scale * share * t, rounded=True)
 WRONG_VSF = {
     "sign not flipped": _vsf(lambda z, t, _, share, scale: (1 - share) * z + scale * share * t),
     "scale left out": _vsf(lambda z, t, _, share, scale: (1 - share) * z - share * t),

@@ -323,6 +323,16 @@ def test_wrong_formulas_of_vsf_are_rejected(name, case, dtype):
         testing.assert_within_baseline(testing.WRONG_VSF[name](inputs, *settings), inputs, *settings, rule="vsf")
 
 
+@pytest.mark.parametrize("case", ["joint", "masks", "grouped queries", "bias"])
+def test_vsf_in_float16_is_rounded_once(case, backend):
+    """Its error is that of the exact result in float16. (The bfloat16 pairs of some CPUs round the probabilities as well.)"""
+    inputs, settings = testing.make_inputs(dtype=torch.float16, **CASES[case]), OWN["vsf"]
+    exact = testing.truth(inputs, *settings, rule="vsf")
+    allowed = 1.05 * testing.error(exact.half(), exact)
+    assert testing.error(run(inputs, *settings, backend=backend, rule="vsf"), exact) < allowed
+    assert testing.error(testing.ROUNDED_VSF(inputs, *settings), exact) > allowed
+
+
 def test_the_right_formula_of_vsf_is_not():
     inputs = testing.make_inputs(dtype=torch.bfloat16, **CASES["masks"])
     testing.assert_within_baseline(testing.RIGHT_VSF(inputs, *OWN["vsf"]), inputs, *OWN["vsf"], rule="vsf")

@@ -61,28 +61,35 @@ def with_settings(inputs: dict, settings: tuple) -> dict:
     return {**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True))}
 
 
+def whole(parts: list[Tensor]) -> Tensor:
+    """Keys, values or masks [B, T, ...] of shared keys and text in one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 def eager_branches(inputs: dict) -> tuple[Tensor, Tensor]:
     """Z+ and Z- [B, S, H*D] by two calls of scaled_dot_product_attention, in the dtype of the inputs."""
-    batch, length, heads, _ = inputs["query"].shape
+    query = inputs["query"]
+    batch, length, heads, _ = query.shape
+
+    def seen(name: str, bias: float) -> Tensor:
+        length = inputs[f"key_{name}"].shape[1]
+        mask = inputs.get(f"mask_{name}")
+        added = query.new_full((1, length), bias)
+        return (added if mask is None else added.masked_fill(~mask, float("-inf"))).expand(batch, -1)
 
     def branch(part: str, bias: float) -> Tensor:
-        tensors, seen = [], []
-        for name in ("shared", part):
-            key = inputs.get(f"key_{name}")
-            if key is None:
-                continue
-            repeats = heads // key.shape[2]
-            pair = [inputs[f"{kind}_{name}"].expand(batch, -1, -1, -1) for kind in ("key", "value")]
-            tensors.append([x.repeat_interleave(repeats, 2) if repeats > 1 else x for x in pair])
-            mask = inputs.get(f"mask_{name}")
-            mask = key.new_ones(1, key.shape[1], dtype=torch.bool) if mask is None else mask
-            added = torch.zeros(mask.shape, dtype=key.dtype, device=key.device).masked_fill(~mask, float("-inf"))
-            seen.append((added + (bias if name == part else 0.0)).expand(batch, -1))
-        key, value = (torch.cat(x, 1).transpose(1, 2) for x in zip(*tensors, strict=True))
-        plain = bias == 0 and not any(name.startswith("mask") for name in inputs)
-        mask = None if plain else torch.cat(seen, 1)[:, None, None, :]
+        names = [name for name in ("shared", part) if inputs.get(f"key_{name}") is not None]
+        key, value = (
+            whole([inputs[f"{kind}_{name}"].expand(batch, -1, -1, -1) for name in names]) for kind in ("key", "value")
+        )
+        repeats = heads // key.shape[2]
+        if repeats > 1:
+            key, value = (x.repeat_interleave(repeats, 2) for x in (key, value))
+        mask = None
+        if bias != 0 or any(inputs.get(f"mask_{name}") is not None for name in names):
+            mask = whole([seen(name, bias if name == part else 0.0) for name in names])[:, None, None, :]
         out = F.scaled_dot_product_attention(
-            inputs["query"].transpose(1, 2), key, value, attn_mask=mask, scale=inputs.get("softmax_scale")
+            *(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask, scale=inputs.get("softmax_scale")
         )
         return out.transpose(1, 2).reshape(batch, length, -1)
 

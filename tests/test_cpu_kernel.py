@@ -231,7 +231,7 @@ def test_softmax_scale(scale, dtype):
     testing.assert_within_baseline(attend(inputs, *SETTINGS), inputs, *SETTINGS)
 
 
-@pytest.mark.parametrize("less, bias", [(0.0, 3.0), (1024.0, 1000.0), (1024.0, 1027.0)])
+@pytest.mark.parametrize(("less", "bias"), [(0.0, 3.0), (1024.0, 1000.0), (1024.0, 1027.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_bias_beside_huge_logits(less, bias, dtype):
     """Logits of 2^34, to which float32 cannot add the bias: shared and negative key still weigh as 1 and e^(bias - less)."""

@@ -35,7 +35,7 @@ from nag_kernels import testing
 from .bench_attention import DTYPES, Clock, measure, spread
 from .machine import Rows, describe, sentence
 from .published import PublishedCross, PublishedJoint, image_repeated
-from .report import OVERHEAD_HEAD, OVERHEADS, overhead_cells
+from .report import ARITHMETIC, OVERHEAD_HEAD, OVERHEADS, overhead_cells
 
 ATTENTION_SLACK = 0.03  # the largest difference of attention's share of the arithmetic between the two sizes
 SAME = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # largest relative difference of two such steps
@@ -175,16 +175,34 @@ MODELS = {
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def attention_share(model: Model, scale: float, share: float) -> tuple[float, float]:
-    """(share of attention in the arithmetic, all of it in FLOP) of one unguided step, counted without running it."""
-    with torch.device("meta"):
-        denoiser = model.build(scale, share)
-    inputs = _to(model.inputs(scale), "meta", torch.float32)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoiser(**inputs)
-    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    total = sum(counts.values())
-    return sum(n for op, n in counts.items() if "bmm" in op or "attention" in op) / total, total
+def attention_share(model: Model, scale: float, share: float) -> float:
+    """Attention's share of the arithmetic of one unguided step."""
+    counts = _count(Step(model, scale, share, "meta", torch.float32), "unguided")
+    return sum(n for op, n in counts.items() if "bmm" in op) / sum(counts.values())
+
+
+def _guided_flops(
+    query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha, key_shared=None,
+    *_, **__,
+) -> int:  # fmt: skip
+    """4 S H D (T+ + T- + Ts) from the operation's arguments as shapes [B, S, H, D]."""
+    keys = sum(key[1] for key in (key_positive, key_negative, key_shared) if key is not None)
+    return 4 * math.prod(query) * keys
+
+
+def _count(step: "Step", provider: str) -> dict[str, int]:
+    """FLOP of one step on the meta device, where nothing is computed, by operation."""
+    guided = {torch.ops.nag.fused_guided_attention: _guided_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=guided) as counter:
+        step.run(provider)
+    return {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+
+
+def arithmetic(model: Model, scale: float, share: float) -> dict[str, int]:
+    """FLOP of one step by provider; of ours with kept keys and values, of a step after the first."""
+    step = Step(model, scale, share, "meta", torch.float32)
+    step.run("ours_kept")
+    return {provider: sum(_count(step, provider).values()) for provider in PROVIDERS}
 
 
 # --- providers --------------------------------------------------------------------------------------------------------
@@ -210,7 +228,8 @@ class Step:
         from nag_kernels.diffusers.guided_processor import PackedText
 
         torch.manual_seed(0)
-        self.denoiser = model.build(scale, share).to(device, dtype).eval()
+        with torch.device(device):
+            self.denoiser = model.build(scale, share).to(dtype).eval()
         family, self.sites = family_of(self.denoiser), checked_sites(self.denoiser)
         inputs = _to(model.inputs(scale), device, dtype)
         name = next(iter(family.text))
@@ -300,9 +319,10 @@ def one(name: str, options: argparse.Namespace) -> list[dict]:
     scale = options.scale or (1.0 if on_gpu else model.scale)
     share = options.layers or (1.0 if scale == 1 else 0.25)
     dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
-    (real, _), (here, flops) = attention_share(model, 1, 1.0), attention_share(model, scale, share)
+    real, here = (attention_share(model, *size) for size in ((1, 1.0), (scale, share)))
     if abs(real - here) > ATTENTION_SLACK:
         raise RuntimeError(f"at scale {scale:g} attention has {here:.1%} of the arithmetic, at real size {real:.1%}")
+    flops = arithmetic(model, scale, share)
     with torch.inference_mode():
         step = Step(model, scale, share, options.device, DTYPES[dtype])
         step.check()
@@ -314,9 +334,11 @@ def one(name: str, options: argparse.Namespace) -> list[dict]:
     return [
         {
             "model": name, "provider": provider, "scale": f"{scale:.4g}", "layers": share, "attention_share": f"{here:.4f}",
-            "attention_share_real_size": f"{real:.4f}", "gflop_unguided": f"{flops / 1e9:.1f}", "dtype": dtype,
+            "attention_share_real_size": f"{real:.4f}", "dtype": dtype,
             "calls": len(times[provider]), "p20_ms": f"{p20:.3f}", "p50_ms": f"{p50:.3f}", "p80_ms": f"{p80:.3f}",
             "overhead": f"{p50 / found['unguided'][1] - 1:.4f}", "overhead_in_paper": paper.get(provider, ""),
+            **({"gflop": f"{flops[provider] / 1e9:.2f}", "arithmetic": f"{flops[provider] / flops['unguided'] - 1:.4f}"}
+               if options.kind == "model" else {}),
         } for provider, (p20, p50, p80) in found.items()
     ]  # fmt: skip
 
@@ -334,7 +356,7 @@ def main(options: argparse.Namespace) -> None:
     )
     table = Table(title=f"{title}: overhead over unguided", title_justify="left")
     table.add_column("model")
-    for column in (*OVERHEAD_HEAD, *OVERHEADS.values()):
+    for column in (*OVERHEAD_HEAD, *OVERHEADS.values(), *([] if options.kind == "layer" else [ARITHMETIC])):
         table.add_column(column, justify="right")
     failed = []
     try:

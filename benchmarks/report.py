@@ -121,15 +121,19 @@ OVERHEAD_HEAD = ("scale", "dtype", "attention's share", "at real size", "unguide
 OVERHEADS = {"cfg": "CFG", "published": "NAG as published", "ours": "NAG ours", "ours_kept": "NAG ours, later steps"}
 
 
+ARITHMETIC = "arithmetic of ours"
+
+
 def overhead_cells(by: dict[str, Row]) -> list[str]:
-    """One model: the cells under "model", OVERHEAD_HEAD and OVERHEADS."""
+    """One model: the cells under "model", OVERHEAD_HEAD and OVERHEADS, and for a whole model ARITHMETIC."""
     row = by["unguided"]
     cells = []
     for name in OVERHEADS:
         paper = by[name]["overhead_in_paper"]
         cells.append(_percent(by[name]["overhead"]) + (f" ({100 * float(paper):+.0f} %)" if paper else ""))
     shares = (_percent(row[x]).lstrip("+") for x in ("attention_share", "attention_share_real_size"))
-    return [row["model"], row["scale"], row["dtype"], *shares, f"{milliseconds(row):.2f}", *cells]
+    counted = [_percent(by["ours"]["arithmetic"])] if "arithmetic" in row else []
+    return [row["model"], row["scale"], row["dtype"], *shares, f"{milliseconds(row):.2f}", *cells, *counted]
 
 
 def overhead(stem: str, rows: list[Row]) -> str:
@@ -139,7 +143,7 @@ def overhead(stem: str, rows: list[Row]) -> str:
         said += (" Width and tokens are divided by `scale`, which keeps attention's share of the arithmetic, but passes over "
                  "memory weigh `scale` times as much as at real size: most of all in NAG as published.")  # fmt: skip
     lines = [overhead_cells(by) for by in grouped(rows, "model").values()]
-    head = ["model", *OVERHEAD_HEAD, *OVERHEADS.values()]
+    head = ["model", *OVERHEAD_HEAD, *OVERHEADS.values(), *([ARITHMETIC] if "arithmetic" in rows[0] else [])]
     return "\n\n".join([f"### {sentence(rows[0])}", said, table(head, lines), f"![overhead](results/{stem}.png)"])
 
 

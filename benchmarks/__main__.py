@@ -40,11 +40,17 @@ def main() -> None:
     if options.kind is not None:
         run(options)
         return
+    failed = []
     for kind in ("attention", "layer", "model"):
         print(f"\n== {kind}")
-        run(parser.parse_args([kind]))
+        try:
+            run(parser.parse_args([kind]))
+        except SystemExit as stopped:  # what was measured is still worth a report
+            failed.append(f"{kind}: {stopped}")
     print("\n== report")
     report.main()
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ of the device: events on a GPU, the clock on a CPU. Rows go to benchmarks/result
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from rich.console import Console
@@ -27,7 +28,8 @@ from nag_kernels import testing
 
 from .machine import RESULTS, Rows, describe, fma_peak, sentence
 from .providers import PROVIDERS, SETTINGS, Run, served, verify
-from .workloads import CPU, GPU, Workload
+from .report import means
+from .workloads import CPU, GPU, GROWTH, ONE_TOKEN, Workload
 
 HAS_PROC = os.path.exists("/proc/self/status")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,12 +72,19 @@ def rotated(inputs: dict, device: str) -> list[dict]:
 
 
 def measure(runs: dict[str, Run], copies: list[dict], seconds: float, clock: Clock) -> dict[str, list[float]]:
-    """Milliseconds of single calls, the providers in turns; the first fifth of the time is warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    """Milliseconds of single calls; the first fifth of the time is warm-up.
+
+    Providers take turns. Each turn another one begins, and each has another copy of the inputs than the one before it, so
+    that none always follows the same neighbour or finds what that has brought into the cache.
+    """
+    names, times = list(runs), {name: [] for name in runs}
     start, turn = time.perf_counter(), 0
     while time.perf_counter() < start + seconds or min(map(len, times.values())) < 5:
-        warm, inputs = time.perf_counter() < start + seconds / 5, copies[turn % len(copies)]
-        pairs = {name: clock.time(functools.partial(run, inputs)) for name, run in runs.items()}
+        warm, pairs = time.perf_counter() < start + seconds / 5, {}
+        for place in range(len(names)):
+            at = (turn + place) % len(names)
+            call = functools.partial(runs[names[at]], copies[(turn + at) % len(copies)])
+            pairs[names[at]] = clock.time(call)
         clock.wait()
         turn += 1
         if not warm:
@@ -90,13 +99,14 @@ def spread(times: list[float]) -> tuple[float, float, float]:
     return tenths[1], tenths[4], tenths[7]
 
 
-# --- memory, overhead, growth -----------------------------------------------------------------------------------------
+# --- memory, overhead -------------------------------------------------------------------------------------------------
 
 PEAK_MEMORY = """
 import sys, torch
 from benchmarks.providers import PROVIDERS
 from benchmarks.workloads import CPU
-name, provider = sys.argv[1:]
+name, provider, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
 w = next(w for w in CPU if w.name == name)
 make = lambda length: torch.ones(w.batch, length, w.heads, w.size)
 inputs = {"query": make(w.length)}
@@ -113,28 +123,11 @@ print(peak() - before)
 """
 
 
-def peak_memory(workload: Workload, provider: str) -> float:
+def resident_memory(workload: Workload, provider: str, threads: int) -> float:
     """MiB by which one float32 call raises the peak resident memory of a fresh process, its output included."""
-    command = [sys.executable, "-c", PEAK_MEMORY, workload.name, provider]
+    command = [sys.executable, "-c", PEAK_MEMORY, workload.name, provider, str(threads)]
     done = subprocess.run(command, cwd=RESULTS.parents[1], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 2**10
-
-
-def call_overhead() -> dict[str, float]:
-    """Microseconds of one call on one token and key, by mode: what dispatch and the autograd layer cost."""
-    inputs = testing.make_inputs(length=1, heads=1, size=8, positive=1, negative=1)
-    tensors = [inputs[n] for n in ("query", "key_positive", "value_positive", "key_negative", "value_negative")]
-    op = torch.ops.nag.fused_guided_attention
-
-    def cost():
-        return min(timeit.repeat(lambda: op(*tensors, *SETTINGS), number=2000, repeat=5)) / 2000 * 1e6
-
-    found = {"normal mode": cost()}
-    with torch.no_grad():
-        found["no_grad"] = cost()
-    with torch.inference_mode():
-        found["inference_mode"] = cost()
-    return found
 
 
 def device_memory(run: Run, inputs: dict) -> float:
@@ -148,25 +141,20 @@ def device_memory(run: Run, inputs: dict) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def growth(workload: Workload, device: str, clock: Clock) -> str:
-    """Time of one token as there are more of them, and as the batch grows: flat where cost is linear."""
-    run, said = PROVIDERS["ours"].set_up(device), []
-    for kind in ("tokens", "batch"):
-        found = []
-        for times in (1, 2, 4):
-            more = workload.tiled(**{kind: times})
-            inputs = testing.make_inputs(device=device, **more.inputs())
-            median = statistics.median(measure({"ours": run}, [inputs], 1.0, clock)["ours"])
-            found.append(f"{1e3 * median / (more.batch * more.length):.2f}")
-        said.append(f"{kind} x1, x2, x4: {', '.join(found)}")
-    return "; ".join(said)
+def call_overhead() -> dict[str, list[float]]:
+    """Milliseconds of one call on one token and key, by mode: what dispatch and the autograd layer cost."""
+    op, found = torch.ops.nag.fused_guided_attention, {}
+    with torch.inference_mode(False):
+        inputs = testing.make_inputs(**ONE_TOKEN.inputs())
+        tensors = [inputs[n] for n in ("query", "key_positive", "value_positive", "key_negative", "value_negative")]
+        for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            with mode():
+                # seconds of 1000 calls are milliseconds of one
+                found[mode.__name__] = timeit.repeat(lambda: op(*tensors, *SETTINGS), number=1000, repeat=20)
+    return found
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
+# --- run --------------------------------------------------------------------------------------------------------------
 
 
 def set_up(names: list[str], device: str) -> dict[str, Run]:
@@ -179,14 +167,11 @@ def set_up(names: list[str], device: str) -> dict[str, Run]:
     return runs
 
 
-def time_workload(
-    workload: Workload, dtype: torch.dtype, runs: dict[str, Run], seconds: float, device: str
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds by provider, and on a GPU MiB by provider."""
-    inputs = testing.make_inputs(dtype=dtype, device=device, **workload.inputs())
+def able(workload: Workload, runs: dict[str, Run], inputs: dict) -> dict[str, Run]:
+    """The providers that take the workload and are right."""
     # A sixteenth of the queries shows whether the formula and the strides are right.
     part = {**inputs, "query": inputs["query"][:, : max(64, workload.length // 16)]}
-    able: dict[str, Run] = {}
+    found = {}
     for name, run in runs.items():
         if not PROVIDERS[name].takes(workload):
             continue
@@ -194,20 +179,29 @@ def time_workload(
             if PROVIDERS[name].guided:
                 verify(name, run, part)
             run(inputs)
-            able[name] = run
+            found[name] = run
         except (RuntimeError, torch.OutOfMemoryError) as error:
             tqdm.write(f"{workload.name}: {name} is not timed: {str(error).splitlines()[0][:160]}")
-    times = measure(able, rotated(inputs, device), seconds, Clock(device))
-    on_gpu = torch.device(device).type == "cuda"
-    return times, {name: device_memory(run, inputs) for name, run in able.items()} if on_gpu else {}
+    return found
+
+
+def row(workload: Workload, dtype: str, name: str, times: list[float], peak: float | None, mib: float | None) -> dict:
+    p20, p50, p80 = spread(times)
+    guided = PROVIDERS[name].guided
+    return {
+        "workload": workload.name, "group": workload.group, "batch": workload.batch, "length": workload.length,
+        "heads": workload.heads, "size": workload.size, "text": workload.text, "shared": workload.shared, "dtype": dtype,
+        "provider": name, "calls": len(times), "p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}",
+        "gflops": f"{workload.flops() / p50 / 1e6:.1f}" if guided else "", "peak_gflops": f"{peak:.0f}" if peak else "",
+        "gbytes": f"{workload.numbers() * DTYPES[dtype].itemsize / p50 / 1e6:.2f}" if guided else "",
+        "peak_mib": "" if mib is None else f"{mib:.1f}",
+    }  # fmt: skip
 
 
 def help_text() -> str:
-    lines = [
-        "workloads on a CPU:  " + " ".join(w.name for w in CPU),
-        "on a GPU:            " + " ".join(w.name for w in GPU),
-    ]
-    lines += ["", "providers (the last column of the table: how many times longer each takes than ours):"]
+    lines = ["workloads on a CPU:  " + " ".join(w.name for w in CPU)]
+    lines += ["on a GPU these too:  " + " ".join(w.name for w in GPU if w not in CPU)]
+    lines += ["", "providers (the table says how many times longer each takes than ours):"]
     return "\n".join(lines + [f"  {name:10s} {provider.says}" for name, provider in PROVIDERS.items()])
 
 
@@ -229,65 +223,61 @@ def main(options: argparse.Namespace) -> None:
     dtypes = options.dtype or (["bfloat16"] if on_gpu else ["float32", "bfloat16"])
     whole = not options.workload and not options.dtype and not options.provider and options.shrink == 1
     about, peak = describe(device, options.threads), None if on_gpu else fma_peak(options.threads)
-    print(f"{sentence(about)}; the operation is served by {served(device)}")
+    backend, refusal = served(device)
+    print(f"{sentence(about)}; ours: the {backend} kernels{f', not here: {refusal}' if refusal else ''}")
     if not on_gpu:
         print(f"float32 multiply-add peak, measured: {f'{peak:.0f} GFLOP/s' if peak else 'no C compiler'}")
     runs = set_up(options.provider or [name for name, each in PROVIDERS.items() if each.usual], device)
     rows = Rows("attention", about, options.csv and whole)
-    ratios: dict[tuple[str, str], list[float]] = {}
+    clock = Clock(device)
     table = Table(title="milliseconds, and how many times longer than ours", title_justify="left")
     for column in ("workload", "dtype", *runs, "GFLOP/s", "of peak"):
         table.add_column(column, justify="left" if column in ("workload", "dtype") else "right")
     todo = [(w.shrunk(options.shrink), dtype) for w in known.values() for dtype in dtypes
             if w.name in (options.workload or known)]  # fmt: skip
+    if whole and not on_gpu and "ours" in runs:
+        todo += [(w, "float32") for w in GROWTH]
     try:
         with torch.inference_mode():
             for workload, dtype in tqdm(todo, desc="attention"):
-                times, memory = time_workload(workload, DTYPES[dtype], runs, options.seconds, device)
-                median = {name: spread(t)[1] for name, t in times.items()}
-                for name, t in times.items():
-                    p20, p50, p80 = spread(t)
-                    rows.add(
-                        workload=workload.name, group=workload.group, batch=workload.batch, length=workload.length,
-                        heads=workload.heads, size=workload.size, text=workload.text, shared=workload.shared, dtype=dtype,
-                        provider=name, calls=len(t), p20_ms=f"{p20:.4f}", p50_ms=f"{p50:.4f}", p80_ms=f"{p80:.4f}",
-                        gflops=f"{workload.flops() / p50 / 1e6:.1f}", peak_gflops=f"{peak:.0f}" if peak else "",
-                        gbytes=f"{workload.numbers() * DTYPES[dtype].itemsize / p50 / 1e6:.2f}",
-                        peak_mib=f"{memory[name]:.1f}" if memory else "",
-                    )  # fmt: skip
-                    if name != "ours" and "ours" in median:
-                        ratios.setdefault((workload.group, name), []).append(p50 / median["ours"])
-                cells = [workload.name, dtype]
-                for name in runs:
-                    beside = name in median and name != "ours" and "ours" in median
-                    ratio = f" {median[name] / median['ours']:.2f}x" if beside else ""
-                    cells.append(f"{median[name]:.2f}{ratio}" if name in median else "")
-                rate = workload.flops() / median["ours"] / 1e6 if "ours" in median else None
-                table.add_row(*cells, f"{rate:.0f}" if rate else "", f"{rate / peak:.0%}" if rate and peak else "")
+                rivals = runs if workload.group != "growth" else {"ours": runs["ours"]}
+                inputs = testing.make_inputs(dtype=DTYPES[dtype], device=device, **workload.inputs())
+                right = able(workload, rivals, inputs)
+                if not right:
+                    continue
+                seconds = options.seconds if len(rivals) > 1 else options.seconds / 4
+                times = measure(right, rotated(inputs, device), seconds, clock)
+                for name, run in right.items():
+                    mib = None
+                    if on_gpu:
+                        mib = device_memory(run, inputs)
+                    elif whole and HAS_PROC and dtype == "float32" and name in ("eager", "ours") and len(rivals) > 1:
+                        mib = resident_memory(workload, name, options.threads)
+                    rows.add(**row(workload, dtype, name, times[name], peak, mib))
+                table.add_row(*cells(workload, dtype, runs, times, peak))
+            if whole and not on_gpu and "ours" in runs:
+                for mode, found in call_overhead().items():
+                    named = dataclasses.replace(ONE_TOKEN, name=f"{ONE_TOKEN.name}, {mode}")
+                    rows.add(**row(named, "float32", "ours", found, None, None))
+                    table.add_row(*cells(named, "float32", runs, {"ours": found}, None))
     finally:
         Console(width=None if sys.stdout.isatty() else 160).print(table)
-        rows.close()
+    rows.close()
     if not whole:
         print("no CSV, which holds whole runs: every workload, dtype and usual provider")
     print("\ntimes of ours, geometric mean over shapes and dtypes (least):")
-    for (group, name), values in ratios.items():
-        print(f"  {group:6s} {name:10s} {geometric_mean(values):.2f} ({min(values):.2f})")
-    if on_gpu:
-        return
-    print(
-        f"\npeak resident memory of one float32 call, MiB, output included:{'' if HAS_PROC else ' not read here, no /proc'}"
-    )
-    for workload in (w for w, dtype in todo if HAS_PROC and dtype == dtypes[0] and w.group != "small"):
-        out = workload.batch * workload.length * workload.heads * workload.size * 4 / 2**20
-        found = {name: peak_memory(workload, name) for name in ("eager", "ours") if name in runs}
-        print(
-            f"  {workload.name:15s} "
-            + ", ".join(f"{n} {m:.0f}" for n, m in found.items())
-            + f" (output alone {out:.0f})"
-        )
-    if "ours" in runs:
-        print("\nmicroseconds of one token, float32, as they and the batch grow (flat is linear):")
-        for workload in (w for w in CPU if w.name in ("sdxl_32x32", "flux_512px")):
-            print(f"  {workload.name:15s} {growth(workload, device, Clock(device))}")
-        print("\none call on one token, microseconds: "
-              + ", ".join(f"{mode} {cost:.1f}" for mode, cost in call_overhead().items()))  # fmt: skip
+    for (group, name), (mean, least) in means(rows.rows).items():
+        print(f"  {group:6s} {name:10s} {mean:.2f} ({least:.2f})")
+
+
+def cells(
+    workload: Workload, dtype: str, names: Iterable[str], times: dict[str, list[float]], peak: float | None
+) -> list:
+    """A row of the table in the terminal."""
+    median = {name: spread(each)[1] for name, each in times.items()}
+    ours, found = median.get("ours"), [workload.name, dtype]
+    for name in names:
+        beside = f" {median[name] / ours:.2f}x" if name in median and ours and name != "ours" else ""
+        found.append(f"{median[name]:.{4 if median[name] < 0.1 else 2}f}{beside}" if name in median else "")
+    rate = workload.flops() / ours / 1e6 if ours and workload.group != "call" else None
+    return found + [f"{rate:.0f}" if rate else "", f"{rate / peak:.0%}" if rate and peak else ""]

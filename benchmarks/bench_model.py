@@ -7,7 +7,10 @@ with random weights, which time does not depend on, at the settings of Table 4 o
 
 `--scale f` divides the width (fewer heads of the same size) and the tokens of image and texts by f; the arithmetic of
 attention and of linear layers then both fall by f cubed, so attention keeps its share. That share is counted at both sizes
-and printed, and a difference above 3 points is refused. `--scale 1 --device cuda --dtype bfloat16` is the real size.
+and printed, and a difference above 3 points is refused. On a GPU the default is the real size in bfloat16.
+
+What passes over memory without arithmetic (norms, gates, the eager formula) falls by f squared only, so at reduced scale it
+weighs f times as much as it should: in every column, and most in "NAG as published", whose formula is a dozen such passes.
 
 NAG as published and ours are compared with each other before they are timed; the four take turns call by call.
 """
@@ -32,8 +35,10 @@ from nag_kernels import testing
 from .bench_attention import DTYPES, Clock, measure, spread
 from .machine import Rows, describe, sentence
 from .published import PublishedCross, PublishedJoint, image_repeated
+from .report import ARITHMETIC, OVERHEAD_HEAD, OVERHEADS, overhead_cells
 
 ATTENTION_SLACK = 0.03  # the largest difference of attention's share of the arithmetic between the two sizes
+SAME = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # largest relative difference of two such steps
 PROVIDERS = ("unguided", "cfg", "published", "ours", "ours_kept")
 
 
@@ -170,16 +175,34 @@ MODELS = {
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def attention_share(model: Model, scale: float, share: float) -> tuple[float, float]:
-    """(share of attention in the arithmetic, all of it in FLOP) of one unguided step, counted without running it."""
-    with torch.device("meta"):
-        denoiser = model.build(scale, share)
-    inputs = _to(model.inputs(scale), "meta", torch.float32)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoiser(**inputs)
-    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    total = sum(counts.values())
-    return sum(n for op, n in counts.items() if "bmm" in op or "attention" in op) / total, total
+def attention_share(model: Model, scale: float, share: float) -> float:
+    """Attention's share of the arithmetic of one unguided step."""
+    counts = _count(Step(model, scale, share, "meta", torch.float32), "unguided")
+    return sum(n for op, n in counts.items() if "bmm" in op) / sum(counts.values())
+
+
+def _guided_flops(
+    query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha, key_shared=None,
+    *_, **__,
+) -> int:  # fmt: skip
+    """4 S H D (T+ + T- + Ts) from the operation's arguments as shapes [B, S, H, D]."""
+    keys = sum(key[1] for key in (key_positive, key_negative, key_shared) if key is not None)
+    return 4 * math.prod(query) * keys
+
+
+def _count(step: "Step", provider: str) -> dict[str, int]:
+    """FLOP of one step on the meta device, where nothing is computed, by operation."""
+    guided = {torch.ops.nag.fused_guided_attention: _guided_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=guided) as counter:
+        step.run(provider)
+    return {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+
+
+def arithmetic(model: Model, scale: float, share: float) -> dict[str, int]:
+    """FLOP of one step by provider; of ours with kept keys and values, of a step after the first."""
+    step = Step(model, scale, share, "meta", torch.float32)
+    step.run("ours_kept")
+    return {provider: sum(_count(step, provider).values()) for provider in PROVIDERS}
 
 
 # --- providers --------------------------------------------------------------------------------------------------------
@@ -205,7 +228,8 @@ class Step:
         from nag_kernels.diffusers.guided_processor import PackedText
 
         torch.manual_seed(0)
-        self.denoiser = model.build(scale, share).to(device, dtype).eval()
+        with torch.device(device):
+            self.denoiser = model.build(scale, share).to(dtype).eval()
         family, self.sites = family_of(self.denoiser), checked_sites(self.denoiser)
         inputs = _to(model.inputs(scale), device, dtype)
         name = next(iter(family.text))
@@ -261,14 +285,13 @@ class Step:
     def check(self) -> None:
         """Raises RuntimeError where NAG as published and ours are not the same, or where neither guides."""
         out = {provider: self.run(provider) for provider in PROVIDERS}
+        if not torch.equal(self.run("ours_kept"), out["ours"]):  # now from what the first call kept
+            raise RuntimeError("kept keys and values do not give the same as new ones")
         apart = testing.error(out["ours"], out["published"])
         guided = testing.error(out["ours"], out["unguided"])
-        if not torch.equal(self.run("ours_kept"), out["ours"]):  # now from what the first call kept
-            raise RuntimeError("not timed: kept keys and values do not give the same as new ones")
-        if not apart < 1e3 * torch.finfo(out["ours"].dtype).eps or not guided > 10 * apart:
-            raise RuntimeError(
-                f"not timed: NAG as published and ours are {apart:.2g} apart; guidance changes {guided:.2g}"
-            )
+        # Through all layers roundings grow, more so of the published form, which rounds between its passes.
+        if not apart < SAME[out["ours"].dtype] or not guided > 3 * apart:
+            raise RuntimeError(f"NAG as published and ours are {apart:.2g} apart, where guidance changes {guided:.2g}")
 
 
 def _without_inputs(run: Callable[[str], Tensor], provider: str) -> Callable[[dict], Tensor]:
@@ -283,74 +306,74 @@ def help_text() -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help="default: all")
-    parser.add_argument("--scale", type=float, help="divides width and tokens; default: one that suits two cores")
+    parser.add_argument("--model", nargs="+", choices=MODELS, metavar="NAME", help="default: all")
+    parser.add_argument("--scale", type=float, help="divides width and tokens; default: 1 on a GPU, else for two cores")
     parser.add_argument("--layers", type=float, help="share of the layers; default: all at --scale 1, else a quarter")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seconds", type=float, default=20.0, help="time per model (default: 20)")
+
+
+def one(name: str, options: argparse.Namespace) -> list[dict]:
+    """The rows of one model. Raises RuntimeError where it is not timed."""
+    model, on_gpu = MODELS[name], torch.device(options.device).type == "cuda"
+    scale = options.scale or (1.0 if on_gpu else model.scale)
+    share = options.layers or (1.0 if scale == 1 else 0.25)
+    dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
+    real, here = (attention_share(model, *size) for size in ((1, 1.0), (scale, share)))
+    if abs(real - here) > ATTENTION_SLACK:
+        raise RuntimeError(f"at scale {scale:g} attention has {here:.1%} of the arithmetic, at real size {real:.1%}")
+    flops = arithmetic(model, scale, share)
+    with torch.inference_mode():
+        step = Step(model, scale, share, options.device, DTYPES[dtype])
+        step.check()
+        run = step.run if options.kind == "model" else step.layer()
+        runs = {provider: _without_inputs(run, provider) for provider in PROVIDERS}
+        times = measure(runs, [{}], options.seconds, Clock(options.device))
+    found = {provider: spread(each) for provider, each in times.items()}
+    paper = {"cfg": model.cfg / 100, "published": model.published / 100} if options.kind == "model" else {}
+    return [
+        {
+            "model": name, "provider": provider, "scale": f"{scale:.4g}", "layers": share, "attention_share": f"{here:.4f}",
+            "attention_share_real_size": f"{real:.4f}", "dtype": dtype,
+            "calls": len(times[provider]), "p20_ms": f"{p20:.3f}", "p50_ms": f"{p50:.3f}", "p80_ms": f"{p80:.3f}",
+            "overhead": f"{p50 / found['unguided'][1] - 1:.4f}", "overhead_in_paper": paper.get(provider, ""),
+            **({"gflop": f"{flops[provider] / 1e9:.2f}", "arithmetic": f"{flops[provider] / flops['unguided'] - 1:.4f}"}
+               if options.kind == "model" else {}),
+        } for provider, (p20, p50, p80) in found.items()
+    ]  # fmt: skip
 
 
 def main(options: argparse.Namespace) -> None:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # it says of every model that its dtype is changed after it was made
-    about, whole_model = describe(options.device, options.threads), options.kind == "model"
-    print(f"{sentence(about)}, {options.dtype}")
-    rows = Rows(options.kind, about, options.csv and options.model == list(MODELS))
-    paper = {"cfg": lambda m: m.cfg, "published": lambda m: m.published} if whole_model else {}
+    about = describe(options.device, options.threads)
+    print(sentence(about))
+    whole = options.model is None and options.scale is None and options.layers is None and options.dtype is None
+    rows = Rows(options.kind, about, options.csv and whole)
     title = (
-        "one denoising step: overhead over unguided (in the paper, on an A100)"
-        if paper
-        else "one attention layer: overhead"
+        "one attention layer" if options.kind == "layer" else "one denoising step (in brackets the paper's, on an A100)"
     )
-    table = Table(title=title, title_justify="left")
-    columns = (
-        "scale",
-        "layers",
-        "attention's share",
-        "at real size",
-        "unguided ms",
-        "CFG",
-        "NAG as published",
-        "NAG ours",
-    )
+    table = Table(title=f"{title}: overhead over unguided", title_justify="left")
     table.add_column("model")
-    for column in columns:
+    for column in (*OVERHEAD_HEAD, *OVERHEADS.values(), *([] if options.kind == "layer" else [ARITHMETIC])):
         table.add_column(column, justify="right")
-    refused = []
+    failed = []
     try:
-        for name in tqdm(options.model, desc=options.kind):
-            model = MODELS[name]
-            scale = options.scale or model.scale
-            share = options.layers or (1.0 if scale == 1 else 0.25)
-            (real, _), (here, flops) = attention_share(model, 1, 1.0), attention_share(model, scale, share)
-            if abs(real - here) > ATTENTION_SLACK:
-                refused.append(
-                    f"{name} at scale {scale:g}: attention has {here:.1%} of the arithmetic, {real:.1%} at real size"
-                )
+        for name in tqdm(options.model or MODELS, desc=options.kind):
+            try:
+                found = one(name, options)
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                failed.append(f"{name} is not timed: {str(error).splitlines()[0][:200]}")
+                tqdm.write(failed[-1])
                 continue
-            with torch.inference_mode():
-                step = Step(model, scale, share, options.device, DTYPES[options.dtype])
-                step.check()
-                run = step.run if whole_model else step.layer()
-                runs = {provider: _without_inputs(run, provider) for provider in PROVIDERS}
-                times = measure(runs, [{}], options.seconds, Clock(options.device))
-            found = {provider: spread(t) for provider, t in times.items()}
-            over = {provider: found[provider][1] / found["unguided"][1] - 1 for provider in PROVIDERS}
-            for provider, (p20, p50, p80) in found.items():
-                rows.add(
-                    model=name, provider=provider, scale=f"{scale:.4g}", layers=share, attention_share=f"{here:.4f}",
-                    attention_share_real_size=f"{real:.4f}", gflop_unguided=f"{flops / 1e9:.1f}", dtype=options.dtype,
-                    calls=len(times[provider]), p20_ms=f"{p20:.2f}", p50_ms=f"{p50:.2f}", p80_ms=f"{p80:.2f}",
-                    overhead=f"{over[provider]:.4f}",
-                    overhead_in_paper=paper[provider](model) / 100 if provider in paper else "",
-                )  # fmt: skip
-            cells = [f"{over[provider]:+.1%}" + (f" ({paper[provider](model):+d} %)" if provider in paper else "")
-                     for provider in PROVIDERS[1:]]  # fmt: skip
-            unguided = f"{found['unguided'][1]:.1f}"
-            table.add_row(name, f"{scale:.4g}", f"{share:g}", f"{here:.1%}", f"{real:.1%}", unguided, *cells)
+            for each in found:
+                rows.add(**each)
+            table.add_row(*overhead_cells({each["provider"]: each for each in found}))
     finally:
         Console(width=None if sys.stdout.isatty() else 160).print(table)
-        rows.close()
-    if refused:
-        sys.exit("refused: " + "; ".join(refused))
+    rows.close()
+    if not whole:
+        print("no CSV, which holds whole runs: every model at the default scale and dtype")
+    if failed:
+        sys.exit("; ".join(failed))

@@ -11,9 +11,11 @@
 #   test       the Triton kernels on the GPU against float64, and what a graph, a second stream and large tensors do
 #   sanitize   compute-sanitizer (memcheck, racecheck) on a short list
 #   bench      python -m benchmarks attention on the GPU
+#   model      python -m benchmarks model on the GPU, at real size in bfloat16
 #
 # Each stage leaves its results in OUT (default out/gpu) as it goes, ends with what it found, and does not stop the next.
-# Needs torch with CUDA, Triton and pytest; builds nothing and installs nothing: the checkout is used as it is, with the Triton
+# Needs torch with CUDA, Triton and pytest, the bench stage also rich and tqdm, the model stage diffusers and transformers (PYTHONPATH
+# may name a folder that holds them); builds nothing and installs nothing: the checkout is used as it is, with the Triton
 # package linked to where an install would put it. The operation runs through the Triton kernels here, which are off
 # elsewhere until this script has run and its results are in.
 set -u -o pipefail
@@ -47,20 +49,29 @@ sanitize() {
   done
 }
 
-bench() {
-  "$PYTHON" -m benchmarks attention --device cuda
-  cp benchmarks/results/attention-nvidia-*.csv "$OUT"
+# Keeps what this run has written, also where it was cut short.
+measured() {
+  local begun status
+  begun=$(mktemp)
+  "$PYTHON" -m benchmarks "$1" --device cuda
+  status=$?
+  find benchmarks/results -name "$1-*.csv" -newer "$begun" -exec cp {} "$OUT" \;
+  return $status
 }
 
+bench() { measured attention; }
+
+model() { measured model; }
+
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(machine test sanitize bench)
-export -f machine test sanitize bench
+[ ${#stages[@]} -gt 0 ] || stages=(machine test sanitize bench model)
+export -f machine test sanitize bench model measured
 export OUT PYTHON
 failed=()
 for stage in "${stages[@]}"; do
   case "$stage" in
-    machine | test | sanitize | bench) ;;
-    *) echo "no stage $stage; there are: machine test sanitize bench" >&2; exit 2 ;;
+    machine | test | sanitize | bench | model) ;;
+    *) echo "no stage $stage; there are: machine test sanitize bench model" >&2; exit 2 ;;
   esac
   echo "== $stage"
   timeout "$LIMIT" bash -c "$stage" 2>&1 | tee "$OUT/$stage.log" || failed+=("$stage")

@@ -19,6 +19,7 @@ import torch
 from nag_kernels import backends
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+NOT_MEASURED = (":!benchmarks/results", ":!*.md", ":!docs")
 
 PEAK_SOURCE = """
 #include <stdio.h>
@@ -78,14 +79,17 @@ def cpu_name() -> str:
 
 
 def commit() -> tuple[str, bool]:
-    """(commit, whether what is measured differs from it)."""
+    """(commit, whether what is measured may differ from it: sources changed, or are not known)."""
 
     def git(*arguments):
         done = subprocess.run(["git", *arguments], cwd=RESULTS.parents[1], capture_output=True, text=True)
-        return done.stdout.strip()
+        return done.stdout.strip() if done.returncode == 0 else None
 
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks", ":!*.md")
-    return git("rev-parse", "--short", "HEAD") or "unknown", bool(changes)
+    try:
+        sha, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", ".", *NOT_MEASURED)
+    except FileNotFoundError:  # no git
+        return "unknown", True
+    return sha or "unknown", changes != ""
 
 
 def version(package: str) -> str:
@@ -108,30 +112,33 @@ def describe(device: str, threads: int) -> dict[str, object]:
 
 
 def sentence(about: dict[str, object]) -> str:
+    """Of the columns of `describe`, or of a row read back, where all are text."""
     path = f", path {about['path']}, {about['threads']} threads" if about["path"] else ""
-    changed = " with changes" if about["dirty"] else ""
-    return f"{about['device']}{path}, torch {about['torch']}, commit {about['git_sha']}{changed}"
+    changed = " with changes" if str(about["dirty"]) == "True" else ""
+    return f"{about['device']}{path}; torch {about['torch']}; commit {about['git_sha']}{changed}; {about['timestamp'][:10]}"
 
 
 class Rows:
-    """Rows of one run, written to benchmarks/results/<kind>-<device>.csv as they come, so that a run cut short keeps them.
+    """Rows of one run, each written as it comes to <kind>-<device>.partial.csv in benchmarks/results/.
 
-    A file of an earlier run is replaced with the first row. `kept` False writes nothing.
+    `close` renames that to <kind>-<device>.csv, which a run cut short leaves as it was. `kept` False writes nothing.
     """
 
     def __init__(self, kind: str, about: dict[str, object], kept: bool):
         name = re.sub(r"[^a-z0-9]+", "-", f"{kind} {about['device']} {about['path']}".lower()).strip("-")
         self.about, self.kept, self.rows, self.path = about, kept, [], RESULTS / f"{name}.csv"
+        self.partial = self.path.with_suffix(".partial.csv")
 
     def add(self, **row: object) -> None:
         self.rows.append(row | self.about)
         if self.kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "w", newline="") as opened:
+            with open(self.partial, "w", newline="") as opened:
                 writer = csv.DictWriter(opened, fieldnames=list(self.rows[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows)
 
     def close(self) -> None:
         if self.kept and self.rows:
+            self.partial.rename(self.path)
             print(f"\n{len(self.rows)} rows in {self.path.relative_to(RESULTS.parents[1])}")

@@ -40,8 +40,8 @@ class Provider:
 
 def _joined(inputs: dict, part: str) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value of one branch [B, H, S, D], image keys first."""
-    parts = [name for name in ("shared", part) if f"key_{name}" in inputs]
-    pair = (torch.cat([inputs[f"{kind}_{name}"] for name in parts], 1) for kind in ("key", "value"))
+    names = [name for name in ("shared", part) if f"key_{name}" in inputs]
+    pair = (testing.whole([inputs[f"{kind}_{name}"] for name in names]) for kind in ("key", "value"))
     return tuple(x.transpose(1, 2) for x in (inputs["query"], *pair))
 
 
@@ -98,9 +98,13 @@ def _composed(device: str) -> Run:
 
 
 def _flex(device: str) -> Run:
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend, formula = torch.compile(flex_attention), torch.compile(testing.eager_guidance, dynamic=True)
+    # A graph for each shape, as it is fastest; past the limit Dynamo would quietly run it uncompiled.
+    config.recompile_limit, config.fail_on_recompile_limit_hit = 64, True
+    attend = torch.compile(flex_attention, dynamic=False)
+    formula = torch.compile(testing.eager_guidance, dynamic=True)
 
     def run(inputs: dict) -> Tensor:
         branches = [attend(*_joined(inputs, part)).transpose(1, 2).flatten(2) for part in ("positive", "negative")]
@@ -113,16 +117,17 @@ def _reference(device: str) -> Run:
     return lambda inputs: reference.fused_guided_attention(**testing.with_settings(inputs, SETTINGS))
 
 
-def served(device: str) -> str:
-    """The backend that takes the operation on `device`."""
-    name = {"cpu": "cpu", "cuda": "triton"}.get(torch.device(device).type, "reference")
-    return "reference" if name != "reference" and backends.refusal(name, torch.device(device).type) else name
+def served(device: str) -> tuple[str, str]:
+    """The kernels that are there for the operation on `device`, and why they do not take it, "" where they do."""
+    kind = torch.device(device).type
+    backend = "cpu" if kind == "cpu" else "triton"
+    return backend, backends.refusal(backend, kind) or ""
 
 
 def _ours(device: str) -> Run:
-    if served(device) == "reference":
-        kind = torch.device(device).type
-        raise RuntimeError(backends.refusal({"cpu": "cpu"}.get(kind, "triton"), kind))
+    backend, refusal = served(device)
+    if refusal:
+        raise RuntimeError(f"{backend}: {refusal}")
     op = torch.ops.nag.fused_guided_attention
     scale, tau, alpha = SETTINGS
     return lambda inputs: op(**inputs, nag_scale=scale, nag_tau=tau, nag_alpha=alpha)

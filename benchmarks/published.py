@@ -3,7 +3,8 @@
 """NAG as its authors publish it, written from the paper (arXiv 2505.21179) as a baseline for `bench_model`.
 
 The two texts are a batch of two; queries (and, in the single-stream blocks of FLUX.1, the whole image) are repeated for the
-second; two attentions; the formula in eager mode. One image a call.
+second; two attentions; the formula in eager mode. One image a call. The pooled text is the prompt's alone: in the single-stream
+blocks both copies of the image have its modulation.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .machine import RESULTS
+from .machine import RESULTS, sentence
 
 REPORT = RESULTS.with_name("RESULTS.md")
 RIVALS = ("eager", "compiled", "composed")
@@ -17,7 +17,7 @@ Row = dict[str, str]
 
 def read(kind: str) -> dict[str, list[Row]]:
     """The rows of each CSV of a kind, by the file's stem."""
-    files = sorted(RESULTS.glob(f"{kind}-*.csv"))
+    files = sorted(file for file in RESULTS.glob(f"{kind}-*.csv") if not file.name.endswith(".partial.csv"))
     return {file.stem: list(csv.DictReader(file.open(newline=""))) for file in files}
 
 
@@ -39,14 +39,7 @@ def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def about(rows: list[Row]) -> str:
-    row = rows[0]
-    path = f", path {row['path']}, {row['threads']} threads" if row["path"] else ""
-    changed = " with changes" if row["dirty"] == "True" else ""
-    return f"{row['device']}{path}; torch {row['torch']}; commit {row['git_sha']}{changed}; {row['timestamp'][:10]}"
-
-
-def means(rows: list[Row]) -> dict[tuple[str, str], tuple[float, float]]:
+def means(rows: list[dict]) -> dict[tuple[str, str], tuple[float, float]]:
     """(group, rival) to the geometric mean and the least of rival's time over ours."""
     ratios: dict[tuple[str, str], list[float]] = {}
     for by in grouped(rows, "workload", "dtype").values():
@@ -58,58 +51,100 @@ def means(rows: list[Row]) -> dict[tuple[str, str], tuple[float, float]]:
 
 def attention(stem: str, rows: list[Row]) -> str:
     rivals = [name for name in ("unguided", "cfg", *RIVALS, "flex") if any(row["provider"] == name for row in rows)]
-    lines, lost = [], []
+    lines, lost, near = [], [], []
     for (workload, dtype), by in grouped(rows, "workload", "dtype").items():
-        if "ours" not in by:
+        own = by.get("ours")
+        if own is None or own["group"] in ("growth", "call"):
             continue
-        own = by["ours"]
         shape = f"{own['batch']} x {own['length']} x {own['heads']} x {own['size']}, {own['text']}, {own['shared']}"
         ratios = {name: milliseconds(by[name]) / milliseconds(own) for name in rivals if name in by}
         lost += [f"{workload} {dtype} ({name} {r:.2f}x)" for name, r in ratios.items() if name in RIVALS and r < 1]
         rate = float(own["gflops"])
-        share = f"{rate / float(own['peak_gflops']):.0%}" if own["peak_gflops"] else ""
-        cells = [f"{ratios[name]:.2f}x" if name in ratios else "" for name in rivals]
-        lines.append([workload, shape, dtype, f"{milliseconds(own):.2f}", *cells, f"{rate:.0f}", share])
-    head = ["layer", "B x S x H x D, text, shared", "dtype", "ours, ms", *rivals, "GFLOP/s", "of peak"]
+        share = rate / float(own["peak_gflops"]) if own["peak_gflops"] else None
+        if share and "eager" in ratios:
+            near.append(f"{workload} {dtype} {ratios['eager'] / share:.2f}x")
+        memory = [by[name]["peak_mib"] for name in ("ours", "eager") if name in by and by[name]["peak_mib"]]
+        lines.append([
+            workload, shape, dtype, f"{milliseconds(own):.2f}", *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in
+            rivals), f"{rate:.0f}", f"{share:.0%}" if share else "", " / ".join(f"{float(x):.0f}" for x in memory),
+        ])  # fmt: skip
+    head = [
+        "layer",
+        "B x S x H x D, text, shared",
+        "dtype",
+        "ours, ms",
+        *rivals,
+        "GFLOP/s",
+        "of peak",
+        "MiB, ours / eager",
+    ]
     found = means(rows)
     groups = list(dict.fromkeys(group for group, _ in found))
     mean = table(["geometric mean (least)", *rivals], [
         [group, *(f"{found[group, n][0]:.2f}x ({found[group, n][1]:.2f}x)" if (group, n) in found else "" for n in rivals)]
         for group in groups
     ])  # fmt: skip
-    verdict = f"Slower than a rival: {', '.join(lost)}." if lost else "No layer is slower than any rival."
-    return "\n\n".join([
-        f"### {about(rows)}", "How many times longer each takes than ours (`unguided` and `cfg` are bounds, without the "
-        "formula; p50, providers in turns):", table(head, lines), mean, verdict, f"![time over ours](results/{stem}.png)",
-    ])  # fmt: skip
+    said = [
+        f"### {sentence(rows[0])}", "How many times longer each takes than ours (`unguided` and `cfg` are bounds, without the "
+        "formula; p50, providers in turns):", table(head, lines), mean,
+        f"Slower than a rival: {', '.join(lost)}." if lost else "No layer is slower than any rival.",
+    ]  # fmt: skip
+    if near:
+        said.append("What stands in the way of more: `eager` over ours if ours ran at the measured float32 multiply-add peak "
+                    f"from end to end would be {', '.join(near)}.")  # fmt: skip
+    return "\n\n".join([*said, *_growth(rows), *_calls(rows), f"![time over ours](results/{stem}.png)"])
+
+
+def _growth(rows: list[Row]) -> list[str]:
+    """Microseconds of one query, of one sample, as there are more of them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["group"] == "growth":
+            what = row["workload"].rsplit(" x", 1)[0]
+            queries = int(row["batch"]) * int(row["length"])
+            found.setdefault(what, []).append(f"{1e3 * milliseconds(row) / queries:.2f}")
+    if not found:
+        return []
+    lines = [[what, *cost] for what, cost in found.items()]
+    return ["Microseconds of one query (float32) where there are one, two and four times as many of them; flat is linear:",
+            table(["layer", "x1", "x2", "x4"], lines)]  # fmt: skip
+
+
+def _calls(rows: list[Row]) -> list[str]:
+    found = [
+        f"{row['workload'].split(', ')[1]} {1e3 * milliseconds(row):.1f}" for row in rows if row["group"] == "call"
+    ]
+    return [f"One call on one token, microseconds: {', '.join(found)}."] if found else []
+
+
+OVERHEAD_HEAD = ("scale", "dtype", "attention's share", "at real size", "unguided, ms")
+OVERHEADS = {"cfg": "CFG", "published": "NAG as published", "ours": "NAG ours", "ours_kept": "NAG ours, later steps"}
+
+
+ARITHMETIC = "arithmetic of ours"
+
+
+def overhead_cells(by: dict[str, Row]) -> list[str]:
+    """One model: the cells under "model", OVERHEAD_HEAD and OVERHEADS, and for a whole model ARITHMETIC."""
+    row = by["unguided"]
+    cells = []
+    for name in OVERHEADS:
+        paper = by[name]["overhead_in_paper"]
+        cells.append(_percent(by[name]["overhead"]) + (f" ({100 * float(paper):+.0f} %)" if paper else ""))
+    shares = (_percent(row[x]).lstrip("+") for x in ("attention_share", "attention_share_real_size"))
+    counted = [_percent(by["ours"]["arithmetic"])] if "arithmetic" in row else []
+    return [row["model"], row["scale"], row["dtype"], *shares, f"{milliseconds(row):.2f}", *cells, *counted]
 
 
 def overhead(stem: str, rows: list[Row]) -> str:
-    lines = []
-    for (model,), by in grouped(rows, "model").items():
-        row = by["ours"]
-        cells = [_percent(by[name]["overhead"]) for name in ("cfg", "published", "ours", "ours_kept")]
-        for at, name in enumerate(("cfg", "published")):
-            if by[name]["overhead_in_paper"]:
-                cells[at] += f" ({100 * float(by[name]['overhead_in_paper']):+.0f} %)"
-        shares = (_percent(row[x]).lstrip("+") for x in ("attention_share", "attention_share_real_size"))
-        lines.append([model, row["scale"], row["dtype"], *shares, f"{milliseconds(by['unguided']):.1f}", *cells])
-    head = [
-        "model",
-        "scale",
-        "dtype",
-        "attention's share",
-        "at real size",
-        "unguided, ms",
-        "CFG",
-        "NAG as published",
-        "NAG ours",
-    ]
-    said = (
-        "Overhead over the unguided model; `later steps` is ours where keys and values of the texts stay from the first"
-    )
-    said += ", in brackets the paper's (Table 4, A100):" if any(row["overhead_in_paper"] for row in rows) else ":"
-    return "\n\n".join([f"### {about(rows)}", said, table(head, lines), f"![overhead](results/{stem}.png)"])
+    said = "Overhead over the unguided model; `later steps`: keys and values of the texts stay from the first"
+    said += "; in brackets the paper's (Table 4, A100)." if any(row["overhead_in_paper"] for row in rows) else "."
+    if float(rows[0]["scale"]) > 1:
+        said += (" Width and tokens are divided by `scale`, which keeps attention's share of the arithmetic, but passes over "
+                 "memory weigh `scale` times as much as at real size: most of all in NAG as published.")  # fmt: skip
+    lines = [overhead_cells(by) for by in grouped(rows, "model").values()]
+    head = ["model", *OVERHEAD_HEAD, *OVERHEADS.values(), *([ARITHMETIC] if "arithmetic" in rows[0] else [])]
+    return "\n\n".join([f"### {sentence(rows[0])}", said, table(head, lines), f"![overhead](results/{stem}.png)"])
 
 
 def _percent(share: str) -> str:
@@ -120,6 +155,7 @@ def plot_attention(path: Path, rows: list[Row]) -> None:
     """Roofline of ours on the left, time over ours on the right."""
     from matplotlib import pyplot
 
+    rows = [row for row in rows if row["group"] not in ("growth", "call")]
     by = {key: each for key, each in grouped(rows, "workload", "dtype").items() if "ours" in each}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
     for dtype, marker in (("float32", "o"), ("bfloat16", "s"), ("float16", "^")):
@@ -143,8 +179,7 @@ def plot_attention(path: Path, rows: list[Row]) -> None:
                  if name in each]  # fmt: skip
         right.bar([at + 0.27 * (place - 1) for at, _ in found], [ratio for _, ratio in found], 0.25, label=name)
     right.axhline(1, color="black", linewidth=0.8)
-    right.set_xticks(range(len(by)), [f"{w} {d[0]}{d.rstrip('0123456789')[-1]}{d[-2:]}" for w, d in by], rotation=90,
-                     fontsize=6)  # fmt: skip
+    right.set_xticks(range(len(by)), [" ".join(key) for key in by], rotation=90, fontsize=6)
     right.set(ylabel="time over ours", title="rivals")
     right.legend(fontsize=7)
     figure.tight_layout()
@@ -157,11 +192,9 @@ def plot_overhead(path: Path, rows: list[Row]) -> None:
 
     by = grouped(rows, "model")
     figure, axes = pyplot.subplots(figsize=(9, 4.5))
-    for place, (name, label) in enumerate(
-        (("cfg", "CFG"), ("published", "NAG as published"), ("ours_kept", "NAG ours"))
-    ):
+    for place, (name, label) in enumerate(OVERHEADS.items()):
         heights = [100 * float(each[name]["overhead"]) for each in by.values()]
-        bars = axes.bar([at + 0.27 * (place - 1) for at in range(len(by))], heights, 0.25, label=label)
+        bars = axes.bar([at + 0.2 * (place - 1.5) for at in range(len(by))], heights, 0.19, label=label)
         axes.bar_label(bars, fmt="%+.0f", fontsize=7)
     axes.set_xticks(range(len(by)), [model for (model,) in by])
     axes.set(ylabel="overhead over unguided, %")

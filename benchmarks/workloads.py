@@ -11,7 +11,7 @@ class Workload:
     """One guided attention: `length` image tokens, texts of `text` tokens, `shared` image keys (joint attention)."""
 
     name: str
-    group: str  # "small", "cross" or "joint"; ratios are averaged by group
+    group: str  # "small", "cross" or "joint", whose ratios are averaged; "growth" and "call" have no rivals
     batch: int
     length: int
     heads: int
@@ -27,7 +27,7 @@ class Workload:
         }  # fmt: skip
 
     def flops(self) -> float:
-        """4 B S H D (Tp + Tn + Ts): the arithmetic with shared keys attended once, for every provider."""
+        """4 B S H D (Tp + Tn + Ts): the arithmetic of one guided attention with shared keys attended once."""
         return 4.0 * self.batch * self.length * self.heads * self.size * (2 * self.text + self.shared)
 
     def numbers(self) -> float:
@@ -38,12 +38,8 @@ class Workload:
         """With fewer image tokens."""
         return dataclasses.replace(self, length=max(1, self.length // by), shared=self.shared // by)
 
-    def tiled(self, tokens: int = 1, batch: int = 1) -> "Workload":
-        """With more queries, or more samples."""
-        return dataclasses.replace(self, length=tokens * self.length, batch=batch * self.batch)
 
-
-CPU = (
+_ALL = (
     Workload("sd15_8x8", "small", 2, 64, 8, 160, 77),
     Workload("sd15_16x16", "small", 2, 256, 8, 160, 77),
     Workload("sd15_32x32", "small", 2, 1024, 8, 80, 77),
@@ -51,19 +47,24 @@ CPU = (
     Workload("sdxl_64x64", "cross", 1, 4096, 10, 64, 77),
     Workload("sdxl_32x32", "cross", 1, 1024, 20, 64, 77),
     Workload("sana_32x32", "cross", 1, 1024, 20, 112, 300),
-    Workload("wan_1.3b_4096", "cross", 1, 4096, 12, 128, 512),
-    Workload("flux_512px", "joint", 1, 1024, 24, 128, 512, 1024),
-    Workload("sd35_512px", "joint", 1, 1024, 38, 64, 333, 1024),
-)
-GPU = (
-    Workload("sd15_64x64", "small", 1, 4096, 8, 40, 77),
-    Workload("sdxl_64x64", "small", 1, 4096, 10, 64, 77),
-    Workload("sdxl_32x32", "small", 1, 1024, 20, 64, 77),
-    Workload("sana_1.6b", "cross", 1, 1024, 20, 112, 300),
     Workload("pixart_1024px", "cross", 1, 4096, 16, 72, 300),
+    Workload("wan_1.3b_4096", "cross", 1, 4096, 12, 128, 512),
     Workload("wan_1.3b_480p", "cross", 1, 32760, 12, 128, 512),
     Workload("wan_14b_480p", "cross", 1, 32760, 40, 128, 512),
-    Workload("sd35_large", "joint", 1, 4096, 38, 64, 333, 4096),
+    Workload("flux_512px", "joint", 1, 1024, 24, 128, 512, 1024),
     Workload("flux_1024px", "joint", 1, 4096, 24, 128, 512, 4096),
+    Workload("sd35_512px", "joint", 1, 1024, 38, 64, 333, 1024),
+    Workload("sd35_1024px", "joint", 1, 4096, 38, 64, 333, 4096),
     Workload("hunyuan_video", "joint", 1, 27280, 24, 128, 256, 27280),
 )
+# What a benchmark of minutes can hold: on a GPU everything, on a CPU what takes at most about a second.
+GPU = _ALL
+CPU = tuple(w for w in _ALL if w.flops() < 4e10)
+
+# Two layers with more and more queries, and in larger and larger batches: the cost of one of them must stay the same.
+GROWTH = tuple(
+    dataclasses.replace(w, name=f"{w.name} {kind} x{times}", group="growth", **{field: getattr(w, field) * times})
+    for w in _ALL if w.name in ("sdxl_32x32", "flux_512px")
+    for kind, field in (("tokens", "length"), ("batch", "batch")) for times in (1, 2, 4)
+)  # fmt: skip
+ONE_TOKEN = Workload("one token", "call", 1, 1, 1, 8, 1)  # what a call costs beside its arithmetic

@@ -8,6 +8,7 @@ The default model, "shapes", ships with the project, and so does a classifier th
 import argparse
 import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -232,7 +233,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tau", type=float, default=2.5, help="NAG: longest a guided token may get, in lengths of the unguided"
     )
-    parser.add_argument("--alpha", type=float, default=0.5, help="NAG: share of the guided result in the blend, 0 to 1")
+    parser.add_argument("--alpha", type=float, default=0.2, help="NAG: share of the guided result in the blend, 0 to 1")
     parser.add_argument("--nasa-scale", type=float, default=0.5, help="NASA: share of the negative that is subtracted")
     parser.add_argument("--cfg-scale", type=float, default=3.0, help="CFG: classifier-free guidance; 1 = none")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps")
@@ -271,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
         results.append((prompt, negative, cells))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     draw_grid(results, options).save(options.out)
-    Console().print(table(results, options))
+    Console(width=None if sys.stdout.isatty() else 120).print(table(results, options))
     print(f"picture: {options.out}")
 
 

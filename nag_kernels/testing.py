@@ -61,30 +61,37 @@ def with_settings(inputs: dict, settings: tuple) -> dict:
     return {**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True))}
 
 
+def whole(parts: list[Tensor]) -> Tensor:
+    """Keys, values or masks [B, T, ...] of several parts in one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 def eager_attention(inputs: dict, *parts: str, flip: float = -1.0) -> Tensor:
     """[B, S, H*D]: one call of scaled_dot_product_attention over the keys of all parts, in the dtype of the inputs; the
     values of the negative times -flip."""
-    batch, length, heads, _ = inputs["query"].shape
-    bias = inputs.get("negative_logit_bias", 0.0) if "negative" in parts else 0.0
-    tensors, seen = [], []
-    for name in parts:
-        key = inputs.get(f"key_{name}")
-        if key is None:
-            continue
-        repeats = heads // key.shape[2]
-        pair = [inputs[f"{kind}_{name}"].expand(batch, -1, -1, -1) for kind in ("key", "value")]
-        if name == "negative" and flip != -1:
-            pair[1] = -flip * pair[1]
-        tensors.append([x.repeat_interleave(repeats, 2) if repeats > 1 else x for x in pair])
+    query = inputs["query"]
+    batch, length, heads, _ = query.shape
+    names = [name for name in parts if inputs.get(f"key_{name}") is not None]
+    bias = inputs.get("negative_logit_bias", 0.0) if "negative" in names else 0.0
+
+    def tensor(kind: str, name: str) -> Tensor:
+        x = inputs[f"{kind}_{name}"].expand(batch, -1, -1, -1)
+        return -flip * x if (kind, name) == ("value", "negative") and flip != -1 else x
+
+    def seen(name: str) -> Tensor:
         mask = inputs.get(f"mask_{name}")
-        mask = key.new_ones(1, key.shape[1], dtype=torch.bool) if mask is None else mask
-        added = torch.zeros(mask.shape, dtype=key.dtype, device=key.device).masked_fill(~mask, float("-inf"))
-        seen.append((added + (bias if name == "negative" else 0.0)).expand(batch, -1))
-    key, value = (torch.cat(x, 1).transpose(1, 2) for x in zip(*tensors, strict=True))
-    plain = bias == 0 and not any(name.startswith("mask") for name in inputs)
-    mask = None if plain else torch.cat(seen, 1)[:, None, None, :]
+        added = query.new_full((1, inputs[f"key_{name}"].shape[1]), bias if name == "negative" else 0.0)
+        return (added if mask is None else added.masked_fill(~mask, float("-inf"))).expand(batch, -1)
+
+    key, value = (whole([tensor(kind, name) for name in names]) for kind in ("key", "value"))
+    repeats = heads // key.shape[2]
+    if repeats > 1:
+        key, value = (x.repeat_interleave(repeats, 2) for x in (key, value))
+    mask = None
+    if bias != 0 or any(inputs.get(f"mask_{name}") is not None for name in names):
+        mask = whole([seen(name) for name in names])[:, None, None, :]
     out = F.scaled_dot_product_attention(
-        inputs["query"].transpose(1, 2), key, value, attn_mask=mask, scale=inputs.get("softmax_scale")
+        *(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask, scale=inputs.get("softmax_scale")
     )
     return out.transpose(1, 2).reshape(batch, length, -1)
 

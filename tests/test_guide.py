@@ -507,6 +507,25 @@ def test_texts_are_projected_once_a_run(kind, guidance_scale, monkeypatch):
         assert len(calls) == 1
 
 
+def test_a_text_that_changes_within_a_run_is_projected_again(monkeypatch):
+    """As where a pipeline ends classifier-free guidance on the way, or blends prompts."""
+    pipe = pipeline("pixart")
+    arguments_of, others = guide_module.denoiser_arguments, []
+
+    def with_another_text(*call):
+        arguments = arguments_of(*call)
+        others.append(
+            others[-1] if len(others) % 2 else 2.0 * arguments["encoder_hidden_states"]
+        )  # anew in steps 1 and 3
+        return arguments | {"encoder_hidden_states": others[-1]}
+
+    monkeypatch.setattr(guide_module, "denoiser_arguments", with_another_text)
+    calls = calls_of_to_k(pipe)
+    with guide(pipe, NEGATIVE, **FIRM):
+        draw(pipe, num_inference_steps=4)
+    assert len(calls) == 2
+
+
 def test_what_a_callback_changes_is_seen_by_the_next_step():
     """A change of weights, as of a LoRA's share, and of the text in place."""
     pipe = pipeline("pixart")

@@ -3,7 +3,6 @@
 """Drop-in processors for joint attention: text and image in one sequence, two texts, one fused call for the image."""
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
@@ -20,14 +19,8 @@ from nag_kernels import fused_guided_attention
 
 from .guided_processor import GuidedProcessor, PackedText, heads
 
+PLAIN = (1.0, 1.0, 0.0)  # nag_scale, nag_tau, nag_alpha of attention as it is: Z+
 Projected = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, S, H, D]
-
-
-def _beside_image(mask: Tensor | None, image: int) -> Tensor | None:
-    """The mask [B, 1, 1, image + T] of keys [image | text], all of the image seen; None where all is seen."""
-    if mask is None:
-        return None
-    return torch.cat([mask.new_ones(mask.shape[0], image), mask], dim=1)[:, None, None]
 
 
 class JointAttentionProcessor(GuidedProcessor):
@@ -35,34 +28,35 @@ class JointAttentionProcessor(GuidedProcessor):
 
     _has_masks = False
 
-    def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor]:
-        """Attention of the image [B, S, C] and of the packed texts [B, T+ + T-, C]."""
+    def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention of text+ [B, T+, C], of text- [B, T-, C] and, guided, of the image [B, S, C]."""
         query, key, value = image
-        lengths = (self.text.length_positive, self.text.length_negative)
-        texts = list(zip(*(x.split(lengths, dim=1) for x in text), strict=True))
+        texts = list(zip(*(x.split(self._lengths(), dim=1) for x in text), strict=True))
         masks = (self.text.mask_positive, self.text.mask_negative)
-        streams = [
-            F.scaled_dot_product_attention(
-                q.transpose(1, 2), torch.cat([key, k], dim=1).transpose(1, 2),
-                torch.cat([value, v], dim=1).transpose(1, 2), attn_mask=_beside_image(mask, key.shape[1]),
-            ).transpose(1, 2).flatten(2)
-            for (q, k, v), mask in zip(texts, masks, strict=True)
-        ]  # fmt: skip
         (_, key_positive, value_positive), (_, key_negative, value_negative) = texts
         guided = fused_guided_attention(
             query, key_positive, value_positive, key_negative, value_negative, *self._settings_for(query, 0),
-            key_shared=key, value_shared=value, **self._text_options(masks, lengths[1]),
-        ).flatten(2)  # fmt: skip
-        return guided, torch.cat(streams, dim=1)
+            key_shared=key, value_shared=value, **self._text_options(masks, key_negative.shape[1]),
+        )  # fmt: skip
+        # Z+ of the same operation, without a negative: keys of the image and of the text need not be copied into one tensor.
+        streams = (
+            fused_guided_attention(q, k, v, k[:, :0], v[:, :0], *PLAIN, key_shared=key, value_shared=value,
+                                   mask_positive=mask)
+            for (q, k, v), mask in zip(texts, masks, strict=True)
+        )  # fmt: skip
+        return tuple(x.flatten(2) for x in (*streams, guided))
 
-    def _attend_packed(self, packed: Projected, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Attention of the packed texts and of the image, from one sequence [text+ ; text- ; image] turned by `rotary`."""
-        length = self.text.length_positive + self.text.length_negative
+    def _lengths(self) -> tuple[int, int]:
+        return self.text.length_positive, self.text.length_negative
+
+    def _attend_packed(self, packed: Projected, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_attend`, from one sequence [text+ ; text- ; image] turned by `rotary`."""
+        length = sum(self._lengths())
         query, key, value = packed
         if rotary is not None:
             query, key = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key))
         text, image = zip(*(x.split((length, x.shape[1] - length), dim=1) for x in (query, key, value)), strict=True)
-        return self._attend(image, text)[::-1]
+        return self._attend(image, text)
 
     def _check_joint(self, image: Tensor, text: Tensor, attention_mask: Tensor | None) -> None:
         where = type(self).__name__
@@ -130,7 +124,8 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
             text_query = attn.norm_added_q(text_query)
         if attn.norm_added_k is not None:
             text_key = attn.norm_added_k(text_key)
-        hidden_states, encoder_hidden_states = self._attend((query, key, value), (text_query, text_key, text_value))
+        *streams, hidden_states = self._attend((query, key, value), (text_query, text_key, text_value))
+        encoder_hidden_states = torch.cat(streams, dim=1)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if not attn.context_pre_only:
             encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
@@ -166,16 +161,17 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
             self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         if self.text is None:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        length = self.text.length_positive + self.text.length_negative
+        length = sum(self._lengths())
         if single:
             self._check_joint(hidden_states, hidden_states[:, :length], attention_mask)
         self._count()
 
         packed = self._project(attn, hidden_states, encoder_hidden_states)
-        text, hidden_states = self._attend_packed(packed, image_rotary_emb)
+        attended = self._attend_packed(packed, image_rotary_emb)
         if single:
-            return torch.cat([text, hidden_states], dim=1)
-        return attn.to_out[1](attn.to_out[0](hidden_states)), attn.to_add_out(text)
+            return torch.cat(attended, dim=1)
+        *streams, hidden_states = attended
+        return attn.to_out[1](attn.to_out[0](hidden_states)), attn.to_add_out(torch.cat(streams, dim=1))
 
     def _project(self, attn: FluxAttention, image: Tensor, text: Tensor | None) -> Projected:
         """Query, key and value of the whole sequence, text first."""
@@ -228,15 +224,15 @@ class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
     ) -> Tensor:  # fmt: skip
         if self.text is None:
             return self._plain(attn, hidden_states, attention_mask, image_rotary_emb)
-        length = self.text.length_positive + self.text.length_negative
+        length = sum(self._lengths())
         self._check_joint(hidden_states, hidden_states[:, :length], attention_mask)
         self._count()
 
         widths = (3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor)
         attention, feed_forward = attn.to_qkv_mlp_proj(hidden_states).split(widths, dim=-1)
         query, key, value = (heads(attn, x) for x in attention.chunk(3, dim=-1))
-        text_image = self._attend_packed((attn.norm_q(query), attn.norm_k(key), value), image_rotary_emb)
-        return attn.to_out(torch.cat([torch.cat(text_image, dim=1), attn.mlp_act_fn(feed_forward)], dim=-1))
+        attended = self._attend_packed((attn.norm_q(query), attn.norm_k(key), value), image_rotary_emb)
+        return attn.to_out(torch.cat([torch.cat(attended, dim=1), attn.mlp_act_fn(feed_forward)], dim=-1))
 
 
 class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
@@ -283,7 +279,7 @@ class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
             text_turns = torch.cat([turns[: self.text.length_positive], turns[: self.text.length_negative]])
             for stream, turn in ((image, image_turns), (text, text_turns)):
                 stream[:2] = (apply_rotary_emb_qwen(x, turn, use_real=False) for x in stream[:2])
-        hidden_states, encoder_hidden_states = self._attend(tuple(image), tuple(text))
+        *streams, hidden_states = self._attend(tuple(image), tuple(text))
         for layer in attn.to_out:
             hidden_states = layer(hidden_states)
-        return hidden_states, attn.to_add_out(encoder_hidden_states)
+        return hidden_states, attn.to_add_out(torch.cat(streams, dim=1))

@@ -13,9 +13,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import Tensor
 from torch.nn import Module
 
-from nag_kernels import fused_guided_attention
-
 from .guided_processor import GuidedProcessor, PackedText, heads, not_plain, seen_tokens, whole_if_unseen
+from .parallel import gathered
 
 
 class CrossAttentionProcessor(GuidedProcessor):
@@ -80,13 +79,11 @@ class CrossAttentionProcessor(GuidedProcessor):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""
         rows = query.shape[0]
-        key_positive, key_negative = self._split(key, rows)
-        value_positive, value_negative = self._split(value, rows)
-        return fused_guided_attention(
-            query, key_positive, value_positive, key_negative, value_negative,
-            *self._settings_for(query, rows - self._rows_of_negative(rows, key.shape[0])),
-            **self._text_options(masks, key_negative.shape[1]),
-        ).flatten(2)  # fmt: skip
+        positive, negative = zip(self._split(key, rows), self._split(value, rows), strict=True)
+        if self.text is not None and self.text.sequence_group is not None:
+            positive, negative = gathered([positive, negative], self.text.sequence_group)
+        settings = self._settings_for(query, rows - self._rows_of_negative(rows, key.shape[0]))
+        return self._guided(query, positive, negative, settings, masks).flatten(2)
 
 
 class NAGAttnProcessor2_0(CrossAttentionProcessor):

@@ -71,6 +71,8 @@ class Family:
     unknown: arguments of forward that must be None, as they would change attention.
     keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
         and are small beside the model.
+    pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
+    context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
     """
 
     text: Mapping[str, int]
@@ -84,6 +86,8 @@ class Family:
     two_calls: bool = False
     unknown: tuple[str, ...] = ()
     keeps_text: bool = False
+    pooled: str = ""
+    context_parallel: bool = False
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -162,6 +166,7 @@ FAMILIES: dict[str, Family] = {
         site_count=lambda transformer: transformer.config.num_layers,
         processors={JointAttnProcessor2_0: NAGJointAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
+        pooled="pooled_projections",
     ),
     "SanaTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -181,6 +186,8 @@ FAMILIES: dict[str, Family] = {
         processors={FluxAttnProcessor: NAGFluxAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
+        pooled="pooled_projections",
+        context_parallel=True,
     ),
     "Flux2Transformer2DModel": Family(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
@@ -194,6 +201,7 @@ FAMILIES: dict[str, Family] = {
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
         two_calls=True,
         unknown=("kv_cache_mode",),
+        context_parallel=True,
     ),
     "QwenImageTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -211,6 +219,7 @@ FAMILIES: dict[str, Family] = {
         site_count=lambda transformer: transformer.config.num_layers,
         processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
+        context_parallel=True,
     ),
     "WanTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -220,6 +229,7 @@ FAMILIES: dict[str, Family] = {
         processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
+        context_parallel=True,
     ),
     "WanVACETransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -279,13 +289,6 @@ def checked_sites(denoiser: Module) -> list[Module]:
     reason = family.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
-    if getattr(denoiser, "_parallel_config", None) is not None:
-        raise ValueError(f"guide: this {kind} cannot be guided: it is spread over several devices (_parallel_config)")
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise ValueError(
-            f"guide: this {kind} cannot be guided: its cache would carry steps with guidance into steps without; call "
-            "disable_cache()"
-        )
     sites = list(family.sites(denoiser))
     known = " or ".join(x.__name__ for x in family.processors)
     for name, module in sites:

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from nag_kernels import fused_guided_attention
 from nag_kernels._ops import check_scalars
 
+from .parallel import attention_with_sharded_heads
+
+KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
 MASKED = -9000.0  # diffusers writes "not seen" as a bias of -10000, others as the lowest number or -inf
 
 
@@ -33,6 +37,9 @@ class PackedText:
     kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a dict that is
         empty at first, and again whenever the texts or the weights are others. None computes them in every call.
         Cross-attention only; a compiled model does not use it.
+    sequence_group: the processes over which tokens are split, text+, text- and image each in equal parts; the lengths are those
+        of this process, the masks those of the whole texts. None where all tokens are here.
+    head_group: the processes over which heads are sharded; None where all heads are here.
     """
 
     length_positive: int = 0
@@ -46,6 +53,8 @@ class PackedText:
     negative_logit_bias: float = 0.0
     steered: Tensor | None = None
     kept: dict[Module, tuple[Tensor, Tensor]] | None = None
+    sequence_group: Any = None
+    head_group: Any = None
 
 
 def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +148,18 @@ class GuidedProcessor:
         return {"mask_positive": positive, "mask_negative": negative,
                 "negative_logit_bias": text.negative_logit_bias, "rule": text.rule}  # fmt: skip
 
+    def _guided(self, query: Tensor, positive: KeyValue, negative: KeyValue, settings: tuple[Tensor, Tensor, Tensor],
+                masks: tuple[Tensor | None, Tensor | None], shared: KeyValue | None = None) -> Tensor:  # fmt: skip
+        """The operation on key and value of both texts and of what both branches see, [B, S, H, D]."""
+        options = self._text_options(masks, negative[0].shape[1])
+        if shared is not None:
+            options |= {"key_shared": shared[0], "value_shared": shared[1]}
+        if self.text is not None and self.text.head_group is not None:
+            return attention_with_sharded_heads(
+                query, *positive, *negative, *settings, group=self.text.head_group, **options
+            )
+        return fused_guided_attention(query, *positive, *negative, *settings, **options)
+
     def _count(self) -> None:
         # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.
         if self.text_calls is not None:
@@ -154,4 +175,6 @@ class GuidedProcessor:
 
 
 def heads(attn: Module, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (attn.heads, -1))  # [B, S, C] -> [B, S, H, D]
+    """[B, S, C] -> [B, S, H, D]; under tensor parallelism with the heads of this process alone."""
+    size = getattr(attn, "head_dim", None)
+    return x.unflatten(-1, (attn.heads, -1) if size is None else (-1, size))

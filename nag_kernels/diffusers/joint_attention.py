@@ -18,8 +18,8 @@ from torch import Tensor
 from nag_kernels import fused_guided_attention
 
 from .guided_processor import GuidedProcessor, PackedText, heads
+from .parallel import PLAIN, gathered
 
-PLAIN = (1.0, 1.0, 0.0)  # nag_scale, nag_tau, nag_alpha of attention as it is: Z+
 Projected = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, S, H, D]
 
 
@@ -33,16 +33,16 @@ class JointAttentionProcessor(GuidedProcessor):
         query, key, value = image
         texts = list(zip(*(x.split(self._lengths(), dim=1) for x in text), strict=True))
         masks = (self.text.mask_positive, self.text.mask_negative)
-        (_, key_positive, value_positive), (_, key_negative, value_negative) = texts
-        guided = fused_guided_attention(
-            query, key_positive, value_positive, key_negative, value_negative, *self._settings_for(query, 0),
-            key_shared=key, value_shared=value, **self._text_options(masks, key_negative.shape[1]),
-        )  # fmt: skip
+        seen = [(key, value), *(text[1:] for text in texts)]
+        if self.text.sequence_group is not None:
+            seen = gathered(seen, self.text.sequence_group)
+        (key, value), positive, negative = seen
+        guided = self._guided(query, positive, negative, self._settings_for(query, 0), masks, (key, value))
         # Z+ of the same operation, without a negative: keys of the image and of the text need not be copied into one tensor.
         streams = (
             fused_guided_attention(q, k, v, k[:, :0], v[:, :0], *PLAIN, key_shared=key, value_shared=value,
                                    mask_positive=mask)
-            for (q, k, v), mask in zip(texts, masks, strict=True)
+            for (q, _, _), (k, v), mask in zip(texts, (positive, negative), masks, strict=True)
         )  # fmt: skip
         return tuple(x.flatten(2) for x in (*streams, guided))
 
@@ -228,8 +228,10 @@ class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
         self._check_joint(hidden_states, hidden_states[:, :length], attention_mask)
         self._count()
 
+        projected = attn.to_qkv_mlp_proj(hidden_states)
         widths = (3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor)
-        attention, feed_forward = attn.to_qkv_mlp_proj(hidden_states).split(widths, dim=-1)
+        width = projected.shape[-1] * widths[0] // sum(widths)  # under tensor parallelism the same share of both
+        attention, feed_forward = projected.split((width, projected.shape[-1] - width), dim=-1)
         query, key, value = (heads(attn, x) for x in attention.chunk(3, dim=-1))
         attended = self._attend_packed((attn.norm_q(query), attn.norm_k(key), value), image_rotary_emb)
         return attn.to_out(torch.cat([torch.cat(attended, dim=1), attn.mlp_act_fn(feed_forward)], dim=-1))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of a guided run over several, under `torchrun` or `test_parallel`; checks itself against a run in one.
 
-    torchrun --nproc-per-node 2 tests/parallel_worker.py ulysses      (or: ring, both (4 processes), tensor)
+torchrun --nproc-per-node 2 tests/parallel_worker.py ulysses      (or: ring, both (4 processes), tensor)
 """
 
 import sys
@@ -16,7 +16,8 @@ from nag_kernels.diffusers import guide
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
-KINDS = {"ulysses": ["flux", "flux2", "ltx", "wan"], "ring": ["flux", "flux2", "ltx"], "both": ["flux"],
+# The stock attention of a CPU has no ring, and the models have two heads: there every call that attends must be guided.
+KINDS = {"ulysses": ["flux", "flux2", "ltx", "wan"], "ring": ["flux", "flux2"], "both": ["flux"],
          "tensor": ["flux", "flux2", "qwen"]}  # fmt: skip
 SETTINGS = ({**FIRM}, {"nag_scale": 0.25, "rule": "nasa"}, {"nag_scale": 1.5, "rule": "vsf"})
 
@@ -38,43 +39,47 @@ def spread(model, how, size):
     model.enable_parallelism(config=config)
 
 
-def drawer(kind):
+def drawer(kind, how):
     """(pipeline, a function that draws with it, its negative)."""
+    scale = 3.0 if dist.get_world_size() == 2 and how in ("ulysses", "tensor") else 1.0
     if kind not in ("flux2", "qwen"):
         pipe = pipeline(kind)
-        return pipe, lambda **options: draw(pipe, guidance_scale=3.0, num_inference_steps=2, **options), NEGATIVE
+        return pipe, lambda: draw(pipe, guidance_scale=scale, num_inference_steps=2), NEGATIVE
     pipe, call = ready_made_pipeline(kind)
     rows = torch.randn(2, 1, 12, 32, generator=torch.Generator().manual_seed(0))
     prompt, negative = {"prompt_embeds": rows[0]}, {"prompt_embeds": rows[1][:, :8]}
     call |= prompt | {"num_inference_steps": 2}
-    return pipe, lambda **_: pipe(**call, generator=torch.Generator().manual_seed(1)).images, negative
+    return pipe, lambda: pipe(**call, generator=torch.Generator().manual_seed(1)).images, negative
 
 
 def check(kind, how, size):
-    pipe, draw_it, negative = drawer(kind)
+    pipe, draw_it, negative = drawer(kind, how)
     wanted = []
     for settings in SETTINGS:
         with guide(pipe, negative, **settings):
             wanted.append(draw_it())
     plain = draw_it()
     spread(pipe.transformer, how, size)
+    found = []
     for settings, one in zip(SETTINGS, wanted, strict=True):
         with guide(pipe, negative, **settings):
-            found = error(draw_it(), one)
-        assert found < 1e-5, (kind, how, settings, found)
+            found.append(error(draw_it(), one))
+        assert found[-1] < 1e-5, (kind, how, settings, found)
         assert error(one, plain) > 1e-3
-    return found
+    return max(found)
 
 
-def main(how):
+def main(ways):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for kind in KINDS[how]:
-        found = check(kind, how, dist.get_world_size())
-        if dist.get_rank() == 0:
-            print(f"{kind} {how} on {dist.get_world_size()} processes: {found:.1e} from one process", flush=True)
+    size = dist.get_world_size()
+    for how in ways:
+        for kind in KINDS[how] if size == 2 or how == "both" else ["flux", "flux2"]:
+            found = check(kind, how, size)
+            if dist.get_rank() == 0:
+                print(f"{kind} {how} on {size} processes: {found:.1e} from one process", flush=True)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What else may be switched on at a denoiser while it is guided: the checks of `guide` beside those of its layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,19 @@ def check_gradients(denoiser: Module) -> None:
             "guide: gradient checkpointing runs layers again in backward, when guidance has left them: call "
             "disable_gradient_checkpointing(), or put the processors themselves into the model"
         )
+
+
+def check_calls(denoiser: Module, calls: Mapping[Module, int]) -> None:
+    """Raises RuntimeError where a layer did not see the text exactly once in a guided call."""
+    if all(n == 1 for n in calls.values()):
+        return
+    wrong = [f"{name} ({calls[x]})" for name, x in inner_denoiser(denoiser).named_modules() if calls.get(x, 1) != 1]
+    counts = list(calls.values())
+    raise RuntimeError(
+        f"guide: each of {len(counts)} attention layers must see the text once per call, but {counts.count(0)} "
+        f"did not see it and {sum(n > 1 for n in counts)} saw it more often: guidance would not act everywhere; "
+        f"layers (times seen): {', '.join(wrong[:4])}" + (", ..." if len(wrong) > 4 else "")
+    )
 
 
 def check_parallel(where: str, family: Any, model: Module) -> None:

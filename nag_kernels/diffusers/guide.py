@@ -20,7 +20,7 @@ from torch.nn import Module
 
 from nag_kernels._ops import check_rule, check_scalars
 
-from .combinations import check_combination, check_gradients, head_mesh, sequence_mesh
+from .combinations import check_calls, check_combination, check_gradients, head_mesh, sequence_mesh
 from .dry_run import (
     CALLBACKS,
     OTHER_THREAD,
@@ -35,6 +35,7 @@ from .dry_run import (
 )
 from .families import checked_sites, family_of, find_denoisers, inner_denoiser
 from .guided_processor import PackedText
+from .modulation import negative_modulation
 from .packing import Packer
 from .steps import Steps, check_window
 
@@ -285,15 +286,17 @@ class _SteeredRun:
         self._check_rows(arguments["timestep"])
         self._set_settings()
         self.guided += 1
-        try:
-            for site, _, ours in processors:
+        sites = [site for site, _, _ in processors]
+        with contextlib.ExitStack() as stack:
+            stack.callback(_put, [(site, stock) for site, stock, _ in processors])
+            for _, _, ours in processors:
                 ours.text_calls = 0
-                site.processor = ours
+            _put([(site, ours) for site, _, ours in processors])
+            if self.guidance.negative_pooled:
+                pooled = self.packer.pooled(arguments)
+                stack.enter_context(negative_modulation(inner_denoiser(denoiser), sites, self.text, pooled))
             result = original(**arguments)
-        finally:
-            for site, stock, _ in processors:
-                site.processor = stock
-        _check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors})
+        check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors})
         return result
 
     def enter(self, context: str | None) -> None:
@@ -373,17 +376,9 @@ class _SteeredRun:
             self.text.steered = torch.arange(rows, device=self.packer.device) >= rows - images
 
 
-def _check_calls(denoiser: Module, calls: Mapping[Module, int]) -> None:
-    """Raises RuntimeError where a layer did not see the text exactly once in a guided call."""
-    if all(n == 1 for n in calls.values()):
-        return
-    wrong = [f"{name} ({calls[x]})" for name, x in inner_denoiser(denoiser).named_modules() if calls.get(x, 1) != 1]
-    counts = list(calls.values())
-    raise RuntimeError(
-        f"guide: each of {len(counts)} attention layers must see the text once per call, but {counts.count(0)} "
-        f"did not see it and {sum(n > 1 for n in counts)} saw it more often: guidance would not act everywhere; "
-        f"layers (times seen): {', '.join(wrong[:4])}" + (", ..." if len(wrong) > 4 else "")
-    )
+def _put(processors: list[tuple[Module, Any]]) -> None:
+    for site, processor in processors:
+        site.processor = processor
 
 
 def _number(timestep: Any) -> float:

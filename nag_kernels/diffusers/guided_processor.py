@@ -176,5 +176,5 @@ class GuidedProcessor:
 
 def heads(attn: Module, x: Tensor) -> Tensor:
     """[B, S, C] -> [B, S, H, D]; under tensor parallelism with the heads of this process alone."""
-    size = getattr(attn, "head_dim", None)
-    return x.unflatten(-1, (attn.heads, -1) if size is None else (-1, size))
+    size = attn.head_dim if hasattr(attn, "head_dim") else attn.inner_dim // attn.heads
+    return x.unflatten(-1, (-1, size))

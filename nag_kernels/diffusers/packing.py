@@ -71,6 +71,10 @@ class Packer:
             packed |= {mask: interleaved(*seen, 1, degree, mask) for mask in self.family.masks}
         return packed
 
+    def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The negative's pooled text with the rows of this call."""
+        return self._rows_of(self.family.pooled, 1, arguments[self.family.pooled])
+
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]
 

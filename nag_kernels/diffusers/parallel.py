@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nag_kernels import fused_guided_attention, reference
 
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until torch 2.12
 PLAIN = (1.0, 1.0, 0.0)  # nag_scale, nag_tau, nag_alpha of attention as it is: Z+
 
 
@@ -48,7 +49,7 @@ def gathered(keys_and_values: list[tuple[Tensor, Tensor]], group: Any) -> list[t
         raise ValueError("guided attention has no gradient over several devices; run it under torch.no_grad()")
     size = dist.get_world_size(group)
     everywhere = local.new_empty(size * local.shape[0], *local.shape[1:])
-    dist.all_gather_into_tensor(everywhere, local, group=group)
+    _gather(everywhere, local, group=group)
     parts = everywhere.unflatten(0, (size, 2)).split(lengths, dim=3)  # of [process, key or value, B, T, H, D]
     whole = [part.permute(1, 2, 0, 3, 4, 5).flatten(2, 3) for part in parts]
     return [(part[0], part[1]) for part in whole]

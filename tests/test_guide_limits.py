@@ -17,7 +17,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, PixArtAlphaPipeline, UNet2DMo
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
-    FusedAttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
     XFormersAttnProcessor,
 )
@@ -243,20 +242,6 @@ def test_attention_slicing_also_when_it_comes_later():
         pipe.enable_attention_slicing()
         with pytest.raises(ValueError, match="SlicedAttnProcessor"):
             draw(pipe)
-
-
-def test_fused_projections_work_where_the_stock_ones_do():
-    pipe = pipeline("sd15")
-    with guide(pipe, NEGATIVE, nag_scale=8):
-        wanted = draw(pipe)
-    pipe.fuse_qkv_projections(vae=False)
-    assert isinstance(pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor, FusedAttnProcessor2_0)
-    with guide(pipe, NEGATIVE, nag_scale=8):
-        assert error(draw(pipe), wanted) < 2e-5
-    pipe = pipeline("sd3")
-    pipe.transformer.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="FusedJointAttnProcessor2_0, which is not known"):
-        enable_guidance(pipe, NEGATIVE)
 
 
 def test_the_table_and_the_docs_know_every_family():

@@ -20,20 +20,8 @@ from .parallel import gathered
 class CrossAttentionProcessor(GuidedProcessor):
     """Two texts, packed along the sequence or, as in the published code, along the batch."""
 
-    def _rows_of_negative(self, rows: int, text_rows: int) -> int:
-        """How many of `rows` queries have a negative: the last ones."""
-        if self.text is not None or text_rows == 2 * rows:
-            return rows
-        if 2 * text_rows == 3 * rows:
-            return rows // 2
-        raise ValueError(
-            f"{type(self).__name__}: encoder_hidden_states must have batch {rows} (no negative), {2 * rows} ([positive; "
-            f"negative]) or, under classifier-free guidance, {rows * 3 // 2} ([unconditional; positive; negative]) for "
-            f"hidden_states of batch {rows}, got {text_rows}"
-        )
-
     def _check_text(self, rows: int, text: Tensor) -> None:
-        self._rows_of_negative(rows, text.shape[0])
+        self._steered_rows(rows, text.shape[0])
         if self.text is not None:
             self._check_packed(text)
 
@@ -41,11 +29,7 @@ class CrossAttentionProcessor(GuidedProcessor):
         """What belongs to text+ and to text-, of x [text rows, tokens, ...]."""
         if self.text is not None:
             return x.split((self.text.length_positive, self.text.length_negative), dim=1)
-        positive, negative = x[:rows], x[rows:]
-        unconditional = rows - negative.shape[0]
-        if unconditional:  # these rows have no negative; their settings make any text here a plain attention
-            negative = torch.cat([positive[:unconditional], negative])
-        return positive, negative
+        return self._of_each_row(x, rows)
 
     def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
         if self.text is not None and self.text.mask_positive is not None:
@@ -82,7 +66,7 @@ class CrossAttentionProcessor(GuidedProcessor):
         positive, negative = zip(self._split(key, rows), self._split(value, rows), strict=True)
         if self.text is not None and self.text.sequence_group is not None:
             positive, negative = gathered([positive, negative], self.text.sequence_group)
-        settings = self._settings_for(query, rows - self._rows_of_negative(rows, key.shape[0]))
+        settings = self._settings_for(query, self._steered_rows(rows, key.shape[0]))
         return self._guided(query, positive, negative, settings, masks).flatten(2)
 
 
@@ -98,8 +82,8 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
             encoder_hidden_states [B, T+ + T-, C] is guided. Without it the batch tells, as in the published
             code: with hidden_states [B, S, C], encoder_hidden_states of batch 2B is [positive; negative]; with
             hidden_states [2B, S, C] (classifier-free guidance), batch 3B is [unconditional; positive;
-            negative], and the first B rows keep their plain attention; equal batches, or none, are plain
-            attention.
+            negative], and the first B rows keep their plain attention, as do the last B of [3B, S, C] (perturbed attention
+            as well) with batch 4B; equal batches, or none, are plain attention.
     Masks: attention_mask as diffusers gives it, a bias [B, 1, T] for all of encoder_hidden_states, or bool.
     Raises: ValueError for a batch or length of encoder_hidden_states that is none of these, a mask that is not
         plain yes or no (RuntimeError from inside a compiled model), settings out of range.

@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
+    FusedJointAttnProcessor2_0,
     JointAttnProcessor2_0,
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
@@ -139,6 +140,15 @@ def _unet_refuse(unet: Module) -> str | None:
     return None
 
 
+def _sd3_refuse(transformer: Module) -> str | None:
+    if any(attn.fused_projections and attn.norm_q is not None for _, attn in _joint_attentions(transformer)):
+        return (
+            "its projections are fused, and diffusers' processor for that leaves out the norms of query and key, which this "
+            "model has: call unfuse_qkv_projections()"
+        )
+    return None
+
+
 FAMILIES: dict[str, Family] = {
     "UNet2DConditionModel": Family(
         text={"encoder_hidden_states": 1},
@@ -164,8 +174,12 @@ FAMILIES: dict[str, Family] = {
         masks=(),
         sites=_joint_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
-        processors={JointAttnProcessor2_0: NAGJointAttnProcessor2_0},
+        processors={
+            JointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+            FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+        },
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
+        refuse=_sd3_refuse,
         pooled="pooled_projections",
     ),
     "SanaTransformer2DModel": Family(

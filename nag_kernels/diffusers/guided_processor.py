@@ -90,6 +90,8 @@ class GuidedProcessor:
     """The settings of one processor, and how its layer's texts lie."""
 
     def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | None):
+        if text is not None and not isinstance(text, PackedText):
+            raise TypeError(f"{type(self).__name__}: text must be a PackedText or None, got {type(text).__name__}")
         self.text = text
         self.text_calls: int | None = None  # guided calls since it was set to 0; not counted while None
         self._settings = torch.zeros(3)
@@ -126,18 +128,46 @@ class GuidedProcessor:
     def nag_alpha(self, value: float) -> None:
         self._set(*self._values[:2], value)
 
-    def _settings_for(self, query: Tensor, unconditional: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The three settings, [] or [B]; the first rows may be unconditional: these keep their plain attention."""
+    def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The three settings, [] or [B]; rows that are not `steered` keep their plain attention."""
         if self.text is not None and self.text.nag_scale is not None:
             return self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha
         if self._settings.device != query.device:
             with torch.inference_mode(False):
                 self._settings = self._settings.to(query.device)
         scale, tau, alpha = self._settings.unbind()
-        if unconditional:
-            steered = torch.arange(query.shape[0], device=query.device) >= unconditional
+        rows = query.shape[0]
+        if steered.start or steered.stop < rows:
+            row = torch.arange(rows, device=query.device)
+            steered = (row >= steered.start) & (row < steered.stop)
             scale, tau = scale.where(steered, 1.0), tau.where(steered, math.inf)
         return scale, tau, alpha
+
+    def _steered_rows(self, rows: int, text_rows: int) -> slice:
+        """Which of `rows` images have a negative: all where texts are packed, else as the published batch of text has it.
+
+        Its last rows are the negatives, of the rows after the unconditional ones; perturbed attention adds a third kind.
+        """
+        each = text_rows - rows
+        if self.text is not None or text_rows == 2 * each:
+            return slice(0, rows)
+        if each > 0 and text_rows in (3 * each, 4 * each):
+            return slice(each, 2 * each)
+        raise ValueError(
+            f"{type(self).__name__}: encoder_hidden_states must have batch {rows} (no negative), {2 * rows} ([positive; "
+            f"negative]), with classifier-free guidance {rows * 3 // 2} ([unconditional; positive; negative]) or, with "
+            f"perturbed attention as well, {rows * 4 // 3} ([unconditional; positive; perturbed; negative]) for "
+            f"hidden_states of batch {rows}, got {text_rows}"
+        )
+
+    def _of_each_row(self, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """text+ and text- for each image, of a published batch x [text rows, ...]; rows that are not steered have their
+        text+ twice: their settings make any text there a plain attention."""
+        steered = self._steered_rows(rows, x.shape[0])
+        positive, negative = x[:rows], x[rows:]
+        if negative.shape[0] < rows:
+            negative = torch.cat([positive[: steered.start], negative, positive[steered.stop :]])
+        return positive, negative
 
     def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
         """What the operation is told about the texts beside keys and values: masks, bias and rule."""

@@ -17,7 +17,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, PixArtAlphaPipeline, UNet2DMo
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
-    IPAdapterAttnProcessor2_0,
+    IPAdapterAttnProcessor,
     XFormersAttnProcessor,
 )
 from tiny_models import PIPELINES, denoiser, denoisers, draw, error, one_thread, pipeline, ready_made_pipeline  # noqa: F401
@@ -215,7 +215,7 @@ def test_settings_out_of_range(settings, message):
 
 
 @pytest.mark.parametrize("processor", [
-    AttnProcessor, XFormersAttnProcessor, lambda: IPAdapterAttnProcessor2_0(16, 32),
+    AttnProcessor, XFormersAttnProcessor, lambda: IPAdapterAttnProcessor(16, 32),
     type("SubclassOfTheStock", (AttnProcessor2_0,), {}),
 ])  # fmt: skip
 def test_unknown_processors(processor):
@@ -268,8 +268,8 @@ def test_unsupported_denoisers():
     pipe.unet.register_to_config(addition_embed_type="text")
     with pytest.raises(ValueError, match="addition_embed_type 'text' reads the text outside attention"):
         enable_guidance(pipe, NEGATIVE)
-    pipe.unet.register_to_config(addition_embed_type=None, encoder_hid_dim_type="ip_image_proj")
-    with pytest.raises(ValueError, match="encoder_hid_dim_type 'ip_image_proj' changes the text"):
+    pipe.unet.register_to_config(addition_embed_type=None, encoder_hid_dim_type="image_proj")
+    with pytest.raises(ValueError, match="encoder_hid_dim_type 'image_proj' changes the text"):
         enable_guidance(pipe, NEGATIVE)
 
 

@@ -17,6 +17,7 @@ from .cross_attention import (
 from .families import supported
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
+from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
 from .joint_attention import (
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
@@ -30,6 +31,8 @@ __all__ = [
     "NAGFlux2AttnProcessor",
     "NAGFlux2ParallelSelfAttnProcessor",
     "NAGFluxAttnProcessor2_0",
+    "NAGFluxIPAdapterAttnProcessor",
+    "NAGIPAdapterAttnProcessor2_0",
     "NAGJointAttnProcessor2_0",
     "NAGLTXVideoAttnProcessor",
     "NAGQwenDoubleStreamAttnProcessor2_0",

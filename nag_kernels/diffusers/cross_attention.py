@@ -3,6 +3,7 @@
 """Drop-in processors for cross-attention: diffusers' own, with a second, negative text and one fused call."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,9 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self._plain, self._plain_fused = AttnProcessor2_0(), FusedAttnProcessor2_0()
 
+    def stands_for(self, stock: Any) -> None:
+        self.fused = isinstance(stock, FusedAttnProcessor2_0)
+
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, temb: Tensor | None = None,
@@ -101,6 +105,14 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         rows = hidden_states.shape[0]
         if encoder_hidden_states is None or (self.text is None and encoder_hidden_states.shape[0] == rows):
             return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return self._run(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+    def _run(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
+        temb: Tensor | None, beside: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The guided layer; `beside` gives of the query what is added to its attention, [B, S, C]."""
+        rows = hidden_states.shape[0]
         self._check_text(rows, encoder_hidden_states)
         masks = self._masks(attention_mask, encoder_hidden_states, rows)
         self._count()
@@ -116,7 +128,10 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         key, value = self._keys_and_values(
             attn, lambda: self._project_text(attn, self._normed_text(attn, encoder_hidden_states, rows))
         )
-        hidden_states = self._attend(self._project_image(attn, hidden_states), key, value, masks)
+        query = self._project_image(attn, hidden_states)
+        hidden_states = self._attend(query, key, value, masks)
+        if beside is not None:
+            hidden_states = hidden_states + beside(query)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if len(image_shape) == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(image_shape)
@@ -125,7 +140,7 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         return hidden_states / attn.rescale_output_factor
 
     def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
-        return (self._plain_fused if attn.fused_projections else self._plain)(attn, *call)
+        return (self._plain_fused if self._is_fused(attn) else self._plain)(attn, *call)
 
     def _normed_text(self, attn: Attention, text: Tensor, rows: int) -> Tensor:
         if attn.norm_cross is None:
@@ -142,7 +157,8 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
 
     def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value [.., H, D]."""
-        key, value = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
+        fused = self._is_fused(attn)
+        key, value = attn.to_kv(text).chunk(2, dim=-1) if fused else (attn.to_k(text), attn.to_v(text))
         key = heads(attn, key)
         return key if attn.norm_k is None else attn.norm_k(key), heads(attn, value)
 

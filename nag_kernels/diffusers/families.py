@@ -16,10 +16,11 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
     FusedJointAttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
     JointAttnProcessor2_0,
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
-from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
     Flux2AttnProcessor,
@@ -37,6 +38,7 @@ from .cross_attention import (
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
 from .joint_attention import (
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
@@ -135,13 +137,14 @@ def _unet_settings(unet: Module) -> Settings:
 def _unet_refuse(unet: Module) -> str | None:
     if unet.config.addition_embed_type not in (None, "text_time"):
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
-    if unet.config.encoder_hid_dim_type not in (None, "text_proj"):
+    if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):
         return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
     return None
 
 
 def _sd3_refuse(transformer: Module) -> str | None:
-    if any(attn.fused_projections and attn.norm_q is not None for _, attn in _joint_attentions(transformer)):
+    sites = [attn for _, attn in _joint_attentions(transformer)]
+    if any(type(attn.processor) is FusedJointAttnProcessor2_0 and attn.norm_q is not None for attn in sites):
         return (
             "its projections are fused, and diffusers' processor for that leaves out the norms of query and key, which this "
             "model has: call unfuse_qkv_projections()"
@@ -155,7 +158,11 @@ FAMILIES: dict[str, Family] = {
         masks=("encoder_attention_mask",),
         sites=_cross_attentions,
         site_count=_unet_sites,
-        processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
+        processors={
+            AttnProcessor2_0: NAGAttnProcessor2_0,
+            FusedAttnProcessor2_0: NAGAttnProcessor2_0,
+            IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
+        },
         settings=_unet_settings,
         refuse=_unet_refuse,
         keeps_text=True,
@@ -197,7 +204,10 @@ FAMILIES: dict[str, Family] = {
         masks=(),
         sites=_all_of(FluxAttention),
         site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        processors={FluxAttnProcessor: NAGFluxAttnProcessor2_0},
+        processors={
+            FluxAttnProcessor: NAGFluxAttnProcessor2_0,
+            FluxIPAdapterAttnProcessor: NAGFluxIPAdapterAttnProcessor,
+        },
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
         pooled="pooled_projections",
@@ -296,7 +306,7 @@ def checked_sites(denoiser: Module) -> list[Module]:
     """The attention layers to be guided.
 
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
-    slicing, xformers, IP-Adapter), no site at all, or another number than the model's configuration says.
+    slicing, xformers), no site at all, or another number than the model's configuration says.
     """
     family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
     kind = type(denoiser).__name__
@@ -309,7 +319,7 @@ def checked_sites(denoiser: Module) -> list[Module]:
         if type(module.processor) not in family.processors:
             raise ValueError(
                 f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "
-                f"known: guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set "
+                f"known: guidance needs {known}. Disable attention slicing, xformers or whatever has set "
                 f"it, or call set_attn_processor({next(iter(family.processors)).__name__}())"
             )
     if len(sites) != family.site_count(denoiser) or not sites:

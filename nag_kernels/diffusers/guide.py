@@ -34,7 +34,7 @@ from .dry_run import (
     record_negative,
 )
 from .families import checked_sites, family_of, find_denoisers, inner_denoiser
-from .guided_processor import PackedText
+from .guided_processor import PackedText, put_processor
 from .modulation import negative_modulation
 from .packing import Packer
 from .steps import Steps, check_window
@@ -261,6 +261,8 @@ class _SteeredRun:
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
         ours = self.family.processors
         processors = [(site, site.processor, ours[type(site.processor)](text=self.text)) for site in sites]
+        for _, stock, processor in processors:
+            processor.stands_for(stock)
 
         def call(*args, **kwargs):
             return self._call(denoiser, original, processors, args, kwargs)
@@ -377,8 +379,8 @@ class _SteeredRun:
 
 
 def _put(processors: list[tuple[Module, Any]]) -> None:
-    for site, processor in processors:
-        site.processor = processor
+    for layer, processor in processors:
+        put_processor(layer, processor)
 
 
 def _number(timestep: Any) -> float:

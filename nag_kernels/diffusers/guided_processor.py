@@ -87,7 +87,13 @@ def not_plain(where: str, name: str) -> str:
 
 
 class GuidedProcessor:
-    """The settings of one processor, and how its layer's texts lie."""
+    """The settings of one processor, and how its layer's texts lie.
+
+    fused: whether the layer's fused projections are used. None asks the layer, which is right but for diffusers' `Attention`:
+        it says so still when they are fused no more, and the fused weights are stale.
+    """
+
+    fused: bool | None = None
 
     def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | None):
         if text is not None and not isinstance(text, PackedText):
@@ -190,6 +196,12 @@ class GuidedProcessor:
             )
         return fused_guided_attention(query, *positive, *negative, *settings, **options)
 
+    def stands_for(self, stock: Any) -> None:
+        """Takes over what only the processor in whose place it comes knows; `guide` calls this."""
+
+    def _is_fused(self, attn: Module) -> bool:
+        return attn.fused_projections if self.fused is None else self.fused
+
     def _count(self) -> None:
         # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.
         if self.text_calls is not None:
@@ -202,6 +214,12 @@ class GuidedProcessor:
                 f"{type(self).__name__}: encoder_hidden_states must hold {self.text.length_positive} + "
                 f"{self.text.length_negative} tokens [text+ ; text-], got {encoder_hidden_states.shape[1]}"
             )
+
+
+def put_processor(layer: Module, processor: Any) -> None:
+    """On a layer; a processor may be a module (those of IP-Adapters are) or not."""
+    layer._modules.pop("processor", None)
+    layer.processor = processor
 
 
 def heads(attn: Module, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-in processors for joint attention: text and image in one sequence, two texts, one fused call for the image."""
 
+from typing import Any
+
 import torch
 from diffusers.models.attention_processor import Attention, FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
@@ -128,6 +130,9 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self._plain, self._plain_fused = JointAttnProcessor2_0(), FusedJointAttnProcessor2_0()
 
+    def stands_for(self, stock: Any) -> None:
+        self.fused = isinstance(stock, FusedJointAttnProcessor2_0)
+
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -152,7 +157,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         return hidden_states, encoder_hidden_states
 
     def _stock(self, attn: Attention, *call: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if not attn.fused_projections:
+        if not self._is_fused(attn):
             return self._plain(attn, *call)
         if attn.norm_q is not None:
             raise ValueError(
@@ -162,7 +167,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         return self._plain_fused(attn, *call)
 
     def _project(self, attn: Attention, image: Tensor, text: Tensor) -> tuple[Projected, Projected]:
-        if attn.fused_projections:
+        if self._is_fused(attn):
             own, added = attn.to_qkv(image).chunk(3, dim=-1), attn.to_added_qkv(text).chunk(3, dim=-1)
         else:
             own = attn.to_q(image), attn.to_k(image), attn.to_v(image)

@@ -70,7 +70,16 @@ def model_offload(pipe):
 
 def group_offload(kind):
     options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-    return lambda pipe: denoiser(pipe).enable_group_offload(CPU, CPU, offload_type=kind, **options)
+
+    def offload(pipe):
+        try:
+            denoiser(pipe).enable_group_offload(CPU, CPU, offload_type=kind, **options)
+        except AttributeError as error:  # of older versions
+            if torch.accelerator.current_accelerator() is None and "'NoneType'" in str(error):
+                pytest.skip("this diffusers offloads groups beside an accelerator alone")
+            raise
+
+    return offload
 
 
 def casting(pipe):

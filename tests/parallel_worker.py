@@ -7,12 +7,15 @@ torchrun --nproc-per-node 2 tests/parallel_worker.py ulysses      (or: ring, bot
 
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from tiny_models import draw, error, pipeline, ready_made_pipeline
 
 from nag_kernels.diffusers import guide
+from nag_kernels.diffusers.combinations import check_parallel
+from nag_kernels.diffusers.families import family_of
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
@@ -37,6 +40,11 @@ def spread(model, how, size):
     torch.accelerator.device_count = lambda: 1
     torch._C._get_accelerator = lambda *_: torch.device("cpu")
     model.enable_parallelism(config=config)
+    if how == "tensor":  # the same shards, but nobody has said so
+        known, model._parallel_config = model._parallel_config, None
+        with pytest.raises(ValueError, match=r"sharded \(DTensor\), but not through enable_parallelism"):
+            check_parallel("", family_of(model), model)
+        model._parallel_config = known
 
 
 def drawer(kind, how):
@@ -54,14 +62,14 @@ def drawer(kind, how):
 
 def check(kind, how, size):
     pipe, draw_it, negative = drawer(kind, how)
-    wanted = []
-    for settings in SETTINGS:
+    wanted, all_settings = [], [*SETTINGS, *([FIRM | {"negative_pooled": True}] if kind == "flux" else [])]
+    for settings in all_settings:
         with guide(pipe, negative, **settings):
             wanted.append(draw_it())
     plain = draw_it()
     spread(pipe.transformer, how, size)
     found = []
-    for settings, one in zip(SETTINGS, wanted, strict=True):
+    for settings, one in zip(all_settings, wanted, strict=True):
         with guide(pipe, negative, **settings):
             found.append(error(draw_it(), one))
         assert found[-1] < 1e-5, (kind, how, settings, found)

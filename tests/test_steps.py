@@ -3,10 +3,16 @@
 """`sigma_end`: guidance that ends at a noise level."""
 
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 
-from diffusers import FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+)
 from tiny_models import denoiser, draw, one_thread, pipeline  # noqa: F401
 
 from nag_kernels.diffusers import enable_guidance, guide
@@ -57,6 +63,35 @@ def test_sigma_end_with_schedulers_of_second_order(scheduler):
     with guide(pipe, NEGATIVE, sigma_end=sigma):
         draw(pipe)
     assert guided_visits == [True] * 3 + [False] * 4
+
+
+def test_sigma_end_where_the_scheduler_counts_upwards():
+    pipe, guided_steps = pipeline("sd3"), []
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    layer = checked_sites(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    with guide(pipe, NEGATIVE, sigma_end=0.6):
+        draw(pipe)
+    assert pipe.scheduler.sigmas[0] < 0.1
+    assert guided_steps == [True, True, False, False]
+
+
+def test_sigma_end_where_the_first_steps_are_left_out():
+    pipe, guided_steps = StableDiffusion3Img2ImgPipeline(**pipeline("sd3").components), []
+    pipe.set_progress_bar_config(disable=True)
+    layer = checked_sites(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    call = {
+        "num_inference_steps": 6,
+        "strength": 0.5,
+        "max_sequence_length": 12,
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+    }
+    pipe.scheduler.set_timesteps(6)
+    with guide(pipe, NEGATIVE, sigma_end=pipe.scheduler.sigmas[4].item() - 1e-6):
+        pipe("a small red cat", image=torch.linspace(0, 1, 192).view(1, 3, 8, 8), **call)
+    assert guided_steps == [True, True, False]
 
 
 def test_sigma_end_refusals():

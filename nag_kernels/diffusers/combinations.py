@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What else may be switched on at a denoiser while it is guided: the checks of `guide` beside those of its layers."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -76,6 +77,11 @@ def check_parallel(where: str, family: Any, model: Module) -> None:
     config = getattr(model, "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     if config is None:
+        if _sharded_by_hand(model):
+            raise ValueError(
+                f"{where}its weights are sharded (DTensor), but not through enable_parallelism(): which heads are here is "
+                "not known"
+            )
         return
     if context is None and getattr(config, "tensor_parallel_config", None) is None:
         raise ValueError(
@@ -92,6 +98,17 @@ def check_parallel(where: str, family: Any, model: Module) -> None:
             f"{where}ulysses_anything and ring_anything give the devices unequal parts of the texts; use ulysses_degree or "
             "ring_degree alone, with texts of a length that they divide"
         )
+
+
+def _sharded_by_hand(model: Module) -> bool:
+    """By tensor parallelism, that is; fully sharded weights are whole again when a layer runs."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    sharded = any(isinstance(x, DTensor) for x in model.parameters())
+    return sharded and not any(isinstance(x, FSDPModule) for x in model.modules())
 
 
 def sequence_mesh(denoiser: Module) -> Any | None:

@@ -72,7 +72,9 @@ def _sigmas(scheduler: Any, timesteps: torch.Tensor) -> list[float]:
     """The noise level at each timestep: the scheduler's own, else sqrt((1 - a) / a) with a its cumulative product of alphas."""
     own = getattr(scheduler, "sigmas", None)
     if own is not None and len(own) >= len(timesteps):  # a last one, after all steps, may follow
-        return torch.as_tensor(own).double()[: len(timesteps)].tolist()
+        levels = torch.as_tensor(own).double()[: len(timesteps)]
+        # Mochi's count how much of the picture is there.
+        return (1 - levels if getattr(scheduler.config, "invert_sigmas", False) else levels).tolist()
     products = getattr(scheduler, "alphas_cumprod", None)
     if products is not None and not timesteps.is_floating_point():
         kept = products.double().cpu()[timesteps.long().cpu()]

@@ -6,8 +6,7 @@ A family whose attention is one of the kinds in `cross_attention` and `joint_att
 needs its own processor.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
@@ -25,9 +24,11 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2ParallelSelfAttention,
     Flux2ParallelSelfAttnProcessor,
 )
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch.nn import Module
 
 from .cross_attention import (
@@ -36,54 +37,18 @@ from .cross_attention import (
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .family import Family, Settings
+from .generic_families import GENERIC_FAMILIES
 from .joint_attention import (
+    NAGChromaAttnProcessor2_0,
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
     NAGFluxAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
     NAGQwenDoubleStreamAttnProcessor2_0,
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the papers use for a model: NAG's scale (phi + 1), tau, alpha; NASA's scale, None if none is published."""
-
-    nag_scale: float
-    nag_tau: float
-    nag_alpha: float
-    nasa_scale: float | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """How text reaches attention in one denoiser class.
-
-    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch).
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T].
-    sites: (name, module) of every attention layer that sees the text.
-    site_count: how many there must be, found in another way.
-    processors: ours for each stock processor; any other at a site is refused.
-    settings: the papers' settings for this very model.
-    refuse: why this very model cannot be guided, or None.
-    negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
-    two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
-    unknown: arguments of forward that must be None, as they would change attention.
-    keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
-        and are small beside the model.
-    """
-
-    text: Mapping[str, int]
-    masks: tuple[str, ...]
-    sites: Callable[[Module], Iterator[tuple[str, Module]]]
-    site_count: Callable[[Module], int]
-    processors: Mapping[type, type]
-    settings: Callable[[Module], Settings]
-    refuse: Callable[[Module], str | None] = lambda denoiser: None
-    negative_call: Mapping[str, Any] = field(default_factory=dict)
-    two_calls: bool = False
-    unknown: tuple[str, ...] = ()
-    keeps_text: bool = False
+from .text_last import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor
+from .texts_apart import token_refiner, z_image
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -101,6 +66,14 @@ def _joint_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
 
 def _all_of(*kinds: type) -> Callable[[Module], Iterator[tuple[str, Module]]]:
     return lambda denoiser: ((name, module) for name, module in denoiser.named_modules() if isinstance(module, kinds))
+
+
+def _attentions_in(*blocks: str) -> Callable[[Module], Iterator[tuple[str, Attention]]]:
+    return lambda denoiser: (
+        (name, module)
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Attention) and name.split(".")[0] in blocks
+    )
 
 
 def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, LTXAttention]]:
@@ -182,6 +155,36 @@ FAMILIES: dict[str, Family] = {
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
     ),
+    "ChromaTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1, "txt_ids": -2},
+        masks=("attention_mask",),
+        masks_for_image=True,
+        sites=_all_of(FluxAttention),
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        processors={FluxAttnProcessor: NAGChromaAttnProcessor2_0},
+        two_calls=True,
+    ),
+    "ZImageTransformer2DModel": Family(
+        text={"cap_feats": 0},
+        in_lists=True,
+        sites=_attentions_in("layers"),
+        site_count=lambda transformer: transformer.config.n_layers,
+        processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},
+        apart=lambda transformer, text: z_image(transformer),
+        prompt_first=True,
+        unknown=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
+        timestep="t",
+    ),
+    "HunyuanVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        counted_masks=True,
+        sites=_attentions_in("transformer_blocks", "single_transformer_blocks"),
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        processors={HunyuanVideoAttnProcessor2_0: NAGHunyuanVideoAttnProcessor2_0},
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
+        two_calls=True,
+    ),
     "Flux2Transformer2DModel": Family(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
         masks=(),
@@ -230,7 +233,7 @@ FAMILIES: dict[str, Family] = {
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
     ),
-}
+} | GENERIC_FAMILIES
 
 
 def inner_denoiser(denoiser: Module) -> Module:
@@ -287,13 +290,14 @@ def checked_sites(denoiser: Module) -> list[Module]:
             "disable_cache()"
         )
     sites = list(family.sites(denoiser))
-    known = " or ".join(x.__name__ for x in family.processors)
+    known = " or ".join(family.stock)
     for name, module in sites:
-        if type(module.processor) not in family.processors:
+        unknown = family.why_unknown(module.processor)
+        if unknown is not None:
             raise ValueError(
-                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "
-                f"known: guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set "
-                f"it, or call set_attn_processor({next(iter(family.processors)).__name__}())"
+                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, {unknown}: "
+                f"guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set it, or "
+                f"call set_attn_processor({family.stock[0]}())"
             )
     if len(sites) != family.site_count(denoiser) or not sites:
         raise ValueError(

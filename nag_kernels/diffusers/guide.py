@@ -35,6 +35,7 @@ from .dry_run import (
 from .families import checked_sites, family_of, find_denoisers, inner_denoiser
 from .guided_processor import PackedText
 from .packing import Packer
+from .texts_apart import texts_apart
 
 _in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
 _in_use_lock = threading.Lock()
@@ -241,16 +242,16 @@ class _SteeredRun:
 
     def stand_in(self, stack: contextlib.ExitStack, denoiser: Module, sites: list[Module]) -> None:
         """Takes the calls of `denoiser` until `stack` closes."""
-        ours = self.family.processors
-        processors = [(site, site.processor, ours[type(site.processor)](text=self.text)) for site in sites]
+        processors = [(site, site.processor, self.family.replaced(site.processor, self.text)) for site in sites]
+        parts = list(self.family.apart(inner_denoiser(denoiser), self.text))
 
         def call(*args, **kwargs):
-            return self._call(denoiser, original, processors, args, kwargs)
+            return self._call(denoiser, original, processors, parts, args, kwargs)
 
         stack.enter_context(contexts_noticed(denoiser, self.enter))
         original = stack.enter_context(intercepted(denoiser, call))
 
-    def _call(self, denoiser, original, processors, args, kwargs):
+    def _call(self, denoiser, original, processors, parts, args, kwargs):
         if threading.get_ident() != self.thread:
             raise RuntimeError(OTHER_THREAD)
         if self.rests:
@@ -264,14 +265,15 @@ class _SteeredRun:
             return original(*args, **kwargs)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
-        self._check_rows(arguments["timestep"])
+        self._check_rows(arguments[self.family.timestep])
         self._set_settings()
         self.guided += 1
         try:
             for site, _, ours in processors:
                 ours.text_calls = 0
                 site.processor = ours
-            result = original(**arguments)
+            with texts_apart(parts, self.text):
+                result = original(**arguments)
         finally:
             for site, stock, _ in processors:
                 site.processor = stock
@@ -346,18 +348,21 @@ class _SteeredRun:
             )
 
     def _set_settings(self) -> None:
-        """One value for each row; the unconditional rows of classifier-free guidance come first and are not steered."""
+        """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
         rows, images = self.packer.rows, self.packer.images
         if self.text.nag_scale is not None and self.text.nag_scale.shape[0] == rows:
             return
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
-        values = [[plain] * (rows - images) + [steered] * images
-                  for plain, steered in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
+        steered = [True] * images + [False] * (rows - images)
+        if not self.family.prompt_first:
+            steered.reverse()
+        values = [[ours if yes else plain for yes in steered]
+                  for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
         values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
         self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
         self.text.steered = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
-            self.text.steered = torch.arange(rows, device=self.packer.device) >= rows - images
+            self.text.steered = torch.tensor(steered, device=self.packer.device)
 
     def _is_guided_step(self) -> bool:
         start, end = self.guidance.start, self.guidance.end

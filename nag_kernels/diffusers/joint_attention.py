@@ -49,6 +49,11 @@ class JointAttentionProcessor(GuidedProcessor):
     def _lengths(self) -> tuple[int, int]:
         return self.text.length_positive, self.text.length_negative
 
+    def _check_own_masks(self, attention_mask: Tensor | None) -> None:
+        """The model's mask is made for one text: those of two are not to be found in it."""
+        if attention_mask is not None and self.text.mask_positive is None and self.text.mask_negative is None:
+            raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
+
     def _attend_packed(self, packed: Projected, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """As `_attend`, from one sequence [text+ ; text- ; image] turned by `rotary`."""
         length = sum(self._lengths())
@@ -186,6 +191,15 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         text_query, text_key, text_value = (heads(attn, x) for x in added)
         pairs = (attn.norm_added_q(text_query), query), (attn.norm_added_k(text_key), key), (text_value, value)
         return tuple(torch.cat(pair, dim=1) for pair in pairs)
+
+
+class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
+    """Guided attention for Chroma, in the place of `FluxAttnProcessor`; the texts may have masks.
+
+    As `NAGFluxAttnProcessor2_0`. The masks stand in PackedText; the model is given none while its texts are packed.
+    """
+
+    _has_masks = True
 
 
 class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):

@@ -35,15 +35,11 @@ class Packer:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
         name, dim = next(iter(self.family.text.items()))
         positive = arguments.get(name)
+        if self.family.in_lists:
+            return {name: self._pair_of_lists(name, positive)}
         if not isinstance(positive, Tensor):
-            raise ValueError(f"guide: the denoiser was called with {name} = {positive!r}, needed is a tensor")
-        self.rows, self.device = positive.shape[0], positive.device
-        if self.rows not in (self.images, 2 * self.images if self.halves else self.images):
-            raise ValueError(
-                f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
-                f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
-                + ("" if self.halves else ", which guidance_scale turns off in this call")
-            )
+            raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
+        self._set_rows(positive.shape[0], positive.device)
         packed = {}
         along = {other: at % arguments[other].ndim for other, at in self.family.text.items()}
         for other in along:
@@ -55,11 +51,41 @@ class Packer:
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
         self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
         self.text.mask_positive, self.text.mask_negative = seen or (None, None)
+        if seen and self.family.counted_masks:
+            self.text.mask_positive, self.text.mask_negative = map(_counted, seen)
         packed = {other: torch.cat(packed[other], dim=along[other]) for other in along}
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
             packed |= {mask: torch.cat(seen, dim=1) for mask in self.family.masks}
+        if self.family.masks_for_image:
+            packed |= dict.fromkeys(self.family.masks)
         return packed
+
+    def _set_rows(self, rows: int, device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        if self.rows not in (self.images, 2 * self.images if self.halves else self.images):
+            raise ValueError(
+                f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
+                f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
+                + ("" if self.halves else ", which guidance_scale turns off in this call")
+            )
+
+    def _pair_of_lists(self, name: str, positive: Any) -> list[Tensor]:
+        """The texts of a list, one for each row, and after them their negatives."""
+        negative = self.negative.get(name)
+        for texts in (positive, negative):
+            if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
+                raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
+        if self.pad:
+            raise ValueError(f"guide: pad is not possible for this model: its {name} is a list of texts of their own length")
+        self._set_rows(len(positive), positive[0].device)
+        if 0 < len(negative) < self.images and self.images % len(negative) == 0:
+            negative = [x for x in negative for _ in range(self.images // len(negative))]
+        # As many as rows: classifier-free guidance may begin or end on the way. Its own texts are not steered.
+        negative = [*negative[: self.images], *positive[self.images :]]
+        if len(negative) != self.rows:
+            raise ValueError(f"guide: {name} must have {self.images} texts for the negative, got {len(negative)}")
+        return [*positive, *(x.to(positive[0]) for x in negative)]
 
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]
@@ -93,7 +119,7 @@ class Packer:
             lengths = arguments[text].shape[dim], self._length(text, dim)
             seen = [
                 torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
-                self._seen(name, mask) for mask, length in zip((positive, negative), lengths, strict=True)
+                self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
             ]  # fmt: skip
             return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
         return None
@@ -105,12 +131,15 @@ class Packer:
             return negative.repeat_interleave(self.images // rows, dim=0)
         return negative
 
-    def _seen(self, name: str, mask: Tensor) -> Tensor:
+    def _seen(self, name: str, mask: Tensor, length: int) -> Tensor:
         if mask.ndim == 2:
             seen = mask == 1
             plain = (seen | (mask == 0)).all()
         else:
             seen, plain = seen_tokens("guide", mask)
+        if self.family.masks_for_image:
+            plain = plain & seen[:, length:].all()
+            seen = seen[:, :length]
         if not any(mask is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))
@@ -138,6 +167,11 @@ class Packer:
         longer[:unconditional] = lengths[0][:unconditional]  # the unconditional text stays as it is
         levelled = torch.arange(max(positive, negative), device=self.device) < longer[:, None]
         return levelled, levelled
+
+
+def _counted(seen: Tensor) -> Tensor:
+    """As many tokens as are seen, from the first."""
+    return torch.arange(seen.shape[1], device=seen.device) < seen.sum(dim=1, keepdim=True)
 
 
 def _lengthened(positive: Tensor, negative: Tensor, dim: int) -> list[Tensor]:

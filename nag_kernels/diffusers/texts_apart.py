@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What mixes the tokens of a text (token refiners, attention within the text, positions) works on each text by itself while
+two texts are packed as [text+ ; text-].
+
+An entry of the table of families names such parts of its model, each with the function that calls it once for each text.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils.rnn import pad_sequence
+
+from .guided_processor import PackedText
+
+# The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
+Part = tuple[Any, str, Callable]
+
+
+class _Apart:
+    """In the place of a method: whatever stood there before (a hook of an offloading library, say) is called inside."""
+
+    def __init__(self, method: Callable, text: PackedText, function: Callable):
+        self.method, self.text, self.function = method, text, function
+
+    def __call__(self, *args, **kwargs):
+        return self.function(self.method, self.text, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def texts_apart(parts: Iterable[Part], text: PackedText) -> Iterator[None]:
+    """While open, `parts` see the texts one at a time. Only attributes of instances are set, and put back."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, function in parts:
+            stack.enter_context(_replaced(owner, name, _Apart(getattr(owner, name), text, function)))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, method: Callable) -> Iterator[None]:
+    was_set, before = name in owner.__dict__, owner.__dict__.get(name)
+    owner.__dict__[name] = method
+    try:
+        yield
+    finally:
+        if was_set:
+            owner.__dict__[name] = before
+        else:
+            del owner.__dict__[name]
+
+
+def of_each(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
+    return x.split((text.length_positive, text.length_negative), dim=dim)
+
+
+def token_refiner(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor,
+                  attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+    """HunyuanVideo: attention within the text and a mean over its tokens."""
+    masks = (None, None) if attention_mask is None else of_each(attention_mask, text)
+    texts = zip(of_each(hidden_states, text), masks, strict=True)
+    return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def z_image(model: Module) -> list[Part]:
+    """Captions come as a list with one tensor for each image, and then one for each image's negative.
+
+    Up to the end of their refiner the model treats them as so many captions. Its own padding (to multiples of 32, of tokens
+    that are seen) is part of each. Then each image's pair is packed: [image, text+, text-], in which the image has the
+    positions that it has beside text+.
+    """
+
+    def patchify(method, text, images, captions, *patch):
+        rows = len(images)
+        positive = list(method(images, captions[:rows], *patch))
+        negative = method(images, captions[rows:], *patch)
+        for place in (1, 4, 6):  # captions, their positions and their padding
+            positive[place] = [*positive[place], *negative[place]]
+        return tuple(positive)
+
+    def unify(method, text, x, x_freqs, x_lengths, x_noise, captions, freqs, lengths, noise, *rest):
+        if len(set(x_lengths)) > 1:
+            raise ValueError(f"guide: images must be of one size while texts are packed, got {x_lengths} tokens")
+        rows = len(x_lengths)
+        each = slice(0, rows), slice(rows, None)
+        longest = [max(lengths[part]) for part in each]
+        captions, freqs = (
+            torch.cat([_padded(y[part], lengths[part]) for part in each], dim=1) for y in (captions, freqs)
+        )
+        text.length_positive, text.length_negative = longest
+        text.mask_positive, text.mask_negative = (
+            None if len(set(lengths[part])) == 1 else
+            torch.arange(length, device=captions.device) < torch.tensor(lengths[part], device=captions.device)[:, None]
+            for part, length in zip(each, longest, strict=True)
+        )  # fmt: skip
+        return method(x, x_freqs, x_lengths, x_noise, captions, freqs, [sum(longest)] * rows, noise, *rest)
+
+    return [(model, "patchify_and_embed", patchify), (model, "_build_unified_sequence", unify)]
+
+
+def _padded(x: Tensor, lengths: list[int]) -> Tensor:
+    return pad_sequence([row[:length] for row, length in zip(x, lengths, strict=True)], batch_first=True)

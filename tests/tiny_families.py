@@ -1,0 +1,194 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models of the families that are tested without a pipeline of their own: a stand-in for one, and an oracle."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from tiny_models import TEXT, guided, noise, seeded
+
+ROWS = 3
+SEEN = (7, 3, 5), (5, 4, 1)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a family is built and called.
+
+    build: the model.
+    arguments: all arguments of forward but the text, for this many rows.
+    text: the arguments that hold a text [B, T, C] and its mask [B, T] (or None).
+    image: how many tokens of it a guided layer sees.
+    layer: the layer after attention in a guided one, or None where it has none; its input is [text, image], [image, text] or
+        the image alone.
+    text_first: which of these, where it is not the image alone.
+    lengths: of text+ and text-, in tokens.  seen: how many of them a mask shows in each row, or None where there are no masks.
+    double: whether the model runs in float64.
+    """
+
+    build: Callable
+    arguments: Callable
+    image: int
+    text: Callable = lambda x, mask: {"encoder_hidden_states": x}
+    layer: Callable = lambda site: getattr(site, "to_out", None)
+    text_first: bool = True
+    lengths: tuple[int, int] = (7, 5)
+    seen: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    double: bool = True
+
+
+def _ids(*shape):
+    """Positions of an image's tokens, each with as many numbers as the shape has."""
+    return torch.cartesian_prod(*map(torch.arange, shape)).float()
+
+
+def _time(rows, dtype=None):
+    time = torch.linspace(300, 700, rows)
+    return time.long() if dtype is None else (time / 1000).to(dtype)
+
+
+def _flux_text(x, mask):
+    return {"encoder_hidden_states": x, "txt_ids": torch.zeros(x.shape[1], 3)}
+
+
+def _chroma():
+    return diffusers.ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=16,
+        approximator_layers=1,
+    )  # fmt: skip
+
+
+def _chroma_text(x, mask):
+    mask = None if mask is None else torch.cat([mask, torch.ones(len(mask), 16, dtype=torch.bool)], dim=1)
+    return _flux_text(x, None) | {"attention_mask": mask}
+
+
+def _flux_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
+            "img_ids": _ids(1, 4, 4)}  # fmt: skip
+
+
+def _z_image():
+    return diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT,
+        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+
+
+def _z_image_arguments(rows, dtype):
+    return {"x": list(noise(rows, 4, 1, 8, 8, seed=3, dtype=dtype)), "t": _time(rows, dtype)}
+
+
+def _z_image_text(x, mask):
+    lengths = [x.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
+    return {"cap_feats": [row[:length] for row, length in zip(x, lengths, strict=True)]}
+
+
+def _hunyuan_video():
+    return diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=TEXT, pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4),
+    )  # fmt: skip
+
+
+def _video(rows, dtype):
+    return {"hidden_states": noise(rows, 4, 2, 4, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
+
+
+def _hunyuan_video_arguments(rows, dtype):
+    pooled = noise(rows, 8, seed=4, dtype=dtype)
+    return _video(rows, dtype) | {"pooled_projections": pooled, "guidance": _time(rows)}
+
+
+def _masked_text(x, mask):
+    mask = torch.ones(x.shape[:2], dtype=torch.long) if mask is None else mask.long()
+    return {"encoder_hidden_states": x, "encoder_attention_mask": mask}
+
+
+TINY = {
+    "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=SEEN),
+    # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.
+    "ZImageTransformer2DModel": Tiny(
+        _z_image, _z_image_arguments, 32, _z_image_text, text_first=False, lengths=(40, 36), seen=((40, 3, 5), (36, 4, 1))
+    ),
+    "HunyuanVideoTransformer3DModel": Tiny(
+        _hunyuan_video, _hunyuan_video_arguments, 16, _masked_text, text_first=False, seen=SEEN
+    ),
+}
+
+
+class Pipeline:
+    """As `guide` sees one: a denoiser, and a call with a prompt. Each prompt is the name of ready-made text."""
+
+    def __init__(self, kind, dtype=torch.float32, rows=ROWS):
+        self.transformer = seeded(TINY[kind].build, dtype)
+        self.arguments, self.texts = TINY[kind].arguments(rows, dtype), {}
+
+    def __call__(self, prompt):
+        return output(self.transformer, self.arguments | self.texts[prompt[0]])
+
+
+def output(model, arguments):
+    sample = model(**arguments, return_dict=False)[0]
+    return torch.stack(sample) if isinstance(sample, list) else sample
+
+
+def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha):
+    """The output of the untouched model, run twice side by side, with the prompt and with the negative.
+
+    At each guided layer the runs wait for each other, and both go on with what the formula makes of their two outputs of
+    attention: as a doubled batch does, for texts of any length. It replaces the input of the layer after attention, and
+    never meets an attention function. Returns (output, shares of tokens that the clip changed, one for each layer met).
+    """
+    meeting, which = threading.Barrier(2, timeout=60), threading.local()
+    outputs, results, shares = [None, None], [None, None], []
+
+    def steered(x):
+        image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
+        outputs[which.run] = x[:, image].clone()
+        meeting.wait()
+        out, share = guided(*outputs, scale, tau, alpha)
+        if which.run == 0:
+            shares.append(share)
+        meeting.wait()
+        x = x.clone()
+        x[:, image] = out
+        return x
+
+    def of_output(layer, inputs, out):
+        return (steered(out[0]), *out[1:]) if isinstance(out, tuple) else steered(out)
+
+    def hook(site):
+        layer = tiny.layer(site)
+        if layer is None:
+            return site.register_forward_hook(of_output)
+        layer = layer[0] if isinstance(layer, (torch.nn.ModuleList, torch.nn.Sequential)) else layer
+        return layer.register_forward_pre_hook(lambda _, inputs: (steered(inputs[0]),))
+
+    def run(place, text):
+        which.run = place
+        try:
+            with torch.no_grad():
+                results[place] = output(model, arguments | text)
+        except BaseException as error:
+            results[place] = error
+            meeting.abort()
+
+    with contextlib.ExitStack() as stack:
+        for site in sites:
+            stack.callback(hook(site).remove)
+        threads = [threading.Thread(target=run, args=call) for call in enumerate((positive, negative))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results[0], shares

@@ -27,6 +27,7 @@ class Tiny:
         the image alone.
     text_first: which of these, where it is not the image alone.
     lengths: of text+ and text-, in tokens.  seen: how many of them a mask shows in each row, or None where there are no masks.
+    tau: with which the clip fires on a part of the tokens.
     double: whether the model runs in float64.
     """
 
@@ -38,6 +39,7 @@ class Tiny:
     text_first: bool = True
     lengths: tuple[int, int] = (7, 5)
     seen: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    tau: float = 1.25
     double: bool = True
 
 
@@ -111,14 +113,168 @@ def _masked_text(x, mask):
     return {"encoder_hidden_states": x, "encoder_attention_mask": mask}
 
 
+def _flux_like(name, **config):
+    config = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+              "num_attention_heads": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (4, 4, 8), **config}  # fmt: skip
+    return Tiny(lambda: getattr(diffusers, name)(**config), _flux_arguments, 16, _flux_text)
+
+
+def _cogview4():
+    return diffusers.CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, rope_axes_dim=(8, 8), sample_size=8,
+    )  # fmt: skip
+
+
+def _image(rows, dtype):
+    return {"hidden_states": noise(rows, 4, 8, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
+
+
+def _cogview4_arguments(rows, dtype):
+    sizes = {"original_size": 8.0, "target_size": 8.0, "crop_coords": 0.0}
+    return _image(rows, dtype) | {name: torch.full((rows, 2), x, dtype=dtype) for name, x in sizes.items()}
+
+
+def _cogvideox(rotary):
+    return diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT,
+        num_layers=2, sample_width=4, sample_height=8, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
+        max_text_seq_length=6, use_rotary_positional_embeddings=rotary,
+    )  # fmt: skip
+
+
+def _cogvideox_arguments(rotary):
+    def arguments(rows, dtype):
+        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": _time(rows)}
+        angles = noise(24, 8, seed=5).repeat_interleave(2, dim=1).float()
+        return video | ({"image_rotary_emb": (angles.cos(), angles.sin())} if rotary else {})
+
+    return arguments
+
+
+def _auraflow():
+    model = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=TEXT, pos_embed_max_size=16, out_channels=4,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("to_v.weight", "add_v_proj.weight")):
+                parameter.mul_(40)  # it would hardly see its text
+    return model
+
+
+def _krea2():
+    model = diffusers.Krea2Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=12, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=TEXT, num_text_layers=2, text_num_attention_heads=2,
+        text_num_key_value_heads=2, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 4, 4),
+    )  # fmt: skip
+    for block in model.transformer_blocks:  # an open gate, as the oracle guides after it
+        block.attn.to_gate = _Open()
+    return model
+
+
+class _Open(torch.nn.Module):
+    def forward(self, x):
+        return torch.full_like(x, 100.0)
+
+
+def _krea2_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype)}
+
+
+def _krea2_text(x, mask):
+    layers = torch.stack([x, x.flip(-1)], dim=2)
+    ids = torch.cat([torch.zeros(x.shape[1], 3), _ids(1, 4, 4)])
+    return {"encoder_hidden_states": layers, "position_ids": ids, "encoder_attention_mask": mask}
+
+
+def _prx():
+    return diffusers.PRXTransformer2DModel(
+        in_channels=4, patch_size=2, context_in_dim=TEXT, hidden_size=32, num_heads=2, depth=2, axes_dim=[8, 8]
+    )
+
+
+def _cosmos():
+    return diffusers.CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2,
+        text_embed_dim=TEXT, adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), concat_padding_mask=False,
+        extra_pos_embed_type=None,
+    )  # fmt: skip
+
+
+def _sana_video():
+    return diffusers.SanaVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
+        num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=TEXT,
+        sample_size=8, patch_size=(1, 2, 2), rope_max_seq_len=32,
+    )  # fmt: skip
+
+
+def _wan_like(name, **config):
+    config |= {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
+               "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
+    return lambda: getattr(diffusers, name)(**config)
+
+
+def _anyflow_arguments(rows, dtype):
+    time = _time(rows).float()[:, None].expand(-1, 2)
+    return {"hidden_states": noise(rows, 2, 4, 4, 8, seed=3, dtype=dtype), "timestep": time, "r_timestep": time / 2}
+
+
+def _kandinsky():
+    return diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
+        model_dim=32, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
+    )  # fmt: skip
+
+
+def _kandinsky_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 2, 4, 8, 4, seed=3, dtype=dtype), "timestep": _time(rows).float(),
+            "pooled_projections": noise(rows, 8, seed=4, dtype=dtype),
+            "visual_rope_pos": [torch.arange(n) for n in (2, 2, 4)]}  # fmt: skip
+
+
 TINY = {
     "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=SEEN),
     # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.
     "ZImageTransformer2DModel": Tiny(
-        _z_image, _z_image_arguments, 32, _z_image_text, text_first=False, lengths=(40, 36), seen=((40, 3, 5), (36, 4, 1))
+        _z_image,
+        _z_image_arguments,
+        32,
+        _z_image_text,
+        text_first=False,
+        lengths=(40, 36),
+        seen=((40, 3, 5), (36, 4, 1)),
     ),
     "HunyuanVideoTransformer3DModel": Tiny(
         _hunyuan_video, _hunyuan_video_arguments, 16, _masked_text, text_first=False, seen=SEEN
+    ),
+    "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
+    "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
+    "CogVideoXTransformer3DModel 2b": Tiny(lambda: _cogvideox(False), _cogvideox_arguments(False), 24, lengths=(6, 6)),
+    "AuraFlowTransformer2DModel": Tiny(_auraflow, _image, 16),
+    "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
+    "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),
+    "OvisImageTransformer2DModel": _flux_like("OvisImageTransformer2DModel"),
+    "Krea2Transformer2DModel": Tiny(_krea2, _krea2_arguments, 16, _krea2_text, seen=SEEN),
+    "PRXTransformer2DModel": Tiny(
+        _prx, _image, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN
+    ),
+    "CosmosTransformer3DModel": Tiny(_cosmos, _video, 16),
+    "SanaVideoTransformer3DModel": Tiny(_sana_video, _video, 16, _masked_text, seen=SEEN),
+    "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
+    "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "Kandinsky5Transformer3DModel": Tiny(
+        _kandinsky,
+        _kandinsky_arguments,
+        16,
+        lambda x, mask: {"encoder_hidden_states": x, "text_rope_pos": torch.arange(x.shape[1])},
+        layer=lambda site: site.out_layer,
+        tau=4.0,
+        double=False,
     ),
 }
 

@@ -3,6 +3,134 @@
 """The part of the table of families that goes the generic route: the model's own processors, of which only the call of
 attention is replaced (`rebound_processor`)."""
 
-from .family import Family
+from collections.abc import Callable, Iterator
 
-GENERIC_FAMILIES: dict[str, Family] = {}
+from torch.nn import Module
+
+from .family import Family
+from .rebound_processor import Layout
+from .texts_apart import auraflow, cogvideox, kandinsky, krea2
+
+FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
+
+
+def _named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+    """Attention layers by the last part of their name, outside of whatever comes before the blocks of the model itself."""
+    return lambda denoiser: (
+        (name, module)
+        for name, module in denoiser.named_modules()
+        if hasattr(module, "processor")
+        and name.split(".")[-1] in names
+        and name.split(".")[0].endswith(("blocks", "layers"))
+    )
+
+
+def _blocks(*names: str) -> Callable[[Module], int]:
+    return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
+
+
+def _first_frame(denoiser: Module) -> str | None:
+    if denoiser.config.get("added_kv_proj_dim") is not None or denoiser.config.get("image_dim") is not None:
+        return "it takes its text for the last 512 tokens, after those of a first frame"
+    return None
+
+
+GENERIC_FAMILIES: dict[str, Family] = {
+    "CogView4Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("CogView4AttnProcessor",)),
+        two_calls=True,
+        unknown=("attention_mask",),
+    ),
+    "CogVideoXTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
+    ),
+    "AuraFlowTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn"),
+        site_count=_blocks("num_mmdit_layers", "num_single_dit_layers"),
+        layout=Layout("first", ("AuraFlowAttnProcessor2_0",), own_tokens=8),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", auraflow(transformer))],
+    ),
+    "BriaTransformer2DModel": Family(
+        text=FLUX_LIKE,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("BriaAttnProcessor",)),
+    ),
+    "LongCatImageTransformer2DModel": Family(
+        text=FLUX_LIKE,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("LongCatImageAttnProcessor",)),
+        two_calls=True,
+    ),
+    "OvisImageTransformer2DModel": Family(
+        text=FLUX_LIKE,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("OvisImageAttnProcessor",)),
+        two_calls=True,
+    ),
+    "Krea2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("Krea2AttnProcessor",), masks=True),
+        apart=lambda transformer, text: krea2(transformer),
+        two_calls=True,
+    ),
+    "PRXTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("attention_mask",),
+        sites=_named("attention"),
+        site_count=_blocks("depth"),
+        layout=Layout("keys", ("PRXAttnProcessor2_0",), masks=True),
+    ),
+    "CosmosTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("CosmosAttnProcessor2_0",)),
+        two_calls=True,
+        unknown=("attention_mask",),
+    ),
+    "SanaVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
+        negative_call={"complex_human_instruction": None},
+    ),
+    "SkyReelsV2Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("SkyReelsV2AttnProcessor",)),
+        refuse=_first_frame,
+        two_calls=True,
+    ),
+    "AnyFlowTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
+        refuse=_first_frame,
+    ),
+    "Kandinsky5Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "text_rope_pos": -1},
+        sites=_named("cross_attention"),
+        site_count=_blocks("num_visual_blocks"),
+        layout=Layout("cross", ("Kandinsky5AttnProcessor",)),
+        apart=lambda transformer, text: [(x, "forward", kandinsky) for x in transformer.text_transformer_blocks],
+        two_calls=True,
+    ),
+}

@@ -77,7 +77,9 @@ class Packer:
             if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
                 raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
         if self.pad:
-            raise ValueError(f"guide: pad is not possible for this model: its {name} is a list of texts of their own length")
+            raise ValueError(
+                f"guide: pad is not possible for this model: its {name} is a list of texts of their own length"
+            )
         self._set_rows(len(positive), positive[0].device)
         if 0 < len(negative) < self.images and self.images % len(negative) == 0:
             negative = [x for x in negative for _ in range(self.images // len(negative))]

@@ -42,12 +42,13 @@ class Layout:
     stock: the names of the processors.
     masks: whether the model may give attention a mask of the texts; `PackedText` has them and stands in for it. Without it a
         mask is refused.
-    own_tokens: tokens that the model itself puts before each text, by the model's attribute that says how many.
+    own_tokens: how many tokens the model itself puts before each text.
     """
 
     text: str
     stock: tuple[str, ...]
     masks: bool = False
+    own_tokens: int = 0
 
 
 def why_not_rebound(processor: Any, layout: Layout) -> str | None:
@@ -74,6 +75,10 @@ class _Attention(JointAttentionProcessor):
         super().__init__(1.0, 2.5, 0.25, text)
         self.layout = layout
 
+    def _lengths(self) -> tuple[int, int]:
+        positive, negative = super()._lengths()
+        return positive + self.layout.own_tokens, negative + self.layout.own_tokens
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and not self.layout.masks:
             raise ValueError("guide: this attention must have no mask, got one")
@@ -85,7 +90,9 @@ class _Attention(JointAttentionProcessor):
             return self._attend_guided(query, key, value)
         image, at_end = key.shape[1] - length, self.layout.text == "last"
         if image <= 0:
-            raise ValueError(f"guide: attention must have the texts' {length} tokens and the image's, got {key.shape[1]}")
+            raise ValueError(
+                f"guide: attention must have the texts' {length} tokens and the image's, got {key.shape[1]}"
+            )
         sizes = (image, length) if at_end else (length, image)
         (first_key, last_key), (first_value, last_value) = key.split(sizes, dim=1), value.split(sizes, dim=1)
         if self.layout.text == "keys":

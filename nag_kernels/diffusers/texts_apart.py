@@ -104,3 +104,44 @@ def z_image(model: Module) -> list[Part]:
 
 def _padded(x: Tensor, lengths: list[int]) -> Tensor:
     return pad_sequence([row[:length] for row, length in zip(x, lengths, strict=True)], batch_first=True)
+
+
+def cogvideox(forward: Callable, text: PackedText, texts: Tensor, video: Tensor) -> Tensor:
+    """Text and video leave their embedding as one sequence, with positions that know one text."""
+    positive, negative = of_each(texts, text)
+    first, second = forward(positive, video), forward(negative, video)
+    return torch.cat(
+        [first[:, : positive.shape[1]], second[:, : negative.shape[1]], first[:, positive.shape[1] :]], dim=1
+    )
+
+
+def auraflow(model: Module) -> Callable:
+    """The model puts tokens of its own before the text: text- gets them too."""
+
+    def apart(forward, text, texts):
+        positive, negative = of_each(forward(texts), text)
+        return torch.cat([positive, model.register_tokens.to(positive).expand(len(positive), -1, -1), negative], dim=1)
+
+    return apart
+
+
+def krea2(model: Module) -> list[Part]:
+    """Attention within the text, and positions, of which each text has the same (zero)."""
+
+    def fuse(forward, text, hidden_states, attention_mask=None):
+        masks = (None, None) if attention_mask is None else of_each(attention_mask, text, dim=-1)
+        texts = zip(of_each(hidden_states, text), masks, strict=True)
+        return torch.cat([forward(x, attention_mask=mask) for x, mask in texts], dim=1)
+
+    def turn(forward, text, position_ids):
+        positive = position_ids[: text.length_positive]
+        negative = positive[:1].expand(text.length_negative, -1)
+        return forward(torch.cat([positive, negative, position_ids[text.length_positive :]]))
+
+    return [(model.text_fusion, "forward", fuse), (model.rotary_emb, "forward", turn)]
+
+
+def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor) -> Tensor:
+    """Attention within the text; `rope` holds the positions of both."""
+    pairs = zip(of_each(texts, text), of_each(rope, text), strict=True)
+    return torch.cat([forward(x, time, turns) for x, turns in pairs], dim=1)

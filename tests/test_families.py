@@ -2,23 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family beyond those of `test_guide.py`: `guide` on the model alone, against two runs of the untouched model."""
 
+import dataclasses
+import functools
+import sys
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 
 from tiny_families import ROWS, TINY, Pipeline, two_runs_oracle
 from tiny_models import (
     TEXT,
+    denoiser,
+    draw,
     error,
     one_thread,  # noqa: F401
+    pipeline,
     texts,
 )
-
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import guide
-from nag_kernels.diffusers.families import checked_sites, family_of
+from nag_kernels.diffusers import enable_guidance, guide, rebound_processor
+from nag_kernels.diffusers.families import FAMILIES, checked_sites, family_of
+from nag_kernels.diffusers.rebound_processor import Layout
 
 KINDS = pytest.mark.parametrize("kind", TINY)
 PROMPT = ["positive"] * ROWS
@@ -149,3 +157,120 @@ def test_compiled_models(kind):
             assert error(pipe(PROMPT), eager) < 1e-5
     assert error(pipe(PROMPT), plain) < 1e-5
     assert compiler.frame_count == 2
+
+
+# --- both routes ------------------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "sd15": Layout("cross", ("AttnProcessor2_0",)),
+    "pixart": Layout("cross", ("AttnProcessor2_0",), masks=True),
+    "sana": Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
+    "ltx": Layout("cross", ("LTXVideoAttnProcessor",), masks=True),
+    "wan": Layout("cross", ("WanAttnProcessor",)),
+    "sd35": Layout("last", ("JointAttnProcessor2_0",)),
+    "flux": Layout("first", ("FluxAttnProcessor",)),
+    "ChromaTransformer2DModel": Layout("first", ("FluxAttnProcessor",), masks=True),
+    "HunyuanVideoTransformer3DModel": Layout("last", ("HunyuanVideoAttnProcessor2_0",), masks=True),
+    "ZImageTransformer2DModel": Layout("last", ("ZSingleStreamAttnProcessor",), masks=True),
+}
+
+
+@pytest.mark.parametrize("rule", ["nag", "nasa", "vsf"])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_both_routes_are_equal(kind, rule, monkeypatch):
+    if kind in TINY:
+        pipe = filled(kind, masked=True)
+        run, negative, name = functools.partial(pipe, PROMPT), "negative", kind
+    else:
+        pipe = pipeline(kind)
+        run, negative = functools.partial(draw, pipe, guidance_scale=3.0), "a large blue dog on grass"
+        name = type(denoiser(pipe)).__name__
+    settings = {"nag_scale": 3.0, "rule": rule} | ({"negative_logit_bias": -0.4} if rule == "vsf" else {})
+    plain = run()
+    with guide(pipe, negative, **settings):
+        wanted = run()
+    monkeypatch.setitem(FAMILIES, name, dataclasses.replace(FAMILIES[name], layout=LAYOUTS[kind], keeps_text=False))
+    with guide(pipe, negative, **settings):
+        got = run()
+    assert error(got, wanted) < 1e-5
+    assert error(got, plain) > 1e-4
+
+
+# --- what the generic route refuses -----------------------------------------------------------------------------------
+
+
+def stock(call):
+    """A processor with this `__call__`, as if of diffusers."""
+    return type("CosmosAttnProcessor2_0", (), {"__call__": call, "__module__": "diffusers.models"})()
+
+
+def calls_something_else(self, attn, hidden_states, encoder_hidden_states=None, **_):
+    return torch.softmax(hidden_states @ encoder_hidden_states.mT, dim=-1) @ encoder_hidden_states
+
+
+def closing_over(x):
+    return lambda self, attn, *call, **options: F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(("processor", "message"), [
+    (stock(calls_something_else), "does not call dispatch_attention_fn or scaled_dot_product_attention itself"),
+    (stock(closing_over(3)), "closes over other variables"),
+    (stock(torch.nn.Identity()), "is not a function of its own"),
+    (type("CosmosAttnProcessor2_0", (), {})(), "which is not known"),  # of another library
+])  # fmt: skip
+def test_processors_that_cannot_be_rebound(processor, message):
+    pipe = filled("CosmosTransformer3DModel")
+    checked_sites(pipe.transformer)[0].processor = processor
+    with pytest.raises(ValueError, match=rf"CosmosAttnProcessor2_0, (whose __call__ )?{message}.*needs Cosmos"):
+        enable_guidance(pipe, "negative")
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    ({"is_causal": True}, "not causal"),
+    ({"dropout_p": 0.5}, "without dropout"),
+    ({"scale": 0.3}, r"scaled by 12 \*\* -0.5, got 0.3"),
+    ({"attn_mask": torch.zeros(1, 1, 1, 12)}, "must have no mask"),
+    ({"key": torch.zeros(ROWS, 13, 2, 12), "value": torch.zeros(ROWS, 13, 2, 12)}, "must have 12 keys, got 13"),
+])  # fmt: skip
+def test_calls_that_are_not_as_assumed(call, message, monkeypatch):
+    """By a processor whose code has changed under its name."""
+    pipe = filled("CosmosTransformer3DModel")
+    module = sys.modules[type(pipe.transformer).__module__]
+    query, text = torch.zeros(ROWS, 16, 2, 12), torch.zeros(ROWS, 12, 2, 12)
+    changed = {"query": query, "key": text, "value": text} | call
+    source = "def call(self, attn, x, encoder_hidden_states=None, **_): return dispatch_attention_fn(**CHANGED)"
+    scope = {"dispatch_attention_fn": lambda **_: torch.zeros(ROWS, 16, 24), "CHANGED": changed}  # of self-attention
+    exec(source, scope)
+    monkeypatch.setattr(module.CosmosAttnProcessor2_0, "__call__", scope["call"])
+    rebound_processor._rebound_class.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=message), guide(pipe, "negative"):
+            pipe(PROMPT)
+    finally:
+        rebound_processor._rebound_class.cache_clear()
+
+
+def test_attention_that_happens_twice():
+    pipe = filled("CosmosTransformer3DModel")
+    site = checked_sites(pipe.transformer)[0]
+    plain = site.forward
+    site.forward = lambda *call, **options: plain(*call, **options) + plain(*call, **options)
+    with pytest.raises(RuntimeError, match="1 saw it more often"), guide(pipe, "negative"):
+        pipe(PROMPT)
+
+
+def test_a_first_frame_is_refused_on_the_generic_route():
+    pipe = filled("SkyReelsV2Transformer3DModel")
+    pipe.transformer.register_to_config(image_dim=8)
+    with pytest.raises(ValueError, match="takes its text for the last 512 tokens, after those of a first frame"):
+        enable_guidance(pipe, "negative")
+
+
+def test_arguments_that_must_be_none():
+    pipe = filled("CogView4Transformer2DModel")
+    pipe.arguments["attention_mask"] = torch.ones(ROWS, 7)
+    with (
+        pytest.raises(ValueError, match="attention_mask must be None in the denoiser's calls"),
+        guide(pipe, "negative"),
+    ):
+        pipe(PROMPT)

@@ -7,6 +7,7 @@ An entry of the table of families names such parts of its model, each with the f
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,13 +23,20 @@ Part = tuple[Any, str, Callable]
 
 
 class _Apart:
-    """In the place of a method: whatever stood there before (a hook of an offloading library, say) is called inside."""
+    """In the place of a method: whatever stood there before (a hook of an offloading library, say) is called inside.
 
-    def __init__(self, method: Callable, text: PackedText, function: Callable):
-        self.method, self.text, self.function = method, text, function
+    One for each method, as long as its owner lives: a compiled model is compiled for the very object that it finds there.
+    """
+
+    method: Callable | None = None
+    text: PackedText | None = None
+    function: Callable | None = None
 
     def __call__(self, *args, **kwargs):
         return self.function(self.method, self.text, *args, **kwargs)
+
+
+_known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -36,7 +44,10 @@ def texts_apart(parts: Iterable[Part], text: PackedText) -> Iterator[None]:
     """While open, `parts` see the texts one at a time. Only attributes of instances are set, and put back."""
     with contextlib.ExitStack() as stack:
         for owner, name, function in parts:
-            stack.enter_context(_replaced(owner, name, _Apart(getattr(owner, name), text, function)))
+            ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
+            ours.method, ours.text, ours.function = getattr(owner, name), text, function
+            stack.callback(ours.__dict__.clear)
+            stack.enter_context(_replaced(owner, name, ours))
         yield
 
 

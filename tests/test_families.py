@@ -12,19 +12,24 @@ import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 
+from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from tiny_families import ROWS, TINY, Pipeline, two_runs_oracle
 from tiny_models import (
     TEXT,
     denoiser,
     draw,
     error,
+    guided,
+    noise,
     one_thread,  # noqa: F401
     pipeline,
+    seeded,
     texts,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import enable_guidance, guide, rebound_processor
+from nag_kernels.diffusers import PackedText, enable_guidance, guide, rebound_processor
+from nag_kernels.diffusers.cross_attention import NAGLTX2AudioVideoAttnProcessor, NAGLTX2PerturbedAttnProcessor
 from nag_kernels.diffusers.families import FAMILIES, checked_sites, family_of
 from nag_kernels.diffusers.rebound_processor import Layout
 
@@ -157,6 +162,29 @@ def test_compiled_models(kind):
             assert error(pipe(PROMPT), eager) < 1e-5
     assert error(pipe(PROMPT), plain) < 1e-5
     assert compiler.frame_count == 2
+
+
+def test_gates_of_ltx2_open_after_guidance():
+    """A layer of its own: in a model with gates the oracle, which sees what comes after them, cannot tell."""
+    attn = seeded(lambda: LTX2Attention(32, heads=4, kv_heads=4, dim_head=8, cross_attention_dim=16, apply_gated_attention=True),
+                  torch.float64)  # fmt: skip
+    x, caught = noise(3, 9, 32, seed=7), []
+    positive, negative = texts(3, 7, 5, 16, torch.float64)
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
+    for text in (positive, negative):
+        attn(x, text)
+    hook.remove()
+    gates = 2 * attn.to_gate_logits(x).sigmoid().repeat_interleave(8, dim=-1)
+    steered, share = guided(*(y / gates for y in caught), 8.0, 4.0, 0.5)
+    assert 0 < share < 1, share
+    for processor in (NAGLTX2AudioVideoAttnProcessor, NAGLTX2PerturbedAttnProcessor):
+        attn.set_processor(processor(8.0, 4.0, 0.5, text=PackedText(7, 5)))
+        got = attn(x, torch.cat([positive, negative], dim=1))
+        assert error(got, attn.to_out[0](gates * steered)) < 1e-12
+    with pytest.raises(ValueError, match="perturbation_mask must be None"):
+        attn(x, torch.cat([positive, negative], dim=1), perturbation_mask=torch.zeros(3, 1, 1))
+    with pytest.raises(ValueError, match="rotary positions must be None"):
+        attn(x, torch.cat([positive, negative], dim=1), query_rotary_emb=(x, x))
 
 
 # --- both routes ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from tiny_models import TEXT, guided, noise, seeded
 
 ROWS = 3
+WHOLE = 1000  # more tokens than there are
 SEEN = (7, 3, 5), (5, 4, 1)
 
 
@@ -224,6 +225,27 @@ def _anyflow_arguments(rows, dtype):
     return {"hidden_states": noise(rows, 2, 4, 4, 8, seed=3, dtype=dtype), "timestep": time, "r_timestep": time / 2}
 
 
+def _ltx2(**config):
+    config = {"cross_attention_dim": 32, "audio_cross_attention_dim": 16, "audio_attention_head_dim": 8, **config}
+    return lambda: diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, audio_in_channels=4, num_layers=2,
+        audio_out_channels=4, audio_num_attention_heads=2, caption_channels=TEXT, pos_embed_max_pos=8, base_height=32,
+        base_width=32, audio_pos_embed_max_pos=8, **config,
+    )  # fmt: skip
+
+
+def _ltx2_arguments(rows, dtype):
+    shape = {"num_frames": 2, "height": 2, "width": 4, "audio_num_frames": 6}
+    return {"hidden_states": noise(rows, 16, 4, seed=3, dtype=dtype), "timestep": _time(rows), "sigma": _time(rows),
+            "audio_hidden_states": noise(rows, 6, 4, seed=4, dtype=dtype), **shape}  # fmt: skip
+
+
+def _ltx2_text(x, mask):
+    mask = None if mask is None else mask.long()
+    return {"encoder_hidden_states": x, "encoder_attention_mask": mask, "audio_encoder_hidden_states": x.flip(-1),
+            "audio_encoder_attention_mask": mask}  # fmt: skip
+
+
 def _kandinsky():
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
@@ -251,6 +273,22 @@ TINY = {
     ),
     "HunyuanVideoTransformer3DModel": Tiny(
         _hunyuan_video, _hunyuan_video_arguments, 16, _masked_text, text_first=False, seen=SEEN
+    ),
+    "LTX2VideoTransformer3DModel": Tiny(_ltx2(), _ltx2_arguments, WHOLE, _ltx2_text, seen=SEEN),
+    "LTX2VideoTransformer3DModel 2.3": Tiny(
+        _ltx2(
+            perturbed_attn=True,
+            cross_attn_mod=True,
+            audio_cross_attn_mod=True,
+            use_prompt_embeddings=False,
+            cross_attention_dim=TEXT,
+            audio_cross_attention_dim=TEXT,
+            audio_attention_head_dim=16,
+        ),
+        _ltx2_arguments,
+        WHOLE,
+        _ltx2_text,
+        seen=SEEN,
     ),
     "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
     "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
@@ -291,8 +329,9 @@ class Pipeline:
 
 
 def output(model, arguments):
-    sample = model(**arguments, return_dict=False)[0]
-    return torch.stack(sample) if isinstance(sample, list) else sample
+    sample, *sound = model(**arguments, return_dict=False)
+    sample = torch.stack(sample) if isinstance(sample, list) else sample
+    return torch.cat([x.flatten(1) for x in (sample, *sound)], dim=1)
 
 
 def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha):

@@ -25,7 +25,8 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2ParallelSelfAttnProcessor,
 )
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
-from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
@@ -33,6 +34,8 @@ from torch.nn import Module
 
 from .cross_attention import (
     NAGAttnProcessor2_0,
+    NAGLTX2AudioVideoAttnProcessor,
+    NAGLTX2PerturbedAttnProcessor,
     NAGLTXVideoAttnProcessor,
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
@@ -76,10 +79,11 @@ def _attentions_in(*blocks: str) -> Callable[[Module], Iterator[tuple[str, Atten
     )
 
 
-def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, LTXAttention]]:
-    """The second of each block: nothing on a layer says whether it sees text, as text is as wide as the image."""
+def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    """The second of each block, and of the sound: nothing on a layer says whether it sees text, as text is as wide as the
+    image."""
     for name, module in denoiser.named_modules():
-        if isinstance(module, LTXAttention) and name.endswith("attn2"):
+        if hasattr(module, "processor") and name.split(".")[-1] in ("attn2", "audio_attn2"):
             yield name, module
 
 
@@ -214,6 +218,16 @@ FAMILIES: dict[str, Family] = {
         site_count=lambda transformer: transformer.config.num_layers,
         processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
+    ),
+    "LTX2VideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "audio_encoder_hidden_states": 1},
+        masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
+        sites=_ltx_attentions,
+        site_count=lambda transformer: 2 * transformer.config.num_layers,
+        processors={
+            LTX2AudioVideoAttnProcessor: NAGLTX2AudioVideoAttnProcessor,
+            LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,
+        },
     ),
     "WanTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},

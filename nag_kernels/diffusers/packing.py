@@ -114,6 +114,11 @@ class Packer:
     def _masks(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         for name in self.family.masks:
             positive, negative = arguments.get(name), self.negative.get(name)
+            for other in self.family.masks:
+                if arguments.get(other) is not positive or self.negative.get(other) is not negative:
+                    raise ValueError(
+                        f"guide: {other} must be the very mask that {name} is: texts are packed under one mask"
+                    )
             if positive is None and negative is None:
                 continue
             # A pipeline may leave a mask out where all of a text is seen.

@@ -71,6 +71,11 @@ def _chroma_text(x, mask):
     return _flux_text(x, None) | {"attention_mask": mask}
 
 
+def _chroma_text_with_numbers(x, mask):
+    text = _chroma_text(x, mask)
+    return text if mask is None else text | {"attention_mask": text["attention_mask"].to(x)}
+
+
 def _flux_arguments(rows, dtype):
     return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
             "img_ids": _ids(1, 4, 4)}  # fmt: skip
@@ -225,11 +230,12 @@ def _anyflow_arguments(rows, dtype):
     return {"hidden_states": noise(rows, 2, 4, 4, 8, seed=3, dtype=dtype), "timestep": time, "r_timestep": time / 2}
 
 
-def _ltx2(**config):
-    config = {"cross_attention_dim": 32, "audio_cross_attention_dim": 16, "audio_attention_head_dim": 8, **config}
+def ltx2(**config):
+    config = {"cross_attention_dim": 32, "audio_cross_attention_dim": 16, "audio_attention_head_dim": 8,
+              "audio_in_channels": 4, "audio_out_channels": 4, **config}  # fmt: skip
     return lambda: diffusers.LTX2VideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, audio_in_channels=4, num_layers=2,
-        audio_out_channels=4, audio_num_attention_heads=2, caption_channels=TEXT, pos_embed_max_pos=8, base_height=32,
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        audio_num_attention_heads=2, caption_channels=TEXT, pos_embed_max_pos=8, base_height=32,
         base_width=32, audio_pos_embed_max_pos=8, **config,
     )  # fmt: skip
 
@@ -261,6 +267,7 @@ def _kandinsky_arguments(rows, dtype):
 
 TINY = {
     "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=SEEN),
+    "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=SEEN),
     # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.
     "ZImageTransformer2DModel": Tiny(
         _z_image,
@@ -274,9 +281,9 @@ TINY = {
     "HunyuanVideoTransformer3DModel": Tiny(
         _hunyuan_video, _hunyuan_video_arguments, 16, _masked_text, text_first=False, seen=SEEN
     ),
-    "LTX2VideoTransformer3DModel": Tiny(_ltx2(), _ltx2_arguments, WHOLE, _ltx2_text, seen=SEEN),
+    "LTX2VideoTransformer3DModel": Tiny(ltx2(), _ltx2_arguments, WHOLE, _ltx2_text, seen=SEEN),
     "LTX2VideoTransformer3DModel 2.3": Tiny(
-        _ltx2(
+        ltx2(
             perturbed_attn=True,
             cross_attn_mod=True,
             audio_cross_attn_mod=True,

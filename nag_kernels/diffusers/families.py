@@ -176,6 +176,7 @@ FAMILIES: dict[str, Family] = {
         processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},
         apart=lambda transformer, text: z_image(transformer),
         prompt_first=True,
+        cfg_above=0.0,
         unknown=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
         timestep="t",
     ),
@@ -228,6 +229,7 @@ FAMILIES: dict[str, Family] = {
             LTX2AudioVideoAttnProcessor: NAGLTX2AudioVideoAttnProcessor,
             LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,
         },
+        negative_call={"enable_prompt_enhancement": False},
     ),
     "WanTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},

@@ -39,6 +39,7 @@ class Family:
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
+    cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
     prompt_first: whether the doubled batch is [conditional; unconditional], and not the other way round.
     unknown: arguments of forward that must be None, as they would change attention.
@@ -60,6 +61,7 @@ class Family:
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
+    cfg_above: float = 1.0
     two_calls: bool = False
     prompt_first: bool = False
     unknown: tuple[str, ...] = ()

@@ -177,7 +177,7 @@ class _Guidance:
             images = prompt_count(pipe, arguments) * each
             scale = arguments.get("guidance_scale")
             family = family_of(denoisers[0])
-            halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > 1)
+            halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)
             steered = _SteeredRun(self, pipe, family, negative, images, halves)
             args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
             for part in zip(denoisers, sites, strict=True):

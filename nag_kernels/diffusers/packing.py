@@ -51,6 +51,9 @@ class Packer:
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
         self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
         self.text.mask_positive, self.text.mask_negative = seen or (None, None)
+        if self.family.masks_for_image:
+            mask = arguments.get(self.family.masks[0])
+            self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
         if seen and self.family.counted_masks:
             self.text.mask_positive, self.text.mask_negative = map(_counted, seen)
         packed = {other: torch.cat(packed[other], dim=along[other]) for other in along}

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`guide` on the pipelines of further families, with tiny random weights: what reaches their denoisers, and what does not."""
+
+import types
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import diffusers
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny_families import TINY
+from tiny_families import ltx2 as tiny_ltx2
+from tiny_models import (
+    TEXT,
+    Tokenizer,
+    error,
+    flux,
+    one_thread,  # noqa: F401
+    pipeline,
+    seeded,
+    wan,
+)
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
+
+from nag_kernels.diffusers import guide
+
+NEGATIVE = "a large blue dog on grass"
+
+
+def t5():
+    config = T5Config(vocab_size=64, d_model=TEXT, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    return {"text_encoder": seeded(lambda: T5EncoderModel(config), seed=2), "tokenizer": Tokenizer(16)}
+
+
+def denoiser(kind):
+    return seeded(TINY[kind].build)
+
+
+def embeds(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_text(texts, **call):
+    """The call with ready-made text for the prompt and for the unconditional text; the prompt's and the negative's own."""
+    prompt, negative, unconditional = texts
+    return call | {f"negative_{name}": x for name, x in unconditional.items()}, prompt, negative
+
+
+def chroma():
+    pipe = diffusers.ChromaPipeline(
+        FlowMatchEulerDiscreteScheduler(), None, **t5(), transformer=denoiser("ChromaTransformer2DModel")
+    )
+    return pipe, {"height": 32, "width": 32, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
+
+
+def z_image():
+    pipe = diffusers.ZImagePipeline(
+        FlowMatchEulerDiscreteScheduler(), None, None, None, denoiser("ZImageTransformer2DModel")
+    )
+    texts = [{"prompt_embeds": [embeds(n + i, n, TEXT) for i in range(2)]} for n in (7, 5, 3)]
+    return pipe, *with_text(texts, height=64, width=64)
+
+
+def hunyuan_video():
+    pipe = diffusers.HunyuanVideoPipeline(
+        None, None, denoiser("HunyuanVideoTransformer3DModel"), None, FlowMatchEulerDiscreteScheduler(), None, None
+    )
+    texts = [{"prompt_embeds": embeds(n, 2, n, TEXT), "pooled_prompt_embeds": embeds(n, 2, 8),
+              "prompt_attention_mask": (torch.arange(n) < torch.tensor([[n], [n - 2]])).long()} for n in (7, 5, 6)]  # fmt: skip
+    return pipe, *with_text(texts, height=32, width=32, num_frames=5)
+
+
+def ltx2():
+    connectors = diffusers.pipelines.ltx2.LTX2TextConnectors(
+        caption_channels=TEXT, text_proj_in_factor=1, video_connector_num_attention_heads=4,
+        video_connector_attention_head_dim=8, video_connector_num_layers=1, video_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=4, audio_connector_attention_head_dim=8, audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=None, connector_rope_base_seq_len=32, rope_theta=10000.0,
+        rope_double_precision=False, causal_temporal_positioning=False,
+    )  # fmt: skip
+    pipe = diffusers.LTX2Pipeline(
+        FlowMatchEulerDiscreteScheduler(), None, None, None, None, seeded(lambda: connectors),
+        seeded(tiny_ltx2(audio_in_channels=128, audio_out_channels=128)), None,
+    )  # fmt: skip
+    config = types.SimpleNamespace(scaling_factor=1.0, mel_bins=64, latent_channels=8)
+    pipe.vae = pipe.audio_vae = types.SimpleNamespace(
+        latents_mean=torch.zeros(1), latents_std=torch.ones(1), config=config, dtype=torch.float32
+    )
+    texts = [{"prompt_embeds": embeds(n, 2, 8, TEXT),
+              "prompt_attention_mask": (torch.arange(8) >= torch.tensor([[8 - n], [2]])).long()} for n in (7, 5, 6)]  # fmt: skip
+    return pipe, *with_text(texts, height=64, width=64, num_frames=9, stg_scale=0.0, audio_stg_scale=0.0, modality_scale=1.0,
+                            audio_modality_scale=1.0, audio_guidance_scale=None)  # fmt: skip
+
+
+def wan_from_an_image():
+    parts = pipeline("wan").components
+    vae = {
+        "base_dim": 3,
+        "z_dim": 16,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+    }
+    parts["vae"] = seeded(lambda: diffusers.AutoencoderKLWan(**vae))
+    parts["transformer"] = seeded(lambda: wan(image_dim=8, added_kv_proj_dim=24, in_channels=36, out_channels=16))
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    parts["image_encoder"] = seeded(lambda: CLIPVisionModel(vision))
+    parts["image_processor"] = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    texts = [{"prompt_embeds": embeds(n, 1, 512, TEXT)} for n in (7, 5, 6)]  # the only length that this model knows
+    image = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    return diffusers.WanImageToVideoPipeline(**parts), *with_text(texts, image=image, height=32, width=32, num_frames=5)
+
+
+def flux_fill():
+    parts = {k: v for k, v in pipeline("flux").components.items() if v is not None}
+    parts["transformer"] = seeded(lambda: flux(in_channels=36, out_channels=16))
+    pipe = diffusers.FluxFillPipeline(**parts)
+    call = {"image": torch.linspace(0, 1, 192).view(1, 3, 8, 8), "mask_image": torch.ones(1, 1, 8, 8), "height": 8}
+    return pipe, call | {"width": 8, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
+
+
+PIPELINES = {
+    "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
+    "wan from an image": wan_from_an_image, "flux fill": flux_fill,
+}  # fmt: skip
+SCALES = {"hunyuan video": "true_cfg_scale"}
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_pipeline(kind, guidance_scale):
+    pipe, call, prompt, negative = PIPELINES[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    call |= {
+        SCALES.get(kind, "guidance_scale"): guidance_scale - (kind == "z image"),
+        "num_inference_steps": 3,
+        "output_type": "latent",
+    }
+    outputs = []
+
+    def note(model, inputs, output):
+        sample = output[0]
+        outputs[-1].append(torch.stack(sample) if isinstance(sample, list) else sample)
+
+    def draw():
+        outputs.append([])
+        return pipe(**call, **prompt, generator=torch.Generator().manual_seed(7), return_dict=False)[0]
+
+    pipe.transformer.register_forward_hook(note)
+    plain = draw()
+    own = prompt.get("prompt", prompt)
+    with guide(pipe, own, nag_scale=8.0, nag_tau=2.0, nag_alpha=0.5):
+        assert error(draw(), plain) < 2e-5
+    with guide(pipe, negative, nag_scale=8.0, nag_tau=2.0, nag_alpha=0.5):
+        assert error(draw(), plain) > 1e-3
+    assert torch.equal(draw(), plain)
+
+    # What the first step gave: its conditional rows differ, its unconditional ones do not.
+    stock, _, guided, _ = outputs
+    assert len({len(x) for x in outputs}) == 1
+    two_calls = len(stock) > 3
+    assert two_calls == (guidance_scale > 1 and TWO_CALLS[kind])
+    if two_calls:
+        assert error(guided[0][0], stock[0][0]) > 1e-3
+        assert error(guided[1], stock[1]) < 1e-5
+    elif guidance_scale > 1 and kind != "flux fill":  # which has no classifier-free guidance
+        halves = [x[0].chunk(2) for x in (guided, stock)]
+        conditional, unconditional = (0, 1) if kind == "z image" else (1, 0)
+        assert error(halves[0][conditional], halves[1][conditional]) > 1e-3
+        assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
+
+
+TWO_CALLS = {
+    "chroma": True,
+    "z image": False,
+    "hunyuan video": True,
+    "ltx 2": False,
+    "wan from an image": True,
+    "flux fill": False,
+}

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide` on the pipelines of further families, with tiny random weights: what reaches their denoisers, and what does not."""
 
+import inspect
 import types
 
 import pytest
@@ -124,7 +125,40 @@ def flux_fill():
     return pipe, call | {"width": 8, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
 
 
+def ready_made(
+    name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=None, **call
+):
+    """A pipeline over a tiny model, with ready-made text; masks: the name of theirs, in the call."""
+
+    def build():
+        known = inspect.signature(getattr(diffusers, name).__init__).parameters
+        parts = {part: None for part in known if part in ("text_encoder", "tokenizer", "safety_checker")}
+        parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind)}
+        pipe = getattr(diffusers, name)(**parts)
+        texts = []
+        for n in (7, 5, 6):
+            text = {"prompt_embeds": embeds(n, rows, length or n, *((2,) if "Krea" in kind else ()), TEXT)}
+            if masks:
+                text[masks] = torch.arange(length or n) < torch.tensor([[n], [n - 2]][:rows])
+            texts.append(text)
+        return pipe, *with_text(texts, height=64, width=64, **call)
+
+    return build
+
+
+MASKED = {"masks": "prompt_attention_mask", "length": 7}
 PIPELINES = {
+    "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
+    "cogvideox": ready_made("CogVideoXPipeline", "CogVideoXTransformer3DModel 2b", length=6, num_frames=9,
+                            scheduler=diffusers.CogVideoXDDIMScheduler),
+    "auraflow": ready_made("AuraFlowPipeline", "AuraFlowTransformer2DModel", **MASKED),
+    "prx": ready_made("PRXPipeline", "PRXTransformer2DModel", use_resolution_binning=False, rows=1, **MASKED),
+    "krea 2": ready_made("Krea2Pipeline", "Krea2Transformer2DModel", masks="prompt_embeds_mask", length=7),
+    "sana video": ready_made("SanaVideoPipeline", "SanaVideoTransformer3DModel", frames=9, use_resolution_binning=False,
+                             negative_prompt=None, **MASKED),
+    "skyreels": ready_made("SkyReelsV2Pipeline", "SkyReelsV2Transformer3DModel", num_frames=9),
+    "ovis": ready_made("OvisImagePipeline", "OvisImageTransformer2DModel", negative_prompt=None),
+    "anyflow": ready_made("AnyFlowPipeline", "AnyFlowTransformer3DModel", num_frames=9, length=7),
     "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
     "wan from an image": wan_from_an_image, "flux fill": flux_fill,
 }  # fmt: skip
@@ -137,10 +171,12 @@ def test_pipeline(kind, guidance_scale):
     pipe, call, prompt, negative = PIPELINES[kind]()
     pipe.set_progress_bar_config(disable=True)
     call |= {
-        SCALES.get(kind, "guidance_scale"): guidance_scale - (kind == "z image"),
+        SCALES.get(kind, "guidance_scale"): guidance_scale - (kind in ("z image", "krea 2")),
         "num_inference_steps": 3,
         "output_type": "latent",
     }
+    if guidance_scale == 1:
+        call = {name: x for name, x in call.items() if not name.startswith("negative_prompt_embeds")}
     outputs = []
 
     def note(model, inputs, output):
@@ -164,7 +200,7 @@ def test_pipeline(kind, guidance_scale):
     stock, _, guided, _ = outputs
     assert len({len(x) for x in outputs}) == 1
     two_calls = len(stock) > 3
-    assert two_calls == (guidance_scale > 1 and TWO_CALLS[kind])
+    assert two_calls == (guidance_scale > 1 and kind in TWO_CALLS)
     if two_calls:
         assert error(guided[0][0], stock[0][0]) > 1e-3
         assert error(guided[1], stock[1]) < 1e-5
@@ -175,11 +211,4 @@ def test_pipeline(kind, guidance_scale):
         assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
 
 
-TWO_CALLS = {
-    "chroma": True,
-    "z image": False,
-    "hunyuan video": True,
-    "ltx 2": False,
-    "wan from an image": True,
-    "flux fill": False,
-}
+TWO_CALLS = {"chroma", "hunyuan video", "wan from an image", "cogview4", "krea 2", "skyreels", "ovis"}

@@ -303,7 +303,7 @@ TINY = {
     "AuraFlowTransformer2DModel": Tiny(_auraflow, _image, 16),
     "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
     "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),
-    "OvisImageTransformer2DModel": _flux_like("OvisImageTransformer2DModel"),
+    "OvisImageTransformer2DModel": _flux_like("OvisImageTransformer2DModel", out_channels=16),
     "Krea2Transformer2DModel": Tiny(_krea2, _krea2_arguments, 16, _krea2_text, seen=SEEN),
     "PRXTransformer2DModel": Tiny(
         _prx, _image, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN

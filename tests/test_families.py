@@ -13,7 +13,7 @@ import torch.nn.functional as F
 pytest.importorskip("diffusers")
 
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
-from tiny_families import ROWS, TINY, Pipeline, two_runs_oracle
+from tiny_families import ROWS, TINY, Pipeline, krea2, mochi, two_runs_oracle
 from tiny_models import (
     TEXT,
     denoiser,
@@ -47,9 +47,9 @@ def firm(kind):
     return {"nag_scale": 8.0, "nag_tau": TINY[kind].tau, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
 
 
-def filled(kind, dtype=torch.float32, masked=False):
+def filled(kind, dtype=torch.float32, masked=False, build=None):
     """A pipeline with a prompt "positive" and a negative "negative"."""
-    tiny, pipe = TINY[kind], Pipeline(kind, dtype)
+    tiny, pipe = TINY[kind], Pipeline(kind, dtype, build=build)
     masks = dict.fromkeys(("positive", "negative"))
     if masked:
         masks = {
@@ -61,13 +61,19 @@ def filled(kind, dtype=torch.float32, masked=False):
     return pipe
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@KINDS
+CASES = [
+    pytest.param(
+        kind, dtype, masked, id=f"{kind} {'float32' if dtype == torch.float32 else 'float64'}{' masked' * masked}"
+    )
+    for kind, tiny in TINY.items()
+    for dtype in [torch.float64] * tiny.double + [torch.float32]
+    for masked in [False] + [True] * (tiny.seen is not None)
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "masked"), CASES)
 def test_guided_model_equals_two_runs(kind, dtype, masked):
     tiny = TINY[kind]
-    if (masked and not tiny.seen) or (dtype == torch.float64 and not tiny.double):
-        pytest.skip("the model has no masks, or no float64")
     pipe = filled(kind, dtype, masked)
     plain, model = pipe(PROMPT), pipe.transformer
     wanted, clipped = two_runs_oracle(tiny, model, checked_sites(model), pipe.arguments, pipe.texts["positive"],
@@ -91,6 +97,21 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
     assert same < 1e-5
     assert other > 10 * same
     assert other > 1e-4
+
+
+WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2}  # of which the oracle takes a part
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@KINDS
+def test_a_scale_of_one_leaves_no_trace_of_the_negative(kind, masked):
+    masked = masked and TINY[kind].seen is not None
+    pipe = filled(kind, masked=masked, build=WHOLE_MODELS.get(kind))
+    plain = pipe(PROMPT)
+    with guide(pipe, "negative", nag_scale=1.0):
+        assert error(pipe(PROMPT), plain) < 1e-5
+    with guide(pipe, "negative", nag_scale=8.0):
+        assert error(pipe(PROMPT), plain) > 1e-4
 
 
 def state(pipe):

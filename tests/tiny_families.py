@@ -3,6 +3,7 @@
 """Tiny random models of the families that are tested without a pipeline of their own: a stand-in for one, and an oracle."""
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 from tiny_models import TEXT, guided, noise, seeded
 
 ROWS = 3
+SAME = torch.arange(9) < torch.tensor([[5], [3], [4]])
 WHOLE = 1000  # more tokens than there are
 SEEN = (7, 3, 5), (5, 4, 1)
+UNSEEN = (7, 3, 5), (5, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Tiny:
     lengths: of text+ and text-, in tokens.  seen: how many of them a mask shows in each row, or None where there are no masks.
     tau: with which the clip fires on a part of the tokens.
     double: whether the model runs in float64.
+    alone: whether the oracle must run each row by itself, as the image's place in the sequence differs from row to row.
     """
 
     build: Callable
@@ -42,6 +46,7 @@ class Tiny:
     seen: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     tau: float = 1.25
     double: bool = True
+    alone: bool = False
 
 
 def _ids(*shape):
@@ -136,6 +141,10 @@ def _image(rows, dtype):
     return {"hidden_states": noise(rows, 4, 8, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
 
 
+def _timed_image(rows, dtype):
+    return _image(rows, dtype) | {"timestep": _time(rows, dtype)}
+
+
 def _cogview4_arguments(rows, dtype):
     sizes = {"original_size": 8.0, "target_size": 8.0, "crop_coords": 0.0}
     return _image(rows, dtype) | {name: torch.full((rows, 2), x, dtype=dtype) for name, x in sizes.items()}
@@ -170,14 +179,19 @@ def _auraflow():
     return model
 
 
-def _krea2():
-    model = diffusers.Krea2Transformer2DModel(
+def krea2():
+    return diffusers.Krea2Transformer2DModel(
         in_channels=16, num_layers=2, attention_head_dim=12, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=TEXT, num_text_layers=2, text_num_attention_heads=2,
         text_num_key_value_heads=2, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
         axes_dims_rope=(4, 4, 4),
     )  # fmt: skip
-    for block in model.transformer_blocks:  # an open gate, as the oracle guides after it
+
+
+def _krea2_open():
+    """Its gates open, as the oracle guides after them."""
+    model = krea2()
+    for block in model.transformer_blocks:
         block.attn.to_gate = _Open()
     return model
 
@@ -252,6 +266,97 @@ def _ltx2_text(x, mask):
             "audio_encoder_attention_mask": mask}  # fmt: skip
 
 
+def _fibo():
+    return diffusers.BriaFiboTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8), text_encoder_dim=TEXT,
+    )  # fmt: skip
+
+
+def _fibo_text(x, mask):
+    if mask is not None:
+        mask = torch.cat([mask, torch.ones(len(mask), 16, dtype=torch.bool)], dim=1)[:, None, None]
+        mask = {"attention_mask": mask}
+    return _flux_text(x, None) | {"text_encoder_layers": [x.flip(-1), -x], "joint_attention_kwargs": mask}
+
+
+def _hidream():
+    model = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, caption_channels=[TEXT, TEXT], text_emb_dim=8, num_routed_experts=2, num_activated_experts=1,
+        axes_dims_rope=(8, 4, 4), max_resolution=(8, 8), llama_layers=[0, 1],
+    )  # fmt: skip
+    return model
+
+
+def _hidream_arguments(rows, dtype):
+    image = _image(rows, dtype)
+    return {"hidden_states": image["hidden_states"], "timesteps": image["timestep"],
+            "pooled_embeds": noise(rows, 8, seed=4, dtype=dtype)}  # fmt: skip
+
+
+def _hidream_text(x, mask):
+    return {"encoder_hidden_states_t5": x[:, :-1], "encoder_hidden_states_llama3": torch.stack([x.flip(-1), -x])}
+
+
+def _hunyuan_image(second):
+    return diffusers.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=(2, 2), text_embed_dim=TEXT, text_embed_2_dim=TEXT if second else None,
+        rope_axes_dim=(8, 8),
+    )  # fmt: skip
+
+
+def _hunyuan_video15():
+    return diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, num_refiner_layers=1,
+        patch_size=2, patch_size_t=1, text_embed_dim=TEXT, text_embed_2_dim=TEXT, image_embed_dim=8,
+        rope_axes_dim=(4, 4, 4), task_type="t2v",
+    )  # fmt: skip
+
+
+def _hunyuan_video15_arguments(rows, dtype):
+    image = torch.zeros(rows, 6, 8, dtype=dtype)
+    return _video(rows, dtype) | {"timestep": _time(rows, dtype), "image_embeds": image}
+
+
+def mochi():
+    return diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=12, num_layers=2, pooled_projection_dim=16, in_channels=4,
+        out_channels=4, text_embed_dim=TEXT, time_embed_dim=8, max_sequence_length=16,
+    )  # fmt: skip
+
+
+def _mochi_pooled_alike():
+    """The oracle's run with the negative would have the mean of the negative in its time."""
+    model = mochi()
+    model.time_embed.pooler = _Nothing()
+    return model
+
+
+class _Nothing(torch.nn.Module):
+    def forward(self, x, mask):
+        return x.new_zeros(len(x), 24)
+
+
+def _two_masked_texts(x, mask):
+    first = _masked_text(x, mask)
+    seen = first["encoder_attention_mask"][:, 1:]
+    return first | {"encoder_hidden_states_2": x[:, 1:].flip(-1), "encoder_attention_mask_2": seen}
+
+
+def _lumina2():
+    return diffusers.Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+        num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(32, 8, 8),
+        cap_feat_dim=TEXT,
+    )  # fmt: skip
+
+
+def _lumina2_text(x, mask):
+    return _masked_text(x, SAME[: len(x), : x.shape[1]] if mask is None else mask)
+
+
 def _kandinsky():
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
@@ -266,8 +371,8 @@ def _kandinsky_arguments(rows, dtype):
 
 
 TINY = {
-    "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=SEEN),
-    "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=SEEN),
+    "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=UNSEEN),
+    "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=UNSEEN),
     # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.
     "ZImageTransformer2DModel": Tiny(
         _z_image,
@@ -304,7 +409,26 @@ TINY = {
     "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
     "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),
     "OvisImageTransformer2DModel": _flux_like("OvisImageTransformer2DModel", out_channels=16),
-    "Krea2Transformer2DModel": Tiny(_krea2, _krea2_arguments, 16, _krea2_text, seen=SEEN),
+    "BriaFiboTransformer2DModel": Tiny(_fibo, _flux_arguments, 16, _fibo_text, seen=SEEN),
+    "HiDreamImageTransformer2DModel": Tiny(_hidream, _hidream_arguments, 16, _hidream_text, text_first=False),
+    "HunyuanImageTransformer2DModel": Tiny(
+        lambda: _hunyuan_image(False), _timed_image, 16, _masked_text, text_first=False, seen=SEEN
+    ),
+    "HunyuanImageTransformer2DModel of two texts": Tiny(
+        lambda: _hunyuan_image(True), _timed_image, 16, _two_masked_texts, text_first=False, seen=((7, 3, 5), (5, 4, 1))
+    ),
+    "HunyuanVideo15Transformer3DModel": Tiny(
+        _hunyuan_video15,
+        _hunyuan_video15_arguments,
+        16,
+        _two_masked_texts,
+        text_first=False,
+        seen=((7, 3, 5), (5, 4, 1)),
+    ),
+    "MochiTransformer3DModel": Tiny(_mochi_pooled_alike, _video, 16, _masked_text, text_first=False, seen=SEEN),
+    # As many tokens seen of both texts, for the oracle: the image's positions begin after them.
+    "Lumina2Transformer2DModel": Tiny(_lumina2, _image, 16, _lumina2_text, seen=((4, 3, 5), (4, 3, 5)), alone=True),
+    "Krea2Transformer2DModel": Tiny(_krea2_open, _krea2_arguments, 16, _krea2_text, seen=SEEN),
     "PRXTransformer2DModel": Tiny(
         _prx, _image, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN
     ),
@@ -327,8 +451,8 @@ TINY = {
 class Pipeline:
     """As `guide` sees one: a denoiser, and a call with a prompt. Each prompt is the name of ready-made text."""
 
-    def __init__(self, kind, dtype=torch.float32, rows=ROWS):
-        self.transformer = seeded(TINY[kind].build, dtype)
+    def __init__(self, kind, dtype=torch.float32, rows=ROWS, build=None):
+        self.transformer = seeded(build or TINY[kind].build, dtype)
         self.arguments, self.texts = TINY[kind].arguments(rows, dtype), {}
 
     def __call__(self, prompt):
@@ -348,6 +472,13 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     attention: as a doubled batch does, for texts of any length. It replaces the input of the layer after attention, and
     never meets an attention function. Returns (output, shares of tokens that the clip changed, one for each layer met).
     """
+    if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
+        rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)
+        each = ([{k: v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)] for i in rows)
+        outs, shares = zip(
+            *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha) for one in each), strict=True
+        )
+        return torch.cat(outs), [sum(x) / len(x) for x in zip(*shares, strict=True)]
     meeting, which = threading.Barrier(2, timeout=60), threading.local()
     outputs, results, shares = [None, None], [None, None], []
 

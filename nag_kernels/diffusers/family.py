@@ -31,7 +31,7 @@ class Family:
     """How text reaches attention in one denoiser class.
 
     text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch).
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T].
+    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
     processors: ours for each stock processor; any other at a site is refused.
@@ -46,7 +46,11 @@ class Family:
     keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
         and are small beside the model.
     apart: the parts of the model that see a whole text and have to see each text by itself (`texts_apart`).
+    parts: where attention has several texts one after another: their arguments in that order, each with its mask or None. The
+        model is then given masks in which all is seen. An argument that is no text is an image, which must be zero.
     masks_for_image: whether the masks are [B, T + image], with ones for the image. The model is then given None.
+    hard_masks: whether a text of which nothing is seen is not seen at all. (A mask that is made a bias, alike for all tokens,
+        changes nothing: such a text is seen whole.)
     counted_masks: whether the model takes no more of its masks than how many tokens are seen: the first ones.
     in_lists: whether text is a list with one tensor [T, C] for each row.
     timestep: the argument of forward that holds it.
@@ -67,7 +71,9 @@ class Family:
     unknown: tuple[str, ...] = ()
     keeps_text: bool = False
     apart: Callable[[Module, PackedText], Iterable[Part]] = lambda denoiser, text: ()
+    parts: tuple[tuple[str, str | None], ...] = ()
     masks_for_image: bool = False
+    hard_masks: bool = False
     counted_masks: bool = False
     in_lists: bool = False
     timestep: str = "timestep"

@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, kandinsky, krea2
+from .texts_apart import auraflow, cogvideox, hunyuan_image, kandinsky, krea2, lumina2, mochi
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
@@ -64,6 +64,69 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=_blocks("num_layers", "num_single_layers"),
         layout=Layout("first", ("BriaAttnProcessor",)),
     ),
+    "BriaFiboTransformer2DModel": Family(
+        text=FLUX_LIKE | {"text_encoder_layers": 1},
+        masks=("joint_attention_kwargs.attention_mask",),
+        masks_for_image=True,
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("BriaFiboAttnProcessor", "BriaAttnProcessor"), masks=True),
+    ),
+    "HiDreamImageTransformer2DModel": Family(
+        text={"encoder_hidden_states_t5": 1, "encoder_hidden_states_llama3": 2},
+        parts=(("encoder_hidden_states_t5", None), *(("encoder_hidden_states_llama3", None),) * 2),
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("last", ("HiDreamAttnProcessor",)),
+        timestep="timesteps",
+    ),
+    "HunyuanImageTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
+        parts=(
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+            ("encoder_hidden_states", "encoder_attention_mask"),
+        ),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("last", ("HunyuanImageAttnProcessor",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
+        two_calls=True,
+    ),
+    "HunyuanVideo15Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
+        parts=(
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+            ("encoder_hidden_states", "encoder_attention_mask"),
+            ("image_embeds", None),
+        ),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("last", ("HunyuanVideo15AttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
+        two_calls=True,
+    ),
+    "MochiTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("last", ("MochiAttnProcessor2_0",), row_by_row=True),
+        apart=lambda transformer, text: [(transformer.time_embed, "forward", mochi(transformer))],
+    ),
+    "Lumina2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("Lumina2AttnProcessor2_0",)),
+        apart=lambda transformer, text: lumina2(transformer),
+        two_calls=True,
+    ),
     "LongCatImageTransformer2DModel": Family(
         text=FLUX_LIKE,
         sites=_named("attn"),
@@ -81,6 +144,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
     "Krea2Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
+        hard_masks=True,
         sites=_named("attn"),
         site_count=_blocks("num_layers"),
         layout=Layout("first", ("Krea2AttnProcessor",), masks=True),
@@ -90,6 +154,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
     "PRXTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=("attention_mask",),
+        hard_masks=True,
         sites=_named("attention"),
         site_count=_blocks("depth"),
         layout=Layout("keys", ("PRXAttnProcessor2_0",), masks=True),

@@ -40,11 +40,25 @@ class Packer:
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
         self._set_rows(positive.shape[0], positive.device)
-        packed = {}
-        along = {other: at % arguments[other].ndim for other, at in self.family.text.items()}
-        for other in along:
-            packed[other] = [arguments[other], self._rows_of(other, along[other], arguments[other])]
+        packed, along, lists = {}, {}, {}
+        for other, at in self.family.text.items():
+            if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
+                lists[other] = self._pairs(other, at, arguments[other])
+            elif arguments.get(other) is not None or not self.family.parts:
+                along[other] = at % arguments[other].ndim
+                packed[other] = [
+                    arguments[other],
+                    self._rows_of(other, along[other], arguments[other], self.negative.get(other)),
+                ]
+            elif self.negative.get(other) is not None:
+                raise ValueError(f"guide: the pipeline gave {other} for the negative and none for the prompt")
+        if self.family.parts:
+            return self._in_parts(arguments, packed, along)
         seen = self._masks(arguments)
+        if self.pad and lists:
+            raise ValueError(
+                f"guide: pad is not possible for this model, which has a text for each layer ({', '.join(lists)})"
+            )
         if self.pad:
             for other in along:
                 packed[other] = _lengthened(*packed[other], along[other])
@@ -52,17 +66,49 @@ class Packer:
         self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
         self.text.mask_positive, self.text.mask_negative = seen or (None, None)
         if self.family.masks_for_image:
-            mask = arguments.get(self.family.masks[0])
+            mask = _look_up(arguments, self.family.masks[0])
             self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
         if seen and self.family.counted_masks:
             self.text.mask_positive, self.text.mask_negative = map(_counted, seen)
-        packed = {other: torch.cat(packed[other], dim=along[other]) for other in along}
+        packed = {other: torch.cat(packed[other], dim=along[other]) for other in along} | lists
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
-            packed |= {mask: torch.cat(seen, dim=1) for mask in self.family.masks}
+            packed |= {mask: torch.cat(seen, dim=1) for mask in self.family.masks if not self.family.masks_for_image}
         if self.family.masks_for_image:
-            packed |= dict.fromkeys(self.family.masks)
+            packed |= _without(arguments, self.family.masks[0])
         return packed
+
+    def _pairs(self, name: str, at: int, positive: list[Tensor]) -> list[Tensor]:
+        negative = self.negative.get(name) or []
+        if len(negative) != len(positive):
+            raise ValueError(f"guide: {name} must have {len(positive)} texts for the negative, got {len(negative)}")
+        pairs = zip(positive, negative, strict=True)
+        return [torch.cat([x, self._rows_of(name, at % x.ndim, x, y)], dim=at % x.ndim) for x, y in pairs]
+
+    def _in_parts(self, arguments: Mapping[str, Any], packed: dict[str, list[Tensor]], along: Mapping[str, int]
+                  ) -> dict[str, Any]:  # fmt: skip
+        """Several texts that attention has one after another; their masks stand in `PackedText` alone."""
+        if self.pad:
+            raise ValueError("guide: pad is not possible for this model, which puts several texts one after another")
+        parts, seen, masks = [], [], {}
+        for name, mask in self.family.parts:
+            if name not in self.family.text:
+                self._no_image(name, arguments.get(name), parts, seen)
+                continue
+            if name not in packed:
+                continue
+            parts.append(tuple(x.shape[along[name]] for x in packed[name]))
+            if mask is not None:
+                seen.append(self._pair_of_masks(mask, arguments.get(mask), self.negative.get(mask), parts[-1]))
+                like = arguments.get(mask)
+                masks[mask] = torch.ones(
+                    self.rows, sum(parts[-1]), device=self.device, dtype=getattr(like, "dtype", None)
+                )
+        self.text.parts = tuple(parts)
+        self.text.length_positive, self.text.length_negative = (sum(lengths) for lengths in zip(*parts, strict=True))
+        both = [torch.cat(x, dim=1) for x in zip(*seen, strict=True)] or (None, None)
+        self.text.mask_positive, self.text.mask_negative = both
+        return {name: torch.cat(pair, dim=along[name]) for name, pair in packed.items()} | masks
 
     def _set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
@@ -95,18 +141,26 @@ class Packer:
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]
 
-    def _rows_of(self, name: str, dim: int, positive: Tensor) -> Tensor:
-        """The recorded negative with the rows of this call."""
-        negative = self.negative.get(name)
+    def _no_image(self, name: str, image: Tensor | None, parts: list[tuple[int, int]], seen: list[tuple[Tensor, ...]]):
+        """The place of an image among the texts, which must be empty: the model itself hides it then."""
+        if image is None:
+            return
+        if image.any():
+            raise ValueError(f"guide: {name} must be zero: an image among the texts is not supported")
+        parts.append((image.shape[1], 0))
+        seen.append(tuple(torch.zeros(self.rows, n, dtype=torch.bool, device=self.device) for n in parts[-1]))
+
+    def _rows_of(self, name: str, dim: int, positive: Tensor, negative: Any) -> Tensor:
+        """The recorded negative with the rows of this call; they lie before the tokens."""
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            if negative.shape[0] == 2 * self.images == 2 * self.rows:
-                negative = negative[self.images :]  # classifier-free guidance ended on the way
-            negative = self._for_each_image(negative)
-            expected = (self.rows, *positive.shape[1:dim], negative.shape[dim], *positive.shape[dim + 1 :])
-        else:
-            expected = (negative.shape[0], *positive.shape[1:])
+            if negative.shape[dim - 1] == 2 * self.images == 2 * self.rows:
+                negative = negative.narrow(
+                    dim - 1, self.images, self.images
+                )  # classifier-free guidance ended on the way
+            negative = self._for_each_image(negative, dim - 1)
+        expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(
                 f"guide: {name} of the negative must be {expected} to go with the prompt's {tuple(positive.shape)}, "
@@ -116,32 +170,36 @@ class Packer:
 
     def _masks(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         for name in self.family.masks:
-            positive, negative = arguments.get(name), self.negative.get(name)
+            positive, negative = _look_up(arguments, name), _look_up(self.negative, name)
             for other in self.family.masks:
-                if arguments.get(other) is not positive or self.negative.get(other) is not negative:
+                if _look_up(arguments, other) is not positive or _look_up(self.negative, other) is not negative:
                     raise ValueError(
                         f"guide: {other} must be the very mask that {name} is: texts are packed under one mask"
                     )
             if positive is None and negative is None:
                 continue
-            # A pipeline may leave a mask out where all of a text is seen.
             text, dim = next(iter(self.family.text.items()))
-            lengths = arguments[text].shape[dim], self._length(text, dim)
-            seen = [
-                torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
-                self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
-            ]  # fmt: skip
-            return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
+            return self._pair_of_masks(name, positive, negative, (arguments[text].shape[dim], self._length(text, dim)))
         return None
 
-    def _for_each_image(self, negative: Tensor) -> Tensor:
+    def _pair_of_masks(self, name: str, positive: Tensor | None, negative: Tensor | None, lengths: tuple[int, int]
+                       ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        # A pipeline may leave a mask out where all of a text is seen.
+        seen = [
+            torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
+            self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
+        ]  # fmt: skip
+        return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
+
+    def _for_each_image(self, negative: Tensor, dim: int = 0) -> Tensor:
         """Some pipelines do not repeat ready-made text for each of a prompt's images."""
-        rows = negative.shape[0]
+        rows = negative.shape[dim]
         if 0 < rows < self.images and self.images % rows == 0:
-            return negative.repeat_interleave(self.images // rows, dim=0)
+            return negative.repeat_interleave(self.images // rows, dim=dim)
         return negative
 
-    def _seen(self, name: str, mask: Tensor, length: int) -> Tensor:
+    def _seen(self, name: str, given: Tensor, length: int) -> Tensor:
+        mask = given[:, 0, 0] if given.ndim == 4 and given.shape[1:3] == (1, 1) else given
         if mask.ndim == 2:
             seen = mask == 1
             plain = (seen | (mask == 0)).all()
@@ -150,11 +208,11 @@ class Packer:
         if self.family.masks_for_image:
             plain = plain & seen[:, length:].all()
             seen = seen[:, :length]
-        if not any(mask is x for x in self._plain):
+        if not any(given is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))
-            self._plain.append(mask)
-        return whole_if_unseen(seen)
+            self._plain.append(given)
+        return seen if self.family.hard_masks else whole_if_unseen(seen)
 
     def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
                   ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
@@ -177,6 +235,19 @@ class Packer:
         longer[:unconditional] = lengths[0][:unconditional]  # the unconditional text stays as it is
         levelled = torch.arange(max(positive, negative), device=self.device) < longer[:, None]
         return levelled, levelled
+
+
+def _look_up(arguments: Mapping[str, Any], name: str) -> Any:
+    """An argument, or for "outer.inner" what it holds under a name."""
+    outer, _, inner = name.partition(".")
+    value = arguments.get(outer)
+    return (value or {}).get(inner) if inner else value
+
+
+def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    outer, _, inner = name.partition(".")
+    value = arguments.get(outer)
+    return {outer: {k: v for k, v in value.items() if k != inner} if inner and value is not None else None}
 
 
 def _counted(seen: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ happens once. Its mask is not looked at: what of the texts is seen stands in `Pa
 """
 
 import copy
+import dataclasses
 import functools
 import threading
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from .joint_attention import JointAttentionProcessor
 NAMES = ("dispatch_attention_fn", "scaled_dot_product_attention")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """Where the texts lie in the attention of a family.
 
@@ -43,12 +43,14 @@ class Layout:
     masks: whether the model may give attention a mask of the texts; `PackedText` has them and stands in for it. Without it a
         mask is refused.
     own_tokens: how many tokens the model itself puts before each text.
+    row_by_row: whether attention is called for each row of the batch, with the tokens that are seen alone.
     """
 
     text: str
     stock: tuple[str, ...]
     masks: bool = False
     own_tokens: int = 0
+    row_by_row: bool = False
 
 
 def why_not_rebound(processor: Any, layout: Layout) -> str | None:
@@ -74,6 +76,7 @@ class _Attention(JointAttentionProcessor):
     def __init__(self, layout: Layout, text: PackedText):
         super().__init__(1.0, 2.5, 0.25, text)
         self.layout = layout
+        self._row = 0
 
     def _lengths(self) -> tuple[int, int]:
         positive, negative = super()._lengths()
@@ -82,7 +85,34 @@ class _Attention(JointAttentionProcessor):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and not self.layout.masks:
             raise ValueError("guide: this attention must have no mask, got one")
+        if self.layout.row_by_row:
+            return self._attend_row(query, key, value)
         self._count()
+        return self._attend_batch(query, key, value)
+
+    def _attend_row(self, *row: Tensor) -> Tensor:
+        """Of the next row: its settings, and as many tokens as its masks show. Each text comes back with its padding, zeros,
+        as the processor fills up what it gets at the end."""
+        text, i = self.text, self._row
+        if i == 0:
+            self._count()
+            self._seen = [x.sum(dim=1).tolist() for x in (text.mask_positive, text.mask_negative)]
+        rows = len(text.mask_positive)
+        own = {name: x[i : i + 1] for name in ("nag_scale", "nag_tau", "nag_alpha", "steered")
+               if (x := getattr(text, name)) is not None and x.ndim}  # fmt: skip
+        lengths = {"length_positive": self._seen[0][i], "length_negative": self._seen[1][i]}
+        self._row = (i + 1) % rows
+        try:
+            self.text = dataclasses.replace(text, mask_positive=None, mask_negative=None, **lengths, **own)
+            attended = self._attend_batch(*row)
+            image, *texts = attended.split((attended.shape[1] - sum(lengths.values()), *lengths.values()), dim=1)
+            whole = (len(mask[i]) for mask in (text.mask_positive, text.mask_negative))
+            padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
+            return torch.cat([image, *padded], dim=1)
+        finally:
+            self.text = text
+
+    def _attend_batch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, shape = sum(self._lengths()), (query.shape[2], value.shape[-1])
         if self.layout.text == "cross":
             if key.shape[1] != length:
@@ -99,9 +129,23 @@ class _Attention(JointAttentionProcessor):
             return self._attend_guided(query, first_key, first_value, last_key, last_value)
         first_query, last_query = query.split(sizes, dim=1)
         first, last = (first_query, first_key, first_value), (last_query, last_key, last_value)
-        *texts, guided = self._attend(first, last) if at_end else self._attend(last, first)
-        parts = (guided, *texts) if at_end else (*texts, guided)
-        return torch.cat([x.unflatten(-1, shape) for x in parts], dim=1)
+        image, texts = (first, last) if at_end else (last, first)
+        positive, negative, guided = self._attend(image, tuple(torch.cat(self._apart(x), dim=1) for x in texts))
+        whole = (guided, *self._interleaved(positive, negative)) if at_end else (
+            *self._interleaved(positive, negative), guided
+        )  # fmt: skip
+        return torch.cat([x.unflatten(-1, shape) for x in whole], dim=1)
+
+    def _apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is of text+ and all that is of text-; there may be several pairs."""
+        pieces = x.split([n for pair in self.text.parts or (self._lengths(),) for n in pair], dim=1)
+        return torch.cat(pieces[::2], dim=1), torch.cat(pieces[1::2], dim=1)
+
+    def _interleaved(self, positive: Tensor, negative: Tensor) -> list[Tensor]:
+        """The inverse of `_apart`, in pieces."""
+        lengths = zip(*(self.text.parts or (self._lengths(),)), strict=True)
+        pieces = (x.split(list(n), dim=1) for x, n in zip((positive, negative), lengths, strict=True))
+        return [x for pair in zip(*pieces, strict=True) for x in pair]
 
     def _attend_guided(self, query: Tensor, key: Tensor, value: Tensor, key_shared: Tensor | None = None,
                        value_shared: Tensor | None = None) -> Tensor:  # fmt: skip

@@ -156,3 +156,45 @@ def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, 
     """Attention within the text; `rope` holds the positions of both."""
     pairs = zip(of_each(texts, text), of_each(rope, text), strict=True)
     return torch.cat([forward(x, time, turns) for x, turns in pairs], dim=1)
+
+
+def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor) -> Tensor:
+    """As `token_refiner`, of the last text of several; its mask is not the model's, in which all is seen."""
+    place = max(i for i, (_, n) in enumerate(text.parts) if n)  # an image may follow
+    lengths = text.parts[place]
+    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
+    masks = (mask.split(list(all_lengths), dim=1)[place] for mask, all_lengths in pairs)
+    texts = zip(hidden_states.split(lengths, dim=1), masks, strict=True)
+    return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def lumina2(model: Module) -> list[Part]:
+    """Attention within the text, and positions and lengths that are read from its mask.
+
+    The image has the positions that it has after text+.
+    """
+
+    def positions(forward, text, image, mask):
+        first, second = of_each(mask, text)
+        image_tokens, of_first, turns, *_ = forward(image, first)
+        both = torch.cat([of_first, forward(image, second)[1]], dim=1)
+        rows, length = mask.shape
+        whole = length + turns.shape[1]
+        return image_tokens, both, turns, torch.cat([both, turns], dim=1), [length] * rows, [whole] * rows
+
+    def refine(forward, text, hidden_states, mask, turns):
+        texts = zip(*(of_each(x, text) for x in (hidden_states, mask, turns)), strict=True)
+        return torch.cat([forward(*each) for each in texts], dim=1)
+
+    layers = [(layer, "forward", refine) for layer in model.context_refiner]
+    return [(model.rope_embedder, "forward", positions), *layers]
+
+
+def mochi(model: Module) -> Callable:
+    """The time is embedded together with a mean of the text: of text+."""
+
+    def embed(forward, text, timestep, texts, mask, hidden_dtype=None):
+        conditioning, _ = forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0], hidden_dtype=hidden_dtype)
+        return conditioning, model.time_embed.caption_proj(texts)
+
+    return embed

@@ -146,6 +146,21 @@ def ready_made(
     return build
 
 
+def hunyuan_image():
+    """Its classifier-free guidance is a part of the pipeline, on or off; the second text may have no token."""
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae"))
+    parts |= {"transformer": denoiser("HunyuanImageTransformer2DModel of two texts")}
+    guider = diffusers.AdaptiveProjectedMixGuidance(guidance_scale=3.0, adaptive_projected_guidance_start_step=9)
+    pipe = diffusers.HunyuanImagePipeline(**parts, scheduler=FlowMatchEulerDiscreteScheduler(), guider=guider)
+    texts = []
+    for n in (7, 5, 6):
+        text = {"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_2": embeds(n + 9, 2, n - 1, TEXT)}
+        text["prompt_embeds_mask"] = torch.arange(n) < torch.tensor([[n], [n - 2]])
+        text["prompt_embeds_mask_2"] = torch.arange(n - 1) < torch.tensor([[2], [0]])
+        texts.append(text)
+    return pipe, *with_text(texts, height=256, width=256)
+
+
 MASKED = {"masks": "prompt_attention_mask", "length": 7}
 PIPELINES = {
     "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
@@ -159,6 +174,9 @@ PIPELINES = {
     "skyreels": ready_made("SkyReelsV2Pipeline", "SkyReelsV2Transformer3DModel", num_frames=9),
     "ovis": ready_made("OvisImagePipeline", "OvisImageTransformer2DModel", negative_prompt=None),
     "anyflow": ready_made("AnyFlowPipeline", "AnyFlowTransformer3DModel", num_frames=9, length=7),
+    "lumina 2": ready_made("Lumina2Pipeline", "Lumina2Transformer2DModel", **MASKED),
+    "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
+    "hunyuan image": hunyuan_image,
     "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
     "wan from an image": wan_from_an_image, "flux fill": flux_fill,
 }  # fmt: skip
@@ -175,6 +193,9 @@ def test_pipeline(kind, guidance_scale):
         "num_inference_steps": 3,
         "output_type": "latent",
     }
+    if kind == "hunyuan image":
+        del call["guidance_scale"]
+        pipe.guider = pipe.guider if guidance_scale > 1 else None
     if guidance_scale == 1:
         call = {name: x for name, x in call.items() if not name.startswith("negative_prompt_embeds")}
     outputs = []
@@ -211,4 +232,14 @@ def test_pipeline(kind, guidance_scale):
         assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
 
 
-TWO_CALLS = {"chroma", "hunyuan video", "wan from an image", "cogview4", "krea 2", "skyreels", "ovis"}
+TWO_CALLS = {
+    "lumina 2",
+    "hunyuan image",
+    "chroma",
+    "hunyuan video",
+    "wan from an image",
+    "cogview4",
+    "krea 2",
+    "skyreels",
+    "ovis",
+}

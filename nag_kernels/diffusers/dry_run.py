@@ -100,8 +100,9 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     prompt = arguments.get("prompt")
     if prompt is not None:
         return 1 if isinstance(prompt, str) else len(prompt)
-    if isinstance(arguments.get("prompt_embeds"), (Tensor, list)):  # a list with one tensor for each prompt
-        return len(arguments["prompt_embeds"])
+    for name in ("prompt_embeds", "prompt_embeds_t5"):
+        if isinstance(arguments.get(name), (Tensor, list)):  # a list with one tensor for each prompt
+            return len(arguments[name])
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
 
 

@@ -286,6 +286,7 @@ class _SteeredRun:
         return result
 
     def enter(self, context: str | None) -> None:
+        context = {"pred_cond": "cond", "pred_uncond": "uncond"}.get(context, context)  # where a guider makes the calls
         if context not in (None, "cond", "uncond", "cond_uncond") and not self.rests:
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"

@@ -323,3 +323,20 @@ def test_arguments_that_must_be_none():
         guide(pipe, "negative"),
     ):
         pipe(PROMPT)
+
+
+def test_calls_that_cannot_be_told_apart():
+    """A pipeline that changes its sample in place and converts its text anew in each step."""
+    pipe = filled("Kandinsky5Transformer3DModel")
+    once = type(pipe).__call__
+
+    def three_steps(self, prompt):
+        for _ in range(3):
+            text = self.texts[prompt[0]]
+            self.texts[prompt[0]] = text | {"encoder_hidden_states": text["encoder_hidden_states"].clone()}
+            out = once(self, prompt)
+        return out
+
+    pipe.__class__ = type("InPlace", (type(pipe),), {"__call__": three_steps})
+    with guide(pipe, "negative"), pytest.raises(RuntimeError, match="could not be told from those for the prompt"):
+        pipe(PROMPT)

@@ -186,6 +186,11 @@ class _Guidance:
         if steered.calls == 0:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
+        if steered.unconditional > steered.conditional:
+            raise RuntimeError(
+                f"guide: the calls that {type(pipe).__name__} makes for classifier-free guidance could not be told from those "
+                "for the prompt, as the text was another tensor in each step (is it of another type than the denoiser?)"
+            )
         if steered.guided == 0:
             raise RuntimeError(
                 f"guide: no step fell between start {self.start:g} and end {self.end:g}: guidance did not act; "
@@ -230,6 +235,7 @@ class _SteeredRun:
         self.guidance, self.pipe, self.family = guidance, pipe, family
         self.thread = threading.get_ident()
         self.calls = self.guided = self.visits = 0
+        self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
         self.rests = False
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.latest = (None, None)  # rows and timestep of the latest guided call
@@ -306,7 +312,9 @@ class _SteeredRun:
         sample, text = arguments.get("hidden_states", arguments.get("sample")), arguments.get("encoder_hidden_states")
         same_sample, same_text = (now is before for now, before in zip((sample, text), self.seen, strict=True))
         if same_sample and not same_text:
+            self.unconditional += 1
             return True
+        self.conditional += 1
         self.seen = (sample, text)
         return False
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 pytest.importorskip("diffusers")
 
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
+from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from tiny_families import ROWS, TINY, Pipeline, krea2, mochi, two_runs_oracle
 from tiny_models import (
     TEXT,
@@ -28,8 +29,16 @@ from tiny_models import (
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import PackedText, enable_guidance, guide, rebound_processor
-from nag_kernels.diffusers.cross_attention import NAGLTX2AudioVideoAttnProcessor, NAGLTX2PerturbedAttnProcessor
+from nag_kernels.diffusers import (
+    NAGHunyuanVideoAttnProcessor2_0,
+    NAGLTX2AudioVideoAttnProcessor,
+    NAGLTX2PerturbedAttnProcessor,
+    NAGZSingleStreamAttnProcessor,
+    PackedText,
+    enable_guidance,
+    guide,
+    rebound_processor,
+)
 from nag_kernels.diffusers.families import FAMILIES, checked_sites, family_of
 from nag_kernels.diffusers.rebound_processor import Layout
 
@@ -206,6 +215,89 @@ def test_gates_of_ltx2_open_after_guidance():
         attn(x, torch.cat([positive, negative], dim=1), perturbation_mask=torch.zeros(3, 1, 1))
     with pytest.raises(ValueError, match="rotary positions must be None"):
         attn(x, torch.cat([positive, negative], dim=1), query_rotary_emb=(x, x))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TINY if "Chroma" in kind or "ZImage" in kind or "LTX2" in kind
+                                  or "HunyuanVideoT" in kind])  # fmt: skip
+def test_drop_in_processors_without_a_negative_are_the_stock_ones(kind):
+    pipe = filled(kind, masked=True)
+    plain = pipe(PROMPT)
+    ours = family_of(pipe.transformer).processors
+    replaced = [x for x in pipe.transformer.modules() if type(getattr(x, "processor", None)) in ours]
+    assert len(replaced) >= len(checked_sites(pipe.transformer))  # and those between video and sound, and so on
+    for layer in replaced:
+        layer.processor = ours[type(layer.processor)](nag_scale=5.0)
+    assert torch.equal(pipe(PROMPT), plain)
+
+
+def test_what_drop_in_processors_refuse():
+    attn = seeded(lambda: ZImageTransformerBlock(0, 32, 2, 2, 1e-5, True).attention, torch.float64)
+    x, text = noise(2, 20, 32, seed=7), PackedText(7, 5)
+    attn.set_processor(NAGZSingleStreamAttnProcessor(text=text))
+    with pytest.raises(ValueError, match="the masks of both texts must be given in PackedText"):
+        attn(x, attention_mask=torch.ones(2, 20, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 9"):
+        attn(x[:, :9])
+    pipe = filled("HunyuanVideoTransformer3DModel")
+    layer = pipe.transformer.transformer_blocks[0].attn
+    layer.set_processor(NAGHunyuanVideoAttnProcessor2_0(text=text))
+    x = noise(2, 9, 24, seed=7, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 8"):
+        layer(x, x[:, :8])
+    with pytest.raises(ValueError, match=r"batch 2 .*got 4: pack"):
+        layer(x, torch.cat([x, x]))
+    with pytest.raises(ValueError, match="the masks of both texts"):
+        layer(x, torch.cat([x, x], dim=1)[:, :12], torch.ones(2, 1, 1, 21, dtype=torch.bool))
+
+
+def test_texts_and_masks_that_do_not_fit():
+    pipe = filled("LTX2VideoTransformer3DModel", masked=True)
+    pipe.texts["positive"]["audio_encoder_attention_mask"] = torch.ones(ROWS, 7)
+    with (
+        pytest.raises(ValueError, match="must be the very mask that encoder_attention_mask is"),
+        guide(pipe, "negative"),
+    ):
+        pipe(PROMPT)
+    pipe = filled("ZImageTransformer2DModel")
+    with pytest.raises(ValueError, match="pad is not possible for this model"), guide(pipe, "negative", pad=True):
+        pipe(PROMPT)
+    pipe.texts["negative"]["cap_feats"] = pipe.texts["negative"]["cap_feats"][:2]
+    with (
+        pytest.raises(ValueError, match="cap_feats must have 3 texts for the negative, got 2"),
+        guide(pipe, "negative"),
+    ):
+        pipe(PROMPT)
+    pipe.texts["positive"]["cap_feats"] = [torch.zeros(3)]
+    with pytest.raises(ValueError, match=r"must be a list of tensors \[T, C\]"), guide(pipe, "negative"):
+        pipe(PROMPT)
+    pipe = filled("HunyuanVideo15Transformer3DModel")
+    pipe.arguments["image_embeds"] = torch.ones(ROWS, 6, 8)
+    with (
+        pytest.raises(ValueError, match="image_embeds must be zero: an image among the texts"),
+        guide(pipe, "negative"),
+    ):
+        pipe(PROMPT)
+    pipe = filled("BriaFiboTransformer2DModel")
+    for options, message in (
+        ({"pad": True}, "a text for each layer"),
+        ({}, "must have 2 texts for the negative, got 1"),
+    ):
+        pipe.texts["negative"]["text_encoder_layers"] = pipe.texts["negative"]["text_encoder_layers"][
+            : 2 - (not options)
+        ]
+        with pytest.raises(ValueError, match=message), guide(pipe, "negative", **options):
+            pipe(PROMPT)
+    pipe = filled("HunyuanImageTransformer2DModel of two texts")
+    with pytest.raises(ValueError, match="puts several texts one after another"), guide(pipe, "negative", pad=True):
+        pipe(PROMPT)
+    pipe.texts["positive"] = pipe.texts["positive"] | dict.fromkeys(
+        ("encoder_hidden_states_2", "encoder_attention_mask_2")
+    )
+    with (
+        pytest.raises(ValueError, match="encoder_hidden_states_2 for the negative and none for"),
+        guide(pipe, "negative"),
+    ):
+        pipe(PROMPT)
 
 
 # --- both routes ------------------------------------------------------------------------------------------------------

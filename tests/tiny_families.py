@@ -339,6 +339,11 @@ class _Nothing(torch.nn.Module):
         return x.new_zeros(len(x), 24)
 
 
+def _left_padded_text(x, mask):
+    """HunyuanVideo then counts what is seen, and sees as many tokens from the first."""
+    return _masked_text(x, None if mask is None else mask.flip(1))
+
+
 def _two_masked_texts(x, mask):
     first = _masked_text(x, mask)
     seen = first["encoder_attention_mask"][:, 1:]
@@ -401,6 +406,9 @@ TINY = {
         WHOLE,
         _ltx2_text,
         seen=SEEN,
+    ),
+    "HunyuanVideoTransformer3DModel left": Tiny(
+        _hunyuan_video, _hunyuan_video_arguments, 16, _left_padded_text, text_first=False, seen=SEEN
     ),
     "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
     "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),

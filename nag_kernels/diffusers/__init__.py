@@ -10,6 +10,8 @@ except ImportError as error:
 
 from .cross_attention import (
     NAGAttnProcessor2_0,
+    NAGLTX2AudioVideoAttnProcessor,
+    NAGLTX2PerturbedAttnProcessor,
     NAGLTXVideoAttnProcessor,
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
@@ -18,23 +20,30 @@ from .families import supported
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
 from .joint_attention import (
+    NAGChromaAttnProcessor2_0,
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
     NAGFluxAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
     NAGQwenDoubleStreamAttnProcessor2_0,
 )
+from .text_last import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor
 
 __all__ = [
     "NAGAttnProcessor2_0",
+    "NAGChromaAttnProcessor2_0",
     "NAGFlux2AttnProcessor",
     "NAGFlux2ParallelSelfAttnProcessor",
     "NAGFluxAttnProcessor2_0",
+    "NAGHunyuanVideoAttnProcessor2_0",
     "NAGJointAttnProcessor2_0",
+    "NAGLTX2AudioVideoAttnProcessor",
+    "NAGLTX2PerturbedAttnProcessor",
     "NAGLTXVideoAttnProcessor",
     "NAGQwenDoubleStreamAttnProcessor2_0",
     "NAGSanaAttnProcessor2_0",
     "NAGWanAttnProcessor2_0",
+    "NAGZSingleStreamAttnProcessor",
     "PackedText",
     "disable_guidance",
     "enable_guidance",

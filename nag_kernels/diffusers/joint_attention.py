@@ -203,6 +203,15 @@ class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
 
     _has_masks = True
 
+    def __call__(
+        self, attn: FluxAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        call = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if self.text is None and (encoder_hidden_states is None or len(encoder_hidden_states) == len(hidden_states)):
+            return self._plain(attn, *call)
+        return super().__call__(attn, *call)
+
     def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor, Tensor]:
         bias = self.text.unseen_bias
         if bias is None or self.text.mask_positive is None:

@@ -58,6 +58,7 @@ EXAMPLES = {
     "sana-video": Example("Efficient-Large-Model/SANA-Video_2B_480p_diffusers", 30, "sana video", FREE),
     "skyreels": Example("Skywork/SkyReels-V2-T2V-14B-540P-Diffusers", 30, "skyreels", FREE),
     "prx": Example("Photoroom/prx-512-t2i-sft", 28, "prx", FREE),
+    "qwen-image-2.1": Example("", 40, "qwen image 2.1"),
     "krea-2": Example("", 8, "krea 2", {"guidance_scale": 0.0}),
     "ovis": Example("AIDC-AI/Ovis-Image-7B", 30, "ovis", FREE),
     "anyflow": Example("", 4, "anyflow", FREE),

@@ -5,6 +5,7 @@
 import dataclasses
 import functools
 import sys
+import threading
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from nag_kernels.diffusers import (
 )
 from nag_kernels.diffusers.families import FAMILIES, checked_sites, family_of
 from nag_kernels.diffusers.rebound_processor import Layout
+from nag_kernels.diffusers.two_runs import Beside
 
 KINDS = pytest.mark.parametrize("kind", TINY)
 PROMPT = ["positive"] * ROWS
@@ -152,16 +154,14 @@ def test_everything_is_as_it_was(kind):
 @KINDS
 def test_refusals(kind):
     pipe = filled(kind)
-    sites = checked_sites(pipe.transformer)
-    stock = sites[0].processor
-    sites[0].processor = type("Other", (type(stock),), {})()
-    known = " or ".join(family_of(pipe.transformer).stock)
-    with (
-        pytest.raises(ValueError, match=f"is Other, which is not known: guidance needs {known}"),
-        guide(pipe, "negative"),
-    ):
-        pass
-    sites[0].processor = stock
+    sites, family = checked_sites(pipe.transformer), family_of(pipe.transformer)
+    if family.beside is None:
+        stock, known = sites[0].processor, " or ".join(family.stock)
+        sites[0].processor = type("Other", (type(stock),), {})()
+        other = f"is Other, which is not known: guidance needs {known}"
+        with pytest.raises(ValueError, match=other), guide(pipe, "negative"):
+            pass
+        sites[0].processor = stock
     sites[0].__class__ = torch.nn.Module  # no longer an attention layer
     del sites[0].processor
     fewer = f"{len(sites) - 1} attention layers that see text, expected {len(sites)}"
@@ -335,6 +335,81 @@ def test_both_routes_are_equal(kind, rule, monkeypatch):
         got = run()
     assert error(got, wanted) < 1e-5
     assert error(got, plain) > 1e-4
+
+
+# --- the slow route ---------------------------------------------------------------------------------------------------
+
+SLOW = "QwenImage21Transformer2DModel"
+
+
+@pytest.mark.parametrize("rule", ["nag", "nasa"])
+@pytest.mark.parametrize(("kind", "beside"), [
+    ("CogView4Transformer2DModel", Beside(("encoder_hidden_states",), lambda arguments, site, length: slice(length - 16, None))),
+    ("CosmosTransformer3DModel", Beside(("encoder_hidden_states",), lambda arguments, site, length: slice(0, length))),
+])  # fmt: skip
+def test_the_slow_route_equals_packed_texts(kind, beside, rule, monkeypatch):
+    pipe = filled(kind)
+    with guide(pipe, "negative", nag_scale=3.0, rule=rule):
+        wanted = pipe(PROMPT)
+    monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(FAMILIES[kind], beside=beside))
+    with guide(pipe, "negative", nag_scale=3.0, rule=rule):
+        assert error(pipe(PROMPT), wanted) < 1e-5
+
+
+def test_two_runs_have_the_modes_of_the_one():
+    pipe, seen = filled(SLOW), []
+    layer = checked_sites(pipe.transformer)[0].to_q
+    layer.register_forward_pre_hook(lambda *_: seen.append(
+        (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
+    ))  # fmt: skip
+    with guide(pipe, "negative"), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        pipe(PROMPT)
+    assert seen == [(True, False, True)] * 2
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("where", ["prompt", "negative", "layer"])
+def test_an_error_in_either_run_ends_both(where):
+    pipe, calls = filled(SLOW), []
+    plain, before = pipe(PROMPT), state(pipe)
+
+    def interrupt(layer, inputs):
+        calls.append(1)
+        if len(calls) == {"prompt": 1, "negative": 2}.get(where):
+            raise KeyboardInterrupt
+
+    sites = checked_sites(pipe.transformer)
+    hook = sites[1].to_q.register_forward_pre_hook(interrupt)
+    forward = sites[1].forward
+    if where == "layer":  # which no longer comes to what follows attention
+        sites[1].forward = lambda hidden_states, **_: hidden_states
+    expected = RuntimeError if where == "layer" else KeyboardInterrupt
+    with pytest.raises(expected, match="there were 1 meetings" if where == "layer" else None), guide(pipe, "negative"):
+        pipe(PROMPT)
+    hook.remove()
+    if where == "layer":
+        assert sites[1].forward is not forward
+        del sites[1].forward
+    assert state(pipe) == before
+    assert threading.active_count() == 1
+    assert torch.equal(pipe(PROMPT), plain)
+
+
+def test_what_the_slow_route_refuses():
+    pipe = filled(SLOW)
+    with (
+        pytest.raises(ValueError, match="rule 'vsf' needs texts in one sequence"),
+        guide(pipe, "negative", rule="vsf", nag_scale=2.0),
+    ):
+        pipe(PROMPT)
+    model = pipe.transformer
+    model.transformer_blocks[0].compile(backend="eager")
+    with pytest.raises(ValueError, match="it is compiled, and its texts cannot be packed"):
+        enable_guidance(pipe, "negative")
+    model.transformer_blocks[0]._compiled_call_impl = None
+    pipe.transformer = torch.compile(model, backend="eager")
+    with pytest.raises(ValueError, match="it is compiled, and its texts cannot be packed"):
+        enable_guidance(pipe, "negative")
 
 
 # --- what the generic route refuses -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import guide
 
-SCALES = {"hunyuan video": "true_cfg_scale"}
+SCALES = {"hunyuan video": "true_cfg_scale", "qwen image 2.1": "true_cfg_scale"}
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
@@ -67,6 +67,7 @@ def test_pipeline(kind, guidance_scale):
 
 TWO_CALLS = {
     "lumina 2",
+    "qwen image 2.1",
     "hunyuan image",
     "chroma",
     "hunyuan video",

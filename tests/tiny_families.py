@@ -362,6 +362,25 @@ def _lumina2_text(x, mask):
     return _masked_text(x, SAME[: len(x), : x.shape[1]] if mask is None else mask)
 
 
+def _qwen21():
+    return diffusers.QwenImage21Transformer2DModel(
+        in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, context_in_dim=TEXT,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+def _qwen21_arguments(rows, dtype):
+    shapes = [[(1, 4, 4)]] * rows
+    # One time for all rows: the model adds a single row of time 0.
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": torch.tensor([0.5], dtype=dtype),
+            "img_shapes": shapes}  # fmt: skip
+
+
+def _qwen21_text(x, mask):
+    slots = torch.arange(x.shape[1] + 4) >= x.shape[1]  # after the text: each stands for four tokens of the image
+    return {"encoder_hidden_states": x, "encoder_hidden_states_mask": mask, "img_mask": slots.expand(len(x), -1)}
+
+
 def _kandinsky():
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
@@ -444,6 +463,7 @@ TINY = {
     "SanaVideoTransformer3DModel": Tiny(_sana_video, _video, 16, _masked_text, seen=SEEN),
     "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
     "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Kandinsky5Transformer3DModel": Tiny(
         _kandinsky,
         _kandinsky_arguments,

@@ -110,6 +110,19 @@ def flux_fill():
     return pipe, call | {"width": 8, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
 
 
+class ChatProcessor:
+    """As Qwen-Image 2.1 asks one for two numbers."""
+
+    tokenizer = types.SimpleNamespace(encode=lambda text: [9])
+
+    def apply_chat_template(self, *_, **__):
+        return [[1]]
+
+
+def chat_processor():
+    return {"processor": ChatProcessor()}
+
+
 def ready_made(
     name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=None, **call
 ):
@@ -118,7 +131,7 @@ def ready_made(
     def build():
         known = inspect.signature(getattr(diffusers, name).__init__).parameters
         parts = {part: None for part in known if part in ("text_encoder", "tokenizer", "safety_checker")}
-        parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind)}
+        parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind), **more()}
         pipe = getattr(diffusers, name)(**parts)
         texts = []
         for n in (7, 5, 6):
@@ -159,6 +172,9 @@ FURTHER = {
     "skyreels": ready_made("SkyReelsV2Pipeline", "SkyReelsV2Transformer3DModel", num_frames=9),
     "ovis": ready_made("OvisImagePipeline", "OvisImageTransformer2DModel", negative_prompt=None),
     "anyflow": ready_made("AnyFlowPipeline", "AnyFlowTransformer3DModel", num_frames=9, length=7),
+    "qwen image 2.1": ready_made(
+        "QwenImage21Pipeline", "QwenImage21Transformer2DModel", masks="prompt_embeds_mask", rows=1, more=chat_processor
+    ),
     "lumina 2": ready_made("Lumina2Pipeline", "Lumina2Transformer2DModel", **MASKED),
     "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
     "hunyuan image": hunyuan_image,

@@ -106,6 +106,19 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
 
 
+def with_callbacks(
+    function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call with its step callbacks changed."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]
+    for holder in (call.arguments, *(call.arguments[name] for name in rest)):
+        for name in CALLBACKS:
+            if callable(holder.get(name)):
+                holder[name] = change(holder[name])
+    return call.args, call.kwargs
+
+
 def checked_negative(negative: Negative) -> Negative:
     if isinstance(negative, str) or (isinstance(negative, Mapping) and negative):
         return negative

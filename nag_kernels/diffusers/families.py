@@ -278,7 +278,8 @@ def find_denoisers(pipe: Any) -> list[Module]:
 def supported() -> str:
     """The denoisers that `guide` knows, a line each.
 
-    route: "drop-in" is a processor of our own; "generic" keeps the model's and replaces its call of attention.
+    route: "drop-in" is a processor of our own; "generic" keeps the model's and replaces its call of attention; "slow" runs the
+        model twice, as classifier-free guidance does, where texts cannot be packed.
     exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
     """
     lines = [f"{'denoiser':32s} {'route':8s} {'exact in':34s} tested with"]
@@ -303,7 +304,7 @@ def checked_sites(denoiser: Module) -> list[Module]:
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
     slicing, xformers, IP-Adapter), no site at all, or another number than the model's configuration says.
     """
-    family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
+    family, wrapped, denoiser = family_of(denoiser), denoiser, inner_denoiser(denoiser)
     kind = type(denoiser).__name__
     reason = family.refuse(denoiser)
     if reason is not None:
@@ -315,6 +316,8 @@ def checked_sites(denoiser: Module) -> list[Module]:
             f"guide: this {kind} cannot be guided: its cache would carry steps with guidance into steps without; call "
             "disable_cache()"
         )
+    if family.beside and (wrapped is not denoiser or any(x._compiled_call_impl for x in denoiser.modules())):
+        raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
     sites = list(family.sites(denoiser))
     known = " or ".join(family.stock)
     for name, module in sites:

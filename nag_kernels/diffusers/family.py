@@ -11,6 +11,7 @@ from torch.nn import Module
 from .guided_processor import GuidedProcessor, PackedText
 from .rebound_processor import Layout, rebound, why_not_rebound
 from .texts_apart import Part
+from .two_runs import Beside
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Family:
     site_count: how many there must be, found in another way.
     processors: ours for each stock processor; any other at a site is refused.
     layout: instead of `processors`: the stock processors stay and their attention call is replaced.
+    beside: instead of both: the texts cannot be packed, and the model runs twice.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
@@ -63,6 +65,7 @@ class Family:
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type] = field(default_factory=dict)
     layout: Layout | None = None
+    beside: Beside | None = None
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +85,7 @@ class Family:
 
     @property
     def route(self) -> str:
-        return "generic" if self.layout else "drop-in"
+        return "slow" if self.beside else "generic" if self.layout else "drop-in"
 
     @property
     def stock(self) -> tuple[str, ...]:
@@ -91,6 +94,8 @@ class Family:
 
     def why_unknown(self, processor: Any) -> str | None:
         """Why guidance cannot take the place of this processor, or None where it can."""
+        if self.beside:
+            return None  # it is what comes after it that is guided
         if self.layout:
             return why_not_rebound(processor, self.layout)
         return None if type(processor) in self.processors else "which is not known"

@@ -1,15 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the table of families that goes the generic route: the model's own processors, of which only the call of
-attention is replaced (`rebound_processor`)."""
+"""The part of the table of families that goes the generic route, by the model's own processors, of which only the call of
+attention is replaced (`rebound_processor`), or the slow one (`two_runs`)."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
 from .texts_apart import auraflow, cogvideox, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .two_runs import Beside
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
@@ -33,6 +36,10 @@ def _first_frame(denoiser: Module) -> str | None:
     if denoiser.config.get("added_kv_proj_dim") is not None or denoiser.config.get("image_dim") is not None:
         return "it takes its text for the last 512 tokens, after those of a first frame"
     return None
+
+
+def _last_image(arguments: Mapping[str, Any], site: Mapping[str, Any], length: int) -> slice:
+    return slice(length - math.prod(arguments["img_shapes"][0][-1]), length)
 
 
 GENERIC_FAMILIES: dict[str, Family] = {
@@ -190,6 +197,17 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=_blocks("num_layers"),
         layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
         refuse=_first_frame,
+    ),
+    "QwenImage21Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        beside=Beside(
+            text=("encoder_hidden_states", "encoder_hidden_states_mask", "img_mask"),
+            image=_last_image,
+            fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's
+        ),
+        two_calls=True,
     ),
     "Kandinsky5Transformer3DModel": Family(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},

@@ -4,7 +4,6 @@
 
 import contextlib
 import functools
-import inspect
 import math
 import threading
 import warnings
@@ -21,7 +20,6 @@ from torch.nn import Module
 from nag_kernels._ops import check_rule, check_scalars
 
 from .dry_run import (
-    CALLBACKS,
     OTHER_THREAD,
     Negative,
     call_arguments,
@@ -31,11 +29,13 @@ from .dry_run import (
     intercepted,
     prompt_count,
     record_negative,
+    with_callbacks,
 )
 from .families import checked_sites, family_of, find_denoisers, inner_denoiser
 from .guided_processor import PackedText
 from .packing import Packer
 from .texts_apart import texts_apart
+from .two_runs import TwoRuns
 
 _in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
 _in_use_lock = threading.Lock()
@@ -179,7 +179,7 @@ class _Guidance:
             family = family_of(denoisers[0])
             halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)
             steered = _SteeredRun(self, pipe, family, negative, images, halves)
-            args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
+            args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
             for part in zip(denoisers, sites, strict=True):
                 steered.stand_in(stack, *part)
             result = function(*args, **kwargs)
@@ -197,19 +197,6 @@ class _Guidance:
                 f"the call had {len(set(steered.step_of))} steps"
             )
         return result
-
-
-def _with_callbacks(
-    function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
-) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a call with its step callbacks changed."""
-    call = inspect.signature(function).bind(*args, **kwargs)
-    rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]
-    for holder in (call.arguments, *(call.arguments[name] for name in rest)):
-        for name in CALLBACKS:
-            if callable(holder.get(name)):
-                holder[name] = change(holder[name])
-    return call.args, call.kwargs
 
 
 @contextlib.contextmanager
@@ -248,16 +235,20 @@ class _SteeredRun:
 
     def stand_in(self, stack: contextlib.ExitStack, denoiser: Module, sites: list[Module]) -> None:
         """Takes the calls of `denoiser` until `stack` closes."""
-        processors = [(site, site.processor, self.family.replaced(site.processor, self.text)) for site in sites]
+        ours = sites if self.family.beside is None else ()
+        processors = [(site, site.processor, self.family.replaced(site.processor, self.text)) for site in ours]
         parts = list(self.family.apart(inner_denoiser(denoiser), self.text))
 
         def call(*args, **kwargs):
-            return self._call(denoiser, original, processors, parts, args, kwargs)
+            return self._call(denoiser, original, steered, processors, parts, args, kwargs)
 
         stack.enter_context(contexts_noticed(denoiser, self.enter))
         original = stack.enter_context(intercepted(denoiser, call))
+        steered = original
+        if self.family.beside is not None:
+            steered = TwoRuns(original, sites, self.family.beside, self.text, self.packer.negative_for)
 
-    def _call(self, denoiser, original, processors, parts, args, kwargs):
+    def _call(self, denoiser, original, steered, processors, parts, args, kwargs):
         if threading.get_ident() != self.thread:
             raise RuntimeError(OTHER_THREAD)
         if self.rests:
@@ -279,7 +270,7 @@ class _SteeredRun:
                 ours.text_calls = 0
                 site.processor = ours
             with texts_apart(parts, self.text):
-                result = original(**arguments)
+                result = steered(**arguments)
         finally:
             for site, stock, _ in processors:
                 site.processor = stock

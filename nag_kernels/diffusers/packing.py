@@ -40,6 +40,8 @@ class Packer:
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
         self._set_rows(positive.shape[0], positive.device)
+        if self.family.beside is not None:
+            return {}
         packed, along, lists = {}, {}, {}
         for other, at in self.family.text.items():
             if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
@@ -137,6 +139,17 @@ class Packer:
         if len(negative) != self.rows:
             raise ValueError(f"guide: {name} must have {self.images} texts for the negative, got {len(negative)}")
         return [*positive, *(x.to(positive[0]) for x in negative)]
+
+    def negative_for(self, name: str, positive: Any) -> Any:
+        """An argument of the negative as it is, with the rows of this call."""
+        negative = self.negative.get(name)
+        if not isinstance(negative, Tensor) or not isinstance(positive, Tensor):
+            return negative
+        if len(negative) != len(positive):
+            negative = self._for_each_image(negative)
+        if len(negative) != len(positive):
+            raise ValueError(f"guide: {name} of the negative must have batch {len(positive)}, got {len(negative)}")
+        return negative.to(positive.device)
 
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]

@@ -252,7 +252,8 @@ def test_the_table_and_the_docs_know_every_family():
     page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
     for name, family in families.FAMILIES.items():
         assert any(line.startswith(name + " ") for line in supported().splitlines()), name
-        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}`")), "")
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {family.route} |" in row or family.route == "drop-in"
         for ours in family.processors.values():
             assert f"`{ours.__name__}`" in row, (name, ours)
 
@@ -264,6 +265,12 @@ def test_versions_of_diffusers_that_are_too_old():
     pyproject, makefile = ((Path(__file__).parents[1] / name).read_text() for name in ("pyproject.toml", "Makefile"))
     assert "diffusers>=0.39" in pyproject
     assert "diffusers==0.39." in makefile
+
+
+def test_the_version_in_the_table_is_the_pinned_one():
+    pins = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    assert f"diffusers=={families.TESTED_WITH}" in pins
+    assert all(line.endswith(families.TESTED_WITH) for line in supported().splitlines()[1:])
 
 
 def test_unsupported_denoisers():

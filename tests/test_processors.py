@@ -35,14 +35,19 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import (
     NAGAttnProcessor2_0,
+    NAGChromaAttnProcessor2_0,
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
     NAGFluxAttnProcessor2_0,
+    NAGHunyuanVideoAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
+    NAGLTX2AudioVideoAttnProcessor,
+    NAGLTX2PerturbedAttnProcessor,
     NAGLTXVideoAttnProcessor,
     NAGQwenDoubleStreamAttnProcessor2_0,
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
+    NAGZSingleStreamAttnProcessor,
     PackedText,
 )
 from nag_kernels.diffusers.families import checked_sites, family_of
@@ -608,6 +613,8 @@ def test_joint_misfits_are_refused():
 @pytest.mark.parametrize(("cls", "alpha"), [
     (NAGAttnProcessor2_0, 0.5), (NAGJointAttnProcessor2_0, 0.125), (NAGSanaAttnProcessor2_0, 0.375),
     (NAGFluxAttnProcessor2_0, 0.25), (NAGWanAttnProcessor2_0, 0.25), (NAGFlux2AttnProcessor, 0.25),
+    (NAGChromaAttnProcessor2_0, 0.25), (NAGHunyuanVideoAttnProcessor2_0, 0.25), (NAGZSingleStreamAttnProcessor, 0.25),
+    (NAGLTX2AudioVideoAttnProcessor, 0.25), (NAGLTX2PerturbedAttnProcessor, 0.25),
     (NAGFlux2ParallelSelfAttnProcessor, 0.25), (NAGQwenDoubleStreamAttnProcessor2_0, 0.25), (NAGLTXVideoAttnProcessor, 0.25),
 ])  # fmt: skip
 def test_settings(cls, alpha):

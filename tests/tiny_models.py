@@ -134,10 +134,11 @@ def sana_sprint():
     return sana(guidance_embeds=True, guidance_embeds_scale=0.1, qk_norm="rms_norm_across_heads", timestep_scale=1000.0)
 
 
-def flux():
+def flux(**config):
+    config = {"in_channels": 16, **config}
     return FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=TEXT, pooled_projection_dim=TEXT, axes_dims_rope=(4, 4, 8),
+        patch_size=1, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, pooled_projection_dim=TEXT, axes_dims_rope=(4, 4, 8), **config,
     )  # fmt: skip
 
 
@@ -166,8 +167,8 @@ def ltx():
     )  # fmt: skip
 
 
-def wan():
-    return WanTransformer3DModel(**WAN)
+def wan(**config):
+    return WanTransformer3DModel(**WAN | config)
 
 
 def wan_vace():

@@ -88,6 +88,10 @@ def check_parallel(where: str, family: Any, model: Module) -> None:
             f"{where}it is spread over several devices in a way that is not known ({type(config).__name__})"
         )
     if context is None:
+        if family.route == "slow":
+            raise ValueError(
+                f"{where}its texts cannot be packed, and it is spread over several devices; use one device"
+            )
         return
     if not family.context_parallel:
         raise ValueError(

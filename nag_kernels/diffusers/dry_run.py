@@ -101,9 +101,23 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     prompt = arguments.get("prompt")
     if prompt is not None:
         return 1 if isinstance(prompt, str) else len(prompt)
-    if isinstance(arguments.get("prompt_embeds"), Tensor):
-        return arguments["prompt_embeds"].shape[0]
+    for name in ("prompt_embeds", "prompt_embeds_t5"):
+        if isinstance(arguments.get(name), (Tensor, list)):  # a list with one tensor for each prompt
+            return len(arguments[name])
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
+
+
+def with_callbacks(
+    function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call with its step callbacks changed."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]
+    for holder in (call.arguments, *(call.arguments[name] for name in rest)):
+        for name in CALLBACKS:
+            if callable(holder.get(name)):
+                holder[name] = change(holder[name])
+    return call.args, call.kwargs
 
 
 def checked_negative(negative: Negative) -> Negative:
@@ -168,8 +182,8 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
-            if not k.startswith(_READY_MADE) and k not in ("prompt", "callback_steps", *CALLBACKS)
-            and not (k.startswith("negative_") and (v is None or isinstance(v, Tensor)))}  # fmt: skip
+            if (not k.startswith(_READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
+            and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or _is_text(v)))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = inspect.signature(function).parameters
         call["prompt"] = None
@@ -177,13 +191,15 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
         for name, value in negative.items():
             if name not in known or not name.startswith(_READY_MADE):
                 raise ValueError(f"guide: {type(pipe).__name__} takes no ready-made text named {name}")
-            if not isinstance(value, Tensor):
+            in_list = isinstance(value, list) and all(isinstance(x, Tensor) for x in value)
+            if not isinstance(value, Tensor) and not in_list:
                 raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
-            if value.shape[0] not in (1, prompts):
-                raise ValueError(
-                    f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {value.shape[0]}"
-                )
-            call[name] = value.expand(prompts, *value.shape[1:])
+            if len(value) not in (1, prompts):
+                raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {len(value)}")
+            if in_list:
+                call[name] = value * (prompts // len(value))
+            else:
+                call[name] = value.expand(prompts, *value.shape[1:])
             if f"negative_{name}" in known:  # so that nothing needs encoding
                 call[f"negative_{name}"] = call[name]
     else:
@@ -197,6 +213,10 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
     if call.get("generator") is not None:
         call["generator"] = _clone(call["generator"])
     return call
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, Tensor) or (isinstance(x, list) and any(isinstance(y, Tensor) for y in x))
 
 
 def _clone(generator: Any) -> Any:

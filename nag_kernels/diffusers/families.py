@@ -6,8 +6,7 @@ A family whose attention is one of the kinds in `cross_attention` and `joint_att
 needs its own processor.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
@@ -27,70 +26,37 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2ParallelSelfAttention,
     Flux2ParallelSelfAttnProcessor,
 )
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_ltx2 import (
+    LTX2Attention,
+    LTX2AudioVideoAttnProcessor,
+    LTX2PerturbedAttnProcessor,
+)
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch.nn import Module
 
+from .after_flux import NAGChromaAttnProcessor2_0, NAGFlux2AttnProcessor, NAGFlux2ParallelSelfAttnProcessor
 from .cross_attention import (
     NAGAttnProcessor2_0,
+    NAGLTX2AudioVideoAttnProcessor,
+    NAGLTX2PerturbedAttnProcessor,
     NAGLTXVideoAttnProcessor,
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .family import Family, Settings
+from .generic_families import GENERIC_FAMILIES
 from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
 from .joint_attention import (
-    NAGFlux2AttnProcessor,
-    NAGFlux2ParallelSelfAttnProcessor,
     NAGFluxAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
     NAGQwenDoubleStreamAttnProcessor2_0,
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the papers use for a model: NAG's scale (phi + 1), tau, alpha; NASA's scale, None if none is published."""
-
-    nag_scale: float
-    nag_tau: float
-    nag_alpha: float
-    nasa_scale: float | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """How text reaches attention in one denoiser class.
-
-    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch).
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T].
-    sites: (name, module) of every attention layer that sees the text.
-    site_count: how many there must be, found in another way.
-    processors: ours for each stock processor; any other at a site is refused.
-    settings: the papers' settings for this very model.
-    refuse: why this very model cannot be guided, or None.
-    negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
-    two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
-    unknown: arguments of forward that must be None, as they would change attention.
-    keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
-        and are small beside the model.
-    pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
-    context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
-    """
-
-    text: Mapping[str, int]
-    masks: tuple[str, ...]
-    sites: Callable[[Module], Iterator[tuple[str, Module]]]
-    site_count: Callable[[Module], int]
-    processors: Mapping[type, type]
-    settings: Callable[[Module], Settings]
-    refuse: Callable[[Module], str | None] = lambda denoiser: None
-    negative_call: Mapping[str, Any] = field(default_factory=dict)
-    two_calls: bool = False
-    unknown: tuple[str, ...] = ()
-    keeps_text: bool = False
-    pooled: str = ""
-    context_parallel: bool = False
+from .text_last import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor
+from .texts_apart import token_refiner, z_image
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -110,10 +76,19 @@ def _all_of(*kinds: type) -> Callable[[Module], Iterator[tuple[str, Module]]]:
     return lambda denoiser: ((name, module) for name, module in denoiser.named_modules() if isinstance(module, kinds))
 
 
-def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, LTXAttention]]:
-    """The second of each block: nothing on a layer says whether it sees text, as text is as wide as the image."""
+def _attentions_in(*blocks: str) -> Callable[[Module], Iterator[tuple[str, Attention]]]:
+    return lambda denoiser: (
+        (name, module)
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Attention) and name.split(".")[0] in blocks
+    )
+
+
+def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    """The second of each block, and of the sound: nothing on a layer says whether it sees text, as text is as wide as the
+    image."""
     for name, module in denoiser.named_modules():
-        if isinstance(module, LTXAttention) and name.endswith("attn2"):
+        if isinstance(module, (LTXAttention, LTX2Attention)) and name.split(".")[-1] in ("attn2", "audio_attn2"):
             yield name, module
 
 
@@ -213,6 +188,39 @@ FAMILIES: dict[str, Family] = {
         pooled="pooled_projections",
         context_parallel=True,
     ),
+    "ChromaTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1, "txt_ids": -2},
+        masks=("attention_mask",),
+        masks_for_image=True,
+        hard_masks=True,
+        sites=_all_of(FluxAttention),
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        processors={FluxAttnProcessor: NAGChromaAttnProcessor2_0},
+        two_calls=True,
+    ),
+    "ZImageTransformer2DModel": Family(
+        text={"cap_feats": 0},
+        in_lists=True,
+        sites=_attentions_in("layers"),
+        site_count=lambda transformer: transformer.config.n_layers,
+        processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},
+        apart=lambda transformer, text: z_image(transformer),
+        prompt_first=True,
+        cfg_above=0.0,
+        unknown=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
+        timestep="t",
+    ),
+    "HunyuanVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        counted_masks=True,
+        hard_masks=True,
+        sites=_attentions_in("transformer_blocks", "single_transformer_blocks"),
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        processors={HunyuanVideoAttnProcessor2_0: NAGHunyuanVideoAttnProcessor2_0},
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
+        two_calls=True,
+    ),
     "Flux2Transformer2DModel": Family(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
         masks=(),
@@ -230,6 +238,7 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=("encoder_hidden_states_mask",),
+        hard_masks=True,
         sites=_joint_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
         processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},
@@ -244,6 +253,17 @@ FAMILIES: dict[str, Family] = {
         processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
         context_parallel=True,
+    ),
+    "LTX2VideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "audio_encoder_hidden_states": 1},
+        masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
+        sites=_ltx_attentions,
+        site_count=lambda transformer: 2 * transformer.config.num_layers,
+        processors={
+            LTX2AudioVideoAttnProcessor: NAGLTX2AudioVideoAttnProcessor,
+            LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,
+        },
+        negative_call={"enable_prompt_enhancement": False},
     ),
     "WanTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -264,7 +284,10 @@ FAMILIES: dict[str, Family] = {
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
     ),
-}
+} | GENERIC_FAMILIES
+
+
+TESTED_WITH = "0.42.1"
 
 
 def inner_denoiser(denoiser: Module) -> Module:
@@ -285,11 +308,16 @@ def find_denoisers(pipe: Any) -> list[Module]:
 
 
 def supported() -> str:
-    """The denoisers that `guide` knows, a line each: class, where the text goes, our processors."""
-    lines = [f"{'denoiser':28s} {'texts packed in':40s} processors"]
-    for name, family in FAMILIES.items():
-        processors = ", ".join(dict.fromkeys(ours.__name__ for ours in family.processors.values()))
-        lines.append(f"{name:28s} {', '.join((*family.text, *family.masks)):40s} {processors}")
+    """The denoisers that `guide` knows, a line each.
+
+    route: "drop-in" is a processor of our own; "generic" keeps the model's and replaces its call of attention; "slow" runs the
+        model twice, as classifier-free guidance does, where texts cannot be packed.
+    exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
+    """
+    lines = [f"{'denoiser':32s} {'route':8s} {'exact in':34s} tested with"]
+    lines += [
+        f"{name:32s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}" for name, family in FAMILIES.items()
+    ]
     return "\n".join(lines)
 
 
@@ -308,19 +336,22 @@ def checked_sites(denoiser: Module) -> list[Module]:
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
     slicing, xformers), no site at all, or another number than the model's configuration says.
     """
-    family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
+    family, wrapped, denoiser = family_of(denoiser), denoiser, inner_denoiser(denoiser)
     kind = type(denoiser).__name__
     reason = family.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
+    if family.beside and (wrapped is not denoiser or any(x._compiled_call_impl for x in denoiser.modules())):
+        raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
     sites = list(family.sites(denoiser))
-    known = " or ".join(x.__name__ for x in family.processors)
+    known = " or ".join(family.stock)
     for name, module in sites:
-        if type(module.processor) not in family.processors:
+        unknown = family.why_unknown(module.processor)
+        if unknown is not None:
             raise ValueError(
-                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "
-                f"known: guidance needs {known}. Disable attention slicing, xformers or whatever has set "
-                f"it, or call set_attn_processor({next(iter(family.processors)).__name__}())"
+                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, {unknown}: "
+                f"guidance needs {known}. Disable attention slicing, xformers or whatever has set it, or "
+                f"call set_attn_processor({family.stock[0]}())"
             )
     if len(sites) != family.site_count(denoiser) or not sites:
         raise ValueError(

@@ -4,7 +4,6 @@
 
 import contextlib
 import functools
-import inspect
 import math
 import threading
 import warnings
@@ -22,7 +21,6 @@ from nag_kernels._ops import check_rule, check_scalars
 
 from .combinations import check_calls, check_combination, check_gradients, head_mesh, sequence_mesh
 from .dry_run import (
-    CALLBACKS,
     OTHER_THREAD,
     Negative,
     call_arguments,
@@ -32,12 +30,15 @@ from .dry_run import (
     intercepted,
     prompt_count,
     record_negative,
+    with_callbacks,
 )
 from .families import checked_sites, family_of, find_denoisers, inner_denoiser
 from .guided_processor import PackedText, put_processor
 from .modulation import negative_modulation
 from .packing import Packer
 from .steps import Steps, check_window
+from .texts_apart import texts_apart
+from .two_runs import TwoRuns
 
 _in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
 _in_use_lock = threading.Lock()
@@ -191,31 +192,23 @@ class _Guidance:
             images = prompt_count(pipe, arguments) * each
             scale = arguments.get("guidance_scale")
             family = family_of(denoisers[0])
-            halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > 1)
+            halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)
             steered = _SteeredRun(self, pipe, denoisers[0], negative, images, halves)
-            args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
+            args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
             for part in zip(denoisers, sites, strict=True):
                 steered.stand_in(stack, *part)
             result = function(*args, **kwargs)
         if steered.calls == 0:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
+        if steered.unconditional > steered.conditional:
+            raise RuntimeError(
+                f"guide: the calls that {type(pipe).__name__} makes for classifier-free guidance could not be told from those "
+                "for the prompt, as the text was another tensor in each step (is it of another type than the denoiser?)"
+            )
         if steered.guided == 0:
             raise RuntimeError(f"guide: {steered.steps.never_guided()}")
         return result
-
-
-def _with_callbacks(
-    function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
-) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a call with its step callbacks changed."""
-    call = inspect.signature(function).bind(*args, **kwargs)
-    rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]
-    for holder in (call.arguments, *(call.arguments[name] for name in rest)):
-        for name in CALLBACKS:
-            if callable(holder.get(name)):
-                holder[name] = change(holder[name])
-    return call.args, call.kwargs
 
 
 @contextlib.contextmanager
@@ -241,6 +234,7 @@ class _SteeredRun:
         self.guidance, self.pipe, self.family = guidance, pipe, family_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
+        self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
         self.rests = False
         self.steps = Steps(pipe, *guidance.window)
         self.latest = (None, None)  # rows and timestep of the latest guided call
@@ -259,18 +253,20 @@ class _SteeredRun:
         """Takes the calls of `denoiser` until `stack` closes."""
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
-        ours = self.family.processors
-        processors = [(site, site.processor, ours[type(site.processor)](text=self.text)) for site in sites]
-        for _, stock, processor in processors:
-            processor.stands_for(stock)
+        ours = sites if self.family.beside is None else ()
+        processors = [(site, site.processor, self.family.replaced(site.processor, self.text)) for site in ours]
+        parts = list(self.family.apart(inner_denoiser(denoiser), self.text))
 
         def call(*args, **kwargs):
-            return self._call(denoiser, original, processors, args, kwargs)
+            return self._call(denoiser, original, steered, processors, parts, args, kwargs)
 
         stack.enter_context(contexts_noticed(denoiser, self.enter))
         original = stack.enter_context(intercepted(denoiser, call))
+        steered = original
+        if self.family.beside is not None:
+            steered = TwoRuns(original, sites, self.family.beside, self.text, self.packer.negative_for)
 
-    def _call(self, denoiser, original, processors, args, kwargs):
+    def _call(self, denoiser, original, steered, processors, parts, args, kwargs):
         if threading.get_ident() != self.thread:
             raise RuntimeError(OTHER_THREAD)
         if self.rests:
@@ -285,7 +281,7 @@ class _SteeredRun:
         check_gradients(denoiser)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
-        self._check_rows(arguments["timestep"])
+        self._check_rows(arguments[self.family.timestep])
         self._set_settings()
         self.guided += 1
         sites = [site for site, _, _ in processors]
@@ -297,11 +293,13 @@ class _SteeredRun:
             if self.guidance.negative_pooled:
                 pooled = self.packer.pooled(arguments)
                 stack.enter_context(negative_modulation(inner_denoiser(denoiser), sites, self.text, pooled))
-            result = original(**arguments)
+            stack.enter_context(texts_apart(parts, self.text))
+            result = steered(**arguments)
         check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors})
         return result
 
     def enter(self, context: str | None) -> None:
+        context = {"pred_cond": "cond", "pred_uncond": "uncond"}.get(context, context)  # where a guider makes the calls
         if context not in (None, "cond", "uncond", "cond_uncond") and not self.rests:
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"
@@ -321,7 +319,9 @@ class _SteeredRun:
         sample, text = arguments.get("hidden_states", arguments.get("sample")), arguments.get("encoder_hidden_states")
         same_sample, same_text = (now is before for now, before in zip((sample, text), self.seen, strict=True))
         if same_sample and not same_text:
+            self.unconditional += 1
             return True
+        self.conditional += 1
         self.seen = (sample, text)
         return False
 
@@ -364,18 +364,21 @@ class _SteeredRun:
             )
 
     def _set_settings(self) -> None:
-        """One value for each row; the unconditional rows of classifier-free guidance come first and are not steered."""
+        """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
         rows, images = self.packer.rows, self.packer.images
         if self.text.nag_scale is not None and self.text.nag_scale.shape[0] == rows:
             return
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
-        values = [[plain] * (rows - images) + [steered] * images
-                  for plain, steered in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
+        steered = [True] * images + [False] * (rows - images)
+        if not self.family.prompt_first:
+            steered.reverse()
+        values = [[ours if yes else plain for yes in steered]
+                  for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
         values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
         self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
         self.text.steered = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
-            self.text.steered = torch.arange(rows, device=self.packer.device) >= rows - images
+            self.text.steered = torch.tensor(steered, device=self.packer.device)
 
 
 def _put(processors: list[tuple[Module, Any]]) -> None:

@@ -29,6 +29,8 @@ class PackedText:
 
     length_positive, length_negative: tokens of each text, as the attention layers see them.
     mask_positive, mask_negative: bool [B, T], False is not seen; None where all is seen. Cross-attention only.
+    parts: lengths (of text+, of text-) where a model puts several texts one after another, and each of them is packed.
+    unseen_bias: added to the logits of tokens that are not seen, by those that are; None is -inf. Chroma only.
     nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None
         for those of the processor itself.
     rule: "nag", "nasa" or "vsf".
@@ -46,6 +48,8 @@ class PackedText:
     length_negative: int = 0
     mask_positive: Tensor | None = None
     mask_negative: Tensor | None = None
+    unseen_bias: float | None = None
+    parts: tuple[tuple[int, int], ...] = ()
     nag_scale: Tensor | None = None
     nag_tau: Tensor | None = None
     nag_alpha: Tensor | None = None

@@ -8,12 +8,6 @@ import torch
 from diffusers.models.attention_processor import Attention, FusedJointAttnProcessor2_0, JointAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
-from diffusers.models.transformers.transformer_flux2 import (
-    Flux2Attention,
-    Flux2AttnProcessor,
-    Flux2ParallelSelfAttention,
-    Flux2ParallelSelfAttnProcessor,
-)
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0, apply_rotary_emb_qwen
 from torch import Tensor
 
@@ -63,6 +57,11 @@ class JointAttentionProcessor(GuidedProcessor):
 
     def _lengths(self) -> tuple[int, int]:
         return self.text.length_positive, self.text.length_negative
+
+    def _check_own_masks(self, attention_mask: Tensor | None) -> None:
+        """The model's mask is made for one text: those of two are not to be found in it."""
+        if attention_mask is not None and self.text.mask_positive is None and self.text.mask_negative is None:
+            raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
 
     def _attend_packed(self, packed: Projected, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """As `_attend`, from one sequence [text+ ; text- ; image] turned by `rotary`."""
@@ -271,57 +270,6 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         added = attn.to_added_qkv(text).chunk(3, dim=-1) if fused else [project(text) for project in projections]
         query, key, value = (heads(attn, x) for x in added)
         return own, (attn.norm_added_q(query), attn.norm_added_k(key), value)
-
-
-class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
-    """Guided attention for the two-stream blocks of FLUX.2, in the place of `Flux2AttnProcessor`.
-
-    As `NAGFluxAttnProcessor2_0` with packed texts; there is no published transformer with a doubled batch.
-    """
-
-    _takes_doubled_batch = False
-
-    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
-                 text: PackedText | None = None):  # fmt: skip
-        super().__init__(nag_scale, nag_tau, nag_alpha, text)
-        self._plain = Flux2AttnProcessor()
-
-    def __call__(
-        self, attn: Flux2Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-
-
-class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
-    """Guided attention for the single-stream blocks of FLUX.2, in the place of `Flux2ParallelSelfAttnProcessor`.
-
-    One projection gives query, key, value and the feed-forward's input, one takes attention's and the feed-forward's output;
-    between them attention is that of `NAGFluxAttnProcessor2_0` in a single-stream block, with its arguments and errors.
-    """
-
-    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
-                 text: PackedText | None = None):  # fmt: skip
-        super().__init__(nag_scale, nag_tau, nag_alpha, text)
-        self._plain = Flux2ParallelSelfAttnProcessor()
-
-    def __call__(
-        self, attn: Flux2ParallelSelfAttention, hidden_states: Tensor, attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
-        if self.text is None:
-            return self._plain(attn, hidden_states, attention_mask, image_rotary_emb)
-        length = sum(self._lengths())
-        self._check_joint(hidden_states, hidden_states[:, :length], attention_mask)
-        self._count()
-
-        projected = attn.to_qkv_mlp_proj(hidden_states)
-        widths = (3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor)
-        width = projected.shape[-1] * widths[0] // sum(widths)  # under tensor parallelism the same share of both
-        attention, feed_forward = projected.split((width, projected.shape[-1] - width), dim=-1)
-        query, key, value = (heads(attn, x) for x in attention.chunk(3, dim=-1))
-        attended = self._attend_packed((attn.norm_q(query), attn.norm_k(key), value), image_rotary_emb)
-        return attn.to_out(torch.cat([torch.cat(attended, dim=1), attn.mlp_act_fn(feed_forward)], dim=-1))
 
 
 class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):

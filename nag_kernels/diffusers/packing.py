@@ -44,52 +44,152 @@ class Packer:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
         name, dim = next(iter(self.family.text.items()))
         positive = arguments.get(name)
+        if self.family.in_lists:
+            return {name: self._pair_of_lists(name, positive)}
         if not isinstance(positive, Tensor):
-            raise ValueError(f"guide: the denoiser was called with {name} = {positive!r}, needed is a tensor")
-        self.rows, self.device = positive.shape[0], positive.device
+            raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
+        self._set_rows(positive.shape[0], positive.device)
+        if self.family.beside is not None:
+            return {}
+        packed, along, lists = {}, {}, {}
+        for other, at in self.family.text.items():
+            if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
+                lists[other] = self._pairs(other, at, arguments[other])
+            elif arguments.get(other) is not None or not self.family.parts:
+                along[other] = at % arguments[other].ndim
+                packed[other] = [
+                    arguments[other],
+                    self._rows_of(other, along[other], arguments[other], self.negative.get(other)),
+                ]
+            elif self.negative.get(other) is not None:
+                raise ValueError(f"guide: the pipeline gave {other} for the negative and none for the prompt")
+        if self.family.parts:
+            return self._in_parts(arguments, packed, along)
+        seen = self._masks(arguments)
+        if self.pad and lists:
+            raise ValueError(
+                f"guide: pad is not possible for this model, which has a text for each layer ({', '.join(lists)})"
+            )
+        if self.pad:
+            for other in along:
+                packed[other] = _lengthened(*packed[other], along[other])
+            seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
+        self.text.mask_positive, self.text.mask_negative = seen or (None, None)
+        if self.family.masks_for_image:
+            mask = _look_up(arguments, self.family.masks[0])
+            self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
+        if seen and self.family.counted_masks:
+            self.text.mask_positive, self.text.mask_negative = map(_counted, seen)
+        degree = 1 if self.mesh is None else self.mesh.size()
+        self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
+        packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along} | lists
+        if seen is not None:
+            # The model makes of it the bias that it always makes; our processors take the bool masks instead.
+            masks = () if self.family.masks_for_image else self.family.masks
+            packed |= {mask: interleaved(*seen, 1, degree, mask) for mask in masks}
+        if self.family.masks_for_image:
+            packed |= _without(arguments, self.family.masks[0])
+        return packed
+
+    def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The negative's pooled text with the rows of this call."""
+        name = self.family.pooled
+        return self._rows_of(name, 1, arguments[name], self.negative.get(name))
+
+    def _pairs(self, name: str, at: int, positive: list[Tensor]) -> list[Tensor]:
+        negative = self.negative.get(name) or []
+        if len(negative) != len(positive):
+            raise ValueError(f"guide: {name} must have {len(positive)} texts for the negative, got {len(negative)}")
+        pairs = zip(positive, negative, strict=True)
+        return [torch.cat([x, self._rows_of(name, at % x.ndim, x, y)], dim=at % x.ndim) for x, y in pairs]
+
+    def _in_parts(self, arguments: Mapping[str, Any], packed: dict[str, list[Tensor]], along: Mapping[str, int]
+                  ) -> dict[str, Any]:  # fmt: skip
+        """Several texts that attention has one after another; their masks stand in `PackedText` alone."""
+        if self.pad:
+            raise ValueError("guide: pad is not possible for this model, which puts several texts one after another")
+        parts, seen, masks = [], [], {}
+        for name, mask in self.family.parts:
+            if name not in self.family.text:
+                self._no_image(name, arguments.get(name), parts, seen)
+                continue
+            if name not in packed:
+                continue
+            parts.append(tuple(x.shape[along[name]] for x in packed[name]))
+            if mask is not None:
+                seen.append(self._pair_of_masks(mask, arguments.get(mask), self.negative.get(mask), parts[-1]))
+                like = arguments.get(mask)
+                masks[mask] = torch.ones(
+                    self.rows, sum(parts[-1]), device=self.device, dtype=getattr(like, "dtype", None)
+                )
+        self.text.parts = tuple(parts)
+        self.text.length_positive, self.text.length_negative = (sum(lengths) for lengths in zip(*parts, strict=True))
+        both = [torch.cat(x, dim=1) for x in zip(*seen, strict=True)] or (None, None)
+        self.text.mask_positive, self.text.mask_negative = both
+        return {name: torch.cat(pair, dim=along[name]) for name, pair in packed.items()} | masks
+
+    def _set_rows(self, rows: int, device: torch.device) -> None:
+        self.rows, self.device = rows, device
         if self.rows not in (self.images, 2 * self.images if self.halves else self.images):
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
                 f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
                 + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
-        packed = {}
-        along = {other: at % arguments[other].ndim for other, at in self.family.text.items()}
-        for other in along:
-            packed[other] = [arguments[other], self._rows_of(other, along[other], arguments[other])]
-        seen = self._masks(arguments)
-        if self.pad:
-            for other in along:
-                packed[other] = _lengthened(*packed[other], along[other])
-            seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
-        self.text.mask_positive, self.text.mask_negative = seen or (None, None)
-        degree = 1 if self.mesh is None else self.mesh.size()
-        self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
-        packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along}
-        if seen is not None:
-            # The model makes of it the bias that it always makes; our processors take the bool masks instead.
-            packed |= {mask: interleaved(*seen, 1, degree, mask) for mask in self.family.masks}
-        return packed
 
-    def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
-        """The negative's pooled text with the rows of this call."""
-        return self._rows_of(self.family.pooled, 1, arguments[self.family.pooled])
+    def _pair_of_lists(self, name: str, positive: Any) -> list[Tensor]:
+        """The texts of a list, one for each row, and after them their negatives."""
+        negative = self.negative.get(name)
+        for texts in (positive, negative):
+            if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
+                raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
+        if self.pad:
+            raise ValueError(
+                f"guide: pad is not possible for this model: its {name} is a list of texts of their own length"
+            )
+        self._set_rows(len(positive), positive[0].device)
+        if 0 < len(negative) < self.images and self.images % len(negative) == 0:
+            negative = [x for x in negative for _ in range(self.images // len(negative))]
+        # As many as rows: classifier-free guidance may begin or end on the way. Its own texts are not steered.
+        negative = [*negative[: self.images], *positive[self.images :]]
+        if len(negative) != self.rows:
+            raise ValueError(f"guide: {name} must have {self.images} texts for the negative, got {len(negative)}")
+        return [*positive, *(x.to(positive[0]) for x in negative)]
+
+    def negative_for(self, name: str, positive: Any) -> Any:
+        """An argument of the negative as it is, with the rows of this call."""
+        negative = self.negative.get(name)
+        if not isinstance(negative, Tensor) or not isinstance(positive, Tensor):
+            return negative
+        if len(negative) != len(positive):
+            negative = self._for_each_image(negative)
+        if len(negative) != len(positive):
+            raise ValueError(f"guide: {name} of the negative must have batch {len(positive)}, got {len(negative)}")
+        return negative.to(positive.device)
 
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]
 
-    def _rows_of(self, name: str, dim: int, positive: Tensor) -> Tensor:
-        """The recorded negative with the rows of this call."""
-        negative = self.negative.get(name)
+    def _no_image(self, name: str, image: Tensor | None, parts: list[tuple[int, int]], seen: list[tuple[Tensor, ...]]):
+        """The place of an image among the texts, which must be empty: the model itself hides it then."""
+        if image is None:
+            return
+        if image.any():
+            raise ValueError(f"guide: {name} must be zero: an image among the texts is not supported")
+        parts.append((image.shape[1], 0))
+        seen.append(tuple(torch.zeros(self.rows, n, dtype=torch.bool, device=self.device) for n in parts[-1]))
+
+    def _rows_of(self, name: str, dim: int, positive: Tensor, negative: Any) -> Tensor:
+        """The recorded negative with the rows of this call; they lie before the tokens."""
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            if negative.shape[0] == 2 * self.images == 2 * self.rows:
-                negative = negative[self.images :]  # classifier-free guidance ended on the way
-            negative = self._for_each_image(negative)
-            expected = (self.rows, *positive.shape[1:dim], negative.shape[dim], *positive.shape[dim + 1 :])
-        else:
-            expected = (negative.shape[0], *positive.shape[1:])
+            if negative.shape[dim - 1] == 2 * self.images == 2 * self.rows:
+                negative = negative.narrow(
+                    dim - 1, self.images, self.images
+                )  # classifier-free guidance ended on the way
+            negative = self._for_each_image(negative, dim - 1)
+        expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(
                 f"guide: {name} of the negative must be {expected} to go with the prompt's {tuple(positive.shape)}, "
@@ -99,37 +199,49 @@ class Packer:
 
     def _masks(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         for name in self.family.masks:
-            positive, negative = arguments.get(name), self.negative.get(name)
+            positive, negative = _look_up(arguments, name), _look_up(self.negative, name)
+            for other in self.family.masks:
+                if _look_up(arguments, other) is not positive or _look_up(self.negative, other) is not negative:
+                    raise ValueError(
+                        f"guide: {other} must be the very mask that {name} is: texts are packed under one mask"
+                    )
             if positive is None and negative is None:
                 continue
-            # A pipeline may leave a mask out where all of a text is seen.
             text, dim = next(iter(self.family.text.items()))
-            lengths = arguments[text].shape[dim], self._length(text, dim)
-            seen = [
-                torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
-                self._seen(name, mask) for mask, length in zip((positive, negative), lengths, strict=True)
-            ]  # fmt: skip
-            return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
+            return self._pair_of_masks(name, positive, negative, (arguments[text].shape[dim], self._length(text, dim)))
         return None
 
-    def _for_each_image(self, negative: Tensor) -> Tensor:
+    def _pair_of_masks(self, name: str, positive: Tensor | None, negative: Tensor | None, lengths: tuple[int, int]
+                       ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        # A pipeline may leave a mask out where all of a text is seen.
+        seen = [
+            torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
+            self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
+        ]  # fmt: skip
+        return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
+
+    def _for_each_image(self, negative: Tensor, dim: int = 0) -> Tensor:
         """Some pipelines do not repeat ready-made text for each of a prompt's images."""
-        rows = negative.shape[0]
+        rows = negative.shape[dim]
         if 0 < rows < self.images and self.images % rows == 0:
-            return negative.repeat_interleave(self.images // rows, dim=0)
+            return negative.repeat_interleave(self.images // rows, dim=dim)
         return negative
 
-    def _seen(self, name: str, mask: Tensor) -> Tensor:
+    def _seen(self, name: str, given: Tensor, length: int) -> Tensor:
+        mask = given[:, 0, 0] if given.ndim == 4 and given.shape[1:3] == (1, 1) else given
         if mask.ndim == 2:
             seen = mask == 1
             plain = (seen | (mask == 0)).all()
         else:
             seen, plain = seen_tokens("guide", mask)
-        if not any(mask is x for x in self._plain):
+        if self.family.masks_for_image:
+            plain = plain & seen[:, length:].all()
+            seen = seen[:, :length]
+        if not any(given is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))
-            self._plain.append(mask)
-        return whole_if_unseen(seen)
+            self._plain.append(given)
+        return seen if self.family.hard_masks else whole_if_unseen(seen)
 
     def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
                   ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
@@ -152,6 +264,24 @@ class Packer:
         longer[:unconditional] = lengths[0][:unconditional]  # the unconditional text stays as it is
         levelled = torch.arange(max(positive, negative), device=self.device) < longer[:, None]
         return levelled, levelled
+
+
+def _look_up(arguments: Mapping[str, Any], name: str) -> Any:
+    """An argument, or for "outer.inner" what it holds under a name."""
+    outer, _, inner = name.partition(".")
+    value = arguments.get(outer)
+    return (value or {}).get(inner) if inner else value
+
+
+def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    outer, _, inner = name.partition(".")
+    value = arguments.get(outer)
+    return {outer: {k: v for k, v in value.items() if k != inner} if inner and value is not None else None}
+
+
+def _counted(seen: Tensor) -> Tensor:
+    """As many tokens as are seen, from the first."""
+    return torch.arange(seen.shape[1], device=seen.device) < seen.sum(dim=1, keepdim=True)
 
 
 def _lengthened(positive: Tensor, negative: Tensor, dim: int) -> list[Tensor]:

@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A guided run of each model family: with published weights, or with `--tiny` random ones in seconds.
+
+    python examples/families.py                                  # what there is
+    python examples/families.py z-image --tiny                   # random weights: shows that it runs, draws nothing
+    python examples/families.py z-image --prompt "a fox in snow" --negative "blurry" --out fox.png
+    python examples/families.py flux --model black-forest-labs/FLUX.1-dev --steps 28
+
+The published weights named here are defaults to download, not a claim that they have been tried. `--tiny` takes its models from
+`tests`, so it needs a checkout and the packages of `pip install '.[test]'`.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nag_kernels.diffusers import guide
+
+
+@dataclass(frozen=True)
+class Example:
+    """model: where the weights can be had.  steps: how many, and call: what else the pipeline wants.  tiny: in `tests`."""
+
+    model: str
+    steps: int
+    tiny: str
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+FREE = {"guidance_scale": 1.0}  # without classifier-free guidance: the negative acts inside attention alone
+EXAMPLES = {
+    "sd15": Example("stable-diffusion-v1-5/stable-diffusion-v1-5", 25, "sd15", FREE),
+    "sdxl-turbo": Example("stabilityai/sdxl-turbo", 4, "sdxl", {"guidance_scale": 0.0}),
+    "pixart": Example("PixArt-alpha/PixArt-XL-2-512x512", 20, "pixart", FREE),
+    "sana": Example("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 20, "sana", FREE),
+    "sana-sprint": Example("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", 2, "sana sprint"),
+    "sd35": Example("stabilityai/stable-diffusion-3.5-large-turbo", 4, "sd35", FREE),
+    "flux": Example("black-forest-labs/FLUX.1-schnell", 4, "flux"),
+    "flux-fill": Example("black-forest-labs/FLUX.1-Fill-dev", 28, "flux fill"),
+    "chroma": Example("lodestones/Chroma1-HD", 30, "chroma", FREE),
+    "z-image": Example("Tongyi-MAI/Z-Image-Turbo", 8, "z image", {"guidance_scale": 0.0}),
+    "hunyuan-video": Example("hunyuanvideo-community/HunyuanVideo", 30, "hunyuan video"),
+    "hunyuan-image": Example("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers", 8, "hunyuan image"),
+    "wan": Example("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 30, "wan", FREE),
+    "wan-i2v": Example("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 30, "wan from an image", FREE),
+    "ltx": Example("Lightricks/LTX-Video", 30, "ltx", FREE),
+    "ltx-2": Example("Lightricks/LTX-2", 8, "ltx 2", FREE | {"stg_scale": 0.0, "modality_scale": 1.0}),
+    "cogview4": Example("THUDM/CogView4-6B", 30, "cogview4", FREE),
+    "cogvideox": Example("THUDM/CogVideoX-2b", 30, "cogvideox", FREE),
+    "auraflow": Example("fal/AuraFlow-v0.3", 30, "auraflow", FREE),
+    "lumina-2": Example("Alpha-VLLM/Lumina-Image-2.0", 30, "lumina 2", FREE),
+    "mochi": Example("genmo/mochi-1-preview", 30, "mochi", FREE),
+    "sana-video": Example("Efficient-Large-Model/SANA-Video_2B_480p_diffusers", 30, "sana video", FREE),
+    "skyreels": Example("Skywork/SkyReels-V2-T2V-14B-540P-Diffusers", 30, "skyreels", FREE),
+    "prx": Example("Photoroom/prx-512-t2i-sft", 28, "prx", FREE),
+    "qwen-image-2.1": Example("", 40, "qwen image 2.1"),
+    "krea-2": Example("", 8, "krea 2", {"guidance_scale": 0.0}),
+    "ovis": Example("AIDC-AI/Ovis-Image-7B", 30, "ovis", FREE),
+    "anyflow": Example("", 4, "anyflow", FREE),
+}
+
+
+def published(example: Example, options: argparse.Namespace):
+    """(pipeline, what draws a picture or a video with it, the negative)."""
+    from diffusers import DiffusionPipeline
+
+    model = options.model or example.model
+    if not model:
+        raise SystemExit("this family has no default weights here: name them with --model, or take --tiny")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16).to(device)
+    call = example.call | {"prompt": options.prompt, "num_inference_steps": options.steps or example.steps}
+    if options.image:
+        from diffusers.utils import load_image
+
+        call["image"] = load_image(options.image)
+    if options.mask:
+        from diffusers.utils import load_image
+
+        call["mask_image"] = load_image(options.mask)
+    return pipe, lambda: pipe(**call, generator=torch.Generator().manual_seed(options.seed)), options.negative
+
+
+def tiny(example: Example, options: argparse.Namespace):
+    """The same, of random weights and as small as can be; its output is latents."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import tiny_models
+    import tiny_pipelines
+
+    if example.tiny in tiny_models.PIPELINES:
+        pipe = tiny_models.pipeline(example.tiny)
+        return pipe, lambda: tiny_models.draw(pipe, options.prompt), options.negative
+    pipe, call, prompt, negative = tiny_pipelines.FURTHER[example.tiny]()
+    pipe.set_progress_bar_config(disable=True)
+    if hasattr(pipe, "guider"):
+        pipe.guider = None  # its classifier-free guidance
+    call = {name: x for name, x in call.items() if not name.startswith("negative_")} | example.call | prompt
+    call |= {"num_inference_steps": 3, "output_type": "latent", "return_dict": False}
+    return pipe, lambda: pipe(**call, generator=torch.Generator().manual_seed(options.seed))[0], negative
+
+
+def save(output: Any, name: str) -> None:
+    if hasattr(output, "images"):
+        output.images[0].save(f"{name}.png")
+    else:
+        from diffusers.utils import export_to_video
+
+        export_to_video(output.frames[0], f"{name}.mp4")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", nargs="?", choices=EXAMPLES)
+    parser.add_argument("--tiny", action="store_true", help="random weights")
+    parser.add_argument("--model", help="a repository or folder with weights of this family")
+    parser.add_argument("--prompt", default="a small red cat on a sofa")
+    parser.add_argument("--negative", default="low resolution, blurry")
+    parser.add_argument("--image", help="for pipelines that start from one")
+    parser.add_argument("--mask", help="for pipelines that fill one in")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, help="how far to go away (the paper's for this family)")
+    parser.add_argument("--end", type=float, default=1.0, help="the guided part of the steps")
+    parser.add_argument("--out", default="guided", help="the beginning of the names of what is drawn")
+    options = parser.parse_args(arguments)
+    if options.family is None:
+        for name, example in EXAMPLES.items():
+            print(f"{name:15s} {example.model or '(name the weights with --model)'}")
+        return
+    pipe, draw, negative = (tiny if options.tiny else published)(EXAMPLES[options.family], options)
+    plain = draw()
+    with guide(pipe, negative, nag_scale=options.scale, end=options.end):
+        guided = draw()
+    if options.tiny:
+        difference = ((guided - plain).norm() / plain.norm()).item()
+        print(f"{type(pipe).__name__}: guidance changed the latents by {difference:.1%}")
+        return
+    save(plain, f"{options.out}-without")
+    save(guided, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The part of the table of families that goes the generic route, by the model's own processors, of which only the call of
+attention is replaced (`rebound_processor`), or the slow one (`two_runs`)."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch.nn import Module
+
+from .family import Family
+from .rebound_processor import Layout
+from .texts_apart import auraflow, cogvideox, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .two_runs import Beside
+
+FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
+
+
+def _named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+    """Attention layers by the last part of their name, outside of whatever comes before the blocks of the model itself."""
+    return lambda denoiser: (
+        (name, module)
+        for name, module in denoiser.named_modules()
+        if hasattr(module, "processor")
+        and name.split(".")[-1] in names
+        and name.split(".")[0].endswith(("blocks", "layers"))
+    )
+
+
+def _blocks(*names: str) -> Callable[[Module], int]:
+    return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
+
+
+def _first_frame(denoiser: Module) -> str | None:
+    if denoiser.config.get("added_kv_proj_dim") is not None or denoiser.config.get("image_dim") is not None:
+        return "it takes its text for the last 512 tokens, after those of a first frame"
+    return None
+
+
+def _last_image(arguments: Mapping[str, Any], site: Mapping[str, Any], length: int) -> slice:
+    return slice(length - math.prod(arguments["img_shapes"][0][-1]), length)
+
+
+GENERIC_FAMILIES: dict[str, Family] = {
+    "CogView4Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("CogView4AttnProcessor",)),
+        two_calls=True,
+        unknown=("attention_mask",),
+    ),
+    "CogVideoXTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
+    ),
+    "AuraFlowTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn"),
+        site_count=_blocks("num_mmdit_layers", "num_single_dit_layers"),
+        layout=Layout("first", ("AuraFlowAttnProcessor2_0",), own_tokens=8),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", auraflow(transformer))],
+    ),
+    "BriaTransformer2DModel": Family(
+        text=FLUX_LIKE,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("BriaAttnProcessor",)),
+    ),
+    "BriaFiboTransformer2DModel": Family(
+        text=FLUX_LIKE | {"text_encoder_layers": 1},
+        masks=("joint_attention_kwargs.attention_mask",),
+        masks_for_image=True,
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("BriaFiboAttnProcessor", "BriaAttnProcessor"), masks=True),
+    ),
+    "HiDreamImageTransformer2DModel": Family(
+        text={"encoder_hidden_states_t5": 1, "encoder_hidden_states_llama3": 2},
+        parts=(("encoder_hidden_states_t5", None), *(("encoder_hidden_states_llama3", None),) * 2),
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("last", ("HiDreamAttnProcessor",)),
+        timestep="timesteps",
+    ),
+    "HunyuanImageTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
+        parts=(
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+            ("encoder_hidden_states", "encoder_attention_mask"),
+        ),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("last", ("HunyuanImageAttnProcessor",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
+        two_calls=True,
+    ),
+    "HunyuanVideo15Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
+        parts=(
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+            ("encoder_hidden_states", "encoder_attention_mask"),
+            ("image_embeds", None),
+        ),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("last", ("HunyuanVideo15AttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
+        two_calls=True,
+    ),
+    "MochiTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("last", ("MochiAttnProcessor2_0",), row_by_row=True),
+        apart=lambda transformer, text: [(transformer.time_embed, "forward", mochi(transformer))],
+    ),
+    "Lumina2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("Lumina2AttnProcessor2_0",)),
+        apart=lambda transformer, text: lumina2(transformer),
+        two_calls=True,
+    ),
+    "LongCatImageTransformer2DModel": Family(
+        text=FLUX_LIKE,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("LongCatImageAttnProcessor",)),
+        two_calls=True,
+    ),
+    "OvisImageTransformer2DModel": Family(
+        text=FLUX_LIKE,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("first", ("OvisImageAttnProcessor",)),
+        two_calls=True,
+    ),
+    "Krea2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("Krea2AttnProcessor",), masks=True),
+        exact="float64, float32; before the gate",
+        apart=lambda transformer, text: krea2(transformer),
+        two_calls=True,
+    ),
+    "PRXTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("attention_mask",),
+        hard_masks=True,
+        sites=_named("attention"),
+        site_count=_blocks("depth"),
+        layout=Layout("keys", ("PRXAttnProcessor2_0",), masks=True),
+    ),
+    "CosmosTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("CosmosAttnProcessor2_0",)),
+        two_calls=True,
+        unknown=("attention_mask",),
+    ),
+    "SanaVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
+        negative_call={"complex_human_instruction": None},
+    ),
+    "SkyReelsV2Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("SkyReelsV2AttnProcessor",)),
+        refuse=_first_frame,
+        two_calls=True,
+    ),
+    "AnyFlowTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
+        refuse=_first_frame,
+    ),
+    "QwenImage21Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn"),
+        site_count=_blocks("num_layers"),
+        beside=Beside(
+            text=("encoder_hidden_states", "encoder_hidden_states_mask", "img_mask"),
+            image=_last_image,
+            fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's
+        ),
+        two_calls=True,
+    ),
+    "Kandinsky5Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "text_rope_pos": -1},
+        sites=_named("cross_attention"),
+        site_count=_blocks("num_visual_blocks"),
+        layout=Layout("cross", ("Kandinsky5AttnProcessor",)),
+        exact="float32 (no float64)",
+        apart=lambda transformer, text: [(x, "forward", kandinsky) for x in transformer.text_transformer_blocks],
+        two_calls=True,
+    ),
+}

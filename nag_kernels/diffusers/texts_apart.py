@@ -1,0 +1,200 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What mixes the tokens of a text (token refiners, attention within the text, positions) works on each text by itself while
+two texts are packed as [text+ ; text-].
+
+An entry of the table of families names such parts of its model, each with the function that calls it once for each text.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils.rnn import pad_sequence
+
+from .guided_processor import PackedText
+
+# The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
+Part = tuple[Any, str, Callable]
+
+
+class _Apart:
+    """In the place of a method: whatever stood there before (a hook of an offloading library, say) is called inside.
+
+    One for each method, as long as its owner lives: a compiled model is compiled for the very object that it finds there.
+    """
+
+    method: Callable | None = None
+    text: PackedText | None = None
+    function: Callable | None = None
+
+    def __call__(self, *args, **kwargs):
+        return self.function(self.method, self.text, *args, **kwargs)
+
+
+_known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def texts_apart(parts: Iterable[Part], text: PackedText) -> Iterator[None]:
+    """While open, `parts` see the texts one at a time. Only attributes of instances are set, and put back."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, function in parts:
+            ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
+            ours.method, ours.text, ours.function = getattr(owner, name), text, function
+            stack.callback(ours.__dict__.clear)
+            stack.enter_context(_replaced(owner, name, ours))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, method: Callable) -> Iterator[None]:
+    was_set, before = name in owner.__dict__, owner.__dict__.get(name)
+    owner.__dict__[name] = method
+    try:
+        yield
+    finally:
+        if was_set:
+            owner.__dict__[name] = before
+        else:
+            del owner.__dict__[name]
+
+
+def of_each(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
+    return x.split((text.length_positive, text.length_negative), dim=dim)
+
+
+def token_refiner(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor,
+                  attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+    """HunyuanVideo: attention within the text and a mean over its tokens."""
+    masks = (None, None) if attention_mask is None else of_each(attention_mask, text)
+    texts = zip(of_each(hidden_states, text), masks, strict=True)
+    return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def z_image(model: Module) -> list[Part]:
+    """Captions come as a list with one tensor for each image, and then one for each image's negative.
+
+    Up to the end of their refiner the model treats them as so many captions. Its own padding (to multiples of 32, of tokens
+    that are seen) is part of each. Then each image's pair is packed: [image, text+, text-], in which the image has the
+    positions that it has beside text+.
+    """
+
+    def patchify(method, text, images, captions, *patch):
+        rows = len(images)
+        positive = list(method(images, captions[:rows], *patch))
+        negative = method(images, captions[rows:], *patch)
+        for place in (1, 4, 6):  # captions, their positions and their padding
+            positive[place] = [*positive[place], *negative[place]]
+        return tuple(positive)
+
+    def unify(method, text, x, x_freqs, x_lengths, x_noise, captions, freqs, lengths, noise, *rest):
+        if len(set(x_lengths)) > 1:
+            raise ValueError(f"guide: images must be of one size while texts are packed, got {x_lengths} tokens")
+        rows = len(x_lengths)
+        each = slice(0, rows), slice(rows, None)
+        longest = [max(lengths[part]) for part in each]
+        captions, freqs = (
+            torch.cat([_padded(y[part], lengths[part]) for part in each], dim=1) for y in (captions, freqs)
+        )
+        text.length_positive, text.length_negative = longest
+        text.mask_positive, text.mask_negative = (
+            None if len(set(lengths[part])) == 1 else
+            torch.arange(length, device=captions.device) < torch.tensor(lengths[part], device=captions.device)[:, None]
+            for part, length in zip(each, longest, strict=True)
+        )  # fmt: skip
+        return method(x, x_freqs, x_lengths, x_noise, captions, freqs, [sum(longest)] * rows, noise, *rest)
+
+    return [(model, "patchify_and_embed", patchify), (model, "_build_unified_sequence", unify)]
+
+
+def _padded(x: Tensor, lengths: list[int]) -> Tensor:
+    return pad_sequence([row[:length] for row, length in zip(x, lengths, strict=True)], batch_first=True)
+
+
+def cogvideox(forward: Callable, text: PackedText, texts: Tensor, video: Tensor) -> Tensor:
+    """Text and video leave their embedding as one sequence, with positions that know one text."""
+    positive, negative = of_each(texts, text)
+    first, second = forward(positive, video), forward(negative, video)
+    return torch.cat(
+        [first[:, : positive.shape[1]], second[:, : negative.shape[1]], first[:, positive.shape[1] :]], dim=1
+    )
+
+
+def auraflow(model: Module) -> Callable:
+    """The model puts tokens of its own before the text: text- gets them too."""
+
+    def apart(forward, text, texts):
+        positive, negative = of_each(forward(texts), text)
+        return torch.cat([positive, model.register_tokens.to(positive).expand(len(positive), -1, -1), negative], dim=1)
+
+    return apart
+
+
+def krea2(model: Module) -> list[Part]:
+    """Attention within the text, and positions, of which each text has the same (zero)."""
+
+    def fuse(forward, text, hidden_states, attention_mask=None):
+        masks = (None, None) if attention_mask is None else of_each(attention_mask, text, dim=-1)
+        texts = zip(of_each(hidden_states, text), masks, strict=True)
+        return torch.cat([forward(x, attention_mask=mask) for x, mask in texts], dim=1)
+
+    def turn(forward, text, position_ids):
+        positive = position_ids[: text.length_positive]
+        negative = positive[:1].expand(text.length_negative, -1)
+        return forward(torch.cat([positive, negative, position_ids[text.length_positive :]]))
+
+    return [(model.text_fusion, "forward", fuse), (model.rotary_emb, "forward", turn)]
+
+
+def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor) -> Tensor:
+    """Attention within the text; `rope` holds the positions of both."""
+    pairs = zip(of_each(texts, text), of_each(rope, text), strict=True)
+    return torch.cat([forward(x, time, turns) for x, turns in pairs], dim=1)
+
+
+def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor) -> Tensor:
+    """As `token_refiner`, of the last text of several; its mask is not the model's, in which all is seen."""
+    place = max(i for i, (_, n) in enumerate(text.parts) if n)  # an image may follow
+    lengths = text.parts[place]
+    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
+    masks = (mask.split(list(all_lengths), dim=1)[place] for mask, all_lengths in pairs)
+    texts = zip(hidden_states.split(lengths, dim=1), masks, strict=True)
+    return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def lumina2(model: Module) -> list[Part]:
+    """Attention within the text, and positions and lengths that are read from its mask.
+
+    The image has the positions that it has after text+.
+    """
+
+    def positions(forward, text, image, mask):
+        first, second = of_each(mask, text)
+        image_tokens, of_first, turns, *_ = forward(image, first)
+        both = torch.cat([of_first, forward(image, second)[1]], dim=1)
+        rows, length = mask.shape
+        whole = length + turns.shape[1]
+        return image_tokens, both, turns, torch.cat([both, turns], dim=1), [length] * rows, [whole] * rows
+
+    def refine(forward, text, hidden_states, mask, turns):
+        texts = zip(*(of_each(x, text) for x in (hidden_states, mask, turns)), strict=True)
+        return torch.cat([forward(*each) for each in texts], dim=1)
+
+    layers = [(layer, "forward", refine) for layer in model.context_refiner]
+    return [(model.rope_embedder, "forward", positions), *layers]
+
+
+def mochi(model: Module) -> Callable:
+    """The time is embedded together with a mean of the text: of text+."""
+
+    def embed(forward, text, timestep, texts, mask, hidden_dtype=None):
+        conditioning, _ = forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0], hidden_dtype=hidden_dtype)
+        return conditioning, model.time_embed.caption_proj(texts)
+
+    return embed

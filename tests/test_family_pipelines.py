@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`guide` on the pipelines of further families, with tiny random weights: what reaches their denoisers, and what does not."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from tiny_models import error, one_thread  # noqa: F401
+from tiny_pipelines import FURTHER
+
+from nag_kernels.diffusers import guide
+
+SCALES = {"hunyuan video": "true_cfg_scale", "qwen image 2.1": "true_cfg_scale"}
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", FURTHER)
+def test_pipeline(kind, guidance_scale):
+    pipe, call, prompt, negative = FURTHER[kind]()
+    scale = (0.8 if guidance_scale > 1 else 0.0) if kind in ("z image", "krea 2") else guidance_scale  # 0 is none there
+    pipe.set_progress_bar_config(disable=True)
+    call |= {
+        SCALES.get(kind, "guidance_scale"): scale,
+        "num_inference_steps": 3,
+        "output_type": "latent",
+    }
+    if kind == "hunyuan image":
+        del call["guidance_scale"]
+        pipe.guider = pipe.guider if guidance_scale > 1 else None
+    if guidance_scale == 1:
+        call = {name: x for name, x in call.items() if not name.startswith("negative_prompt_embeds")}
+    outputs = []
+
+    def note(model, inputs, output):
+        sample = output[0]
+        outputs[-1].append(torch.stack(sample) if isinstance(sample, list) else sample)
+
+    def draw():
+        outputs.append([])
+        return pipe(**call, **prompt, generator=torch.Generator().manual_seed(7), return_dict=False)[0]
+
+    pipe.transformer.register_forward_hook(note)
+    plain = draw()
+    own = prompt.get("prompt", prompt)
+    with guide(pipe, own, nag_scale=8.0, nag_tau=2.0, nag_alpha=0.5):
+        assert error(draw(), plain) < 2e-5
+    with guide(pipe, negative, nag_scale=8.0, nag_tau=2.0, nag_alpha=0.5):
+        assert error(draw(), plain) > 1e-3
+    assert torch.equal(draw(), plain)
+
+    # What the first step gave: its conditional rows differ, its unconditional ones do not.
+    stock, _, guided, _ = outputs
+    assert len({len(x) for x in outputs}) == 1
+    two_calls = len(stock) > 3
+    assert two_calls == (guidance_scale > 1 and kind in TWO_CALLS)
+    if two_calls:
+        assert error(guided[0][0], stock[0][0]) > 1e-3
+        assert error(guided[1], stock[1]) < 1e-5
+    elif guidance_scale > 1 and kind != "flux fill":  # which has no classifier-free guidance
+        halves = [x[0].chunk(2) for x in (guided, stock)]
+        conditional, unconditional = (0, 1) if kind == "z image" else (1, 0)
+        assert error(halves[0][conditional], halves[1][conditional]) > 1e-3
+        assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
+
+
+TWO_CALLS = {
+    "lumina 2",
+    "qwen image 2.1",
+    "hunyuan image",
+    "chroma",
+    "hunyuan video",
+    "wan from an image",
+    "cogview4",
+    "krea 2",
+    "skyreels",
+    "ovis",
+}

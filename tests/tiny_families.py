@@ -1,0 +1,555 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models of the families that are tested without a pipeline of their own: a stand-in for one, and an oracle."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from tiny_models import TEXT, guided, noise, seeded
+
+ROWS = 3
+SAME = torch.arange(9) < torch.tensor([[5], [3], [4]])
+WHOLE = 1000  # more tokens than there are
+SEEN = (7, 3, 5), (5, 4, 1)
+UNSEEN = (7, 3, 5), (5, 0, 1)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a family is built and called.
+
+    build: the model.
+    arguments: all arguments of forward but the text, for this many rows.
+    text: the arguments that hold a text [B, T, C] and its mask [B, T] (or None).
+    image: how many tokens of it a guided layer sees.
+    layer: the layer after attention in a guided one, or None where it has none; its input is [text, image], [image, text] or
+        the image alone.
+    text_first: which of these, where it is not the image alone.
+    lengths: of text+ and text-, in tokens.  seen: how many of them a mask shows in each row, or None where there are no masks.
+    tau: with which the clip fires on a part of the tokens.
+    double: whether the model runs in float64.
+    alone: whether the oracle must run each row by itself, as the image's place in the sequence differs from row to row.
+    """
+
+    build: Callable
+    arguments: Callable
+    image: int
+    text: Callable = lambda x, mask: {"encoder_hidden_states": x}
+    layer: Callable = lambda site: getattr(site, "to_out", None)
+    text_first: bool = True
+    lengths: tuple[int, int] = (7, 5)
+    seen: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    tau: float = 1.25
+    double: bool = True
+    alone: bool = False
+
+
+def _ids(*shape):
+    """Positions of an image's tokens, each with as many numbers as the shape has."""
+    return torch.cartesian_prod(*map(torch.arange, shape)).float()
+
+
+def _time(rows, dtype=None):
+    time = torch.linspace(300, 700, rows)
+    return time.long() if dtype is None else (time / 1000).to(dtype)
+
+
+def _flux_text(x, mask):
+    return {"encoder_hidden_states": x, "txt_ids": torch.zeros(x.shape[1], 3)}
+
+
+def _chroma():
+    return diffusers.ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=16,
+        approximator_layers=1,
+    )  # fmt: skip
+
+
+def _chroma_text(x, mask):
+    mask = None if mask is None else torch.cat([mask, torch.ones(len(mask), 16, dtype=torch.bool)], dim=1)
+    return _flux_text(x, None) | {"attention_mask": mask}
+
+
+def _chroma_text_with_numbers(x, mask):
+    text = _chroma_text(x, mask)
+    return text if mask is None else text | {"attention_mask": text["attention_mask"].to(x)}
+
+
+def _flux_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
+            "img_ids": _ids(1, 4, 4)}  # fmt: skip
+
+
+def _z_image():
+    return diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT,
+        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+
+
+def _z_image_arguments(rows, dtype):
+    return {"x": list(noise(rows, 4, 1, 8, 8, seed=3, dtype=dtype)), "t": _time(rows, dtype)}
+
+
+def _z_image_text(x, mask):
+    lengths = [x.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
+    return {"cap_feats": [row[:length] for row, length in zip(x, lengths, strict=True)]}
+
+
+def _hunyuan_video():
+    return diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=TEXT, pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4),
+    )  # fmt: skip
+
+
+def _video(rows, dtype):
+    return {"hidden_states": noise(rows, 4, 2, 4, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
+
+
+def _hunyuan_video_arguments(rows, dtype):
+    pooled = noise(rows, 8, seed=4, dtype=dtype)
+    return _video(rows, dtype) | {"pooled_projections": pooled, "guidance": _time(rows)}
+
+
+def _masked_text(x, mask):
+    mask = torch.ones(x.shape[:2], dtype=torch.long) if mask is None else mask.long()
+    return {"encoder_hidden_states": x, "encoder_attention_mask": mask}
+
+
+def _flux_like(name, **config):
+    config = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+              "num_attention_heads": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (4, 4, 8), **config}  # fmt: skip
+    return Tiny(lambda: getattr(diffusers, name)(**config), _flux_arguments, 16, _flux_text)
+
+
+def _cogview4():
+    return diffusers.CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, rope_axes_dim=(8, 8), sample_size=8,
+    )  # fmt: skip
+
+
+def _image(rows, dtype):
+    return {"hidden_states": noise(rows, 4, 8, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
+
+
+def _timed_image(rows, dtype):
+    return _image(rows, dtype) | {"timestep": _time(rows, dtype)}
+
+
+def _cogview4_arguments(rows, dtype):
+    sizes = {"original_size": 8.0, "target_size": 8.0, "crop_coords": 0.0}
+    return _image(rows, dtype) | {name: torch.full((rows, 2), x, dtype=dtype) for name, x in sizes.items()}
+
+
+def _cogvideox(rotary):
+    return diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT,
+        num_layers=2, sample_width=4, sample_height=8, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
+        max_text_seq_length=6, use_rotary_positional_embeddings=rotary,
+    )  # fmt: skip
+
+
+def _cogvideox_arguments(rotary):
+    def arguments(rows, dtype):
+        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": _time(rows)}
+        angles = noise(24, 8, seed=5).repeat_interleave(2, dim=1).float()
+        return video | ({"image_rotary_emb": (angles.cos(), angles.sin())} if rotary else {})
+
+    return arguments
+
+
+def _auraflow():
+    model = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=TEXT, pos_embed_max_size=16, out_channels=4,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("to_v.weight", "add_v_proj.weight")):
+                parameter.mul_(40)  # it would hardly see its text
+    return model
+
+
+def krea2():
+    return diffusers.Krea2Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=12, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=TEXT, num_text_layers=2, text_num_attention_heads=2,
+        text_num_key_value_heads=2, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 4, 4),
+    )  # fmt: skip
+
+
+def _krea2_open():
+    """Its gates open, as the oracle guides after them."""
+    model = krea2()
+    for block in model.transformer_blocks:
+        block.attn.to_gate = _Open()
+    return model
+
+
+class _Open(torch.nn.Module):
+    def forward(self, x):
+        return torch.full_like(x, 100.0)
+
+
+def _krea2_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype)}
+
+
+def _krea2_text(x, mask):
+    layers = torch.stack([x, x.flip(-1)], dim=2)
+    ids = torch.cat([torch.zeros(x.shape[1], 3), _ids(1, 4, 4)])
+    return {"encoder_hidden_states": layers, "position_ids": ids, "encoder_attention_mask": mask}
+
+
+def _prx():
+    return diffusers.PRXTransformer2DModel(
+        in_channels=4, patch_size=2, context_in_dim=TEXT, hidden_size=32, num_heads=2, depth=2, axes_dim=[8, 8]
+    )
+
+
+def _cosmos():
+    return diffusers.CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2,
+        text_embed_dim=TEXT, adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), concat_padding_mask=False,
+        extra_pos_embed_type=None,
+    )  # fmt: skip
+
+
+def _sana_video():
+    return diffusers.SanaVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
+        num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=TEXT,
+        sample_size=8, patch_size=(1, 2, 2), rope_max_seq_len=32,
+    )  # fmt: skip
+
+
+def _wan_like(name, **config):
+    config |= {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
+               "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
+    return lambda: getattr(diffusers, name)(**config)
+
+
+def _anyflow_arguments(rows, dtype):
+    time = _time(rows).float()[:, None].expand(-1, 2)
+    return {"hidden_states": noise(rows, 2, 4, 4, 8, seed=3, dtype=dtype), "timestep": time, "r_timestep": time / 2}
+
+
+def ltx2(**config):
+    config = {"cross_attention_dim": 32, "audio_cross_attention_dim": 16, "audio_attention_head_dim": 8,
+              "audio_in_channels": 4, "audio_out_channels": 4, **config}  # fmt: skip
+    return lambda: diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        audio_num_attention_heads=2, caption_channels=TEXT, pos_embed_max_pos=8, base_height=32,
+        base_width=32, audio_pos_embed_max_pos=8, **config,
+    )  # fmt: skip
+
+
+def _ltx2_arguments(rows, dtype):
+    shape = {"num_frames": 2, "height": 2, "width": 4, "audio_num_frames": 6}
+    return {"hidden_states": noise(rows, 16, 4, seed=3, dtype=dtype), "timestep": _time(rows), "sigma": _time(rows),
+            "audio_hidden_states": noise(rows, 6, 4, seed=4, dtype=dtype), **shape}  # fmt: skip
+
+
+def _ltx2_text(x, mask):
+    mask = None if mask is None else mask.long()
+    return {"encoder_hidden_states": x, "encoder_attention_mask": mask, "audio_encoder_hidden_states": x.flip(-1),
+            "audio_encoder_attention_mask": mask}  # fmt: skip
+
+
+def _fibo():
+    return diffusers.BriaFiboTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8), text_encoder_dim=TEXT,
+    )  # fmt: skip
+
+
+def _fibo_text(x, mask):
+    if mask is not None:
+        mask = torch.cat([mask, torch.ones(len(mask), 16, dtype=torch.bool)], dim=1)[:, None, None]
+        mask = {"attention_mask": mask}
+    return _flux_text(x, None) | {"text_encoder_layers": [x.flip(-1), -x], "joint_attention_kwargs": mask}
+
+
+def _hidream():
+    model = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, caption_channels=[TEXT, TEXT], text_emb_dim=8, num_routed_experts=2, num_activated_experts=1,
+        axes_dims_rope=(8, 4, 4), max_resolution=(8, 8), llama_layers=[0, 1],
+    )  # fmt: skip
+    return model
+
+
+def _hidream_arguments(rows, dtype):
+    image = _image(rows, dtype)
+    return {"hidden_states": image["hidden_states"], "timesteps": image["timestep"],
+            "pooled_embeds": noise(rows, 8, seed=4, dtype=dtype)}  # fmt: skip
+
+
+def _hidream_text(x, mask):
+    return {"encoder_hidden_states_t5": x[:, :-1], "encoder_hidden_states_llama3": torch.stack([x.flip(-1), -x])}
+
+
+def _hunyuan_image(second):
+    return diffusers.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=(2, 2), text_embed_dim=TEXT, text_embed_2_dim=TEXT if second else None,
+        rope_axes_dim=(8, 8),
+    )  # fmt: skip
+
+
+def _hunyuan_video15():
+    return diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, num_refiner_layers=1,
+        patch_size=2, patch_size_t=1, text_embed_dim=TEXT, text_embed_2_dim=TEXT, image_embed_dim=8,
+        rope_axes_dim=(4, 4, 4), task_type="t2v",
+    )  # fmt: skip
+
+
+def _hunyuan_video15_arguments(rows, dtype):
+    image = torch.zeros(rows, 6, 8, dtype=dtype)
+    return _video(rows, dtype) | {"timestep": _time(rows, dtype), "image_embeds": image}
+
+
+def mochi():
+    return diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=12, num_layers=2, pooled_projection_dim=16, in_channels=4,
+        out_channels=4, text_embed_dim=TEXT, time_embed_dim=8, max_sequence_length=16,
+    )  # fmt: skip
+
+
+def _mochi_pooled_alike():
+    """The oracle's run with the negative would have the mean of the negative in its time."""
+    model = mochi()
+    model.time_embed.pooler = _Nothing()
+    return model
+
+
+class _Nothing(torch.nn.Module):
+    def forward(self, x, mask):
+        return x.new_zeros(len(x), 24)
+
+
+def _left_padded_text(x, mask):
+    """HunyuanVideo then counts what is seen, and sees as many tokens from the first."""
+    return _masked_text(x, None if mask is None else mask.flip(1))
+
+
+def _two_masked_texts(x, mask):
+    first = _masked_text(x, mask)
+    seen = first["encoder_attention_mask"][:, 1:]
+    return first | {"encoder_hidden_states_2": x[:, 1:].flip(-1), "encoder_attention_mask_2": seen}
+
+
+def _lumina2():
+    return diffusers.Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+        num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(32, 8, 8),
+        cap_feat_dim=TEXT,
+    )  # fmt: skip
+
+
+def _lumina2_text(x, mask):
+    return _masked_text(x, SAME[: len(x), : x.shape[1]] if mask is None else mask)
+
+
+def _qwen21():
+    return diffusers.QwenImage21Transformer2DModel(
+        in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, context_in_dim=TEXT,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+def _qwen21_arguments(rows, dtype):
+    shapes = [[(1, 4, 4)]] * rows
+    # One time for all rows: the model adds a single row of time 0.
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": torch.tensor([0.5], dtype=dtype),
+            "img_shapes": shapes}  # fmt: skip
+
+
+def _qwen21_text(x, mask):
+    slots = torch.arange(x.shape[1] + 4) >= x.shape[1]  # after the text: each stands for four tokens of the image
+    return {"encoder_hidden_states": x, "encoder_hidden_states_mask": mask, "img_mask": slots.expand(len(x), -1)}
+
+
+def _kandinsky():
+    return diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
+        model_dim=32, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
+    )  # fmt: skip
+
+
+def _kandinsky_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 2, 4, 8, 4, seed=3, dtype=dtype), "timestep": _time(rows).float(),
+            "pooled_projections": noise(rows, 8, seed=4, dtype=dtype),
+            "visual_rope_pos": [torch.arange(n) for n in (2, 2, 4)]}  # fmt: skip
+
+
+TINY = {
+    "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=UNSEEN),
+    "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=UNSEEN),
+    # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.
+    "ZImageTransformer2DModel": Tiny(
+        _z_image,
+        _z_image_arguments,
+        32,
+        _z_image_text,
+        text_first=False,
+        lengths=(40, 36),
+        seen=((40, 3, 5), (36, 4, 1)),
+    ),
+    "HunyuanVideoTransformer3DModel": Tiny(
+        _hunyuan_video, _hunyuan_video_arguments, 16, _masked_text, text_first=False, seen=SEEN
+    ),
+    "LTX2VideoTransformer3DModel": Tiny(ltx2(), _ltx2_arguments, WHOLE, _ltx2_text, seen=SEEN),
+    "LTX2VideoTransformer3DModel 2.3": Tiny(
+        ltx2(
+            perturbed_attn=True,
+            cross_attn_mod=True,
+            audio_cross_attn_mod=True,
+            use_prompt_embeddings=False,
+            cross_attention_dim=TEXT,
+            audio_cross_attention_dim=TEXT,
+            audio_attention_head_dim=16,
+        ),
+        _ltx2_arguments,
+        WHOLE,
+        _ltx2_text,
+        seen=SEEN,
+    ),
+    "HunyuanVideoTransformer3DModel left": Tiny(
+        _hunyuan_video, _hunyuan_video_arguments, 16, _left_padded_text, text_first=False, seen=SEEN
+    ),
+    "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
+    "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
+    "CogVideoXTransformer3DModel 2b": Tiny(lambda: _cogvideox(False), _cogvideox_arguments(False), 24, lengths=(6, 6)),
+    "AuraFlowTransformer2DModel": Tiny(_auraflow, _image, 16),
+    "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
+    "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),
+    "OvisImageTransformer2DModel": _flux_like("OvisImageTransformer2DModel", out_channels=16),
+    "BriaFiboTransformer2DModel": Tiny(_fibo, _flux_arguments, 16, _fibo_text, seen=SEEN),
+    "HiDreamImageTransformer2DModel": Tiny(_hidream, _hidream_arguments, 16, _hidream_text, text_first=False),
+    "HunyuanImageTransformer2DModel": Tiny(
+        lambda: _hunyuan_image(False), _timed_image, 16, _masked_text, text_first=False, seen=SEEN
+    ),
+    "HunyuanImageTransformer2DModel of two texts": Tiny(
+        lambda: _hunyuan_image(True), _timed_image, 16, _two_masked_texts, text_first=False, seen=((7, 3, 5), (5, 4, 1))
+    ),
+    "HunyuanVideo15Transformer3DModel": Tiny(
+        _hunyuan_video15,
+        _hunyuan_video15_arguments,
+        16,
+        _two_masked_texts,
+        text_first=False,
+        seen=((7, 3, 5), (5, 4, 1)),
+    ),
+    "MochiTransformer3DModel": Tiny(_mochi_pooled_alike, _video, 16, _masked_text, text_first=False, seen=SEEN),
+    # As many tokens seen of both texts, for the oracle: the image's positions begin after them.
+    "Lumina2Transformer2DModel": Tiny(_lumina2, _image, 16, _lumina2_text, seen=((4, 3, 5), (4, 3, 5)), alone=True),
+    "Krea2Transformer2DModel": Tiny(_krea2_open, _krea2_arguments, 16, _krea2_text, seen=SEEN),
+    "PRXTransformer2DModel": Tiny(
+        _prx, _image, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN
+    ),
+    "CosmosTransformer3DModel": Tiny(_cosmos, _video, 16),
+    "SanaVideoTransformer3DModel": Tiny(_sana_video, _video, 16, _masked_text, seen=SEEN),
+    "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
+    "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
+    "Kandinsky5Transformer3DModel": Tiny(
+        _kandinsky,
+        _kandinsky_arguments,
+        16,
+        lambda x, mask: {"encoder_hidden_states": x, "text_rope_pos": torch.arange(x.shape[1])},
+        layer=lambda site: site.out_layer,
+        tau=4.0,
+        double=False,
+    ),
+}
+
+
+class Pipeline:
+    """As `guide` sees one: a denoiser, and a call with a prompt. Each prompt is the name of ready-made text."""
+
+    def __init__(self, kind, dtype=torch.float32, rows=ROWS, build=None):
+        self.transformer = seeded(build or TINY[kind].build, dtype)
+        self.arguments, self.texts = TINY[kind].arguments(rows, dtype), {}
+
+    def __call__(self, prompt):
+        return output(self.transformer, self.arguments | self.texts[prompt[0]])
+
+
+def output(model, arguments):
+    sample, *sound = model(**arguments, return_dict=False)
+    sample = torch.stack(sample) if isinstance(sample, list) else sample
+    return torch.cat([x.flatten(1) for x in (sample, *sound)], dim=1)
+
+
+def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha):
+    """The output of the untouched model, run twice side by side, with the prompt and with the negative.
+
+    At each guided layer the runs wait for each other, and both go on with what the formula makes of their two outputs of
+    attention: as a doubled batch does, for texts of any length. It replaces the input of the layer after attention, and
+    never meets an attention function. Returns (output, shares of tokens that the clip changed, one for each layer met).
+    """
+    if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
+        rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)
+        each = ([{k: v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)] for i in rows)
+        outs, shares = zip(
+            *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha) for one in each), strict=True
+        )
+        return torch.cat(outs), [sum(x) / len(x) for x in zip(*shares, strict=True)]
+    meeting, which = threading.Barrier(2, timeout=60), threading.local()
+    outputs, results, shares = [None, None], [None, None], []
+
+    def steered(x):
+        image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
+        outputs[which.run] = x[:, image].clone()
+        meeting.wait()
+        out, share = guided(*outputs, scale, tau, alpha)
+        if which.run == 0:
+            shares.append(share)
+        meeting.wait()
+        x = x.clone()
+        x[:, image] = out
+        return x
+
+    def of_output(layer, inputs, out):
+        return (steered(out[0]), *out[1:]) if isinstance(out, tuple) else steered(out)
+
+    def hook(site):
+        layer = tiny.layer(site)
+        if layer is None:
+            return site.register_forward_hook(of_output)
+        layer = layer[0] if isinstance(layer, (torch.nn.ModuleList, torch.nn.Sequential)) else layer
+        return layer.register_forward_pre_hook(lambda _, inputs: (steered(inputs[0]),))
+
+    def run(place, text):
+        which.run = place
+        try:
+            with torch.no_grad():
+                results[place] = output(model, arguments | text)
+        except BaseException as error:
+            results[place] = error
+            meeting.abort()
+
+    with contextlib.ExitStack() as stack:
+        for site in sites:
+            stack.callback(hook(site).remove)
+        threads = [threading.Thread(target=run, args=call) for call in enumerate((positive, negative))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results[0], shares

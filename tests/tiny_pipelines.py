@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pipelines of further families over tiny random models: (pipeline, call, prompt, negative) from each builder."""
+
+import inspect
+import types
+
+import diffusers
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny_families import TINY
+from tiny_families import ltx2 as tiny_ltx2
+from tiny_models import TEXT, Tokenizer, flux, pipeline, seeded, wan
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
+
+NEGATIVE = "a large blue dog on grass"
+
+
+def t5():
+    config = T5Config(vocab_size=64, d_model=TEXT, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    return {"text_encoder": seeded(lambda: T5EncoderModel(config), seed=2), "tokenizer": Tokenizer(16)}
+
+
+def denoiser(kind):
+    return seeded(TINY[kind].build)
+
+
+def embeds(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_text(texts, **call):
+    """The call with ready-made text for the prompt and for the unconditional text; the prompt's and the negative's own."""
+    prompt, negative, unconditional = texts
+    return call | {f"negative_{name}": x for name, x in unconditional.items()}, prompt, negative
+
+
+def chroma():
+    pipe = diffusers.ChromaPipeline(
+        FlowMatchEulerDiscreteScheduler(), None, **t5(), transformer=denoiser("ChromaTransformer2DModel")
+    )
+    return pipe, {"height": 32, "width": 32, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
+
+
+def z_image():
+    pipe = diffusers.ZImagePipeline(
+        FlowMatchEulerDiscreteScheduler(), None, None, None, denoiser("ZImageTransformer2DModel")
+    )
+    texts = [{"prompt_embeds": [embeds(n + i, n, TEXT) for i in range(2)]} for n in (7, 5, 3)]
+    return pipe, *with_text(texts, height=64, width=64)
+
+
+def hunyuan_video():
+    pipe = diffusers.HunyuanVideoPipeline(
+        None, None, denoiser("HunyuanVideoTransformer3DModel"), None, FlowMatchEulerDiscreteScheduler(), None, None
+    )
+    texts = [{"prompt_embeds": embeds(n, 2, n, TEXT), "pooled_prompt_embeds": embeds(n, 2, 8),
+              "prompt_attention_mask": (torch.arange(n) < torch.tensor([[n], [n - 2]])).long()} for n in (7, 5, 6)]  # fmt: skip
+    return pipe, *with_text(texts, height=32, width=32, num_frames=5)
+
+
+def ltx2():
+    connectors = diffusers.pipelines.ltx2.LTX2TextConnectors(
+        caption_channels=TEXT, text_proj_in_factor=1, video_connector_num_attention_heads=4,
+        video_connector_attention_head_dim=8, video_connector_num_layers=1, video_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=4, audio_connector_attention_head_dim=8, audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=None, connector_rope_base_seq_len=32, rope_theta=10000.0,
+        rope_double_precision=False, causal_temporal_positioning=False,
+    )  # fmt: skip
+    pipe = diffusers.LTX2Pipeline(
+        FlowMatchEulerDiscreteScheduler(), None, None, None, None, seeded(lambda: connectors),
+        seeded(tiny_ltx2(audio_in_channels=128, audio_out_channels=128)), None,
+    )  # fmt: skip
+    config = types.SimpleNamespace(scaling_factor=1.0, mel_bins=64, latent_channels=8)
+    pipe.vae = pipe.audio_vae = types.SimpleNamespace(
+        latents_mean=torch.zeros(1), latents_std=torch.ones(1), config=config, dtype=torch.float32
+    )
+    texts = [{"prompt_embeds": embeds(n, 2, 8, TEXT),
+              "prompt_attention_mask": (torch.arange(8) >= torch.tensor([[8 - n], [2]])).long()} for n in (7, 5, 6)]  # fmt: skip
+    return pipe, *with_text(texts, height=64, width=64, num_frames=9, stg_scale=0.0, audio_stg_scale=0.0, modality_scale=1.0,
+                            audio_modality_scale=1.0, audio_guidance_scale=None)  # fmt: skip
+
+
+def wan_from_an_image():
+    parts = pipeline("wan").components
+    vae = {
+        "base_dim": 3,
+        "z_dim": 16,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+    }
+    parts["vae"] = seeded(lambda: diffusers.AutoencoderKLWan(**vae))
+    parts["transformer"] = seeded(lambda: wan(image_dim=8, added_kv_proj_dim=24, in_channels=36, out_channels=16))
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    parts["image_encoder"] = seeded(lambda: CLIPVisionModel(vision))
+    parts["image_processor"] = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    texts = [{"prompt_embeds": embeds(n, 1, 512, TEXT)} for n in (7, 5, 6)]  # the only length that this model knows
+    image = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    return diffusers.WanImageToVideoPipeline(**parts), *with_text(texts, image=image, height=32, width=32, num_frames=5)
+
+
+def flux_fill():
+    parts = {k: v for k, v in pipeline("flux").components.items() if v is not None}
+    parts["transformer"] = seeded(lambda: flux(in_channels=36, out_channels=16))
+    pipe = diffusers.FluxFillPipeline(**parts)
+    call = {"image": torch.linspace(0, 1, 192).view(1, 3, 8, 8), "mask_image": torch.ones(1, 1, 8, 8), "height": 8}
+    return pipe, call | {"width": 8, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
+
+
+class ChatProcessor:
+    """As Qwen-Image 2.1 asks one for two numbers."""
+
+    tokenizer = types.SimpleNamespace(encode=lambda text: [9])
+
+    def apply_chat_template(self, *_, **__):
+        return [[1]]
+
+
+def chat_processor():
+    return {"processor": ChatProcessor()}
+
+
+def ready_made(
+    name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=dict, **call
+):
+    """A pipeline over a tiny model, with ready-made text; masks: the name of theirs, in the call."""
+
+    def build():
+        known = inspect.signature(getattr(diffusers, name).__init__).parameters
+        parts = {part: None for part in known if part in ("text_encoder", "tokenizer", "safety_checker")}
+        parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind), **more()}
+        pipe = getattr(diffusers, name)(**parts)
+        texts = []
+        for n in (7, 5, 6):
+            text = {"prompt_embeds": embeds(n, rows, length or n, *((2,) if "Krea" in kind else ()), TEXT)}
+            if masks:
+                text[masks] = torch.arange(length or n) < torch.tensor([[n], [n - 2]][:rows])
+            texts.append(text)
+        return pipe, *with_text(texts, height=64, width=64, **call)
+
+    return build
+
+
+def hunyuan_image():
+    """Its classifier-free guidance is a part of the pipeline, on or off; the second text may have no token."""
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae"))
+    parts |= {"transformer": denoiser("HunyuanImageTransformer2DModel of two texts")}
+    guider = diffusers.AdaptiveProjectedMixGuidance(guidance_scale=3.0, adaptive_projected_guidance_start_step=9)
+    pipe = diffusers.HunyuanImagePipeline(**parts, scheduler=FlowMatchEulerDiscreteScheduler(), guider=guider)
+    texts = []
+    for n in (7, 5, 6):
+        text = {"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_2": embeds(n + 9, 2, n - 1, TEXT)}
+        text["prompt_embeds_mask"] = torch.arange(n) < torch.tensor([[n], [n - 2]])
+        text["prompt_embeds_mask_2"] = torch.arange(n - 1) < torch.tensor([[2], [0]])
+        texts.append(text)
+    return pipe, *with_text(texts, height=256, width=256)
+
+
+MASKED = {"masks": "prompt_attention_mask", "length": 7}
+FURTHER = {
+    "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
+    "cogvideox": ready_made("CogVideoXPipeline", "CogVideoXTransformer3DModel 2b", length=6, num_frames=9,
+                            scheduler=diffusers.CogVideoXDDIMScheduler),
+    "auraflow": ready_made("AuraFlowPipeline", "AuraFlowTransformer2DModel", **MASKED),
+    "prx": ready_made("PRXPipeline", "PRXTransformer2DModel", use_resolution_binning=False, rows=1, **MASKED),
+    "krea 2": ready_made("Krea2Pipeline", "Krea2Transformer2DModel", masks="prompt_embeds_mask", length=7),
+    "sana video": ready_made("SanaVideoPipeline", "SanaVideoTransformer3DModel", frames=9, use_resolution_binning=False,
+                             negative_prompt=None, **MASKED),
+    "skyreels": ready_made("SkyReelsV2Pipeline", "SkyReelsV2Transformer3DModel", num_frames=9),
+    "ovis": ready_made("OvisImagePipeline", "OvisImageTransformer2DModel", negative_prompt=None),
+    "anyflow": ready_made("AnyFlowPipeline", "AnyFlowTransformer3DModel", num_frames=9, length=7),
+    "qwen image 2.1": ready_made(
+        "QwenImage21Pipeline", "QwenImage21Transformer2DModel", masks="prompt_embeds_mask", rows=1, more=chat_processor
+    ),
+    "lumina 2": ready_made("Lumina2Pipeline", "Lumina2Transformer2DModel", **MASKED),
+    "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
+    "hunyuan image": hunyuan_image,
+    "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
+    "wan from an image": wan_from_an_image, "flux fill": flux_fill,
+}  # fmt: skip

@@ -38,8 +38,21 @@ def _first_frame(denoiser: Module) -> str | None:
     return None
 
 
-def _last_image(arguments: Mapping[str, Any], site: Mapping[str, Any], length: int) -> slice:
+def _last_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
     return slice(length - math.prod(arguments["img_shapes"][0][-1]), length)
+
+
+def _indicated_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    shown = arguments["indicator"] == 2  # tokens of the image to be drawn, at the end of each row
+    image = int(shown[0].sum())
+    if not bool(shown[:, length - image :].all()) or bool(shown[:, : length - image].any()):
+        raise ValueError("guide: indicator must show the image at the end of each row, equally long in all")
+    return slice(length - image, length)
+
+
+def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    height, width = arguments["hidden_states"].shape[-2:]
+    return slice(length - height * width // denoiser.config.patch_size**2, length)
 
 
 GENERIC_FAMILIES: dict[str, Family] = {
@@ -50,6 +63,19 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("first", ("CogView4AttnProcessor",)),
         two_calls=True,
         unknown=("attention_mask",),
+    ),
+    "CogView3PlusTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+    ),
+    "AllegroTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AllegroAttnProcessor2_0",), masks=True),
     ),
     "CogVideoXTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -208,6 +234,25 @@ GENERIC_FAMILIES: dict[str, Family] = {
             fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's
         ),
         two_calls=True,
+    ),
+    "OmniGenTransformer2DModel": Family(
+        text={"input_ids": 1},
+        sites=_named("self_attn"),
+        site_count=_blocks("num_layers"),
+        beside=Beside(
+            text=("input_ids", "input_image_sizes", "attention_mask", "position_ids"), image=_image_to_be_drawn
+        ),
+        prompt_first=True,
+        cfg_above=-math.inf,  # it always has it
+    ),
+    "Ideogram4Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attention"),
+        site_count=_blocks("num_layers"),
+        beside=Beside(
+            text=("encoder_hidden_states", "position_ids", "segment_ids", "indicator"), image=_indicated_image
+        ),
+        two_calls=True,  # the other is of a model of its own
     ),
     "Kandinsky5Transformer3DModel": Family(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},

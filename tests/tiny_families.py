@@ -442,6 +442,18 @@ def _omnigen_text(x, mask):
     return {"input_ids": ids, "input_image_sizes": {}, "attention_mask": mask, "position_ids": positions}
 
 
+def _fibo2():
+    return diffusers.BriaFibo2Transformer2DModel(
+        in_channels=4, patch_size=2, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=TEXT,
+        injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=2, max_num_gist_tokens=5, gist_step=1,
+        gist_min_text_len=1, gist_max_text_len=7, axes_dims=(8, 4, 4), axes_lens=(32, 16, 16),
+    )  # fmt: skip
+
+
+def _fibo2_text(x, mask):
+    return {"encoder_hidden_states": torch.stack([x, x.flip(-1)], dim=1), "encoder_attention_mask": mask}
+
+
 def _kandinsky():
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
@@ -529,6 +541,7 @@ TINY = {
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
+    "BriaFibo2Transformer2DModel": Tiny(_fibo2, _timed_image, 16, _fibo2_text, seen=SEEN, alone=True),
     "Kandinsky5Transformer3DModel": Tiny(
         _kandinsky,
         _kandinsky_arguments,
@@ -567,7 +580,10 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     """
     if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
         rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)
-        each = ([{k: v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)] for i in rows)
+        each = (
+            [{k: v if v is None else v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)]
+            for i in rows
+        )
         outs, shares = zip(
             *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha) for one in each), strict=True
         )

@@ -55,6 +55,22 @@ def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: i
     return slice(length - height * width // denoiser.config.patch_size**2, length)
 
 
+def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    """FIBO 2 makes of each text a number of tokens by its length; where these differ in a batch they come last."""
+    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count  # younger than diffusers 0.41
+
+    config, (rows, _, tokens, _) = denoiser.config, arguments["encoder_hidden_states"].shape
+    mask = arguments.get("encoder_attention_mask")
+    lengths = [tokens] * rows if mask is None else mask.sum(dim=1).tolist()
+    counts = compute_gist_count(
+        lengths, config.min_num_gist_tokens, config.max_num_gist_tokens, config.gist_step, config.gist_min_text_len,
+        config.gist_max_text_len,
+    )  # fmt: skip
+    height, width = arguments["hidden_states"].shape[-2:]
+    start = 0 if min(counts) < max(counts) else max(counts)
+    return slice(start, start + height * width // config.patch_size**2)
+
+
 GENERIC_FAMILIES: dict[str, Family] = {
     "CogView4Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -233,6 +249,13 @@ GENERIC_FAMILIES: dict[str, Family] = {
             image=_last_image,
             fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's
         ),
+        two_calls=True,
+    ),
+    "BriaFibo2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 2},
+        sites=_named("attention", "cross_attention"),
+        site_count=lambda denoiser: denoiser.config.n_layers + len(denoiser.config.injection_layer_ids),
+        beside=Beside(text=("encoder_hidden_states", "encoder_attention_mask"), image=_image_beside_gist),
         two_calls=True,
     ),
     "OmniGenTransformer2DModel": Family(

@@ -344,8 +344,8 @@ SLOW = "QwenImage21Transformer2DModel"
 
 @pytest.mark.parametrize("rule", ["nag", "nasa"])
 @pytest.mark.parametrize(("kind", "beside"), [
-    ("CogView4Transformer2DModel", Beside(("encoder_hidden_states",), lambda arguments, site, length: slice(length - 16, None))),
-    ("CosmosTransformer3DModel", Beside(("encoder_hidden_states",), lambda arguments, site, length: slice(0, length))),
+    ("CogView4Transformer2DModel", Beside(("encoder_hidden_states",), lambda model, arguments, length: slice(length - 16, None))),
+    ("CosmosTransformer3DModel", Beside(("encoder_hidden_states",), lambda model, arguments, length: slice(0, length))),
 ])  # fmt: skip
 def test_the_slow_route_equals_packed_texts(kind, beside, rule, monkeypatch):
     pipe = filled(kind)

@@ -150,6 +150,20 @@ def _cogview4_arguments(rows, dtype):
     return _image(rows, dtype) | {name: torch.full((rows, 2), x, dtype=dtype) for name, x in sizes.items()}
 
 
+def _cogview3():
+    return diffusers.CogView3PlusTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, pos_embed_max_size=8, sample_size=8,
+    )  # fmt: skip
+
+
+def _allegro():
+    return diffusers.AllegroTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, num_layers=2,
+        cross_attention_dim=48, sample_height=4, sample_width=8, sample_frames=2, caption_channels=TEXT,
+    )  # fmt: skip
+
+
 def _cogvideox(rotary):
     return diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT,
@@ -381,6 +395,65 @@ def _qwen21_text(x, mask):
     return {"encoder_hidden_states": x, "encoder_hidden_states_mask": mask, "img_mask": slots.expand(len(x), -1)}
 
 
+def _ideogram4():
+    return diffusers.Ideogram4Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, intermediate_size=32, adaln_dim=8,
+        llm_features_dim=TEXT, mrope_section=(4, 2, 2),
+    )  # fmt: skip
+
+
+def _ideogram4_arguments(rows, dtype):
+    image = noise(rows, 16, 16, seed=3, dtype=dtype)
+    return {"hidden_states": torch.nn.functional.pad(image, (0, 0, 7, 0)), "timestep": _time(rows, dtype)}
+
+
+def _ideogram4_text(x, mask):
+    """Padded to seven tokens, which are not seen, before those of the image."""
+    rows, length = x.shape[:2]
+    seen = torch.ones(rows, length, dtype=torch.bool) if mask is None else mask
+    seen = torch.nn.functional.pad(seen, (0, 7 - length))
+    one = torch.ones(rows, 16, dtype=torch.long)
+    return {"encoder_hidden_states": torch.nn.functional.pad(x, (0, 0, 0, 23 - length)),
+            "position_ids": torch.arange(23)[None, :, None].expand(rows, -1, 3),
+            "segment_ids": torch.cat([seen.long() - (~seen).long(), one], dim=1),
+            "indicator": torch.cat([3 * seen.long() - (~seen).long(), 2 * one], dim=1)}  # fmt: skip
+
+
+def _omnigen():
+    return diffusers.OmniGenTransformer2DModel(
+        in_channels=4, patch_size=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32,
+        num_layers=2, pad_token_id=0, vocab_size=64, time_step_dim=4, pos_embed_max_size=8, max_position_embeddings=64,
+        original_max_position_embeddings=32, rope_scaling={"long_factor": list(range(1, 9)), "short_factor": [1] * 8},
+    )  # fmt: skip
+
+
+def _omnigen_arguments(rows, dtype):
+    return _image(rows, dtype) | {"timestep": _time(rows, dtype), "input_img_latents": []}
+
+
+def _omnigen_text(x, mask):
+    rows, length = x.shape[:2]
+    whole = length + 1 + 16  # the time comes before the image
+    seen = torch.ones(rows, length, dtype=torch.bool) if mask is None else mask
+    seen = torch.nn.functional.pad(seen, (0, 17), value=True)
+    mask = seen[:, None].expand(-1, whole, -1).to(x)
+    positions = torch.arange(whole).repeat(rows, 1)
+    ids = (x.sum(-1) * 99).long() % 60 + 3
+    return {"input_ids": ids, "input_image_sizes": {}, "attention_mask": mask, "position_ids": positions}
+
+
+def _fibo2():
+    return diffusers.BriaFibo2Transformer2DModel(
+        in_channels=4, patch_size=2, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=TEXT,
+        injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=2, max_num_gist_tokens=5, gist_step=1,
+        gist_min_text_len=1, gist_max_text_len=7, axes_dims=(8, 4, 4), axes_lens=(32, 16, 16),
+    )  # fmt: skip
+
+
+def _fibo2_text(x, mask):
+    return {"encoder_hidden_states": torch.stack([x, x.flip(-1)], dim=1), "encoder_attention_mask": mask}
+
+
 def _kandinsky():
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
@@ -430,6 +503,8 @@ TINY = {
         _hunyuan_video, _hunyuan_video_arguments, 16, _left_padded_text, text_first=False, seen=SEEN
     ),
     "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
+    "CogView3PlusTransformer2DModel": Tiny(_cogview3, _cogview4_arguments, 16),
+    "AllegroTransformer3DModel": Tiny(_allegro, _video, WHOLE, _masked_text, seen=SEEN, tau=4.0),
     "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
     "CogVideoXTransformer3DModel 2b": Tiny(lambda: _cogvideox(False), _cogvideox_arguments(False), 24, lengths=(6, 6)),
     "AuraFlowTransformer2DModel": Tiny(_auraflow, _image, 16),
@@ -464,6 +539,9 @@ TINY = {
     "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
     "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
+    "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
+    "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
+    "BriaFibo2Transformer2DModel": Tiny(_fibo2, _timed_image, 16, _fibo2_text, seen=SEEN, alone=True),
     "Kandinsky5Transformer3DModel": Tiny(
         _kandinsky,
         _kandinsky_arguments,
@@ -502,7 +580,10 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     """
     if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
         rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)
-        each = ([{k: v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)] for i in rows)
+        each = (
+            [{k: v if v is None else v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)]
+            for i in rows
+        )
         outs, shares = zip(
             *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha) for one in each), strict=True
         )

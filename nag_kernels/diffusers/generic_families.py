@@ -38,8 +38,37 @@ def _first_frame(denoiser: Module) -> str | None:
     return None
 
 
-def _last_image(arguments: Mapping[str, Any], site: Mapping[str, Any], length: int) -> slice:
+def _last_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
     return slice(length - math.prod(arguments["img_shapes"][0][-1]), length)
+
+
+def _indicated_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    shown = arguments["indicator"] == 2  # tokens of the image to be drawn, at the end of each row
+    image = int(shown[0].sum())
+    if not bool(shown[:, length - image :].all()) or bool(shown[:, : length - image].any()):
+        raise ValueError("guide: indicator must show the image at the end of each row, equally long in all")
+    return slice(length - image, length)
+
+
+def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    height, width = arguments["hidden_states"].shape[-2:]
+    return slice(length - height * width // denoiser.config.patch_size**2, length)
+
+
+def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    """FIBO 2 makes of each text a number of tokens by its length; where these differ in a batch they come last."""
+    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count  # younger than diffusers 0.41
+
+    config, (rows, _, tokens, _) = denoiser.config, arguments["encoder_hidden_states"].shape
+    mask = arguments.get("encoder_attention_mask")
+    lengths = [tokens] * rows if mask is None else mask.sum(dim=1).tolist()
+    counts = compute_gist_count(
+        lengths, config.min_num_gist_tokens, config.max_num_gist_tokens, config.gist_step, config.gist_min_text_len,
+        config.gist_max_text_len,
+    )  # fmt: skip
+    height, width = arguments["hidden_states"].shape[-2:]
+    start = 0 if min(counts) < max(counts) else max(counts)
+    return slice(start, start + height * width // config.patch_size**2)
 
 
 GENERIC_FAMILIES: dict[str, Family] = {
@@ -50,6 +79,19 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("first", ("CogView4AttnProcessor",)),
         two_calls=True,
         unknown=("attention_mask",),
+    ),
+    "CogView3PlusTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+    ),
+    "AllegroTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AllegroAttnProcessor2_0",), masks=True),
     ),
     "CogVideoXTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -208,6 +250,32 @@ GENERIC_FAMILIES: dict[str, Family] = {
             fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's
         ),
         two_calls=True,
+    ),
+    "BriaFibo2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 2},
+        sites=_named("attention", "cross_attention"),
+        site_count=lambda denoiser: denoiser.config.n_layers + len(denoiser.config.injection_layer_ids),
+        beside=Beside(text=("encoder_hidden_states", "encoder_attention_mask"), image=_image_beside_gist),
+        two_calls=True,
+    ),
+    "OmniGenTransformer2DModel": Family(
+        text={"input_ids": 1},
+        sites=_named("self_attn"),
+        site_count=_blocks("num_layers"),
+        beside=Beside(
+            text=("input_ids", "input_image_sizes", "attention_mask", "position_ids"), image=_image_to_be_drawn
+        ),
+        prompt_first=True,
+        cfg_above=-math.inf,  # it always has it
+    ),
+    "Ideogram4Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attention"),
+        site_count=_blocks("num_layers"),
+        beside=Beside(
+            text=("encoder_hidden_states", "position_ids", "segment_ids", "indicator"), image=_indicated_image
+        ),
+        two_calls=True,  # the other is of a model of its own
     ),
     "Kandinsky5Transformer3DModel": Family(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},

@@ -264,7 +264,7 @@ class _SteeredRun:
         original = stack.enter_context(intercepted(denoiser, call))
         steered = original
         if self.family.beside is not None:
-            steered = TwoRuns(original, sites, self.family.beside, self.text, self.packer.negative_for)
+            steered = TwoRuns(original, denoiser, sites, self.family.beside, self.text, self.packer.negative_for)
 
     def _call(self, denoiser, original, steered, processors, parts, args, kwargs):
         if threading.get_ident() != self.thread:

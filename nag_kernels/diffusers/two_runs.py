@@ -28,13 +28,13 @@ class Beside:
     """What tells the two runs of a family apart.
 
     text: the arguments that hold the text and whatever depends on it; they come from the negative.
-    image: image(arguments, layer's arguments, length of the sequence) -> where the image lies in it, as a slice.
+    image: image(model, arguments, length of the sequence in a guided layer) -> where the image lies in it, as a slice.
     layer: the layer after attention, whose input is guided.
     fixed: arguments that the run with the negative has whatever the other has.
     """
 
     text: tuple[str, ...]
-    image: Callable[[Mapping[str, Any], Mapping[str, Any], int], slice]
+    image: Callable[[Module, Mapping[str, Any], int], slice]
     layer: Callable[[Module], Module] = lambda site: site.to_out[0]
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,12 +49,20 @@ class TwoRuns:
     negative_for(name, value): the negative's argument with the rows of this call.
     """
 
-    def __init__(self, call: Callable, sites: list[Module], beside: Beside, text: PackedText, negative_for: Callable):
+    def __init__(
+        self,
+        call: Callable,
+        model: Module,
+        sites: list[Module],
+        beside: Beside,
+        text: PackedText,
+        negative_for: Callable,
+    ):
         if text.rule == "vsf":
             raise ValueError(
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
-        self.call, self.sites, self.beside, self.text = call, sites, beside, text
+        self.call, self.model, self.sites, self.beside, self.text = call, model, sites, beside, text
         self.negative_for = negative_for
 
     def __call__(self, **arguments: Any) -> Any:
@@ -74,19 +82,13 @@ class TwoRuns:
         return result
 
     def _watch(self, stack: contextlib.ExitStack, site: Module, meeting: "_Meeting", both: tuple) -> None:
-        latest: list[Mapping[str, Any]] = [{}, {}]
-
-        def enter(layer, inputs, options):
-            latest[meeting.place()] = options
-
         def steer(layer, inputs):
-            (x,), place = inputs, meeting.place()
-            image = self.beside.image(both[place], latest[place], x.shape[1])
+            (x,) = inputs
+            image = self.beside.image(self.model, both[meeting.place()], x.shape[1])
             x = x.clone()
             x[:, image] = meeting.exchange(x[:, image])
             return (x,)
 
-        stack.callback(site.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.callback(self.beside.layer(site).register_forward_pre_hook(steer).remove)
 
 

@@ -339,7 +339,7 @@ def test_both_routes_are_equal(kind, rule, monkeypatch):
 
 # --- the slow route ---------------------------------------------------------------------------------------------------
 
-SLOW = "QwenImage21Transformer2DModel"
+SLOW = "OmniGenTransformer2DModel"
 
 
 @pytest.mark.parametrize("rule", ["nag", "nasa"])
@@ -403,10 +403,10 @@ def test_what_the_slow_route_refuses():
     ):
         pipe(PROMPT)
     model = pipe.transformer
-    model.transformer_blocks[0].compile(backend="eager")
+    model.layers[0].compile(backend="eager")
     with pytest.raises(ValueError, match="it is compiled, and its texts cannot be packed"):
         enable_guidance(pipe, "negative")
-    model.transformer_blocks[0]._compiled_call_impl = None
+    model.layers[0]._compiled_call_impl = None
     pipe.transformer = torch.compile(model, backend="eager")
     with pytest.raises(ValueError, match="it is compiled, and its texts cannot be packed"):
         enable_guidance(pipe, "negative")

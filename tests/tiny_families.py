@@ -553,6 +553,8 @@ TINY = {
     ),
 }
 
+TINY = {kind: tiny for kind, tiny in TINY.items() if hasattr(diffusers, kind.split()[0])}  # an older library has fewer
+
 
 class Pipeline:
     """As `guide` sees one: a denoiser, and a call with a prompt. Each prompt is the name of ready-made text."""

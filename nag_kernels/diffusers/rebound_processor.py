@@ -161,11 +161,11 @@ class _Attention(JointAttentionProcessor):
 class _Site:
     """The layer whose processor is running."""
 
-    attention: _Attention
+    attention: _Attention | None = None
 
 
 class _ThreadSite(threading.local):
-    attention: _Attention
+    attention: _Attention | None = None
 
 
 _running, _traced = _ThreadSite(), _Site()
@@ -218,8 +218,12 @@ def _rebound_class(cls: type) -> type:
 
     @functools.wraps(call)
     def __call__(self, *args, **kwargs):
-        _site().attention = self.nag_attention
-        return own(self, *args, **kwargs)
+        site = _site()
+        site.attention = self.nag_attention
+        try:
+            return own(self, *args, **kwargs)
+        finally:
+            site.attention = None
 
     def get_calls(self):
         return self.nag_attention.text_calls

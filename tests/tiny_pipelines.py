@@ -124,7 +124,7 @@ def chat_processor():
 
 
 def ready_made(
-    name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=None, **call
+    name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=dict, **call
 ):
     """A pipeline over a tiny model, with ready-made text; masks: the name of theirs, in the call."""
 

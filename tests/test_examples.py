@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from tiny_models import one_thread  # noqa: F401
 
 path = Path(__file__).parents[1] / "examples" / "families.py"
@@ -22,6 +23,8 @@ spec.loader.exec_module(families)
 
 @pytest.mark.parametrize("family", families.EXAMPLES)
 def test_example(family, capsys):
+    if family == "qwen-image-2.1" and not hasattr(diffusers, "QwenImage21Pipeline"):
+        pytest.skip(f"diffusers {diffusers.__version__} has no QwenImage21Pipeline")
     families.main([family, "--tiny"])
     changed = re.fullmatch(r"\w+: guidance changed the latents by ([\d.]+)%\n", capsys.readouterr().out)
     assert float(changed[1]) > 0

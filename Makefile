@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
 OLDEST_TESTS = guide guide_limits processors combinations adapters steps negative_pooled parallel \
-  families family_pipelines examples
+  families family_pipelines family_combinations examples
 SOURCES = pyproject.toml setup.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo shapes test test-oldest bench gpu lint clean

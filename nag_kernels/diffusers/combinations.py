@@ -33,6 +33,8 @@ def check_combination(denoiser: Module, negative_pooled: bool) -> None:
                 "it from step to step, whether guided or not; remove it"
             )
     check_parallel(where, family, model)
+    if family.route == "slow":
+        _check_two_runs(where, model)
     if negative_pooled:
         if not family.pooled:
             raise ValueError(
@@ -57,6 +59,17 @@ def check_gradients(denoiser: Module) -> None:
         raise ValueError(
             "guide: gradient checkpointing runs layers again in backward, when guidance has left them: call "
             "disable_gradient_checkpointing(), or put the processors themselves into the model"
+        )
+
+
+def _check_two_runs(where: str, model: Module) -> None:
+    """Two runs take turns within a layer, which must not lose its weights when the first of them leaves it."""
+    grouped = any(type(hook).__module__.endswith("group_offloading") for _, _, hook in _hooks(model))
+    inside = (x for x in model.modules() if x is not model)
+    if grouped or any(getattr(getattr(x, "_hf_hook", None), "offload", False) for x in inside):
+        raise ValueError(
+            f"{where}its texts cannot be packed, and two runs that take turns would meet layers whose weights are offloaded; "
+            "use enable_model_cpu_offload() or none"
         )
 
 

@@ -89,8 +89,8 @@ def test_it_equals_the_doubled_batch_with_both_pooled_texts(kind, dtype):
     assert error(whole[3:], whole[:3]) < 1e-5  # so the image is the same in both halves
     assert all(0 < share < 1 for share in clipped), clipped
 
-    values = (torch.tensor(x) for x in (SCALE, TAU, ALPHA))
-    text = PackedText(7, 7, None, None, *values)
+    values = {"nag_scale": SCALE, "nag_tau": TAU, "nag_alpha": ALPHA}
+    text = PackedText(7, 7, **{name: torch.tensor(x) for name, x in values.items()})
     for site in sites:
         site.processor = family_of(model).processors[type(site.processor)](text=text)
     both = torch.cat([positive, negative], dim=1)

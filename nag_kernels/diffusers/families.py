@@ -25,8 +25,12 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2ParallelSelfAttnProcessor,
 )
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
-from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
-from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_ltx2 import (
+    LTX2Attention,
+    LTX2AudioVideoAttnProcessor,
+    LTX2PerturbedAttnProcessor,
+)
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
@@ -83,7 +87,7 @@ def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
     """The second of each block, and of the sound: nothing on a layer says whether it sees text, as text is as wide as the
     image."""
     for name, module in denoiser.named_modules():
-        if hasattr(module, "processor") and name.split(".")[-1] in ("attn2", "audio_attn2"):
+        if isinstance(module, (LTXAttention, LTX2Attention)) and name.split(".")[-1] in ("attn2", "audio_attn2"):
             yield name, module
 
 

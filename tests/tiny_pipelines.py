@@ -181,3 +181,5 @@ FURTHER = {
     "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
     "wan from an image": wan_from_an_image, "flux fill": flux_fill,
 }  # fmt: skip
+if not hasattr(diffusers, "QwenImage21Pipeline"):  # an older library has fewer
+    del FURTHER["qwen image 2.1"]

@@ -31,8 +31,8 @@ const KernelTable& table() {
   using namespace emulated_avx512;
   static KernelTable table = default_kernels();
   table.capability = "avx512_bf16";
-  table.attention[static_cast<int>(DType::kFloat)] = Attention<Plain<float>>::kernel("avx512");
-  table.attention[static_cast<int>(DType::kBFloat16)] = Attention<Pairs>::kernel("avx512_bf16");
+  table.attention[static_cast<int>(DType::kFloat)] = Attention<RegisterTiles<Plain<float>>>::kernel("avx512");
+  table.attention[static_cast<int>(DType::kBFloat16)] = Attention<RegisterTiles<Pairs>>::kernel("avx512_bf16");
   table.guidance[static_cast<int>(DType::kFloat)] = Guidance<float>::kernel("avx512");
   table.guidance[static_cast<int>(DType::kBFloat16)] = Guidance<BFloat16>::kernel("avx512");
   return table;
@@ -43,5 +43,6 @@ const KernelTable& table() {
 const KernelTable* avx2_kernels() { return &table(); }
 const KernelTable* avx512_kernels() { return nullptr; }
 const KernelTable* avx512_bf16_kernels() { return nullptr; }
+const KernelTable* amx_kernels() { return nullptr; }
 
 }  // namespace nag

@@ -21,7 +21,7 @@ namespace nag {
 namespace {
 
 // Z+ and Z- of a tile are written once and read twice, so they may spill to the third-level cache.
-constexpr int64_t kTileBytes = 16 << 20;
+constexpr int64_t kTileBytes = 2 << 20;
 // Below this much arithmetic, waking a second thread (some 5 us) costs more than it saves.
 constexpr double kSerialFlops = 1e6;
 

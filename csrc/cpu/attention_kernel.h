@@ -45,7 +45,7 @@ struct Attention {
     Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before a fork
     Acc* state;      // [panels][2 branches][kState][kWidth]: maximum, rest, sum
     Acc* norms;      // [panels][Z+, G][kWidth]
-    Acc* scores;     // [kMostKeys][kWidth]; then probabilities, where kPack is 2 as bfloat16 pairs
+    Acc* scores;     // [kMostKeys][kWidth]; then probabilities, where kPack is 2 as pairs
     Element* query;  // [panels][key_width][kWidth]
   };
 
@@ -146,18 +146,19 @@ struct Attention {
       for (int64_t k = k0; k < end; k += kPack) {
 #pragma GCC unroll 2
         for (int j = 0; j < kVectors; ++j) {
-          Acc* at = scores + k * kWidth + j * kLanes;
+          const Acc* at = scores + k * kWidth + j * kLanes;
+          Acc* to = scores + k / kPack * kWidth + j * kLanes;
           if constexpr (kPack == 1) {
             const V probability = exp2_nonpositive<kShort>(fma(load(at), scale, offset[j]) - rest[j]);
             some[j] += probability;
-            store(at, probability);
+            store(to, probability);
           } else {
             const V even = exp2_coarse(fma(load(at), scale, offset[j]) - rest[j]);
             const V odd = k + 1 < keys ? exp2_coarse(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
             const VecU pair = bf16_pair(even, odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.
             some[j] = dot_bf16_pairs(pair, VecU{} + 0x3f803f80u, some[j]);
-            store(scores + k / 2 * kWidth + j * kLanes, (VecF)pair);
+            store(to, (VecF)pair);
           }
         }
       }
@@ -166,11 +167,8 @@ struct Attention {
         total[j] += some[j];
       }
     }
-    for (int64_t pack = (keys + kPack - 1) / kPack; pack < Tiles::packs(keys); ++pack) {
-      for (int j = 0; j < kVectors; ++j) {
-        store(scores + pack * kWidth + j * kLanes, V{});
-      }
-    }
+    const int64_t weighed = (keys + kPack - 1) / kPack;
+    std::memset(scores + weighed * kWidth, 0, (Tiles::packs(keys) - weighed) * kWidth * sizeof(Acc));
   }
 
   // All visible keys of one segment into the states of every panel of the tile. Returns whether there were any.
@@ -206,11 +204,10 @@ struct Attention {
   // next head's rows, one token apart, are fetched meanwhile.
   static void load_query(const T* query, int64_t stride, int64_t head_stride, int64_t tokens, int64_t d, bool negate,
                          Element* out) {
-    const int64_t width = Tiles::key_width(d);
+    const int64_t words = Tiles::key_width(d);
     for (int j = 0; j < kVectors; ++j) {
-      for (int64_t c = 0; c < width; c += kLanes) {
+      for (int64_t c = 0; c < words; c += kLanes) {
         const int64_t live = tokens - j * kLanes;
-        const int64_t count = min64(kLanes, width - c);
         const T* row = query + j * kLanes * stride;
         V rows[kLanes];
         if (live >= kLanes && (c + kLanes) * kPack <= d) {
@@ -230,14 +227,15 @@ struct Attention {
           }
         }
         transpose<M>(rows);
-        if (count == kLanes) {
+        Acc* to = reinterpret_cast<Acc*>(out) + c * kWidth + j * kLanes;
+        if (c + kLanes <= words) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) {
-            store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
+            store(to + i * kWidth, rows[i]);
           }
         } else {
-          for (int i = 0; i < count; ++i) {
-            store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
+          for (int i = 0; i < words - c; ++i) {
+            store(to + i * kWidth, rows[i]);
           }
         }
       }
@@ -394,8 +392,17 @@ struct Attention {
   }
 
   static constexpr AttentionKernel kernel(const char* path) {
-    return {path,          kWidth,           Tiles::kTilePanels, kPack,         Tiles::kKeyRound, sizeof(Element),
-            Tiles::key_width, Tiles::value_width, scratch_bytes,      Tiles::pack_head, run_tile};
+    return {path,
+            kWidth,
+            Tiles::kTilePanels,
+            kPack,
+            Tiles::kKeyRound,
+            sizeof(Element),
+            Tiles::key_width,
+            Tiles::value_width,
+            scratch_bytes,
+            Tiles::pack_head,
+            run_tile};
   }
 };
 

@@ -46,7 +46,7 @@ NAG_INLINE int64_t packed_row(const AttentionParams& p, const Segment& s, int64_
 template <class M, int64_t kPack, class T>
 NAG_INLINE typename M::V load_words(const T* row, int64_t c, int64_t d) {
   if constexpr (kPack == 1) {
-    return c + M::kLanes <= d ? load(row + c) : load_partial<M>(row + c, d - c);
+    return c + M::kLanes <= d ? load(row + c) : c < d ? load_partial<M>(row + c, d - c) : typename M::V{};
   } else {
     if (2 * (c + M::kLanes) <= d) {
       return load(reinterpret_cast<const float*>(row + 2 * c));
@@ -105,7 +105,6 @@ NAG_INLINE int64_t next_rows(int64_t left) {
   }
   return left < kTileRows ? left : (left + 1) / 2;
 }
-
 
 template <class P>
 struct Packing {

@@ -14,10 +14,6 @@
 #  define NAG_HAS_AVX512 1
 #  define NAG_HAS_BF16_PAIRS 1
 #  define NAG_HAS_AMX 1
-#ifndef NAG_AMX_KEYS
-#define NAG_AMX_KEYS 256
-#define NAG_AMX_PANELS 4
-#endif
 
 NAG_TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #  include "kernel_table.h"

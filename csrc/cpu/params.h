@@ -61,12 +61,12 @@ struct AttentionParams {
 
 // One attention kernel: a SIMD path for one dtype.
 struct AttentionKernel {
-  const char* path;      // name in the call counter
-  int64_t panel_tokens;  // queries that share one vector pass
-  int64_t tile_panels;   // panels of one work item at most
-  int64_t pack;          // keys (and channels) per packed element: 2 for bfloat16 pairs, else 1
-  int64_t key_round;     // a multiple of pack
-  int64_t element_size;  // bytes of one packed element
+  const char* path;                           // name in the call counter
+  int64_t panel_tokens;                       // queries that share one vector pass
+  int64_t tile_panels;                        // panels of one work item at most
+  int64_t pack;                               // keys (and channels) per packed element: 2 for bfloat16 pairs, else 1
+  int64_t key_round;                          // a multiple of pack
+  int64_t element_size;                       // bytes of one packed element
   int64_t (*key_width)(int64_t head_size);    // packed elements of one key
   int64_t (*value_width)(int64_t head_size);  // packed channels of one value
   // Bytes of scratch that one thread needs (64-byte aligned).

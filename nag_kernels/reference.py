@@ -44,17 +44,19 @@ def attention(
     return sum(torch.einsum("bhst,bthd->bshd", *run) for run in runs)
 
 
-def row_factors(positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str):
-    """(a, b) of out = a * Z+ - b * Z-, one pair per token; positive, negative are [..., C] with all heads in C.
+def row_factors(positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str, total=None):
+    """(a, b) of out = a * Z+ - b * Z-, one pair per token; positive, negative are [..., C] with all heads in C (where some
+    are elsewhere, total adds up the sums |G|_1 and |Z+|_1, [..., 2]).
 
     (5) gives a = 1, b = scale. (1) to (4) give, without a quotient by |Z+|_1 (f = 1 where |G|_1 = 0),
         f = min(1, tau |Z+|_1 / |G|_1),  a = alpha f scale + 1 - alpha,  b = alpha f (scale - 1)
     """
     if rule == "nasa":
         return torch.ones_like(scale), scale
-    extrapolated = (scale * positive - (scale - 1) * negative).abs().sum(-1, keepdim=True)
+    sums = [x.abs().sum(-1, keepdim=True) for x in (scale * positive - (scale - 1) * negative, positive)]
+    extrapolated, whole = sums if total is None else total(torch.cat(sums, -1)).chunk(2, -1)
     no_clip = torch.isinf(tau)
-    bound = torch.where(no_clip, 1.0, tau) * positive.abs().sum(-1, keepdim=True)
+    bound = torch.where(no_clip, 1.0, tau) * whole
     clipped = (extrapolated > bound) & ~no_clip
     factor = torch.where(clipped, bound / torch.where(clipped, extrapolated, 1.0), 1.0)
     return alpha * factor * scale + 1 - alpha, alpha * factor * (scale - 1)
@@ -68,12 +70,12 @@ def as_tensor(setting: float | Tensor, like: Tensor) -> Tensor:
     return setting.to(dtype).reshape(setting.shape + (1,) * (like.ndim - setting.ndim))
 
 
-def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, rule: str = "nag") -> Tensor:
+def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, rule: str = "nag", **total) -> Tensor:
     """out = a * positive - b * negative, tensors [..., C]; settings are floats or tensors [] or [B]; not for "vsf"."""
     dtype = accumulate_dtype(positive.dtype)
     settings = [as_tensor(x, positive) for x in (nag_scale, nag_tau, nag_alpha)]
     wide_positive, wide_negative = positive.to(dtype), negative.to(dtype)
-    a, b = row_factors(wide_positive, wide_negative, *settings, rule)
+    a, b = row_factors(wide_positive, wide_negative, *settings, rule, **total)
     return (a * wide_positive - b * wide_negative).to(positive.dtype).contiguous()
 
 

@@ -274,12 +274,24 @@ def joint_layer(last=False, **options):
     return seeded(lambda: Attention(32, added_kv_proj_dim=32, heads=4, dim_head=8, **options), torch.float64)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
 @pytest.mark.parametrize("last", [False, True], ids=["inner", "context_pre_only"])
 @pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
-def test_joint_attention_layer(qk_norm, last):
+def test_joint_attention_layer(qk_norm, last, fused):
     attn, x = joint_layer(last, qk_norm=qk_norm), noise(3, 9, 32, seed=7)
     positive, negative = texts(3, 7, 5, 32, torch.float64)
     (wanted, _), (plain, own_positive), (_, own_negative) = two_pass_oracle(attn, x, positive, negative)
+    if fused:  # diffusers' own processor for this leaves out the norms
+        attn.fuse_projections()
+        attn.to_q = attn.to_k = attn.to_v = attn.add_q_proj = attn.add_k_proj = attn.add_v_proj = (
+            None  # must not be used
+        )
+        attn.set_processor(NAGJointAttnProcessor2_0())
+        if qk_norm is None:
+            assert error(attn(x, positive)[0], plain) < 1e-12
+        else:
+            with pytest.raises(ValueError, match="leaves out the norms of query and key"):
+                attn(x, positive)
     attn.set_processor(NAGJointAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA, text=PackedText(7, 5)))
     got, text = attn(x, torch.cat([positive, negative], dim=1))
     assert error(got, wanted) < 1e-12
@@ -294,6 +306,46 @@ def test_joint_attention_without_a_negative_is_the_stock_processor():
     attn.set_processor(NAGJointAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA))
     for got, wanted in zip((*attn(x, positive), attn(x)), (*stock, alone), strict=True):
         assert torch.equal(got, wanted)
+
+
+PARTS = pytest.mark.parametrize("parts", [2, 3, 4], ids=["positive, negative", "with cfg", "with cfg and pag"])
+
+
+def published_batch(parts):
+    each = 2
+    """(texts of each part, in the published order, and the rows of the image that each has)."""
+    texts_ = [noise(each, 7, 32, seed=20 + i) for i in range(parts - 2)]
+    positive, negative = texts(each, 7, 7, 32, torch.float64)
+    texts_.insert(min(len(texts_), 1), positive)  # after the unconditional, before the perturbed
+    return [*texts_, negative], noise((parts - 1) * each, 9, 32, seed=7)
+
+
+@PARTS
+def test_joint_layer_takes_the_published_batch(parts):
+    each = 2
+    attn = joint_layer()
+    texts_, x = published_batch(parts)
+    at = 0 if parts == 2 else each  # where the rows with a negative begin
+    plain, own = attn(x, torch.cat(texts_[:-1]))
+    (wanted, _), _, (_, own_negative) = two_pass_oracle(attn, x[at : at + each], texts_[at // each], texts_[-1])
+    attn.set_processor(NAGJointAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA))
+    got, text = attn(x, torch.cat(texts_))
+    assert error(got[at : at + each], wanted) < 1e-12
+    assert error(text, torch.cat([own, own_negative])) < 1e-12
+    others = [i for i in range(len(x)) if not at <= i < at + each]
+    assert not others or error(got[others], plain[others]) < 1e-12
+
+
+@PARTS
+def test_cross_attention_layer_takes_the_published_batch(parts):
+    each = 2
+    attn = seeded(lambda: Attention(query_dim=32, cross_attention_dim=32, heads=4, dim_head=8), torch.float64)
+    texts_, x = published_batch(parts)
+    at = 0 if parts == 2 else each
+    wanted = attn(x, torch.cat(texts_[:-1]))
+    wanted[at : at + each] = two_pass_oracle(attn, x[at : at + each], texts_[at // each], texts_[-1])[0]
+    attn.set_processor(NAGAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA))
+    assert error(attn(x, torch.cat(texts_)), wanted) < 1e-12
 
 
 def flux_layer(single=False):
@@ -332,6 +384,45 @@ def test_flux_layer_of_two_streams(fused):
     assert error(text, torch.cat([own_positive, own_negative], dim=1)) < 1e-12
 
 
+@PARTS
+@pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
+def test_flux_layer_of_two_streams_takes_the_published_batch(parts, fused):
+    each = 2
+    attn, rotary = flux_layer(), positions(16)
+    if fused:
+        attn.fuse_projections()
+    texts_, x = published_batch(parts)
+    at = 0 if parts == 2 else each
+    caught = []
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
+    image, own = attn(x, torch.cat(texts_[:-1]), image_rotary_emb=rotary)
+    _, own_negative = attn(x[at : at + each], texts_[-1], image_rotary_emb=rotary)
+    hook.remove()
+    steered, share = guided(caught[0][at : at + each], caught[1], SCALE, LAYER_TAU, ALPHA)
+    assert 0 < share < 1, share
+    image[at : at + each] = attn.to_out[0](steered)
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA))
+    got, text = attn(x, torch.cat(texts_), image_rotary_emb=rotary)
+    assert error(got, image) < 1e-12
+    assert error(text, torch.cat([own, own_negative])) < 1e-12
+
+
+def test_flux_layer_of_one_stream_takes_the_published_batch():
+    """[text ; image] twice, the image of the second half another; both halves get the guided image."""
+    attn, rotary = flux_layer(single=True), positions(16)
+    positive, negative = texts(3, 7, 7, 32, torch.float64)
+    first = noise(3, 9, 32, seed=7)
+    whole = torch.cat(
+        [torch.cat(x, dim=1) for x in ((positive, first), (negative, first + 0.1 * noise(3, 9, 32, seed=8)))]
+    )
+    out = attn(whole, image_rotary_emb=rotary)
+    steered, share = guided(*out[:, 7:].chunk(2), SCALE, LAYER_TAU, ALPHA)
+    assert 0 < share < 1, share
+    attn.set_processor(NAGFluxAttnProcessor2_0(SCALE, LAYER_TAU, ALPHA, encoder_hidden_states_length=7))
+    got = attn(whole, image_rotary_emb=rotary)
+    assert error(got, torch.cat([out[:, :7], torch.cat([steered, steered])], dim=1)) < 1e-12
+
+
 def test_flux_layer_of_one_stream():
     attn, x = flux_layer(single=True), noise(3, 9, 32, seed=7)
     positive, negative = texts(3, 7, 5, 32, torch.float64)
@@ -355,6 +446,9 @@ def test_flux_layer_without_a_negative_is_the_stock_processor(single):
 def test_flux_misfits_are_refused():
     attn, x = flux_layer(), noise(2, 9, 32, seed=7)
     attn.set_processor(NAGFluxAttnProcessor2_0(SCALE))
+    with pytest.raises(ValueError, match=r"batch 2 .*4 .*3 .*2 .*got 5"):
+        attn(x, noise(5, 7, 32, seed=1))
+    attn.set_processor(NAGFlux2AttnProcessor(SCALE))
     with pytest.raises(ValueError, match=r"batch 2 .*got 4: pack"):
         attn(x, noise(4, 7, 32, seed=1))
     attn.set_processor(NAGFluxAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
@@ -366,6 +460,12 @@ def test_flux_misfits_are_refused():
     single.set_processor(NAGFluxAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
     with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 9"):
         single(x)  # shorter than the text alone
+    single.set_processor(NAGFluxAttnProcessor2_0(SCALE, encoder_hidden_states_length=7))
+    for odd in (noise(3, 9, 32, seed=7), x[:, :5]):
+        with pytest.raises(ValueError, match=r"even batch .* of at least 7 tokens"):
+            single(odd)
+    with pytest.raises(TypeError, match="text must be a PackedText or None, got int"):
+        NAGFluxAttnProcessor2_0(SCALE, TAU, ALPHA, 512)
 
 
 def wan_layer(first_frame=False):
@@ -493,8 +593,8 @@ def test_misfits_are_refused():
 def test_joint_misfits_are_refused():
     attn, x = joint_layer(), noise(2, 9, 32, seed=7)
     attn.set_processor(NAGJointAttnProcessor2_0(SCALE))
-    with pytest.raises(ValueError, match=r"batch 2 .*got 4: pack"):
-        attn(x, noise(4, 7, 32, seed=1))
+    with pytest.raises(ValueError, match=r"batch 2 .*4 .*3 .*2 .*got 5"):
+        attn(x, noise(5, 7, 32, seed=1))
     attn.set_processor(NAGJointAttnProcessor2_0(SCALE, text=PackedText(7, 5)))
     with pytest.raises(ValueError, match=r"7 \+ 5 tokens .*got 14"):
         attn(x, noise(2, 14, 32, seed=1))
@@ -502,9 +602,6 @@ def test_joint_misfits_are_refused():
         attn(x, noise(2, 12, 32, seed=1), attention_mask=torch.zeros(2, 1, 12))
     attn.processor.text.mask_positive = torch.ones(2, 7, dtype=torch.bool)
     with pytest.raises(ValueError, match="there are no masks"):
-        attn(x, noise(2, 12, 32, seed=1))
-    attn.fuse_projections()
-    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
         attn(x, noise(2, 12, 32, seed=1))
 
 

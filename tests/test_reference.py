@@ -225,6 +225,20 @@ class TestIdentities:
         assert torch.equal(out[1], positive[1])
 
 
+def test_heads_that_are_elsewhere():
+    """Each half of the channels, with the sums of both."""
+    positive, negative = branches()
+    halves, sums = list(zip(positive.chunk(2, -1), negative.chunk(2, -1), strict=True)), []
+    for half in halves:
+        reference.guidance(*half, *SETTINGS, total=lambda own: sums.append(own) or own)
+    assert all(x.shape == (*positive.shape[:-1], 2) for x in sums)
+    out = [reference.guidance(*half, *SETTINGS, total=lambda own: sum(sums)) for half in halves]
+    whole = reference.guidance(positive, negative, *SETTINGS)
+    torch.testing.assert_close(torch.cat(out, -1), whole)
+    alone = torch.cat([reference.guidance(*half, *SETTINGS) for half in halves], -1)
+    assert (alone - whole).abs().max() > 1e-3
+
+
 def test_the_reference_is_short():
     text = pathlib.Path(reference.__file__).read_text()
     assert len(text.splitlines()) <= 115

@@ -624,10 +624,13 @@ def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", step
         return (torch.cat([out[: rows - images], conditional]),)
 
     models = denoisers(pipe)
+    before = [model.__dict__.get("forward") for model in models]  # where hooks (offloading, ...) have set one
     for model in models:
         model.forward = lambda *args, model=model, plain=model.forward, **kwargs: steered(model, plain, args, kwargs)
     try:
         return draw(pipe, **options), shares
     finally:
-        for model in models:
+        for model, forward in zip(models, before, strict=True):
             del model.forward
+            if forward is not None:
+                model.forward = forward

@@ -3,10 +3,13 @@
 """Guided attention in diffusers pipelines: `guide` for whole pipelines, processors for single layers."""
 
 try:
-    import diffusers  # noqa: F401  (the installed library)
+    import diffusers  # the installed library
 except ImportError as error:
     message = "nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'"
     raise ImportError(message) from error
+
+if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 39]:
+    raise ImportError(f"nag_kernels.diffusers needs diffusers 0.39 or newer, found {diffusers.__version__}")
 
 from .cross_attention import (
     NAGAttnProcessor2_0,
@@ -17,6 +20,7 @@ from .cross_attention import (
 from .families import supported
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
+from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
 from .joint_attention import (
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
@@ -30,6 +34,8 @@ __all__ = [
     "NAGFlux2AttnProcessor",
     "NAGFlux2ParallelSelfAttnProcessor",
     "NAGFluxAttnProcessor2_0",
+    "NAGFluxIPAdapterAttnProcessor",
+    "NAGIPAdapterAttnProcessor2_0",
     "NAGJointAttnProcessor2_0",
     "NAGLTXVideoAttnProcessor",
     "NAGQwenDoubleStreamAttnProcessor2_0",

@@ -3,6 +3,7 @@
 """Drop-in processors for cross-attention: diffusers' own, with a second, negative text and one fused call."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,28 +14,15 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import Tensor
 from torch.nn import Module
 
-from nag_kernels import fused_guided_attention
-
 from .guided_processor import GuidedProcessor, PackedText, heads, not_plain, seen_tokens, whole_if_unseen
+from .parallel import gathered
 
 
 class CrossAttentionProcessor(GuidedProcessor):
     """Two texts, packed along the sequence or, as in the published code, along the batch."""
 
-    def _rows_of_negative(self, rows: int, text_rows: int) -> int:
-        """How many of `rows` queries have a negative: the last ones."""
-        if self.text is not None or text_rows == 2 * rows:
-            return rows
-        if 2 * text_rows == 3 * rows:
-            return rows // 2
-        raise ValueError(
-            f"{type(self).__name__}: encoder_hidden_states must have batch {rows} (no negative), {2 * rows} ([positive; "
-            f"negative]) or, under classifier-free guidance, {rows * 3 // 2} ([unconditional; positive; negative]) for "
-            f"hidden_states of batch {rows}, got {text_rows}"
-        )
-
     def _check_text(self, rows: int, text: Tensor) -> None:
-        self._rows_of_negative(rows, text.shape[0])
+        self._steered_rows(rows, text.shape[0])
         if self.text is not None:
             self._check_packed(text)
 
@@ -42,11 +30,7 @@ class CrossAttentionProcessor(GuidedProcessor):
         """What belongs to text+ and to text-, of x [text rows, tokens, ...]."""
         if self.text is not None:
             return x.split((self.text.length_positive, self.text.length_negative), dim=1)
-        positive, negative = x[:rows], x[rows:]
-        unconditional = rows - negative.shape[0]
-        if unconditional:  # these rows have no negative; their settings make any text here a plain attention
-            negative = torch.cat([positive[:unconditional], negative])
-        return positive, negative
+        return self._of_each_row(x, rows)
 
     def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
         if self.text is not None and self.text.mask_positive is not None:
@@ -80,13 +64,11 @@ class CrossAttentionProcessor(GuidedProcessor):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""
         rows = query.shape[0]
-        key_positive, key_negative = self._split(key, rows)
-        value_positive, value_negative = self._split(value, rows)
-        return fused_guided_attention(
-            query, key_positive, value_positive, key_negative, value_negative,
-            *self._settings_for(query, rows - self._rows_of_negative(rows, key.shape[0])),
-            **self._text_options(masks, key_negative.shape[1]),
-        ).flatten(2)  # fmt: skip
+        positive, negative = zip(self._split(key, rows), self._split(value, rows), strict=True)
+        if self.text is not None and self.text.sequence_group is not None:
+            positive, negative = gathered([positive, negative], self.text.sequence_group)
+        settings = self._settings_for(query, self._steered_rows(rows, key.shape[0]))
+        return self._guided(query, positive, negative, settings, masks).flatten(2)
 
 
 class NAGAttnProcessor2_0(CrossAttentionProcessor):
@@ -101,8 +83,8 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
             encoder_hidden_states [B, T+ + T-, C] is guided. Without it the batch tells, as in the published
             code: with hidden_states [B, S, C], encoder_hidden_states of batch 2B is [positive; negative]; with
             hidden_states [2B, S, C] (classifier-free guidance), batch 3B is [unconditional; positive;
-            negative], and the first B rows keep their plain attention; equal batches, or none, are plain
-            attention.
+            negative], and the first B rows keep their plain attention, as do the last B of [3B, S, C] (perturbed attention
+            as well) with batch 4B; equal batches, or none, are plain attention.
     Masks: attention_mask as diffusers gives it, a bias [B, 1, T] for all of encoder_hidden_states, or bool.
     Raises: ValueError for a batch or length of encoder_hidden_states that is none of these, a mask that is not
         plain yes or no (RuntimeError from inside a compiled model), settings out of range.
@@ -113,6 +95,9 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self._plain, self._plain_fused = AttnProcessor2_0(), FusedAttnProcessor2_0()
 
+    def stands_for(self, stock: Any) -> None:
+        self.fused = isinstance(stock, FusedAttnProcessor2_0)
+
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, temb: Tensor | None = None,
@@ -120,6 +105,14 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         rows = hidden_states.shape[0]
         if encoder_hidden_states is None or (self.text is None and encoder_hidden_states.shape[0] == rows):
             return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return self._run(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+    def _run(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
+        temb: Tensor | None, beside: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The guided layer; `beside` gives of the query what is added to its attention, [B, S, C]."""
+        rows = hidden_states.shape[0]
         self._check_text(rows, encoder_hidden_states)
         masks = self._masks(attention_mask, encoder_hidden_states, rows)
         self._count()
@@ -135,7 +128,10 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         key, value = self._keys_and_values(
             attn, lambda: self._project_text(attn, self._normed_text(attn, encoder_hidden_states, rows))
         )
-        hidden_states = self._attend(self._project_image(attn, hidden_states), key, value, masks)
+        query = self._project_image(attn, hidden_states)
+        hidden_states = self._attend(query, key, value, masks)
+        if beside is not None:
+            hidden_states = hidden_states + beside(query)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if len(image_shape) == 4:
             hidden_states = hidden_states.transpose(-1, -2).reshape(image_shape)
@@ -144,7 +140,7 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         return hidden_states / attn.rescale_output_factor
 
     def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
-        return (self._plain_fused if attn.fused_projections else self._plain)(attn, *call)
+        return (self._plain_fused if self._is_fused(attn) else self._plain)(attn, *call)
 
     def _normed_text(self, attn: Attention, text: Tensor, rows: int) -> Tensor:
         if attn.norm_cross is None:
@@ -161,7 +157,8 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
 
     def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value [.., H, D]."""
-        key, value = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
+        fused = self._is_fused(attn)
+        key, value = attn.to_kv(text).chunk(2, dim=-1) if fused else (attn.to_k(text), attn.to_v(text))
         key = heads(attn, key)
         return key if attn.norm_k is None else attn.norm_k(key), heads(attn, value)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .families import family_of, inner_denoiser
+from .guided_processor import put_processor
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
@@ -152,7 +153,7 @@ def record_negative(function: Callable, pipe: Any, denoisers: list[Module], argu
             owner.__dict__.clear()
             owner.__dict__.update(attributes)
         for module, processor in processors:
-            module.processor = processor
+            put_processor(module, processor)
     if not got:
         raise RuntimeError(
             f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoisers[0])).__name__}: "

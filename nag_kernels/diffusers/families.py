@@ -15,10 +15,12 @@ from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
+    FusedJointAttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
     JointAttnProcessor2_0,
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
-from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
     Flux2AttnProcessor,
@@ -36,6 +38,7 @@ from .cross_attention import (
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
 from .joint_attention import (
     NAGFlux2AttnProcessor,
     NAGFlux2ParallelSelfAttnProcessor,
@@ -71,6 +74,8 @@ class Family:
     unknown: arguments of forward that must be None, as they would change attention.
     keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
         and are small beside the model.
+    pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
+    context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
     """
 
     text: Mapping[str, int]
@@ -84,6 +89,8 @@ class Family:
     two_calls: bool = False
     unknown: tuple[str, ...] = ()
     keeps_text: bool = False
+    pooled: str = ""
+    context_parallel: bool = False
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -130,8 +137,18 @@ def _unet_settings(unet: Module) -> Settings:
 def _unet_refuse(unet: Module) -> str | None:
     if unet.config.addition_embed_type not in (None, "text_time"):
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
-    if unet.config.encoder_hid_dim_type not in (None, "text_proj"):
+    if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):
         return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
+    return None
+
+
+def _sd3_refuse(transformer: Module) -> str | None:
+    sites = [attn for _, attn in _joint_attentions(transformer)]
+    if any(type(attn.processor) is FusedJointAttnProcessor2_0 and attn.norm_q is not None for attn in sites):
+        return (
+            "its projections are fused, and diffusers' processor for that leaves out the norms of query and key, which this "
+            "model has: call unfuse_qkv_projections()"
+        )
     return None
 
 
@@ -141,7 +158,11 @@ FAMILIES: dict[str, Family] = {
         masks=("encoder_attention_mask",),
         sites=_cross_attentions,
         site_count=_unet_sites,
-        processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
+        processors={
+            AttnProcessor2_0: NAGAttnProcessor2_0,
+            FusedAttnProcessor2_0: NAGAttnProcessor2_0,
+            IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
+        },
         settings=_unet_settings,
         refuse=_unet_refuse,
         keeps_text=True,
@@ -160,8 +181,13 @@ FAMILIES: dict[str, Family] = {
         masks=(),
         sites=_joint_attentions,
         site_count=lambda transformer: transformer.config.num_layers,
-        processors={JointAttnProcessor2_0: NAGJointAttnProcessor2_0},
+        processors={
+            JointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+            FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+        },
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
+        refuse=_sd3_refuse,
+        pooled="pooled_projections",
     ),
     "SanaTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -178,9 +204,14 @@ FAMILIES: dict[str, Family] = {
         masks=(),
         sites=_all_of(FluxAttention),
         site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        processors={FluxAttnProcessor: NAGFluxAttnProcessor2_0},
+        processors={
+            FluxAttnProcessor: NAGFluxAttnProcessor2_0,
+            FluxIPAdapterAttnProcessor: NAGFluxIPAdapterAttnProcessor,
+        },
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
+        pooled="pooled_projections",
+        context_parallel=True,
     ),
     "Flux2Transformer2DModel": Family(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
@@ -194,6 +225,7 @@ FAMILIES: dict[str, Family] = {
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
         two_calls=True,
         unknown=("kv_cache_mode",),
+        context_parallel=True,
     ),
     "QwenImageTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -211,6 +243,7 @@ FAMILIES: dict[str, Family] = {
         site_count=lambda transformer: transformer.config.num_layers,
         processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
+        context_parallel=True,
     ),
     "WanTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -220,6 +253,7 @@ FAMILIES: dict[str, Family] = {
         processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
+        context_parallel=True,
     ),
     "WanVACETransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -272,27 +306,20 @@ def checked_sites(denoiser: Module) -> list[Module]:
     """The attention layers to be guided.
 
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
-    slicing, xformers, IP-Adapter), no site at all, or another number than the model's configuration says.
+    slicing, xformers), no site at all, or another number than the model's configuration says.
     """
     family, denoiser = family_of(denoiser), inner_denoiser(denoiser)
     kind = type(denoiser).__name__
     reason = family.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
-    if getattr(denoiser, "_parallel_config", None) is not None:
-        raise ValueError(f"guide: this {kind} cannot be guided: it is spread over several devices (_parallel_config)")
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise ValueError(
-            f"guide: this {kind} cannot be guided: its cache would carry steps with guidance into steps without; call "
-            "disable_cache()"
-        )
     sites = list(family.sites(denoiser))
     known = " or ".join(x.__name__ for x in family.processors)
     for name, module in sites:
         if type(module.processor) not in family.processors:
             raise ValueError(
                 f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, which is not "
-                f"known: guidance needs {known}. Disable attention slicing, xformers, IP-Adapter or whatever has set "
+                f"known: guidance needs {known}. Disable attention slicing, xformers or whatever has set "
                 f"it, or call set_attn_processor({next(iter(family.processors)).__name__}())"
             )
     if len(sites) != family.site_count(denoiser) or not sites:

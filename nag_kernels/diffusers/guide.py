@@ -20,6 +20,7 @@ from torch.nn import Module
 
 from nag_kernels._ops import check_rule, check_scalars
 
+from .combinations import check_calls, check_combination, check_gradients, head_mesh, sequence_mesh
 from .dry_run import (
     CALLBACKS,
     OTHER_THREAD,
@@ -33,8 +34,10 @@ from .dry_run import (
     record_negative,
 )
 from .families import checked_sites, family_of, find_denoisers, inner_denoiser
-from .guided_processor import PackedText
+from .guided_processor import PackedText, put_processor
+from .modulation import negative_modulation
 from .packing import Packer
+from .steps import Steps, check_window
 
 _in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
 _in_use_lock = threading.Lock()
@@ -44,7 +47,8 @@ _in_use_lock = threading.Lock()
 def guide(
     pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
     nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
-    start: float = 0.0, end: float = 1.0, pad: bool = False,
+    start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
+    negative_pooled: bool = False,
 ) -> Iterator[Any]:  # fmt: skip
     """Within the block, every call of `pipe` is steered away from `negative_prompt` inside attention.
 
@@ -66,8 +70,11 @@ def guide(
         negative_logit_bias: of "vsf" alone, added to the logits of the negative (its paper subtracts an offset there).
         start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end.
             Before and after, the model runs untouched.
+        sigma_end: beside these, a noise level of the pipeline's scheduler: only steps above it are guided.
         pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the
             length of the longer: its own padding becomes visible, and zeros follow where it has none.
+        negative_pooled: of SD3 and FLUX.1 alone. False modulates both texts by the prompt's pooled text; True modulates the
+            negative text by its own, as the published code does.
 
     Yields: pipe.
     Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known,
@@ -77,7 +84,8 @@ def guide(
         never called in it.
     """
     enable_guidance(pipe, negative_prompt, nag_scale=nag_scale, nag_tau=nag_tau, nag_alpha=nag_alpha, rule=rule,
-                    negative_logit_bias=negative_logit_bias, start=start, end=end, pad=pad)  # fmt: skip
+                    negative_logit_bias=negative_logit_bias, start=start, end=end, sigma_end=sigma_end, pad=pad,
+                    negative_pooled=negative_pooled)  # fmt: skip
     guidance = type(pipe)._nag_guidance
     try:
         yield pipe
@@ -90,7 +98,8 @@ def guide(
 def enable_guidance(
     pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
     nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
-    start: float = 0.0, end: float = 1.0, pad: bool = False,
+    start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
+    negative_pooled: bool = False,
 ) -> None:  # fmt: skip
     """Steers every call of `pipe` until `disable_guidance(pipe)`. Arguments and errors as in `guide`."""
     cls = type(pipe)
@@ -99,7 +108,8 @@ def enable_guidance(
     if not callable(pipe):
         raise TypeError(f"guide: pipe must be a diffusers pipeline, got {cls.__name__}")
     settings = (nag_scale, nag_tau, nag_alpha)
-    guidance = _Guidance(pipe, negative_prompt, settings, rule, negative_logit_bias, start, end, pad)
+    window = (start, end, sigma_end)
+    guidance = _Guidance(pipe, negative_prompt, settings, rule, negative_logit_bias, window, pad, negative_pooled)
 
     @functools.wraps(cls.__call__)
     def guided_call(self, *args, **kwargs):
@@ -128,7 +138,7 @@ def _restore(pipe: Any) -> None:
 class _Guidance:
     """The settings of one `enable_guidance`, and its calls."""
 
-    def __init__(self, pipe, negative_prompt, given, rule, bias, start, end, pad):
+    def __init__(self, pipe, negative_prompt, given, rule, bias, window, pad, negative_pooled):
         self.calls = 0
         self.unused = (
             f"this {type(pipe).__name__} was not called while guidance was enabled, so nothing was guided (a __call__ that "
@@ -156,17 +166,22 @@ class _Guidance:
         check_scalars("guide", *self.settings)
         if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
             raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")
-        if not 0 <= start < end <= 1:
-            raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
-        self.rule, self.bias, self.start, self.end, self.pad = rule, bias, start, end, pad
+        check_window(*window)
+        self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
+        self.negative_pooled = negative_pooled
         for denoiser in denoisers:
-            checked_sites(denoiser)
+            self.check(denoiser)
+
+    def check(self, denoiser):
+        """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
+        check_combination(denoiser, self.negative_pooled)
+        return checked_sites(denoiser)
 
     def run(self, function, pipe, args, kwargs):
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
         self.calls += 1
         denoisers = find_denoisers(pipe)
-        sites = [checked_sites(denoiser) for denoiser in denoisers]
+        sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
         with contextlib.ExitStack() as stack:
             for denoiser in denoisers:
@@ -177,7 +192,7 @@ class _Guidance:
             scale = arguments.get("guidance_scale")
             family = family_of(denoisers[0])
             halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > 1)
-            steered = _SteeredRun(self, pipe, family, negative, images, halves)
+            steered = _SteeredRun(self, pipe, denoisers[0], negative, images, halves)
             args, kwargs = _with_callbacks(function, (pipe, *args), kwargs, steered.resting)
             for part in zip(denoisers, sites, strict=True):
                 steered.stand_in(stack, *part)
@@ -186,10 +201,7 @@ class _Guidance:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
         if steered.guided == 0:
-            raise RuntimeError(
-                f"guide: no step fell between start {self.start:g} and end {self.end:g}: guidance did not act; "
-                f"the call had {len(set(steered.step_of))} steps"
-            )
+            raise RuntimeError(f"guide: {steered.steps.never_guided()}")
         return result
 
 
@@ -225,24 +237,32 @@ def _claimed(denoiser: Module) -> Iterator[None]:
 class _SteeredRun:
     """Stands for the denoisers during one call of the pipeline."""
 
-    def __init__(self, guidance, pipe, family, negative, images, halves):
-        self.guidance, self.pipe, self.family = guidance, pipe, family
+    def __init__(self, guidance, pipe, denoiser, negative, images, halves):
+        self.guidance, self.pipe, self.family = guidance, pipe, family_of(denoiser)
         self.thread = threading.get_ident()
-        self.calls = self.guided = self.visits = 0
+        self.calls = self.guided = 0
         self.rests = False
-        self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
+        self.steps = Steps(pipe, *guidance.window)
         self.latest = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.seen = (None, None)  # sample and text of the latest call that was not unconditional
-        self.keeps = family.keeps_text
+        self.keeps = self.family.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
+        sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
         self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias)
-        self.packer = Packer(family, negative, images, halves, guidance.pad, self.text)
+        self.text.sequence_group = None if sequence is None else sequence.get_group()
+        self.text.head_group = None if heads is None else heads.get_group()
+        self.meshes = sequence, heads
+        self.packer = Packer(self.family, negative, images, halves, guidance.pad, self.text, sequence)
 
     def stand_in(self, stack: contextlib.ExitStack, denoiser: Module, sites: list[Module]) -> None:
         """Takes the calls of `denoiser` until `stack` closes."""
+        if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
+            raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
         ours = self.family.processors
         processors = [(site, site.processor, ours[type(site.processor)](text=self.text)) for site in sites]
+        for _, stock, processor in processors:
+            processor.stands_for(stock)
 
         def call(*args, **kwargs):
             return self._call(denoiser, original, processors, args, kwargs)
@@ -260,27 +280,25 @@ class _SteeredRun:
         for name in self.family.unknown:
             if arguments.get(name) is not None:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
-        if self._is_unconditional(arguments) or not self._is_guided_step():
+        if self._is_unconditional(arguments) or not self.steps.visit():
             return original(*args, **kwargs)
+        check_gradients(denoiser)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
         self._check_rows(arguments["timestep"])
         self._set_settings()
         self.guided += 1
-        try:
-            for site, _, ours in processors:
+        sites = [site for site, _, _ in processors]
+        with contextlib.ExitStack() as stack:
+            stack.callback(_put, [(site, stock) for site, stock, _ in processors])
+            for _, _, ours in processors:
                 ours.text_calls = 0
-                site.processor = ours
+            _put([(site, ours) for site, _, ours in processors])
+            if self.guidance.negative_pooled:
+                pooled = self.packer.pooled(arguments)
+                stack.enter_context(negative_modulation(inner_denoiser(denoiser), sites, self.text, pooled))
             result = original(**arguments)
-        finally:
-            for site, stock, _ in processors:
-                site.processor = stock
-        calls = [ours.text_calls for _, _, ours in processors]
-        if any(n != 1 for n in calls):
-            raise RuntimeError(
-                f"guide: each of {len(calls)} attention layers must see the text once per call, but {calls.count(0)} "
-                f"did not see it and {sum(n > 1 for n in calls)} saw it more often: guidance would not act everywhere"
-            )
+        check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors})
         return result
 
     def enter(self, context: str | None) -> None:
@@ -359,31 +377,10 @@ class _SteeredRun:
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             self.text.steered = torch.arange(rows, device=self.packer.device) >= rows - images
 
-    def _is_guided_step(self) -> bool:
-        start, end = self.guidance.start, self.guidance.end
-        if start == 0 and end == 1:
-            return True
-        if not self.step_of:
-            self.step_of = self._steps()
-        if self.visits == len(self.step_of):
-            raise RuntimeError(
-                f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                f"({len(self.step_of)}): start and end cannot be placed"
-            )
-        step, steps = self.step_of[self.visits], self.step_of[-1] + 1
-        self.visits += 1
-        # Rounded by less than a step: 0.07 * 100 is a little above 7.
-        return start * steps - 1e-6 <= step < end * steps - 1e-6
 
-    def _steps(self) -> list[int]:
-        """The step of each visit: distinct timesteps in a row, as a scheduler of second order visits most of them twice.
-
-        From the scheduler, not from the denoiser's calls: pipelines round their timesteps to half precision, in which
-        neighbours become equal.
-        """
-        timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
-        used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
-        return torch.unique_consecutive(timesteps[-used:], return_inverse=True)[1].tolist()
+def _put(processors: list[tuple[Module, Any]]) -> None:
+    for layer, processor in processors:
+        put_processor(layer, processor)
 
 
 def _number(timestep: Any) -> float:

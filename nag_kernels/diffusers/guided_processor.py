@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from nag_kernels import fused_guided_attention
 from nag_kernels._ops import check_scalars
 
+from .parallel import attention_with_sharded_heads
+
+KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
 MASKED = -9000.0  # diffusers writes "not seen" as a bias of -10000, others as the lowest number or -inf
 
 
@@ -33,6 +37,9 @@ class PackedText:
     kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a dict that is
         empty at first, and again whenever the texts or the weights are others. None computes them in every call.
         Cross-attention only; a compiled model does not use it.
+    sequence_group: the processes over which tokens are split, text+, text- and image each in equal parts; the lengths are those
+        of this process, the masks those of the whole texts. None where all tokens are here.
+    head_group: the processes over which heads are sharded; None where all heads are here.
     """
 
     length_positive: int = 0
@@ -46,6 +53,8 @@ class PackedText:
     negative_logit_bias: float = 0.0
     steered: Tensor | None = None
     kept: dict[Module, tuple[Tensor, Tensor]] | None = None
+    sequence_group: Any = None
+    head_group: Any = None
 
 
 def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +87,17 @@ def not_plain(where: str, name: str) -> str:
 
 
 class GuidedProcessor:
-    """The settings of one processor, and how its layer's texts lie."""
+    """The settings of one processor, and how its layer's texts lie.
+
+    fused: whether the layer's fused projections are used. None asks the layer, which is right but for diffusers' `Attention`:
+        it says so still when they are fused no more, and the fused weights are stale.
+    """
+
+    fused: bool | None = None
 
     def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | None):
+        if text is not None and not isinstance(text, PackedText):
+            raise TypeError(f"{type(self).__name__}: text must be a PackedText or None, got {type(text).__name__}")
         self.text = text
         self.text_calls: int | None = None  # guided calls since it was set to 0; not counted while None
         self._settings = torch.zeros(3)
@@ -117,18 +134,46 @@ class GuidedProcessor:
     def nag_alpha(self, value: float) -> None:
         self._set(*self._values[:2], value)
 
-    def _settings_for(self, query: Tensor, unconditional: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The three settings, [] or [B]; the first rows may be unconditional: these keep their plain attention."""
+    def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The three settings, [] or [B]; rows that are not `steered` keep their plain attention."""
         if self.text is not None and self.text.nag_scale is not None:
             return self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha
         if self._settings.device != query.device:
             with torch.inference_mode(False):
                 self._settings = self._settings.to(query.device)
         scale, tau, alpha = self._settings.unbind()
-        if unconditional:
-            steered = torch.arange(query.shape[0], device=query.device) >= unconditional
+        rows = query.shape[0]
+        if steered.start or steered.stop < rows:
+            row = torch.arange(rows, device=query.device)
+            steered = (row >= steered.start) & (row < steered.stop)
             scale, tau = scale.where(steered, 1.0), tau.where(steered, math.inf)
         return scale, tau, alpha
+
+    def _steered_rows(self, rows: int, text_rows: int) -> slice:
+        """Which of `rows` images have a negative: all where texts are packed, else as the published batch of text has it.
+
+        Its last rows are the negatives, of the rows after the unconditional ones; perturbed attention adds a third kind.
+        """
+        each = text_rows - rows
+        if self.text is not None or text_rows == 2 * each:
+            return slice(0, rows)
+        if each > 0 and text_rows in (3 * each, 4 * each):
+            return slice(each, 2 * each)
+        raise ValueError(
+            f"{type(self).__name__}: encoder_hidden_states must have batch {rows} (no negative), {2 * rows} ([positive; "
+            f"negative]), with classifier-free guidance {rows * 3 // 2} ([unconditional; positive; negative]) or, with "
+            f"perturbed attention as well, {rows * 4 // 3} ([unconditional; positive; perturbed; negative]) for "
+            f"hidden_states of batch {rows}, got {text_rows}"
+        )
+
+    def _of_each_row(self, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """text+ and text- for each image, of a published batch x [text rows, ...]; rows that are not steered have their
+        text+ twice: their settings make any text there a plain attention."""
+        steered = self._steered_rows(rows, x.shape[0])
+        positive, negative = x[:rows], x[rows:]
+        if negative.shape[0] < rows:
+            negative = torch.cat([positive[: steered.start], negative, positive[steered.stop :]])
+        return positive, negative
 
     def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
         """What the operation is told about the texts beside keys and values: masks, bias and rule."""
@@ -138,6 +183,24 @@ class GuidedProcessor:
             negative = steered.expand(-1, length_negative) if negative is None else negative & steered
         return {"mask_positive": positive, "mask_negative": negative,
                 "negative_logit_bias": text.negative_logit_bias, "rule": text.rule}  # fmt: skip
+
+    def _guided(self, query: Tensor, positive: KeyValue, negative: KeyValue, settings: tuple[Tensor, Tensor, Tensor],
+                masks: tuple[Tensor | None, Tensor | None], shared: KeyValue | None = None) -> Tensor:  # fmt: skip
+        """The operation on key and value of both texts and of what both branches see, [B, S, H, D]."""
+        options = self._text_options(masks, negative[0].shape[1])
+        if shared is not None:
+            options |= {"key_shared": shared[0], "value_shared": shared[1]}
+        if self.text is not None and self.text.head_group is not None:
+            return attention_with_sharded_heads(
+                query, *positive, *negative, *settings, group=self.text.head_group, **options
+            )
+        return fused_guided_attention(query, *positive, *negative, *settings, **options)
+
+    def stands_for(self, stock: Any) -> None:
+        """Takes over what only the processor in whose place it comes knows; `guide` calls this."""
+
+    def _is_fused(self, attn: Module) -> bool:
+        return attn.fused_projections if self.fused is None else self.fused
 
     def _count(self) -> None:
         # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.
@@ -153,5 +216,13 @@ class GuidedProcessor:
             )
 
 
+def put_processor(layer: Module, processor: Any) -> None:
+    """On a layer; a processor may be a module (those of IP-Adapters are) or not."""
+    layer._modules.pop("processor", None)
+    layer.processor = processor
+
+
 def heads(attn: Module, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (attn.heads, -1))  # [B, S, C] -> [B, S, H, D]
+    """[B, S, C] -> [B, S, H, D]; under tensor parallelism with the heads of this process alone."""
+    size = attn.head_dim if hasattr(attn, "head_dim") else attn.inner_dim // attn.heads
+    return x.unflatten(-1, (-1, size))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .families import Family
 from .guided_processor import PackedText, not_plain, seen_tokens, whole_if_unseen
+from .parallel import interleaved
 
 
 class Packer:
@@ -21,13 +22,21 @@ class Packer:
     halves: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
     text: what the processors share.
+    mesh: the devices over which the text is split on its way through the model, or None.
     """
 
     def __init__(
-        self, family: Family, negative: Mapping[str, Any], images: int, halves: bool, pad: bool, text: PackedText
+        self,
+        family: Family,
+        negative: Mapping[str, Any],
+        images: int,
+        halves: bool,
+        pad: bool,
+        text: PackedText,
+        mesh: Any = None,
     ):
         self.family, self.negative, self.images, self.pad, self.text = family, negative, images, pad, text
-        self.halves = halves
+        self.halves, self.mesh = halves, mesh
         self.rows, self.device = 0, None  # of the latest call
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
 
@@ -53,13 +62,18 @@ class Packer:
             for other in along:
                 packed[other] = _lengthened(*packed[other], along[other])
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
-        self.text.length_positive, self.text.length_negative = (x.shape[dim] for x in packed[name])
         self.text.mask_positive, self.text.mask_negative = seen or (None, None)
-        packed = {other: torch.cat(packed[other], dim=along[other]) for other in along}
+        degree = 1 if self.mesh is None else self.mesh.size()
+        self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
+        packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along}
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
-            packed |= {mask: torch.cat(seen, dim=1) for mask in self.family.masks}
+            packed |= {mask: interleaved(*seen, 1, degree, mask) for mask in self.family.masks}
         return packed
+
+    def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The negative's pooled text with the rows of this call."""
+        return self._rows_of(self.family.pooled, 1, arguments[self.family.pooled])
 
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]

@@ -6,8 +6,8 @@
 // product 16 x 16 float32. Packing makes every tile of A 1024 contiguous bytes, with zeros beyond the last key and
 // channel.
 //
-// Only bfloat16 takes this path. float32 as the sum of three bfloat16, six products for one, was tried: on Granite
-// Rapids 1.1 times as fast as the vector units on Wan's layer, 0.9 and 0.8 times on those of FLUX.1 and SD3.5.
+// Only bfloat16 takes this path. float32 as the sum of three bfloat16, six products for one, was tried on an Intel
+// Xeon with AVX10.1: 1.1 times as fast as the vector units on Wan's layer, 0.9 and 0.8 times on FLUX.1's and SD3.5's.
 #pragma once
 
 #include "attention_pack.h"
@@ -114,7 +114,7 @@ struct MatrixTiles {
   static_assert(kLanes == kTile && kWidth == 2 * kTile, "two tiles of queries to a panel");
   static constexpr int64_t kPack = 2;
   static constexpr int64_t kKeyRound = 2 * kTile;  // both a depth of the second product and two tiles of the first
-  static constexpr int64_t kMostKeys = 256;        // 128 to 256 cost the same on Granite Rapids, 512 some 15 % more
+  static constexpr int64_t kMostKeys = 256;        // 128 to 256 cost the same (Xeon with AVX10.1), 512 more
   static constexpr int64_t kTilePanels = 2;        // 1 to 8 cost the same there
 
   static NAG_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nag_kernels import testing
 
-from .machine import RESULTS, Rows, describe, fma_peak, sentence
+from .machine import RESULTS, Rows, describe, peaks, sentence
 from .providers import PROVIDERS, SETTINGS, Run, served, verify
 from .report import means
 from .workloads import CPU, GPU, GROWTH, ONE_TOKEN, Workload
@@ -222,11 +222,12 @@ def main(options: argparse.Namespace) -> None:
         sys.exit(f"--workload must be of {', '.join(known)}; got {', '.join(unknown)}")
     dtypes = options.dtype or (["bfloat16"] if on_gpu else ["float32", "bfloat16"])
     whole = not options.workload and not options.dtype and not options.provider and options.shrink == 1
-    about, peak = describe(device, options.threads), None if on_gpu else fma_peak(options.threads)
+    about, peak = describe(device, options.threads), {} if on_gpu else peaks(options.threads)
     backend, refusal = served(device)
     print(f"{sentence(about)}; ours: the {backend} kernels{f', not here: {refusal}' if refusal else ''}")
     if not on_gpu:
-        print(f"float32 multiply-add peak, measured: {f'{peak:.0f} GFLOP/s' if peak else 'no C compiler'}")
+        said = ", ".join(f"{dtype} {rate:.0f} GFLOP/s" for dtype, rate in peak.items())
+        print(f"multiply-add peak, measured: {said or 'no C compiler'}")
     runs = set_up(options.provider or [name for name, each in PROVIDERS.items() if each.usual], device)
     rows = Rows("attention", about, options.csv and whole)
     clock = Clock(device)
@@ -253,8 +254,8 @@ def main(options: argparse.Namespace) -> None:
                         mib = device_memory(run, inputs)
                     elif whole and HAS_PROC and dtype == "float32" and name in ("eager", "ours") and len(rivals) > 1:
                         mib = resident_memory(workload, name, options.threads)
-                    rows.add(**row(workload, dtype, name, times[name], peak, mib))
-                table.add_row(*cells(workload, dtype, runs, times, peak))
+                    rows.add(**row(workload, dtype, name, times[name], peak.get(dtype), mib))
+                table.add_row(*cells(workload, dtype, runs, times, peak.get(dtype)))
             if whole and not on_gpu and "ours" in runs:
                 for mode, found in call_overhead().items():
                     named = dataclasses.replace(ONE_TOKEN, name=f"{ONE_TOKEN.name}, {mode}")

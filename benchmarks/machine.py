@@ -55,14 +55,55 @@ int main() {
 """
 
 
-def fma_peak(threads: int) -> float | None:
-    """GFLOP/s of float32 multiply-adds in registers, `threads` processes at once; None without a C compiler."""
+TILES_SOURCE = """
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int main() {
+  struct { unsigned char palette, start, zero[14]; unsigned short bytes[16]; unsigned char rows[16]; } c;
+  memset(&c, 0, sizeof c);
+  c.palette = 1;
+  for (int t = 0; t < 8; ++t) c.bytes[t] = 64, c.rows[t] = 16;
+  if (syscall(SYS_arch_prctl, 0x1023, 18)) return 1;
+  __asm__ volatile("ldtilecfg %0" ::"m"(c));
+  double best = 0;
+  for (int r = 0; r < 10; ++r) {
+    struct timespec t0, t1;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    for (int i = 0; i < 2000000; ++i) {
+      __asm__ volatile("tdpbf16ps %tmm6, %tmm4, %tmm0\\n tdpbf16ps %tmm7, %tmm4, %tmm1\\n"
+                       "tdpbf16ps %tmm6, %tmm5, %tmm2\\n tdpbf16ps %tmm7, %tmm5, %tmm3");
+    }
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    double s = (t1.tv_sec - t0.tv_sec) + 1e-9 * (t1.tv_nsec - t0.tv_nsec);
+    double rate = 2e6 * 4 * 2 * 16 * 16 * 32 / s / 1e9;
+    if (rate > best) best = rate;
+  }
+  printf("%f\\n", best);
+}
+"""
+
+
+def peaks(threads: int) -> dict[str, float]:
+    """GFLOP/s of multiply-adds in registers by dtype, `threads` processes at once: float32's also for what is widened
+    to it, and those of matrix registers for bfloat16 where ours uses them. Empty without a C compiler."""
+    found = peak(PEAK_SOURCE, threads)
+    if found is None:
+        return {}
+    tiles = peak(TILES_SOURCE, threads) if backends.cpu_capability() == "amx" else found
+    return {"float32": found, "float16": found, "bfloat16": tiles}
+
+
+def peak(source_text: str, threads: int) -> float | None:
+    """The sum of what `threads` copies of a C program print at once; None without a C compiler."""
     compiler = shutil.which(shlex.split(os.environ.get("CC", "cc"))[0])
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         source, program = pathlib.Path(folder, "peak.c"), pathlib.Path(folder, "peak")
-        source.write_text(PEAK_SOURCE)
+        source.write_text(source_text)
         subprocess.run([compiler, "-O3", "-march=native", "-ffp-contract=fast", source, "-o", program], check=True)
         running = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
         return sum(float(process.communicate()[0].split()[0]) for process in running)

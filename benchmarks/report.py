@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes benchmarks/RESULTS.md and the plots from the CSVs in benchmarks/results/: every number of README comes from there."""
+"""Writes benchmarks/RESULTS.md, the plots and README's tables of speed from the CSVs in benchmarks/results/."""
 
 import csv
 import math
@@ -11,6 +11,8 @@ from pathlib import Path
 from .machine import RESULTS, sentence
 
 REPORT = RESULTS.with_name("RESULTS.md")
+README = RESULTS.parents[1] / "README.md"
+MARKS = ("<!-- speed: written by python -m benchmarks report -->\n\n", "\n\n<!-- /speed -->")
 RIVALS = ("eager", "compiled", "composed")
 Row = dict[str, str]
 
@@ -90,8 +92,8 @@ def attention(stem: str, rows: list[Row]) -> str:
         f"Slower than a rival: {', '.join(lost)}." if lost else "No layer is slower than any rival.",
     ]  # fmt: skip
     if near:
-        said.append("What stands in the way of more: `eager` over ours if ours ran at the measured float32 multiply-add peak "
-                    f"from end to end would be {', '.join(near)}.")  # fmt: skip
+        said.append("What stands in the way of more: `eager` over ours if ours ran at the measured multiply-add peak of its "
+                    f"dtype from end to end would be {', '.join(near)}.")  # fmt: skip
     return "\n\n".join([*said, *_growth(rows), *_calls(rows), f"![time over ours](results/{stem}.png)"])
 
 
@@ -167,11 +169,13 @@ def plot_attention(path: Path, rows: list[Row]) -> None:
             for x, row in zip(density, points, strict=True):
                 left.annotate(row["workload"], (x, float(row["gflops"])), fontsize=6, xytext=(3, 3),
                               textcoords="offset points")  # fmt: skip
-    peak = rows[0]["peak_gflops"]
-    if peak:
-        left.axhline(float(peak), color="gray", linestyle="--", label="float32 multiply-add peak, measured")
-    left.set(xscale="log", xlabel="FLOP per byte of inputs and output", ylabel="GFLOP/s", title="ours")
-    left.set_ylim(bottom=0)
+    for dtype in ("bfloat16", "float32"):
+        peak = next((each["ours"]["peak_gflops"] for (_, kind), each in by.items() if kind == dtype), None)
+        if peak:
+            left.axhline(float(peak), color="gray", linestyle="--", linewidth=0.8)
+            left.annotate(f"multiply-add peak, {dtype}", (1, float(peak)), xycoords=("axes fraction", "data"), fontsize=6,
+                          ha="right", va="bottom")  # fmt: skip
+    left.set(xscale="log", yscale="log", xlabel="FLOP per byte of inputs and output", ylabel="GFLOP/s", title="ours")
     left.legend(fontsize=7)
     names = [name for name in RIVALS if any(row["provider"] == name for row in rows)]
     for place, name in enumerate(names):
@@ -211,6 +215,29 @@ SECTIONS: tuple[tuple[str, str, Callable, Callable], ...] = (
 )
 
 
+def summary() -> str:
+    """README's tables: the means of each machine, and one denoising step of each model."""
+    shown = {"small": "SD1.5", "cross": "SDXL, SANA, PixArt, Wan", "joint": "FLUX.1, SD3.5"}
+    lines = []
+    for rows in read("attention").values():
+        found = means(rows)
+        for group in (g for g in shown if (g, "eager") in found):
+            ratios = [found.get((group, rival)) for rival in RIVALS]
+            lines.append([f"{rows[0]['device']}, {rows[0]['path']}", shown[group],
+                          *(f"{ratio[0]:.2f}x ({ratio[1]:.2f}x)" if ratio else "" for ratio in ratios)])  # fmt: skip
+    operation = table(["processor, path", "layers of", "attention twice, eager formula", "compiled formula",
+                       "each key once, merged"], lines)  # fmt: skip
+    lines = []
+    for rows in read("model").values():
+        for by in grouped(rows, "model").values():
+            cells = dict(zip(("model", *OVERHEAD_HEAD, *OVERHEADS), overhead_cells(by), strict=False))
+            lines.append(
+                [f"{rows[0]['device']}, {rows[0]['path']}", cells["model"], *(cells[name] for name in OVERHEADS)]
+            )
+    step = table(["processor, path", "one step of", *OVERHEADS.values()], lines)
+    return f"{operation}\n\n{step}"
+
+
 def main() -> None:
     parts = [
         "# Results", "Written by `python -m benchmarks report` from the CSVs in `benchmarks/results/`; `make bench` measures and "
@@ -222,4 +249,6 @@ def main() -> None:
             parts.append(text(stem, rows))
             plot(RESULTS / f"{stem}.png", rows)
     REPORT.write_text("\n\n".join(parts) + "\n")
+    before, rest = README.read_text().split(MARKS[0])
+    README.write_text(before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])
     print(f"{REPORT.relative_to(RESULTS.parents[1])} and {len(list(RESULTS.glob('*.png')))} plots")

@@ -7,6 +7,7 @@ again in processes of their own. AVX-512 is tried by its logic on 64-byte vector
 cross compiler and an emulator where they are installed.
 """
 
+import ctypes
 import os
 import pathlib
 import re
@@ -45,8 +46,13 @@ def bounded(path, code, *arguments):
     return done.stdout
 
 
+# torch's own attention must not be bounded along: on processors with AMX it then fails ("pack_vnni2 is only supported
+# when avx512 is supported", torch 2.13).
 RUN_TESTS = """
-import sys, pytest
+import os, sys, pytest, torch
+bound = os.environ.pop("ATEN_CPU_CAPABILITY")
+torch.backends.cpu.get_cpu_capability()
+os.environ["ATEN_CPU_CAPABILITY"] = bound
 sys.exit(pytest.main(["-q", "-k", "cpu", "tests/test_attention.py", "tests/test_guidance.py"]))
 """
 
@@ -54,7 +60,7 @@ sys.exit(pytest.main(["-q", "-k", "cpu", "tests/test_attention.py", "tests/test_
 # --- every path -------------------------------------------------------------------------------------------------------
 
 
-PATHS = ["default", "avx2", "avx512", "avx512_bf16"]
+PATHS = ["default", "avx2", "avx512", "avx512_bf16", "amx"]
 CAPABILITY = "from nag_kernels import _C; print(_C.capability())"
 
 
@@ -79,13 +85,14 @@ def test_capability_is_an_upper_bound(bound):
 
 
 def test_bfloat16_pairs_only_where_they_are_fast():
-    """Intel's processors run bfloat16 pairs when asked by name, and widen otherwise."""
+    """Intel's processors run bfloat16 pairs when asked by name, and otherwise use AMX or widen."""
     info = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
     if "avx512_bf16" not in info:
         pytest.skip("cpu path avx512_bf16: not in this machine")
     without = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
     done = subprocess.run([sys.executable, "-c", CAPABILITY], cwd=ROOT, env=without, capture_output=True, text=True)
-    assert done.stdout.split()[-1] == ("avx512" if "GenuineIntel" in info else "avx512_bf16"), done.stderr
+    expected = ("amx", "avx512") if "GenuineIntel" in info else ("avx512_bf16",)
+    assert done.stdout.split()[-1] in expected, done.stderr
     assert bounded("avx512_bf16", CAPABILITY).split()[-1] == "avx512_bf16"
 
 
@@ -100,13 +107,14 @@ def compile_each(commands):
             assert done.returncode == 0, done.stderr
 
 
-def test_avx512_logic(tmp_path):
-    """The host code and the AVX-512 kernels, bfloat16 pairs included, with emulated vectors, as a `_C` of its own."""
+@pytest.mark.parametrize("path", ["avx512_bf16", "amx"])
+def test_avx512_logic(path, tmp_path):
+    """The host code and the AVX-512 kernels with emulated vectors (and pairs, or tiles), as a `_C` of its own."""
     torch_include = pathlib.Path(torch.__file__).parent / "include"
     flags = [
         "-std=c++20", "-O1", "-fexpensive-optimizations", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030A0000",
         "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{CSRC}", f"-I{torch_include}",
-        f"-I{sysconfig.get_path('include')}", "-Wno-psabi",
+        f"-I{sysconfig.get_path('include')}", "-Wno-psabi", *(["-DNAG_EMULATED_TILES"] if path == "amx" else []),
     ]  # fmt: skip
     sources = [ROOT / "tests/native/emulated_avx512.cpp", CSRC / "module.cpp"]
     sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "guidance", "kernels_default", "capability")]
@@ -125,7 +133,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """
     out = bounded("avx2", find_it + RUN_TESTS)
-    assert "[cpu path: avx512_bf16]" in out
+    assert f"[cpu path: {path}]" in out
     assert int(re.search(r"cpu=(\d+)", out)[1]) > 300
 
 
@@ -388,6 +396,44 @@ def test_wide_instructions_stay_in_their_paths():
             function = line
         elif re.search(r"%[yz]mm|\tv[a-z]+ .*%xmm", line):
             wide[function] = line
-    inside = [f for f in wide if re.search(r"nag::avx(2|512|512_bf16)::", f)]
+    inside = [f for f in wide if re.search(r"nag::(avx2|avx512|avx512_bf16|amx)::", f)]
     assert len(inside) > 100
     assert not set(wide) - set(inside)
+
+
+@pytest.mark.skipif(backends.cpu_capability() != "amx", reason="cpu path amx: not this machine's")
+def test_tiles_leave_the_thread_as_it_was(tmp_path):
+    """The tile set-up and the rounding mode of the calling thread after a call: what they were before it."""
+    source = tmp_path / "state.cpp"
+    source.write_text("""
+#include <immintrin.h>
+#include <string.h>
+extern "C" __attribute__((target("amx-tile"))) void set_tiles(int rows) {
+  struct { unsigned char palette, start, zero[14]; unsigned short bytes[16]; unsigned char rows[16]; } c = {};
+  c.palette = 1;
+  c.bytes[0] = 64;
+  c.rows[0] = rows;
+  asm volatile("ldtilecfg %0" ::"m"(c));
+}
+extern "C" int tile_rows() {
+  alignas(64) char c[64];
+  asm volatile("sttilecfg %0" : "=m"(c));
+  return c[48];
+}
+extern "C" unsigned status() { return _mm_getcsr(); }
+""")
+    library = tmp_path / "state.so"
+    compile_each([[compiler(), "-O1", "-shared", "-fPIC", source, "-o", library]])
+    state = ctypes.CDLL(str(library))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        inputs = testing.make_inputs(length=70, shared=20, dtype=torch.bfloat16)
+        before = state.status()
+        for rows in (3, 16):
+            state.set_tiles(rows)
+            attend(inputs, *SETTINGS)
+            assert state.tile_rows() == rows
+            assert state.status() == before
+    finally:
+        torch.set_num_threads(threads)

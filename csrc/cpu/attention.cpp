@@ -81,12 +81,15 @@ void read_strides(const Tensor& x, int64_t (&strides)[3]) {
 struct Visible {
   std::vector<int64_t> index;
   std::vector<int64_t> first;
+  std::vector<int64_t> packed_first;  // each sample's number rounded up to a multiple of key_round
 };
 
-Visible find_visible(int64_t length, int64_t samples, const Tensor* mask) {
+Visible find_visible(int64_t length, int64_t samples, const Tensor* mask, int64_t key_round) {
   Visible visible;
   visible.first.reserve(samples + 1);
   visible.first.push_back(0);
+  visible.packed_first.reserve(samples + 1);
+  visible.packed_first.push_back(0);
   visible.index.reserve(length * samples);
   const bool* seen = mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr;
   const int64_t sample_stride = mask && mask->size(0) > 1 ? mask->stride(0) : 0;
@@ -98,6 +101,8 @@ Visible find_visible(int64_t length, int64_t samples, const Tensor* mask) {
       }
     }
     visible.first.push_back(static_cast<int64_t>(visible.index.size()));
+    const int64_t n = visible.first[sample + 1] - visible.first[sample];
+    visible.packed_first.push_back(visible.packed_first[sample] + (n + key_round - 1) / key_round * key_round);
   }
   return visible;
 }
@@ -137,7 +142,6 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   size_t packed_at[kNumSegments][2];
   int64_t pack_items = 0;
   double keys_seen = 0;
-  const int64_t key_width = (p.head_size + kernel.pack - 1) / kernel.pack;
   for (int i = 0; i < kNumSegments; ++i) {
     const KeySet& set = sets[i];
     if (set.key == nullptr || set.key->size(1) == 0) {
@@ -154,17 +158,17 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
     s.packed_batch = s.key_stride[0] != 0 || s.value_stride[0] != 0 || own_mask ? p.batch : 1;
     s.logit_bias = kIds[i] == kNegative ? bias : 0.0;
     Visible& v = visible[kIds[i]];
-    v = find_visible(key.size(1), s.packed_batch, set.mask);
+    v = find_visible(key.size(1), s.packed_batch, set.mask, kernel.key_round);
     s.index = v.index.data();
     s.first = v.first.data();
-    const int64_t n = v.first.back();
+    s.packed_first = v.packed_first.data();
+    const int64_t rows = v.packed_first.back() * p.key_heads;
     packed_at[kIds[i]][0] = packed_bytes;
-    packed_bytes += aligned(n * p.key_heads * key_width * kernel.element_size);
+    packed_bytes += aligned(rows * kernel.key_width(p.head_size) * kernel.element_size);
     packed_at[kIds[i]][1] = packed_bytes;
-    packed_bytes += aligned((n + (kernel.pack - 1) * s.packed_batch) / kernel.pack * p.key_heads * p.head_size *
-                            kernel.element_size);
+    packed_bytes += aligned(rows / kernel.pack * kernel.value_width(p.head_size) * kernel.element_size);
     pack_items += s.packed_batch * p.key_heads;
-    keys_seen += static_cast<double>(n) / s.packed_batch;
+    keys_seen += static_cast<double>(v.first.back()) / s.packed_batch;
   }
 
   // A token's bits do not depend on the tile it is in, so the tile may follow the number of threads: at least four

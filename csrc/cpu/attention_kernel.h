@@ -3,8 +3,8 @@
 //
 // Guided attention on one SIMD path. Vector lanes are queries: each lane runs the online softmax, the norms and the
 // blend of its own token, so a token's bits cannot depend on its neighbours, and no step needs a horizontal sum.
-// Both matrix products are then "small broadcast tile x panel of queries": scores[key][query] = K Q^T and
-// acc[channel][query] += V^T P, in register tiles of up to NAG_TILE_ROWS keys (channels) x kWidth queries.
+// Both matrix products are then "tile x panel of queries": scores[key][query] = K Q^T and acc[channel][query] += V^T P;
+// `Tiles` does them, in vector registers (register_tiles.h) or in matrix registers (matrix_tiles.h).
 //
 // One work item = tile_tokens queries of one sample, all heads:
 //   for each head: load Q^T; shared keys into one state; fork it; text+ into one copy, text- into the other;
@@ -13,29 +13,25 @@
 // sum of one softmax over all of them.
 #pragma once
 
-#include "attention_pack.h"
 #include "guidance_rule.h"
 #include "params.h"
+#include "register_tiles.h"
 #include "vector.h"
 
 namespace nag {
 namespace NAG_ISA {
 namespace {
 
-template <class P>
-struct Attention : Packing<P> {
-  using Base = Packing<P>;
-  using Base::key_width;
-  using Base::kLanes;
-  using Base::kWidth;
-  using Base::load_words;
-  using Base::packed_keys;
-  using Base::packed_values;
-  using typename Base::Acc;
-  using typename Base::Element;
-  using typename Base::M;
-  using typename Base::T;
-  using typename Base::V;
+template <class Tiles>
+struct Attention {
+  using Acc = typename Tiles::Acc;
+  using Element = typename Tiles::Element;
+  using M = typename Tiles::M;
+  using T = typename Tiles::T;
+  using V = typename Tiles::V;
+  static constexpr int kLanes = Tiles::kLanes;
+  static constexpr int kWidth = Tiles::kWidth;  // queries per panel
+  static constexpr int64_t kPack = Tiles::kPack;
 
   // The largest logit so far is maximum + rest: the rounded number, and what its rounding left out. Weights relative to
   // the maximum alone would be off by that rest, which for logits of 1e10 is hundreds.
@@ -49,8 +45,7 @@ struct Attention : Packing<P> {
     Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before a fork
     Acc* state;      // [panels][2 branches][kState][kWidth]: maximum, rest, sum
     Acc* norms;      // [panels][Z+, G][kWidth]
-    Acc* scores;     // [kBlockKeys][kWidth]
-    Element* pairs;  // [kBlockKeys / 2][kWidth]: probabilities as bfloat16 pairs (only where kPack is 2)
+    Acc* scores;     // [kMostKeys][kWidth]; then probabilities, where kPack is 2 as pairs
     Element* query;  // [panels][key_width][kWidth]
   };
 
@@ -66,9 +61,8 @@ struct Attention : Packing<P> {
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
     uintptr_t at = start;
     Scratch s;
-    take(s.scores, kBlockKeys * kWidth, at);
-    take(s.pairs, P::kPack == 2 ? kBlockKeys / 2 * kWidth : 0, at);
-    take(s.query, panels * key_width(p.head_size) * kWidth, at);
+    take(s.scores, Tiles::kMostKeys * kWidth, at);
+    take(s.query, panels * Tiles::key_width(p.head_size) * kWidth, at);
     take(s.state, panels * 2 * kState * kWidth, at);
     take(s.norms, panels * 2 * kWidth, at);
     take(s.positive, panels * channels * kWidth, at);
@@ -84,108 +78,6 @@ struct Attention : Packing<P> {
     return tile > row ? tile : row;
   }
 
-  // ---- register tiles ------------------------------------------------------------------------------------------
-
-  // acc[rows][kWidth] += a[depth][rows] x b[depth][kWidth]
-  template <int kRows>
-  static NAG_INLINE void multiply(const Element* a, const Element* b, int64_t depth, V (&acc)[kRows][kVectors]) {
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < depth; ++k) {
-      V panel[kVectors];
-      __builtin_prefetch(a + k * kRows + kPrefetchAhead, 0, 2);
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) {
-        panel[j] = load(reinterpret_cast<const Acc*>(b) + k * kWidth + j * kLanes);
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) {
-          acc[i][j] = P::multiply_add(a[k * kRows + i], panel[j], acc[i][j]);
-        }
-      }
-    }
-  }
-
-  // scores[rows][kWidth] = K Q^T, and the running maximum over the rows. kDeep: heads wider than kDepthRun, whose
-  // partial sums cost the others 4 % in the same function.
-  template <int kRows, bool kDeep>
-  static __attribute__((noinline)) void score_tile(const Element* key, const Element* query, int64_t width, Acc* scores,
-                                                   Acc* maximum) {
-    V acc[kRows][kVectors] = {};
-    multiply<kRows>(key, query, kDeep ? kDepthRun : width, acc);
-    if constexpr (kDeep) {
-      for (int64_t k = kDepthRun; k < width; k += kDepthRun) {
-        V more[kRows][kVectors] = {};
-        multiply<kRows>(key + k * kRows, query + k * kWidth, min64(width - k, kDepthRun), more);
-        for (int i = 0; i < kRows; ++i) {
-          for (int j = 0; j < kVectors; ++j) {
-            acc[i][j] += more[i][j];
-          }
-        }
-      }
-    }
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      V largest = load(maximum + j * kLanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        store(scores + i * kWidth + j * kLanes, acc[i][j]);
-        largest = max(acc[i][j], largest);
-      }
-      store(maximum + j * kLanes, largest);
-    }
-  }
-
-  // out[rows][kWidth] = rescale out + V^T P; `rescale` is null for the first block, whose old content is not read. The
-  // block is summed by itself and then added: one long chain over all keys would round several times as much.
-  template <int kRows>
-  static __attribute__((noinline)) void value_tile(const Element* value, const Element* probability, int64_t packs,
-                                                   const Acc* rescale, Acc* out) {
-    V acc[kRows][kVectors] = {};
-    multiply<kRows>(value, probability, packs, acc);
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      if (rescale != nullptr) {
-        const V factor = load(rescale + j * kLanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i) {
-          acc[i][j] = fma(load(out + i * kWidth + j * kLanes), factor, acc[i][j]);
-        }
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        store(out + i * kWidth + j * kLanes, acc[i][j]);
-      }
-    }
-  }
-
-  template <int kRows = kTileRows>
-  static NAG_INLINE void score_rows(int64_t rows, const Element* key, const Element* query, int64_t width, Acc* scores,
-                                    Acc* maximum) {
-    if constexpr (kRows > 1) {
-      if (rows != kRows) {
-        return score_rows<kRows - 1>(rows, key, query, width, scores, maximum);
-      }
-    }
-    if (width > kDepthRun) {
-      score_tile<kRows, true>(key, query, width, scores, maximum);
-    } else {
-      score_tile<kRows, false>(key, query, width, scores, maximum);
-    }
-  }
-
-  template <int kRows = kTileRows>
-  static NAG_INLINE void value_rows(int64_t rows, const Element* value, const Element* probability, int64_t packs,
-                                    const Acc* rescale, Acc* out) {
-    if constexpr (kRows > 1) {
-      if (rows != kRows) {
-        return value_rows<kRows - 1>(rows, value, probability, packs, rescale, out);
-      }
-    }
-    value_tile<kRows>(value, probability, packs, rescale, out);
-  }
-
   // ---- online softmax ------------------------------------------------------------------------------------------
 
   // (a - b) - round(a - b), exactly (Knuth's TwoSum).
@@ -199,7 +91,6 @@ struct Attention : Packing<P> {
   static void step(const AttentionParams& p, const Element* key, const Element* value, int64_t keys, Acc bias,
                    bool first, const Element* query, Acc* maximum, Acc* acc, const Scratch& scratch) {
     const int64_t d = p.head_size;
-    const int64_t width = key_width(d);
     const Acc scale = static_cast<Acc>(std::fabs(p.softmax_scale) * kLog2E);  // load_query takes care of the sign
     Acc* rest = maximum + kWidth;
     Acc* sum = rest + kWidth;
@@ -208,11 +99,7 @@ struct Attention : Packing<P> {
     for (int i = 0; i < kWidth; ++i) {
       block_maximum[i] = -std::numeric_limits<Acc>::infinity();
     }
-    for (int64_t r = 0; r < keys;) {
-      const int64_t rows = next_rows(keys - r);
-      score_rows(rows, key + r * width, query, width, scores + r * kWidth, block_maximum);
-      r += rows;
-    }
+    Tiles::scores(key, query, Tiles::key_width(d), keys, scores, block_maximum);
 
     // Weights are 2^(scale score + offset - rest): the first sum is rounded once, and is exactly the rest for the
     // largest logit, whose weight is thus 1. What the rounding of offset lost counts as rest.
@@ -241,45 +128,37 @@ struct Attention : Packing<P> {
       offset[j] = splat(bias) - top;
       above[j] -= lost_by_difference(splat(bias), top);
     }
-    probabilities(scores, keys, splat(scale), offset, above, total, scratch);
+    probabilities(scores, keys, splat(scale), offset, above, total);
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
       store(sum + j * kLanes, total[j]);
     }
-
-    const int64_t packs = (keys + P::kPack - 1) / P::kPack;
-    const Element* probability = P::kPack == 2 ? scratch.pairs : reinterpret_cast<const Element*>(scores);
-    for (int64_t c = 0; c < d;) {
-      const int64_t rows = next_rows(d - c);
-      value_rows(rows, value + c * packs, probability, packs, first ? nullptr : rescale, acc + c * kWidth);
-      c += rows;
-    }
+    Tiles::values(value, reinterpret_cast<const Element*>(scores), keys, d, first ? nullptr : rescale, acc);
   }
 
-  // scores -> 2^(scale scores + offset - rest), in place or as pairs; their sum is added to total.
+  // scores -> 2^(scale scores + offset - rest), in place, as pairs where kPack is 2, which then end with zeros up to a
+  // whole block; their sum is added to total.
   static NAG_INLINE void probabilities(Acc* scores, int64_t keys, V scale, const V (&offset)[kVectors],
-                                       const V (&rest)[kVectors], V (&total)[kVectors], const Scratch& scratch) {
+                                       const V (&rest)[kVectors], V (&total)[kVectors]) {
     for (int64_t k0 = 0; k0 < keys; k0 += kSumRun) {
       const int64_t end = min64(k0 + kSumRun, keys);
       V some[kVectors] = {};
-      for (int64_t k = k0; k < end; k += P::kPack) {
+      for (int64_t k = k0; k < end; k += kPack) {
 #pragma GCC unroll 2
         for (int j = 0; j < kVectors; ++j) {
-          Acc* at = scores + k * kWidth + j * kLanes;
-          if constexpr (P::kPack == 1) {
+          const Acc* at = scores + k * kWidth + j * kLanes;
+          Acc* to = scores + k / kPack * kWidth + j * kLanes;
+          if constexpr (kPack == 1) {
             const V probability = exp2_nonpositive<kShort>(fma(load(at), scale, offset[j]) - rest[j]);
             some[j] += probability;
-            store(at, probability);
+            store(to, probability);
           } else {
-            const V even = exp2_nonpositive<kShort>(fma(load(at), scale, offset[j]) - rest[j]);
-            const V odd =
-                k + 1 < keys ? exp2_nonpositive<kShort>(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
-            const VecU even_bits = bfloat16_bits(even);
-            const VecU odd_bits = bfloat16_bits(odd);
+            const V even = exp2_coarse(fma(load(at), scale, offset[j]) - rest[j]);
+            const V odd = k + 1 < keys ? exp2_coarse(fma(load(at + kWidth), scale, offset[j]) - rest[j]) : V{};
+            const VecU pair = bf16_pair(even, odd);
             // The sum runs over the rounded values, the ones that weigh the rows of V: the weights then sum to one.
-            some[j] += (VecF)(even_bits << 16) + (VecF)(odd_bits << 16);
-            store(reinterpret_cast<float*>(scratch.pairs) + k / 2 * kWidth + j * kLanes,
-                  (VecF)(even_bits | odd_bits << 16));
+            some[j] = dot_bf16_pairs(pair, VecU{} + 0x3f803f80u, some[j]);
+            store(to, (VecF)pair);
           }
         }
       }
@@ -288,6 +167,8 @@ struct Attention : Packing<P> {
         total[j] += some[j];
       }
     }
+    const int64_t weighed = (keys + kPack - 1) / kPack;
+    std::memset(scores + weighed * kWidth, 0, (Tiles::packs(keys) - weighed) * kWidth * sizeof(Acc));
   }
 
   // All visible keys of one segment into the states of every panel of the tile. Returns whether there were any.
@@ -302,14 +183,16 @@ struct Attention : Packing<P> {
     if (n == 0) {
       return false;
     }
-    const int64_t width = key_width(p.head_size);
-    const Element* key = packed_keys(p, s, own, key_head);
-    const Element* value = packed_values(p, s, own, key_head);
-    const int64_t block = block_keys(n);
+    const int64_t width = Tiles::key_width(p.head_size);
+    const int64_t value_width = Tiles::value_width(p.head_size);
+    const int64_t row = packed_row(p, s, own, key_head);
+    const Element* key = static_cast<const Element*>(s.packed_key) + row * width;
+    const Element* value = static_cast<const Element*>(s.packed_value) + row / kPack * value_width;
+    const int64_t block = Tiles::block_keys(n);
     for (int64_t k0 = 0; k0 < n; k0 += block) {
       const int64_t keys = min64(block, n - k0);
       for (int64_t i = 0; i < panels; ++i) {
-        step(p, key + k0 * width, value + k0 / P::kPack * p.head_size, keys, static_cast<Acc>(s.logit_bias * kLog2E),
+        step(p, key + k0 * width, value + k0 / kPack * value_width, keys, static_cast<Acc>(s.logit_bias * kLog2E),
              first && k0 == 0, scratch.query + i * width * kWidth, scratch.state + (2 * i + branch) * kState * kWidth,
              acc + i * acc_stride, scratch);
       }
@@ -321,38 +204,38 @@ struct Attention : Packing<P> {
   // next head's rows, one token apart, are fetched meanwhile.
   static void load_query(const T* query, int64_t stride, int64_t head_stride, int64_t tokens, int64_t d, bool negate,
                          Element* out) {
-    const int64_t width = key_width(d);
+    const int64_t words = Tiles::key_width(d);
     for (int j = 0; j < kVectors; ++j) {
-      for (int64_t c = 0; c < width; c += kLanes) {
+      for (int64_t c = 0; c < words; c += kLanes) {
         const int64_t live = tokens - j * kLanes;
-        const int64_t count = min64(kLanes, width - c);
         const T* row = query + j * kLanes * stride;
         V rows[kLanes];
-        if (live >= kLanes && (c + kLanes) * P::kPack <= d) {
+        if (live >= kLanes && (c + kLanes) * kPack <= d) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) {
-            rows[i] = load_words(row + i * stride, c, d);
-            __builtin_prefetch(row + i * stride + head_stride + c * P::kPack);
+            rows[i] = load_words<M, kPack>(row + i * stride, c, d);
+            __builtin_prefetch(row + i * stride + head_stride + c * kPack);
           }
         } else {
           for (int i = 0; i < kLanes; ++i) {
-            rows[i] = i < live ? load_words(row + i * stride, c, d) : V{};
+            rows[i] = i < live ? load_words<M, kPack>(row + i * stride, c, d) : V{};
           }
         }
         if (negate) {
           for (int i = 0; i < kLanes; ++i) {
-            rows[i] = P::negate(rows[i]);
+            rows[i] = Tiles::negate(rows[i]);
           }
         }
         transpose<M>(rows);
-        if (count == kLanes) {
+        Acc* to = reinterpret_cast<Acc*>(out) + c * kWidth + j * kLanes;
+        if (c + kLanes <= words) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) {
-            store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
+            store(to + i * kWidth, rows[i]);
           }
         } else {
-          for (int i = 0; i < count; ++i) {
-            store(reinterpret_cast<Acc*>(out) + (c + i) * kWidth + j * kLanes, rows[i]);
+          for (int i = 0; i < words - c; ++i) {
+            store(to + i * kWidth, rows[i]);
           }
         }
       }
@@ -456,11 +339,12 @@ struct Attention : Packing<P> {
   static void run_tile(const AttentionParams& p, int64_t sample, int64_t first_token, void* memory) {
     size_t bytes;
     const Scratch scratch = carve(p, memory, &bytes);
+    [[maybe_unused]] const typename Tiles::Session session;
     const Settings& settings = p.settings[sample * p.settings_stride];
     const bool vsf = p.rule == Rule::kVsf;
     const int64_t d = p.head_size;
     const int64_t channels = p.heads * d;
-    const int64_t width = key_width(d);
+    const int64_t width = Tiles::key_width(d);
     const int64_t tokens = min64(p.tile_tokens, p.tokens - first_token);
     const int64_t panels = (tokens + kWidth - 1) / kWidth;
     const int64_t panel_size = channels * kWidth;
@@ -508,7 +392,17 @@ struct Attention : Packing<P> {
   }
 
   static constexpr AttentionKernel kernel(const char* path) {
-    return {path, kWidth, Base::kTilePanels, P::kPack, sizeof(Element), scratch_bytes, Base::pack_head, run_tile};
+    return {path,
+            kWidth,
+            Tiles::kTilePanels,
+            kPack,
+            Tiles::kKeyRound,
+            sizeof(Element),
+            Tiles::key_width,
+            Tiles::value_width,
+            scratch_bytes,
+            Tiles::pack_head,
+            run_tile};
   }
 };
 

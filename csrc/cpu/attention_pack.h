@@ -34,6 +34,44 @@ constexpr int64_t kPrefetchRows = 2 * kTileRows;
 // MB packed) the tiles took 89 to 110 ms without this, by what the machine's neighbours did, and 85 to 86 with it.
 constexpr int64_t kPrefetchAhead = 2048;
 
+NAG_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Where the packed keys of one sample and key head begin: at this many of them, pack and width aside.
+NAG_INLINE int64_t packed_row(const AttentionParams& p, const Segment& s, int64_t sample, int64_t head) {
+  const int64_t first = s.packed_first[sample];
+  return first * p.key_heads + head * (s.packed_first[sample + 1] - first);
+}
+
+// Packed words [c, c + kLanes) of a row of d channels, zeros beyond its end. A pair travels as the bits of a float.
+template <class M, int64_t kPack, class T>
+NAG_INLINE typename M::V load_words(const T* row, int64_t c, int64_t d) {
+  if constexpr (kPack == 1) {
+    return c + M::kLanes <= d ? load(row + c) : c < d ? load_partial<M>(row + c, d - c) : typename M::V{};
+  } else {
+    if (2 * (c + M::kLanes) <= d) {
+      return load(reinterpret_cast<const float*>(row + 2 * c));
+    }
+    if (2 * c >= d) {
+      return typename M::V{};
+    }
+#if defined(NAG_HAS_AVX512)
+    return (typename M::V)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << (d - 2 * c)) - 1), row + 2 * c);
+#else
+    float words[M::kLanes] = {};
+    std::memcpy(words, row + 2 * c, (d - 2 * c) * sizeof(T));
+    return load(words);
+#endif
+  }
+}
+
+// Rows of keys lie one token apart, often further than the processor looks ahead by itself.
+template <class T>
+NAG_INLINE void prefetch_row(const T* row, int64_t d) {
+  for (int64_t c = 0; c < d; c += 64 / static_cast<int64_t>(sizeof(T))) {
+    __builtin_prefetch(row + c);
+  }
+}
+
 // Keys and channels as they are: float and double, and 16-bit types widened when packed.
 template <class Type>
 struct Plain {
@@ -68,16 +106,6 @@ NAG_INLINE int64_t next_rows(int64_t left) {
   return left < kTileRows ? left : (left + 1) / 2;
 }
 
-// Block length for n keys: equal blocks of whole register tiles. It depends on n alone, so a sample's bits do not
-// depend on the batch around it.
-NAG_INLINE int64_t block_keys(int64_t n) {
-  const int64_t blocks = (n + kBlockKeys - 1) / kBlockKeys;
-  const int64_t even = (n + blocks - 1) / blocks;
-  return (even + kTileRows - 1) / kTileRows * kTileRows;
-}
-
-NAG_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <class P>
 struct Packing {
   using M = typename P::M;
@@ -92,24 +120,23 @@ struct Packing {
   // a second panel cost 4 to 10 % on Emerald Rapids (2 MiB of L2).
   static constexpr int64_t kTilePanels = NAG_VECTOR_BYTES == 64 ? 1 : 64 / kWidth;
 
-  static NAG_INLINE int64_t key_width(int64_t head_size) { return (head_size + P::kPack - 1) / P::kPack; }
+  static constexpr int64_t kPack = P::kPack;
+  static constexpr int64_t kKeyRound = kPack;
+  static constexpr int64_t kMostKeys = kBlockKeys;  // of one block
 
-  // Packed words [c, c + kLanes) of a row of d channels, zeros beyond its end. A pair travels as the bits of a float.
-  static NAG_INLINE V load_words(const T* row, int64_t c, int64_t d) {
-    if constexpr (P::kPack == 1) {
-      return c + kLanes <= d ? load(row + c) : load_partial<M>(row + c, d - c);
-    } else {
-      float words[kLanes] = {};
-      std::memcpy(words, row + 2 * c, min64(2 * kLanes, d - 2 * c) * sizeof(T));
-      return load(words);
-    }
-  }
+  static int64_t key_width(int64_t head_size) { return (head_size + kPack - 1) / kPack; }
+  static int64_t value_width(int64_t head_size) { return head_size; }
+  static NAG_INLINE V negate(V v) { return P::negate(v); }
 
-  // Rows of keys lie one token apart, often further than the processor looks ahead by itself.
-  static NAG_INLINE void prefetch_row(const T* row, int64_t d) {
-    for (int64_t c = 0; c < d; c += 64 / static_cast<int64_t>(sizeof(T))) {
-      __builtin_prefetch(row + c);
-    }
+  // Rows of packed probabilities (and values) of a block of so many keys.
+  static NAG_INLINE int64_t packs(int64_t keys) { return (keys + kPack - 1) / kPack; }
+
+  // Block length for n keys: equal blocks of whole register tiles. It depends on n alone, so a sample's bits do not
+  // depend on the batch around it.
+  static NAG_INLINE int64_t block_keys(int64_t n) {
+    const int64_t blocks = (n + kBlockKeys - 1) / kBlockKeys;
+    const int64_t even = (n + blocks - 1) / blocks;
+    return (even + kTileRows - 1) / kTileRows * kTileRows;
   }
 
   // Keys: per register tile [key_width][rows]. Values: per block and register tile [keys / pack][rows].
@@ -125,8 +152,9 @@ struct Packing {
     const int64_t width = key_width(d);
     const T* key = static_cast<const T*>(s.key) + sample * s.key_stride[0] + head * s.key_stride[2];
     const T* value = static_cast<const T*>(s.value) + sample * s.value_stride[0] + head * s.value_stride[2];
-    Element* packed_key = packed_keys(p, s, sample, head);
-    Element* packed_value = packed_values(p, s, sample, head);
+    const int64_t row = packed_row(p, s, sample, head);
+    Element* packed_key = static_cast<Element*>(s.packed_key) + row * width;
+    Element* packed_value = static_cast<Element*>(s.packed_value) + row / kPack * d;
     const int64_t block = block_keys(n);
     for (int64_t k0 = 0; k0 < n; k0 += block) {
       const int64_t keys = min64(block, n - k0);
@@ -138,24 +166,9 @@ struct Packing {
         pack_key_tile(key, s.key_stride[1], index + k0 + r, rows, d, packed_key + (k0 + r) * width);
         r += rows;
       }
-      pack_value_block(value, s.value_stride[1], index + k0, keys, d, packed_value + k0 / P::kPack * d,
+      pack_value_block(value, s.value_stride[1], index + k0, keys, d, packed_value + k0 / kPack * d,
                        static_cast<Element*>(scratch));
     }
-  }
-
-  static NAG_INLINE Element* packed_keys(const AttentionParams& p, const Segment& s, int64_t sample, int64_t head) {
-    const int64_t first = s.first[sample];
-    const int64_t n = s.first[sample + 1] - first;
-    return static_cast<Element*>(s.packed_key) + (first * p.key_heads + head * n) * key_width(p.head_size);
-  }
-
-  static NAG_INLINE Element* packed_values(const AttentionParams& p, const Segment& s, int64_t sample, int64_t head) {
-    const int64_t first = s.first[sample];
-    const int64_t n = s.first[sample + 1] - first;
-    // A sample takes ceil(n / pack) packs; those of the samples before it are at most (first + sample) / 2 for pairs.
-    const int64_t per_head = (n + P::kPack - 1) / P::kPack * p.head_size;
-    const int64_t before = (first + (P::kPack - 1) * sample) / P::kPack * p.key_heads * p.head_size;
-    return static_cast<Element*>(s.packed_value) + before + head * per_head;
   }
 
   // rows x words -> [words][rows]. Stores go up in memory and whole vectors at a time: what one writes beyond its rows
@@ -172,7 +185,7 @@ struct Packing {
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
           const int64_t row = block * kLanes + i;
-          columns[block][i] = row < rows ? load_words(key + index[row] * stride, c, d) : V{};
+          columns[block][i] = row < rows ? load_words<M, kPack>(key + index[row] * stride, c, d) : V{};
         }
         transpose<M>(columns[block]);
       }
@@ -193,13 +206,13 @@ struct Packing {
   // keys x channels -> per register tile of channels [keys / pack][rows].
   static void pack_value_block(const T* value, int64_t stride, const int64_t* index, int64_t keys, int64_t d,
                                Element* out, Element* row) {
-    const int64_t packs = (keys + P::kPack - 1) / P::kPack;
-    for (int64_t k = 0; k < packs; ++k) {
-      if constexpr (P::kPack == 1) {
+    const int64_t depth = packs(keys);
+    for (int64_t k = 0; k < depth; ++k) {
+      if constexpr (kPack == 1) {
         const T* source = value + index[k] * stride;
         prefetch_row(value + index[min64(k + kPrefetchRows, keys - 1)] * stride, d);
         for (int64_t c = 0; c < d; c += kLanes) {
-          store(row + c, load_words(source, c, d));
+          store(row + c, load_words<M, kPack>(source, c, d));
         }
       } else {
         const T* even = value + index[2 * k] * stride;
@@ -211,7 +224,7 @@ struct Packing {
       }
       for (int64_t c = 0; c < d;) {
         const int64_t rows = next_rows(d - c);
-        Element* tile = out + c * packs + k * rows;
+        Element* tile = out + c * depth + k * rows;
         if (rows == kTileRows) {
           std::memcpy(tile, row + c, kTileRows * sizeof(Element));
         } else {

@@ -11,8 +11,8 @@
 namespace nag {
 
 // The kernels of the widest path that this build has, the processor can run and ATEN_CPU_CAPABILITY allows
-// (default, avx2, avx512, avx512_bf16, as an upper bound, the first three as torch reads them; read once). On Intel's
-// processors avx512_bf16 must be asked for: see capability.cpp.
+// (default, avx2, avx512, avx512_bf16, amx, as an upper bound, the first three as torch reads them; read once). On
+// Intel's processors avx512_bf16 must be asked for: see capability.cpp.
 const KernelTable& kernels();
 
 enum class Op { kAttention, kGuidance };

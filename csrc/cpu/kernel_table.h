@@ -11,11 +11,11 @@ namespace nag {
 namespace NAG_ISA {
 namespace {
 
-template <class BFloat16Path = Plain<BFloat16>>
+template <class BFloat16Tiles = RegisterTiles<Plain<BFloat16>>>
 constexpr KernelTable kernel_table(const char* path, const char* bfloat16_path) {
   return {bfloat16_path,  // the widest path of the table names it
-          {Attention<Plain<float>>::kernel(path), Attention<Plain<Half>>::kernel(path),
-           Attention<BFloat16Path>::kernel(bfloat16_path), Attention<Plain<double>>::kernel(path)},
+          {Attention<RegisterTiles<Plain<float>>>::kernel(path), Attention<RegisterTiles<Plain<Half>>>::kernel(path),
+           Attention<BFloat16Tiles>::kernel(bfloat16_path), Attention<RegisterTiles<Plain<double>>>::kernel(path)},
           {Guidance<float>::kernel(path), Guidance<Half>::kernel(path), Guidance<BFloat16>::kernel(path),
            Guidance<double>::kernel(path)}};
 }

@@ -20,7 +20,8 @@ NAG_TARGET_END
 
 namespace nag {
 namespace {
-constexpr KernelTable kTable = avx512_bf16::kernel_table<avx512_bf16::Pairs>("avx512", "avx512_bf16");
+constexpr KernelTable kTable =
+    avx512_bf16::kernel_table<avx512_bf16::RegisterTiles<avx512_bf16::Pairs>>("avx512", "avx512_bf16");
 }
 
 const KernelTable* avx512_bf16_kernels() { return &kTable; }

@@ -31,11 +31,13 @@ struct Segment {
   int64_t packed_batch = 0;             // how many samples have keys of their own: B, or 1 where all share them
   double logit_bias = 0.0;
 
-  // Filled by the host before packing: the visible keys of packed sample b are index[first[b] .. first[b + 1]).
+  // Filled by the host before packing: the visible keys of packed sample b are index[first[b] .. first[b + 1]), n of
+  // them, packed as m = n rounded up to a multiple of AttentionKernel::key_round.
   const int64_t* index = nullptr;
   const int64_t* first = nullptr;
-  void* packed_key = nullptr;    // per sample, per key head: n * key_width packed elements
-  void* packed_value = nullptr;  // per sample, per key head: ceil(n / pack) * D packed elements
+  const int64_t* packed_first = nullptr;  // [packed_batch + 1]: the same sums over m
+  void* packed_key = nullptr;             // per sample, per key head: m * key_width packed elements
+  void* packed_value = nullptr;           // per sample, per key head: m / pack * value_width packed elements
 };
 
 enum SegmentId { kShared = 0, kPositive = 1, kNegative = 2, kNumSegments = 3 };
@@ -59,11 +61,14 @@ struct AttentionParams {
 
 // One attention kernel: a SIMD path for one dtype.
 struct AttentionKernel {
-  const char* path;      // name in the call counter
-  int64_t panel_tokens;  // queries that share one vector pass
-  int64_t tile_panels;   // panels of one work item at most
-  int64_t pack;          // keys (and channels) per packed element: 2 for bfloat16 pairs, else 1
-  int64_t element_size;  // bytes of one packed element
+  const char* path;                           // name in the call counter
+  int64_t panel_tokens;                       // queries that share one vector pass
+  int64_t tile_panels;                        // panels of one work item at most
+  int64_t pack;                               // keys (and channels) per packed element: 2 for bfloat16 pairs, else 1
+  int64_t key_round;                          // a multiple of pack
+  int64_t element_size;                       // bytes of one packed element
+  int64_t (*key_width)(int64_t head_size);    // packed elements of one key
+  int64_t (*value_width)(int64_t head_size);  // packed channels of one value
   // Bytes of scratch that one thread needs (64-byte aligned).
   size_t (*scratch_bytes)(const AttentionParams&);
   // Packs the visible keys and values of one (segment, packed sample, key head).
@@ -90,5 +95,6 @@ const KernelTable& default_kernels();
 const KernelTable* avx2_kernels();  // null where the compiler cannot build the path
 const KernelTable* avx512_kernels();
 const KernelTable* avx512_bf16_kernels();
+const KernelTable* amx_kernels();
 
 }  // namespace nag

@@ -106,6 +106,19 @@ NAG_INLINE VecD exp2_nonpositive(VecD x) {
   return result;
 }
 
+// Whether any lane is not zero.
+NAG_INLINE bool any(VecI v) {
+#if defined(NAG_HAS_AVX512)
+  return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
+#else
+  int32_t bits = 0;
+  for (int i = 0; i < kFloats; ++i) {
+    bits |= v[i];
+  }
+  return bits != 0;
+#endif
+}
+
 // ---- 16-bit floats -------------------------------------------------------------------------------------------
 
 NAG_INLINE VecF load(const BFloat16* p) {
@@ -162,6 +175,30 @@ NAG_INLINE void store(Half* p, VecF v) {
 #endif
 
 #if defined(NAG_HAS_BF16_PAIRS)
+// 2^x for x <= 0 that is about to be rounded to bfloat16: within 8e-5.
+NAG_INLINE VecF exp2_coarse(VecF x) {
+#  if defined(NAG_HAS_AVX512)
+#    if !defined( \
+        NAG_HAS_AMX)  // there results below 2^-126 become 0 (see TileSession); elsewhere they take 100 times as long
+  x = max(splat(-126.0f), x);
+#    endif
+  const VecF r = (VecF)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+  VecF p = splat(7.802452e-2f);
+  p = fma(p, r, splat(2.2606716e-1f));
+  p = fma(p, r, splat(6.9583354e-1f));
+  p = fma(p, r, splat(9.9992522e-1f));
+  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)x);  // p 2^floor(x)
+#  else
+  return exp2_nonpositive<true>(x);
+#  endif
+}
+
+// Two weights as one pair, each rounded to the nearest bfloat16 (a tie away from zero). A NaN must come from bfloat16
+// numbers or be the default one: its low half is then zero and nothing carries.
+NAG_INLINE VecU bf16_pair(VecF low, VecF high) {
+  return ((VecU)low + 0x8000u) >> 16 | (((VecU)high + 0x8000u) & 0xffff0000u);
+}
+
 // acc + a.low * b.low + a.high * b.high in every lane, the 16-bit halves being bfloat16.
 NAG_INLINE VecF dot_bf16_pairs(VecU a, VecU b, VecF acc) {
 #  if defined(NAG_HAS_AVX512)
@@ -195,12 +232,33 @@ struct ComputeOf<double> {
   using type = F64;
 };
 
+#if defined(NAG_HAS_AVX512)
+// The first `count` elements, zeros beyond.
+NAG_INLINE VecF load_first(const float* p, int64_t count) {
+  return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+}
+NAG_INLINE VecD load_first(const double* p, int64_t count) {
+  return (VecD)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p);
+}
+template <class Short>
+NAG_INLINE VecF load_first(const Short* p, int64_t count) {
+  Short padded[kFloats];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(padded),
+                      _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p));
+  return load(padded);
+}
+#endif
+
 // The first `count` < kLanes elements, zeros beyond.
 template <class M, class T>
 NAG_INLINE typename M::V load_partial(const T* p, int64_t count) {
+#if defined(NAG_HAS_AVX512)
+  return load_first(p, count);
+#else
   T padded[M::kLanes] = {};
   std::memcpy(padded, p, count * sizeof(T));
   return load(padded);
+#endif
 }
 
 template <class M, class T>

@@ -212,7 +212,7 @@ int main() {
       s.key_stride[2] = s.value_stride[2] = kHeadSize;
       s.packed_batch = 1;
       s.index = index.data();
-      s.first = first[set];
+      s.first = s.packed_first = first[set];
       s.packed_key = packed_keys[set].data();
       s.packed_value = packed_values[set].data();
     }

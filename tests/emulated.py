@@ -45,21 +45,23 @@ def build(folder: Path, replace: tuple[str, str] | None = None) -> Path:
             found += text.count(replace[0])
             text = text.replace(*replace)
         (sources / path.name).write_text(text)
+    name = f"nag_emulated_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     assert replace is None or found == 1, f"{replace[0]!r} stands {found} times in the kernels"
     compiler = os.environ.get("CXX") or "c++"
     includes = f"-I{sources} -I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
     (folder / "build.ninja").write_text(
         f"rule compile\n  command = {compiler} -std=c++20 -O1 -fPIC -shared -fvisibility=hidden -w -DNAG_EMULATED "
+        f"-DNAG_MODULE={name} "
         f"{'-DNAG_EMULATED_SMALL ' if replace else ''}"
-        f"{includes} $in -o $out\nbuild nag_emulated.so: compile sources/kernels_emulated.cpp\n"
+        f"{includes} $in -o $out\nbuild {name}.so: compile sources/kernels_emulated.cpp\n"
     )
     done = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
-    return folder / "nag_emulated.so"
+    return folder / f"{name}.so"
 
 
 def load(library: Path):
-    spec = importlib.util.spec_from_file_location("nag_emulated", library)
+    spec = importlib.util.spec_from_file_location(library.stem, library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -72,8 +74,7 @@ def module():
         pytest.skip("the emulated CUDA kernels are not here: no C++ compiler")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES) + sys.version.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nag_emulated-{os.getuid()}-{digest}"
-    library = folder / "nag_emulated.so"
-    return load(library if library.exists() else build(folder))
+    return load(next(folder.glob("*.so"), None) or build(folder))
 
 
 def _strides(x: Tensor, batch: int, dims: int) -> list[int]:

@@ -47,6 +47,7 @@ NAG_DEVICE void start_copies(const BranchMemory<kSize>& memory, const Segment& s
                              int stage, int size) {
   using Tile = BranchTile<kSize>;
   constexpr int kChunks = kSize / 8;
+#pragma unroll (Tile::kQueryInRegisters ? 4 : 1)
   for (int i = thread_index(); i < Tile::kKeys * kChunks; i += Tile::kWarps * kWarp) {
     const int row = i / kChunks;
     const int channel = i % kChunks * 8;
@@ -78,7 +79,8 @@ NAG_DEVICE void attend_to_stage(const BranchMemory<kSize>& memory, int stage, in
   float logits[kTiles][4] = {};
   // Matrices of 8 keys x 8 channels: 0 and 1 are channels 0 to 15 of keys 0 to 7, 2 and 3 of keys 8 to 15.
   const char* const keys = memory.keys(stage) + (lane / 16 * 8 + lane % 8) * Tile::kRowBytes + lane / 8 % 2 * 16;
-#pragma unroll
+  // With the query in shared memory a full unroll would take more registers than there are.
+#pragma unroll (Tile::kQueryInRegisters ? kSize / 16 : 2)
   for (int step = 0; step < kSize / 16; ++step) {
     uint32_t q[4];
     if constexpr (Tile::kQueryInRegisters) {
@@ -165,39 +167,44 @@ NAG_DEVICE void attend_to_segment(const BranchMemory<kSize>& memory, const Segme
   }
 }
 
+// This lane's part of row `token` (then token + 8) of Z+ or Z-, null beyond the last.
+NAG_DEVICE float* branch_row(const AttentionParams& p, float* branch, int64_t sample, int64_t token, int head) {
+  return token < p.tokens
+             ? branch + ((sample * p.tokens + token) * p.heads + head) * p.size + thread_index() % 4 * 2
+             : nullptr;
+}
+
 template <int kSize>
-NAG_DEVICE void store_branch(float* const (&rows)[2], const float (&z)[kSize / 8][4], float weight0, float weight1,
-                             int size, int t) {
+NAG_DEVICE void store_branch(const AttentionParams& p, float* branch, int64_t sample, int64_t token, int head,
+                             const float (&z)[kSize / 8][4], float weight0, float weight1) {
+  const float weights[2] = {weight0, weight1};
 #pragma unroll
-  for (int i = 0; i < kSize / 8; ++i) {
-    if (8 * i < size) {
-      if (rows[0] != nullptr) {
-        store_float2(rows[0] + 8 * i + 2 * t, z[i][0] * weight0, z[i][1] * weight0);
-      }
-      if (rows[1] != nullptr) {
-        store_float2(rows[1] + 8 * i + 2 * t, z[i][2] * weight1, z[i][3] * weight1);
+  for (int row = 0; row < 2; ++row) {
+    float* const to = branch_row(p, branch, sample, token + 8 * row, head);
+#pragma unroll
+    for (int i = 0; i < kSize / 8; ++i) {
+      if (to != nullptr && 8 * i < p.size) {
+        store_float2(to + 8 * i, z[i][2 * row] * weights[row], z[i][2 * row + 1] * weights[row]);
       }
     }
   }
 }
 
 template <int kSize>
-NAG_DEVICE void load_branch(float* const (&rows)[2], float (&z)[kSize / 8][4], int size, int t) {
+NAG_DEVICE void load_branch(const AttentionParams& p, float* branch, int64_t sample, int64_t token, int head,
+                            float (&z)[kSize / 8][4]) {
 #pragma unroll
-  for (int i = 0; i < kSize / 8; ++i) {
-    float x[2][2] = {};
-    if (8 * i < size) {
+  for (int row = 0; row < 2; ++row) {
+    const float* const from = branch_row(p, branch, sample, token + 8 * row, head);
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        if (rows[row] != nullptr) {
-          load_own(rows[row] + 8 * i + 2 * t, x[row]);
-        }
+    for (int i = 0; i < kSize / 8; ++i) {
+      float x[2] = {};
+      if (from != nullptr && 8 * i < p.size) {
+        load_own(from + 8 * i, x);
       }
+      z[i][2 * row] = x[0];
+      z[i][2 * row + 1] = x[1];
     }
-    z[i][0] = x[0][0];
-    z[i][1] = x[0][1];
-    z[i][2] = x[1][0];
-    z[i][3] = x[1][1];
   }
 }
 
@@ -256,12 +263,6 @@ branches_kernel(const AttentionParams p) {
     }
   }
 
-  const int64_t at = ((sample * p.tokens + token) * p.heads + head) * p.size;
-  const int64_t next = int64_t(8) * p.heads * p.size;
-  float* const positive[2] = {token < p.tokens ? p.positive + at : nullptr,
-                              token + 8 < p.tokens ? p.positive + at + next : nullptr};
-  float* const negative[2] = {token < p.tokens ? p.negative + at : nullptr,
-                              token + 8 < p.tokens ? p.negative + at + next : nullptr};
   SoftmaxState states[2] = {empty_state(), empty_state()};
   float z[kSize / 8][4];
   clear<kSize>(z);
@@ -273,19 +274,19 @@ branches_kernel(const AttentionParams p) {
   if (forked) {
     fork[0] = states[0];
     fork[1] = states[1];
-    store_branch<kSize>(negative, z, 1.0f, 1.0f, p.size, t);
+    store_branch<kSize>(p, p.negative, sample, token, head, z, 1.0f, 1.0f);
   }
   attend_to_segment<T, kSize>(memory, p.segment[kPositive], sample, key_head, p.scale, p.size, query, states, z);
   const SoftmaxState plus[2] = {over_lanes(states[0]), over_lanes(states[1])};
   if (p.rule == RowRule::kVsf) {  // its weight is known after text-
-    store_branch<kSize>(positive, z, 1.0f, 1.0f, p.size, t);
+    store_branch<kSize>(p, p.positive, sample, token, head, z, 1.0f, 1.0f);
   } else {
-    store_branch<kSize>(positive, z, softmax_weight(plus[0]), softmax_weight(plus[1]), p.size, t);
+    store_branch<kSize>(p, p.positive, sample, token, head, z, softmax_weight(plus[0]), softmax_weight(plus[1]));
   }
   states[0] = fork[0];
   states[1] = fork[1];
   if (forked) {
-    load_branch<kSize>(negative, z, p.size, t);
+    load_branch<kSize>(p, p.negative, sample, token, head, z);
   } else {
     clear<kSize>(z);
   }
@@ -296,10 +297,10 @@ branches_kernel(const AttentionParams p) {
   for (int row = 0; row < 2; ++row) {
     branch_weights(p.rule, plus[row], minus[row], &weights[row][0], &weights[row][1]);
   }
-  store_branch<kSize>(negative, z, weights[0][1], weights[1][1], p.size, t);
+  store_branch<kSize>(p, p.negative, sample, token, head, z, weights[0][1], weights[1][1]);
   if (p.rule == RowRule::kVsf) {
-    load_branch<kSize>(positive, z, p.size, t);
-    store_branch<kSize>(positive, z, weights[0][0], weights[1][0], p.size, t);
+    load_branch<kSize>(p, p.positive, sample, token, head, z);
+    store_branch<kSize>(p, p.positive, sample, token, head, z, weights[0][0], weights[1][0]);
   }
 }
 

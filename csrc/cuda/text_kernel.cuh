@@ -233,6 +233,20 @@ NAG_DEVICE void store_row(uint16_t* row, const float (&values)[kSize / 8][4], in
   }
 }
 
+// The factors of one query of the tile: its norms over all heads, added up over the warps always in the same order.
+NAG_DEVICE void tile_factors(RowRule rule, const SampleSettings& settings, const float* norms, int heads, int query,
+                             float* a, float* b) {
+  float positive = 0.0f;
+  float guided = 0.0f;
+  if (rule == RowRule::kNag) {
+    for (int w = 0; w < (heads < kTextWarps ? heads : kTextWarps); ++w) {
+      positive += norms[(query * kTextWarps + w) * 2];
+      guided += norms[(query * kTextWarps + w) * 2 + 1];
+    }
+  }
+  row_factors(rule, settings, positive, guided, a, b);
+}
+
 }  // namespace device
 
 // One block = 16 * kTiles queries x all heads of one sample; grid: tiles x samples in one dimension.
@@ -252,19 +266,7 @@ text_attention_kernel(const AttentionParams p) {
   const int64_t first = block_index() % tiles * kRows;
   float* const slots = reinterpret_cast<float*>(shared_memory());
   float* const norms = slots + (p.keep ? 2 * p.heads : kTextWarps) * kSlot;
-  const SampleSettings settings = settings_of(p.settings, sample);
 
-  float a[kTiles][2];
-  float b[kTiles][2];
-  float norm_positive[kTiles][2] = {};
-  float norm_guided[kTiles][2] = {};
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      row_factors(p.rule, settings, 0.0f, 0.0f, &a[m][row], &b[m][row]);
-    }
-  }
   // Pass 0 finds the norms, pass 1 writes. Only NAG needs norms, and pass 1 recomputes only what was not kept.
   for (int pass = p.rule == RowRule::kNag ? 0 : 1; pass < (p.keep && p.rule == RowRule::kNag ? 1 : 2); ++pass) {
     for (int head = warp; head < p.heads; head += kTextWarps) {
@@ -295,12 +297,20 @@ text_attention_kernel(const AttentionParams p) {
         }
       }
       attend_to_text<T, kSize, kTiles>(p.segment[kNegative], p.scale, sample, key_head, p.size, query, negative, z);
+      const SampleSettings settings = settings_of(p.settings, sample);  // read again: registers are short
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         float weights[2][2];
+        float a[2] = {};
+        float b[2] = {};
+        float norm_positive[2] = {};
+        float norm_guided[2] = {};
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
           branch_weights(p.rule, positive[m][row], negative[m][row], &weights[row][0], &weights[row][1]);
+          if (pass == 1) {
+            tile_factors(p.rule, settings, norms, p.heads, 16 * m + 8 * row + g, &a[row], &b[row]);
+          }
         }
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) {
@@ -311,8 +321,8 @@ text_attention_kernel(const AttentionParams p) {
             plus[c] *= weights[c / 2][0];
             z[m][i][c] *= weights[c / 2][1];
             if (pass == 0) {
-              norm_positive[m][c / 2] += magnitude(plus[c]);
-              norm_guided[m][c / 2] += magnitude(settings.scale * plus[c] - (settings.scale - 1.0f) * z[m][i][c]);
+              norm_positive[c / 2] += magnitude(plus[c]);
+              norm_guided[c / 2] += magnitude(settings.scale * plus[c] - (settings.scale - 1.0f) * z[m][i][c]);
             }
           }
           if (pass == 0 && p.keep) {
@@ -321,10 +331,21 @@ text_attention_kernel(const AttentionParams p) {
           }
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            z[m][i][c] = a[m][c / 2] * plus[c] - b[m][c / 2] * z[m][i][c];
+            z[m][i][c] = a[c / 2] * plus[c] - b[c / 2] * z[m][i][c];
           }
         }
-        if (pass == 1) {
+        if (pass == 0) {
+#pragma unroll
+          for (int row = 0; row < 2; ++row) {  // the warp's sums stand in shared memory, too
+            const float plus = row_sum(norm_positive[row]);
+            const float guided = row_sum(norm_guided[row]);
+            if (t == 0) {
+              float* const to = norms + ((16 * m + 8 * row + g) * kTextWarps + warp) * 2;
+              to[0] = head == warp ? plus : to[0] + plus;
+              to[1] = head == warp ? guided : to[1] + guided;
+            }
+          }
+        } else {
 #pragma unroll
           for (int row = 0; row < 2; ++row) {
             const int64_t token = first + 16 * m + 8 * row + g;
@@ -337,43 +358,21 @@ text_attention_kernel(const AttentionParams p) {
         }
       }
     }
-    if (pass == 0) {  // the norms of a query over all heads: over lanes, then over warps, always in the same order
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-          const float plus = row_sum(norm_positive[m][row]);
-          const float guided = row_sum(norm_guided[m][row]);
-          if (t == 0) {
-            float* const to = norms + ((16 * m + 8 * row + g) * kTextWarps + warp) * 2;
-            to[0] = plus;
-            to[1] = guided;
-          }
-        }
-      }
+    if (pass == 0) {
       sync_threads();
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-          const float* const from = norms + (16 * m + 8 * row + g) * kTextWarps * 2;
-          float plus = 0.0f;
-          float guided = 0.0f;
-          for (int w = 0; w < kTextWarps; ++w) {
-            plus += from[2 * w];
-            guided += from[2 * w + 1];
-          }
-          row_factors(p.rule, settings, plus, guided, &a[m][row], &b[m][row]);
-        }
-      }
     }
   }
   if (p.keep && p.rule == RowRule::kNag) {
+    const SampleSettings settings = settings_of(p.settings, sample);
     for (int head = warp; head < p.heads; head += kTextWarps) {
       const float* const from = slots + 2 * head * kSlot + 4 * lane;
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         float z[kRegisters][4];
+        float a[2];
+        float b[2];
+        tile_factors(p.rule, settings, norms, p.heads, 16 * m + g, &a[0], &b[0]);
+        tile_factors(p.rule, settings, norms, p.heads, 16 * m + 8 + g, &a[1], &b[1]);
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) {
           float plus[4];
@@ -382,7 +381,7 @@ text_attention_kernel(const AttentionParams p) {
           shared_load(from + (m * kRegisters + i) * 4 * kWarp + kSlot, minus);
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            z[i][c] = a[m][c / 2] * plus[c] - b[m][c / 2] * minus[c];
+            z[i][c] = a[c / 2] * plus[c] - b[c / 2] * minus[c];
           }
         }
 #pragma unroll

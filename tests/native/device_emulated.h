@@ -101,7 +101,8 @@ inline void enter() {
   }
 }
 
-// Runs the kernel for every block. `order` 0: threads in order, 1: last first, other: shuffled by that seed.
+// Runs the kernel for every block. `order` 0: threads in order, 1: last first, other: warps and their lanes shuffled by
+// that seed. In odd orders one warp runs ahead of the others as far as the barriers let it.
 inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order, bool copy_early,
                    std::function<void()> kernel) {
   machine.kernel = std::move(kernel);
@@ -116,6 +117,7 @@ inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order,
     machine.threads[i].index = i;
   }
   std::mt19937 random(order);
+  const bool greedy = order % 2 == 1;
   for (machine.block = 0; machine.block < blocks && machine.error.empty(); ++machine.block) {
     machine.shared.assign(shared_bytes + 16, static_cast<char>(0xff));  // NaN in every format
     machine.at_barrier = 0;
@@ -132,17 +134,27 @@ inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order,
       makecontext(&thread.context, enter, 0);
     }
     if (order > 1) {
-      std::shuffle(turn.begin(), turn.end(), random);
+      for (size_t i = 0; i < turn.size(); i += 32) {
+        const size_t other = i + random() % ((turn.size() - i) / 32) * 32;
+        std::swap_ranges(turn.begin() + i, turn.begin() + i + 32, turn.begin() + other);
+        std::shuffle(turn.begin() + i, turn.begin() + i + 32, random);
+      }
     }
     for (bool running = true; running && machine.error.empty();) {
       running = false;
       const uint64_t before = machine.instructions;
-      for (const int i : turn) {
-        if (!machine.threads[i].done) {
-          machine.current = &machine.threads[i];
-          swapcontext(&machine.scheduler, &machine.current->context);
-          running = true;
-        }
+      for (size_t i = 0; i < turn.size(); i += 32) {
+        uint64_t seen;
+        do {  // a warp's lanes once each or, in greedy orders, until they all wait for other warps
+          seen = machine.instructions;
+          for (size_t j = i; j < i + 32; ++j) {
+            if (!machine.threads[turn[j]].done) {
+              machine.current = &machine.threads[turn[j]];
+              swapcontext(&machine.scheduler, &machine.current->context);
+              running = true;
+            }
+          }
+        } while (greedy && machine.instructions != seen);
       }
       if (running && machine.instructions == before) {
         bool all_done = true;

@@ -4,7 +4,6 @@
 // A module for the tests alone, built on demand (tests/emulated.py): the CUDA kernels run thread by thread on the CPU, and
 // the headers that CPU and CUDA share. It never ships. NAG_EMULATED_SMALL: head size 64 alone, for kernels broken on purpose.
 
-#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -168,10 +167,10 @@ void guidance(const std::string& types, uintptr_t positive, uintptr_t negative, 
 
 }  // namespace
 
-PYBIND11_MODULE(nag_emulated, m) {
-  py::class_<Settings>(m, "Settings").def(py::init(&settings));
-  py::class_<Segment>(m, "Segment").def(py::init(&segment));
-  py::class_<AttentionParams>(m, "AttentionParams").def(py::init(&attention_params));
+PYBIND11_MODULE(NAG_MODULE, m) {  // a name per build: pybind11 hands out a module of the same name again
+  py::class_<Settings>(m, "Settings", py::module_local()).def(py::init(&settings));
+  py::class_<Segment>(m, "Segment", py::module_local()).def(py::init(&segment));
+  py::class_<AttentionParams>(m, "AttentionParams", py::module_local()).def(py::init(&attention_params));
   m.def("set_ranges", &set_ranges, "Which memory the kernels may read, and which they may write: (address, bytes).");
   m.def("text_attention", [](const AttentionParams& p, bool half, int tiles, int order, bool early) {
     if (half) {

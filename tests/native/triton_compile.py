@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import triton
-from nag_kernels.triton_kernels import attention
+from nag_kernels.triton_kernels import attention, configs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,18 +39,20 @@ def main() -> None:
     capability, found = int(sys.argv[1]), {}
     for dtype in POINTERS:
         for size in (64, 128, 256) if dtype == torch.bfloat16 else (128,):
-            config = attention.tiles(size, dtype)
+            config = configs.tiles(size, dtype, capability)
             types = {
                 "positive": "*fp32",
                 "negative": "*fp32",
                 "query": POINTERS[dtype],
+                "shared_out": POINTERS[dtype],
+                "shared_lse": "*fp32",
                 "scale": "fp32",
                 "bias": "fp32",
             }
             for part in ("positive", "negative", "shared"):
                 types |= {f"key_{part}": POINTERS[dtype], f"value_{part}": POINTERS[dtype], f"mask_{part}": "*u8"}
             constants = {
-                "HEADS": 24, "REPEATS": 1, "SIZE": size, "SHARED": True, "MASK_POSITIVE": True, "MASK_NEGATIVE": True,
+                "HEADS": 24, "REPEATS": 1, "SIZE": size, "SHARED": True, "FINISH": False, "MASK_POSITIVE": True, "MASK_NEGATIVE": True,
                 "MASK_SHARED": False, "VSF": False, "WIDEN": False, "BLOCK_D": size,
                 **{name: value for name, value in config.items() if name.startswith("BLOCK")},
             }  # fmt: skip

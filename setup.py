@@ -82,9 +82,7 @@ class BuildExt(build_ext):
         sources = [x for x in ext.sources if x.endswith(".cu")]
         if sources:
             ext.sources = [x for x in ext.sources if x not in sources]
-            macros = [f"-D{name}={value}" for name, value in ext.define_macros]
-            include = [*ext.include_dirs, *self.compiler.include_dirs]
-            ext.extra_objects = cuda_build.compile_all(sources, macros, include, Path(self.build_temp), jobs)
+            ext.extra_objects = cuda_build.compile_all(sources, ["csrc", "csrc/cuda"], Path(self.build_temp), jobs)
         compile_all = self.compiler.compile
 
         def compile_parallel(sources, *args, **kwargs):
@@ -101,11 +99,12 @@ def cuda_extension() -> Extension:
     root = torch_root()
     return Extension(
         "nag_kernels._C_cuda",
-        sources=sorted(glob("csrc/cuda/*.cu")),
+        sources=[*sorted(glob("csrc/cuda/*.cpp")), *sorted(glob("csrc/cuda/*.cu"))],
         depends=[*glob("csrc/*.h"), *glob("csrc/cuda/*.h"), *glob("csrc/cuda/*.cuh"), "cuda_build.py"],
-        include_dirs=["csrc", "csrc/cuda", str(root / "include")],
+        include_dirs=["csrc", "csrc/cuda", str(root / "include"), *cuda_build.include_dirs()],
         library_dirs=[str(root / "lib"), *cuda_build.library_dirs()],
         libraries=["torch_cpu", "cudart_static", "rt", "dl", "pthread"],
+        extra_compile_args=["-std=c++20", "-fvisibility=hidden", "-O2", "-g0"],
         extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
         define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI), ("USE_CUDA", "1")],
         py_limited_api=True,

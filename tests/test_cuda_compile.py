@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -43,17 +44,22 @@ def library() -> Path:
     to = folder / "_C_cuda.abi3.so"
     if to.exists():
         return to
-    macros = ["-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA=1"]
-    include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cuda"), str(TORCH / "include")]
+    include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cuda")]
     jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
     before = os.environ.get("TORCH_CUDA_ARCH_LIST")
     os.environ["TORCH_CUDA_ARCH_LIST"] = TARGETS
     try:
-        objects = cuda_build.compile_all([str(x) for x in sources], macros, include, folder, jobs)
+        objects = cuda_build.compile_all([str(x) for x in sources], include, folder, jobs)
     finally:
         os.environ.pop("TORCH_CUDA_ARCH_LIST")
         if before is not None:
             os.environ["TORCH_CUDA_ARCH_LIST"] = before
+    macros = ["-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA=1"]
+    include += [str(TORCH / "include"), *cuda_build.include_dirs(), sysconfig.get_path("include")]
+    for path in sorted((ROOT / "csrc" / "cuda").glob("*.cpp")):
+        objects.append(str(folder / f"{path.stem}.o"))
+        subprocess.run(["c++", "-c", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", *macros, *(f"-I{x}" for x in include),
+                        str(path), "-o", objects[-1]], check=True)  # fmt: skip
     link = ["c++", "-shared", "-s", *objects, "-Wl,--exclude-libs,ALL", f"-L{TORCH / 'lib'}", "-ltorch_cpu",
             *(f"-L{path}" for path in cuda_build.library_dirs()), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]  # fmt: skip
     subprocess.run([*link, "-o", f"{to}.partial"], check=True)

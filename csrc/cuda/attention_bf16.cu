@@ -5,7 +5,11 @@
 
 namespace nag {
 
-void launch_text_bf16(const Launch& launch, AttentionParams p) { launch_text<device::BFloat16>(launch, p); }
-void launch_branches_bf16(const Launch& launch, const AttentionParams& p) { launch_branches<device::BFloat16>(launch, p); }
+cudaError_t launch_text_bf16(const Target& target, AttentionParams p) {
+  return launch_text<device::BFloat16>(target, p);
+}
+cudaError_t launch_branches_bf16(const Target& target, const AttentionParams& p) {
+  return launch_branches<device::BFloat16>(target, p);
+}
 
 }  // namespace nag

@@ -5,7 +5,9 @@
 
 namespace nag {
 
-void launch_text_f16(const Launch& launch, AttentionParams p) { launch_text<device::Half>(launch, p); }
-void launch_branches_f16(const Launch& launch, const AttentionParams& p) { launch_branches<device::Half>(launch, p); }
+cudaError_t launch_text_f16(const Target& target, AttentionParams p) { return launch_text<device::Half>(target, p); }
+cudaError_t launch_branches_f16(const Target& target, const AttentionParams& p) {
+  return launch_branches<device::Half>(target, p);
+}
 
 }  // namespace nag

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Z+ and Z- of one tile of queries of one head, for any lengths: the softmax over the shared keys is walked once and its
-// state (maximum, sum, accumulator) forked over text+ and text-. Keys and values pass through shared memory in two
+// Z+ and Z- of one tile of queries of one head, for any lengths: the softmax over the shared keys is walked once and
+// its state (maximum, sum, accumulator) forked over text+ and text-. Keys and values pass through shared memory in two
 // stages of asynchronous copies. guidance_kernel.cuh blends what this writes.
 #pragma once
 
@@ -47,7 +47,7 @@ NAG_DEVICE void start_copies(const BranchMemory<kSize>& memory, const Segment& s
                              int stage, int size) {
   using Tile = BranchTile<kSize>;
   constexpr int kChunks = kSize / 8;
-#pragma unroll (Tile::kQueryInRegisters ? 4 : 1)
+#pragma unroll(Tile::kQueryInRegisters ? 4 : 1)
   for (int i = thread_index(); i < Tile::kKeys * kChunks; i += Tile::kWarps * kWarp) {
     const int row = i / kChunks;
     const int channel = i % kChunks * 8;
@@ -80,7 +80,7 @@ NAG_DEVICE void attend_to_stage(const BranchMemory<kSize>& memory, int stage, in
   // Matrices of 8 keys x 8 channels: 0 and 1 are channels 0 to 15 of keys 0 to 7, 2 and 3 of keys 8 to 15.
   const char* const keys = memory.keys(stage) + (lane / 16 * 8 + lane % 8) * Tile::kRowBytes + lane / 8 % 2 * 16;
   // With the query in shared memory a full unroll would take more registers than there are.
-#pragma unroll (Tile::kQueryInRegisters ? kSize / 16 : 2)
+#pragma unroll(Tile::kQueryInRegisters ? kSize / 16 : 2)
   for (int step = 0; step < kSize / 16; ++step) {
     uint32_t q[4];
     if constexpr (Tile::kQueryInRegisters) {
@@ -169,9 +169,8 @@ NAG_DEVICE void attend_to_segment(const BranchMemory<kSize>& memory, const Segme
 
 // This lane's part of row `token` (then token + 8) of Z+ or Z-, null beyond the last.
 NAG_DEVICE float* branch_row(const AttentionParams& p, float* branch, int64_t sample, int64_t token, int head) {
-  return token < p.tokens
-             ? branch + ((sample * p.tokens + token) * p.heads + head) * p.size + thread_index() % 4 * 2
-             : nullptr;
+  return token < p.tokens ? branch + ((sample * p.tokens + token) * p.heads + head) * p.size + thread_index() % 4 * 2
+                          : nullptr;
 }
 
 template <int kSize>

@@ -35,14 +35,14 @@ NAG_DEVICE uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 
 // Read-only loads of 2 to 16 bytes, and stores.
 NAG_DEVICE void load(const void* from, uint32_t (&to)[4]) {
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-      : "l"(from));
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
 }
 NAG_DEVICE void load(const void* from, uint32_t (&to)[2]) {
   asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
 }
-NAG_DEVICE void load(const void* from, uint32_t (&to)[1]) { asm("ld.global.nc.u32 %0, [%1];" : "=r"(to[0]) : "l"(from)); }
+NAG_DEVICE void load(const void* from, uint32_t (&to)[1]) {
+  asm("ld.global.nc.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
+}
 NAG_DEVICE uint32_t load_two_bytes(const void* from) {
   uint16_t x;
   asm("ld.global.nc.u16 %0, [%1];" : "=h"(x) : "l"(from));
@@ -77,10 +77,10 @@ NAG_DEVICE void shared_load(const float* from, float (&to)[4]) {
 
 // 16 bytes from global to shared memory, zeros where not `valid`; complete after copies_wait of its group.
 NAG_DEVICE void copy_async(char* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(valid ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global), "r"(valid ? 16 : 0)
+      : "memory");
 }
 NAG_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kLeft>  // all but the last kLeft groups
@@ -128,9 +128,9 @@ NAG_DEVICE float high(Half tag, uint32_t x) { return low(tag, x >> 16); }
 NAG_DEVICE float bits_as_float(uint32_t x) { return __uint_as_float(x); }
 NAG_DEVICE uint32_t float_as_bits(float x) { return __float_as_uint(x); }
 
-// c [16, 8] += a [16, 16] b [16, 8]. With g = lane / 4 and t = lane % 4 a lane holds of a the pairs of columns 2t, 2t + 1
-// in rows g and g + 8 (words 0, 1) and 8 columns further (words 2, 3), of b rows 2t, 2t + 1 (and 8 further) of column g,
-// of c columns 2t, 2t + 1 of rows g (0, 1) and g + 8 (2, 3).
+// c [16, 8] += a [16, 16] b [16, 8]. With g = lane / 4 and t = lane % 4 a lane holds of a the pairs of columns 2t, 2t +
+// 1 in rows g and g + 8 (words 0, 1) and 8 columns further (words 2, 3), of b rows 2t, 2t + 1 (and 8 further) of column
+// g, of c columns 2t, 2t + 1 of rows g (0, 1) and g + 8 (2, 3).
 NAG_DEVICE void multiply(BFloat16, float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                          uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// out = a Z+ - b Z- with the norms over a whole row: one block per row, both inputs read once where its threads can hold
-// them.
+// out = a Z+ - b Z- with the norms over a whole row: one block per row, both inputs read once where its threads can
+// hold them.
 #pragma once
 
 #include "softmax.cuh"
@@ -123,7 +123,7 @@ guidance_kernel(const GuidanceParams p) {
   }
   float norm_positive = 0.0f;
   float norm_guided = 0.0f;
-  const auto add = [&](const float(&x)[kVector], const float(&y)[kVector]) {
+  const auto add = [&](const float (&x)[kVector], const float (&y)[kVector]) {
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       norm_positive += magnitude(x[j]);
@@ -148,7 +148,7 @@ guidance_kernel(const GuidanceParams p) {
   float a;
   float b;
   row_factors(p.rule, settings, norm_positive, norm_guided, &a, &b);
-  const auto write = [&](int at, const float(&x)[kVector], const float(&y)[kVector]) {
+  const auto write = [&](int at, const float (&x)[kVector], const float (&y)[kVector]) {
     float blended[kVector];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {

@@ -1,11 +1,10 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one home of what every launch needs: device guard, current stream, shared memory limit, launch check, and the
-// tensors as the kernels want them.
+// The one home of what every operation needs on the host: device guard, current stream, launch check, and the tensors
+// as the kernels want them.
 #pragma once
 
-#include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
@@ -19,7 +18,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "params.h"
+#include "kernel_launch.h"
 
 namespace nag {
 
@@ -29,36 +28,29 @@ class Launch {
   explicit Launch(const Tensor& x) : guard_(x.get_device_index()) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                          x.get_device_index()));
+    target_.stream = static_cast<cudaStream_t>(stream);
+    STD_CUDA_CHECK(
+        cudaDeviceGetAttribute(&target_.shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, x.get_device_index()));
   }
 
-  int64_t shared_limit() const { return shared_limit_; }  // bytes of one block
-
-  template <class Params>
-  void run(void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes, const Params& params) const {
-    if (blocks > 0x7fffffff) {
-      throw std::runtime_error("nag: too many tokens for one launch (2^31 blocks)");
-    }
-    if (shared_bytes > 48 << 10) {
-      STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-    }
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream_>>>(params);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  }
+  const Target& target() const { return target_; }
+  static void check(cudaError_t error) { STD_CUDA_CHECK(error); }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  int shared_limit_ = 0;
+  Target target_;
 };
 
 // How often each kernel was launched; read by the Python module.
 enum class Counter { kGuidance, kText, kBranches, kCount };
 inline std::atomic<int64_t> launches[static_cast<int>(Counter::kCount)];
 inline void count(Counter kernel) { launches[static_cast<int>(kernel)].fetch_add(1, std::memory_order_relaxed); }
+
+inline Element element_of(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? Element::kBFloat16
+         : dtype == ScalarType::Half   ? Element::kHalf
+                                       : Element::kFloat;
+}
 
 inline RowRule row_rule(const std::string& rule) {
   return rule == "nasa" ? RowRule::kNasa : rule == "vsf" ? RowRule::kVsf : RowRule::kNag;

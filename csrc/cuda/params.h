@@ -18,7 +18,8 @@ struct Settings {
   float number[3];
 };
 
-// One of the three key sets. Strides are in elements; a batch stride of 0 serves every sample. Rows are 16-byte aligned.
+// One of the three key sets. Strides are in elements; a batch stride of 0 serves every sample. Rows are 16-byte
+// aligned.
 struct Segment {
   const void* key;          // [B, length, Hkv, D], unit last stride
   const void* value;        // [B, length, Hkv, D], unit last stride

@@ -32,8 +32,7 @@ NAG_DEVICE void softmax_step(const float (&logits)[kTiles][4], SoftmaxState (&st
     const float base = softmax_base(states[row].maximum);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const uint32_t pair =
-          pack(T(), exp2_of(logits[n][2 * row] - base), exp2_of(logits[n][2 * row + 1] - base));
+      const uint32_t pair = pack(T(), exp2_of(logits[n][2 * row] - base), exp2_of(logits[n][2 * row + 1] - base));
       weights[n][row] = pair;
       states[row].sum += low(T(), pair) + high(T(), pair);  // as rounded: numerator and denominator agree
     }

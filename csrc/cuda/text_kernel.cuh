@@ -4,12 +4,13 @@
 // Cross-attention to two short texts in one launch and without memory beyond the output: one block holds a tile of
 // queries and all heads, so that norms and blend are done before anything is written. Warps take different heads.
 //
-// A warp reads keys and values straight from global memory, 16 bytes a lane, in an order of its own: the contraction over
-// channels may run in any order that queries and keys share, and the columns of the output in any order that the final
-// store undoes. With g = lane / 4, t = lane % 4:
+// A warp reads keys and values straight from global memory, 16 bytes a lane, in an order of its own: the contraction
+// over channels may run in any order that queries and keys share, and the columns of the output in any order that the
+// final store undoes. With g = lane / 4, t = lane % 4:
 //   keys     a lane holds channels 8t .. 8t+7 of each 32 of row g, which feed two steps of 16 channels; then 4t .. 4t+3
 //            of 16 and 2t, 2t+1 of 8 where the head size leaves them.
-//   values   a lane holds channels 8g .. 8g+7 of each 64 of rows 2t, 2t+1, 2t+8, 2t+9: column g of 8 tiles, tile j being
+//   values   a lane holds channels 8g .. 8g+7 of each 64 of rows 2t, 2t+1, 2t+8, 2t+9: column g of 8 tiles, tile j
+//   being
 //            channel 8g + j; then 4g .. of 32, 2g .. of 16, g of 8.
 #pragma once
 
@@ -72,6 +73,43 @@ NAG_DEVICE void multiply_rows(float (&logits)[4], const uint32_t (&query)[2][kSi
   }
 }
 
+// Above 128 channels the accumulator leaves no registers for the query: its rows are read again (from the first-level
+// cache) with every 16 keys.
+template <int kSize>
+constexpr bool kQueryHeld = kSize <= 128;
+
+struct QueryRows {
+  const uint16_t* row[2];  // rows g and g + 8 of a tile
+  bool seen[2];
+};
+
+// logits of two tiles of 8 keys, 32 channels at a time.
+template <class T, int kSize>
+NAG_DEVICE void multiply_streamed(float (&logits)[2][4], const QueryRows& query, const uint16_t* const (&keys)[2],
+                                  const bool (&seen)[2], int size, int t) {
+  static_assert(kSize % 32 == 0);
+#pragma unroll 2
+  for (int b = 0; b < kSize / 32; ++b) {
+    uint32_t q[2][4] = {};
+    uint32_t k[2][4] = {};
+    const int at = 32 * b + 8 * t;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (query.seen[i] && at < size) {
+        load(query.row[i] + at, q[i]);
+      }
+      if (seen[i] && at < size) {
+        load(keys[i] + at, k[i]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      multiply(T(), logits[n], q[0][0], q[1][0], q[0][1], q[1][1], k[n][0], k[n][1]);
+      multiply(T(), logits[n], q[0][2], q[1][2], q[0][3], q[1][3], k[n][2], k[n][3]);
+    }
+  }
+}
+
 // The values of one channel block of 8 * kWidth, kWidth of each key a lane, and its product with the weights.
 template <class T, int kWidth, int kTiles, int kSize>
 NAG_DEVICE void multiply_block(float (&z)[kTiles][kSize / 8][4], int first, const uint32_t (&weights)[kTiles][4],
@@ -107,7 +145,8 @@ NAG_DEVICE void multiply_block(float (&z)[kTiles][kSize / 8][4], int first, cons
 // z and states over one text for 16 * kTiles queries of one head.
 template <class T, int kSize, int kTiles>
 NAG_DEVICE void attend_to_text(const Segment& text, float scale, int64_t sample, int key_head, int size,
-                               const uint32_t (&query)[kTiles][2][kSize / 8], SoftmaxState (&states)[kTiles][2],
+                               const uint32_t (&query)[kTiles][2][kQueryHeld<kSize> ? kSize / 8 : 1],
+                               const QueryRows& query_rows, SoftmaxState (&states)[kTiles][2],
                                float (&z)[kTiles][kSize / 8][4]) {
   const int lane = thread_index() % kWarp;
   const int g = lane / 4;
@@ -128,20 +167,31 @@ NAG_DEVICE void attend_to_text(const Segment& text, float scale, int64_t sample,
   for (int start = 0; start < text.length; start += 16) {
     float logits[kTiles][2][4] = {};
     uint32_t seen_by_group[2];  // bit 4g: key g of these 8
+    const uint16_t* keys[2];
+    bool key_seen[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int at = start + 8 * n + g;
-      bool seen = at < text.length;
-      if (seen && mask != nullptr) {
-        seen = load_byte(mask + at * text.mask_stride[1]) != 0;
+      key_seen[n] = at < text.length;
+      if (key_seen[n] && mask != nullptr) {
+        key_seen[n] = load_byte(mask + at * text.mask_stride[1]) != 0;
       }
-      seen_by_group[n] = ballot(seen);
-      uint32_t words[kSize / 8];
-      load_row<kSize>(key + at * text.key_stride[1], seen, size, t, words);
+      seen_by_group[n] = ballot(key_seen[n]);
+      keys[n] = key + at * text.key_stride[1];
+    }
+    if constexpr (kQueryHeld<kSize>) {
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        multiply_rows<T, kSize>(logits[m][n], query[m], words);
+      for (int n = 0; n < 2; ++n) {
+        uint32_t words[kSize / 8];
+        load_row<kSize>(keys[n], key_seen[n], size, t, words);
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          multiply_rows<T, kSize>(logits[m][n], query[m], words);
+        }
       }
+    } else {
+      static_assert(kTiles == 1);
+      multiply_streamed<T, kSize>(logits[0], query_rows, keys, key_seen, size, t);
     }
     uint32_t weights[kTiles][4];
     const bool seen[4] = {(seen_by_group[0] >> (8 * t) & 1) != 0, (seen_by_group[0] >> (8 * t + 4) & 1) != 0,
@@ -270,7 +320,8 @@ text_attention_kernel(const AttentionParams p) {
   // Pass 0 finds the norms, pass 1 writes. Only NAG needs norms, and pass 1 recomputes only what was not kept.
   for (int pass = p.rule == RowRule::kNag ? 0 : 1; pass < (p.keep && p.rule == RowRule::kNag ? 1 : 2); ++pass) {
     for (int head = warp; head < p.heads; head += kTextWarps) {
-      uint32_t query[kTiles][2][kRegisters];
+      uint32_t query[kTiles][2][kQueryHeld<kSize> ? kRegisters : 1];
+      QueryRows query_rows;
       const uint16_t* const from = static_cast<const uint16_t*>(p.query) + sample * p.query_stride[0] +
                                    first * p.query_stride[1] + head * p.query_stride[2];
 #pragma unroll
@@ -278,17 +329,22 @@ text_attention_kernel(const AttentionParams p) {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
           const int at = 16 * m + 8 * row + g;
-          load_row<kSize>(from + at * p.query_stride[1], first + at < p.tokens, p.size, t, query[m][row]);
+          if constexpr (kQueryHeld<kSize>) {
+            load_row<kSize>(from + at * p.query_stride[1], first + at < p.tokens, p.size, t, query[m][row]);
+          } else {
+            query_rows.row[row] = from + at * p.query_stride[1];
+            query_rows.seen[row] = first + at < p.tokens;
+          }
         }
       }
-      float* const slot_positive =
-          slots + (p.keep ? 2 * head : warp) * kSlot + 4 * lane;
+      float* const slot_positive = slots + (p.keep ? 2 * head : warp) * kSlot + 4 * lane;
       float* const slot_negative = slot_positive + kSlot;
       SoftmaxState positive[kTiles][2];
       SoftmaxState negative[kTiles][2];
       float z[kTiles][kRegisters][4];
       const int key_head = head / p.repeats;
-      attend_to_text<T, kSize, kTiles>(p.segment[kPositive], p.scale, sample, key_head, p.size, query, positive, z);
+      attend_to_text<T, kSize, kTiles>(p.segment[kPositive], p.scale, sample, key_head, p.size, query, query_rows,
+                                       positive, z);
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
@@ -296,7 +352,8 @@ text_attention_kernel(const AttentionParams p) {
           shared_store(slot_positive + (m * kRegisters + i) * 4 * kWarp, z[m][i]);
         }
       }
-      attend_to_text<T, kSize, kTiles>(p.segment[kNegative], p.scale, sample, key_head, p.size, query, negative, z);
+      attend_to_text<T, kSize, kTiles>(p.segment[kNegative], p.scale, sample, key_head, p.size, query, query_rows,
+                                       negative, z);
       const SampleSettings settings = settings_of(p.settings, sample);  // read again: registers are short
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {

@@ -5,20 +5,10 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "attention_launch.h"
-#include "guidance_kernel.cuh"
+#include "launch.h"
 
 namespace nag {
 namespace {
-
-template <class In, class Out>
-void launch_types(const Launch& launch, const GuidanceParams& p, bool vectors) {
-  const int64_t vector = vectors ? 8 : 1;
-  const int64_t wanted = (p.channels + vector * kGuidanceHeld - 1) / (vector * kGuidanceHeld);
-  const int threads = static_cast<int>(std::min<int64_t>((wanted + kWarp - 1) / kWarp * kWarp, kGuidanceMaxThreads));
-  launch.run(vectors ? guidance_kernel<In, Out, 8> : guidance_kernel<In, Out, 1>, p.rows, threads,
-             kGuidanceSharedBytes, p);
-}
 
 // [N, C] of a tensor [..., C] without a copy where its leading dimensions are evenly apart.
 Tensor as_rows(const Tensor& x, int64_t* row_stride) {
@@ -75,34 +65,20 @@ Tensor guidance_cuda(Tensor positive,                                        // 
     return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && stride % 8 == 0;
   };
   const bool vectors = channels % 8 == 0 && even(plus, p.positive_row) && even(minus, p.negative_row);
-  launch_guidance(launch, p, dtype, dtype, vectors);
+  count(Counter::kGuidance);
+  const Element element = element_of(dtype);
+  Launch::check(launch_guidance(launch.target(), p, element, element, vectors));
   return out;
 }
 
 }  // namespace
 
-void launch_guidance(const Launch& launch, const GuidanceParams& p, ScalarType in, ScalarType out, bool vectors) {
-  using device::BFloat16;
-  using device::Float;
-  using device::Half;
-  count(Counter::kGuidance);
-  if (in == ScalarType::BFloat16) {
-    launch_types<BFloat16, BFloat16>(launch, p, vectors);
-  } else if (in == ScalarType::Half) {
-    launch_types<Half, Half>(launch, p, vectors);
-  } else if (out == ScalarType::BFloat16) {
-    launch_types<Float, BFloat16>(launch, p, vectors);
-  } else if (out == ScalarType::Half) {
-    launch_types<Float, Half>(launch, p, vectors);
-  } else {
-    launch_types<Float, Float>(launch, p, vectors);
-  }
-}
-
 }  // namespace nag
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
-  m.def("guidance(Tensor positive, Tensor negative, float nag_scale, float nag_tau, float nag_alpha, str rule) -> Tensor");
+  m.def(
+      "guidance(Tensor positive, Tensor negative, float nag_scale, float nag_tau, float nag_alpha, str rule) -> "
+      "Tensor");
   m.def(
       "guidance.tensor(Tensor positive, Tensor negative, Tensor nag_scale, Tensor nag_tau, Tensor nag_alpha, str rule) "
       "-> Tensor");

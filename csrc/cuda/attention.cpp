@@ -10,7 +10,7 @@
 #include <cmath>
 #include <optional>
 
-#include "attention_launch.h"
+#include "launch.h"
 #include "tile_size.h"
 
 namespace nag {
@@ -108,7 +108,7 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   p.segment[kShared] = make_segment(sets[2], p.batch, 0.0, &kept);
   if (form == "text") {
     count(Counter::kText);
-    half ? launch_text_f16(launch, p) : launch_text_bf16(launch, p);
+    Launch::check(half ? launch_text_f16(launch.target(), p) : launch_text_bf16(launch.target(), p));
     return out;
   }
 
@@ -116,7 +116,7 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   p.positive = static_cast<float*>(wide.mutable_data_ptr());
   p.negative = p.positive + out.numel();
   count(Counter::kBranches);
-  half ? launch_branches_f16(launch, p) : launch_branches_bf16(launch, p);
+  Launch::check(half ? launch_branches_f16(launch.target(), p) : launch_branches_bf16(launch.target(), p));
   GuidanceParams blend{};
   blend.positive = p.positive;
   blend.negative = p.negative;
@@ -127,7 +127,7 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   blend.rows_per_sample = p.tokens;
   blend.rule = p.rule;
   blend.settings = p.settings;
-  launch_guidance(launch, blend, ScalarType::Float, dtype, true);
+  Launch::check(launch_guidance(launch.target(), blend, Element::kFloat, element_of(dtype), true));
   return out;
 }
 
@@ -156,11 +156,11 @@ Tensor attention_cuda(Tensor query,                                           //
 }  // namespace
 }  // namespace nag
 
-#define NAG_SCHEMA(overload, setting)                                                                      \
-  "fused_guided_attention" overload                                                                        \
+#define NAG_SCHEMA(overload, setting)                                                                               \
+  "fused_guided_attention" overload                                                                                 \
   "(Tensor query, Tensor key_positive, Tensor value_positive, Tensor key_negative, Tensor value_negative, " setting \
-  " nag_scale, " setting " nag_tau, " setting                                                              \
-  " nag_alpha, Tensor? key_shared, Tensor? value_shared, Tensor? mask_positive, Tensor? mask_negative, "   \
+  " nag_scale, " setting " nag_tau, " setting                                                                       \
+  " nag_alpha, Tensor? key_shared, Tensor? value_shared, Tensor? mask_positive, Tensor? mask_negative, "            \
   "Tensor? mask_shared, float? softmax_scale, float negative_logit_bias, str rule, str form) -> Tensor"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The Python module nag_kernels._C_cuda (abi3). Importing it defines the operations of nag_cuda; it also tells how often
-// each kernel was launched and the limits of the one-launch kernel.
+// The Python module nag_kernels._C_cuda (abi3). Importing it defines the operations of nag_cuda; it also tells how
+// often each kernel was launched and the limits of the one-launch kernel.
 
 #include <Python.h>
 

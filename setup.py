@@ -130,7 +130,11 @@ if not build_cuda:
 setup(
     packages=["nag_kernels", "nag_kernels.diffusers", "nag_kernels.shapes", "nag_kernels.triton_kernels"],
     package_dir={"nag_kernels": "nag_kernels", "nag_kernels.triton_kernels": "triton_kernels"},
-    package_data={"nag_kernels": ["gpu_choices.csv"], "nag_kernels.triton_kernels": ["tiles.csv"], "nag_kernels.shapes": ["weights/*", "weights/*/*"]},
+    package_data={
+        "nag_kernels": ["gpu_choices.csv"],
+        "nag_kernels.triton_kernels": ["tiles.csv"],
+        "nag_kernels.shapes": ["weights/*", "weights/*/*"],
+    },
     ext_modules=[*([extension()] if build else []), *([cuda_extension()] if build_cuda else [])],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if build else {},

@@ -44,7 +44,11 @@ def triton_jobs(chips: tuple[int, ...]):
                     if row.bits == 32 and variant == "finish":
                         continue  # refused: FlashAttention and cuDNN take no float32
                     name = f"triton branches, {variant}, {str(dtype)[6:]}, head size {row.size_to}"
-                    yield name, chip, lambda r=row, d=dtype, c=chip, v=variant: triton_compile.branches(r.size_to, d, c, v)
+                    yield (
+                        name,
+                        chip,
+                        lambda r=row, d=dtype, c=chip, v=variant: triton_compile.branches(r.size_to, d, c, v),
+                    )
         for dtype in triton_compile.POINTERS:
             yield f"triton blend, {str(dtype)[6:]}", chip, lambda d=dtype, c=chip: triton_compile.blend(d, 1024, c)
 
@@ -68,16 +72,20 @@ def demangled(name: str) -> str:
     words = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32"}
     types = re.findall(r"\d(BFloat16|Half|Float)E?|(S2_)", name)
     named = [words.get(t, "") for t, _ in types] + (["as read"] if any(s for _, s in types) else [])
-    return f"cuda {base}, {' to '.join(named)}, {', '.join(re.findall(r'Li(\d+)E', name))}"
+    numbers = ", ".join(re.findall(r"Li(\d+)E", name))
+    return f"cuda {base}, {' to '.join(named)}, {numbers}"
 
 
 def cuda_rows(chips: tuple[int, ...], cache: Path):
     sys.path.insert(0, str(ROOT))
-    import cuda_build
     import triton
 
+    import cuda_build
+
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    version = re.search(r"V([\d.]+)", subprocess.run([cuda_build.nvcc(), "--version"], capture_output=True, text=True).stdout)[1]
+    version = re.search(
+        r"V([\d.]+)", subprocess.run([cuda_build.nvcc(), "--version"], capture_output=True, text=True).stdout
+    )[1]
     folder = ROOT / "csrc"
     headers = digest(*(p.read_bytes() for p in sorted([*folder.glob("*.h"), *folder.glob("cuda/*h")])), version)
     jobs = [(source, chip) for source in sorted(folder.glob("cuda/*.cu")) for chip in chips]
@@ -88,7 +96,9 @@ def cuda_rows(chips: tuple[int, ...], cache: Path):
             flags = [x for x in cuda_build.flags([(chip, False)]) if not x.startswith(("-gencode", "arch="))]
             subprocess.run([cuda_build.nvcc(), "-cubin", f"-arch=sm_{chip}", *flags, f"-I{folder}", f"-I{folder / 'cuda'}",
                             str(source), "-o", str(cubin)], check=True)  # fmt: skip
-            said = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
+            said = subprocess.run(
+                [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+            ).stdout
             code = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
             matrix = {part.split(None, 1)[0]: sorted(set(re.findall(r"\b(HMMA\.\d+\.F32(?:\.BF16)?)", part)))
                       for part in code.split("Function : ")[1:]}  # fmt: skip

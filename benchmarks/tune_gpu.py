@@ -103,7 +103,9 @@ class File:
     def add(self, workload: str, what: str, times: list[float]) -> Measured:
         low, middle, high = spread(times)
         self.rows += 1
-        self.writer.writerow([self.rows, workload, what, f"{middle:.5f}", f"{low:.5f}", f"{high:.5f}", *self.about.values()])
+        self.writer.writerow(
+            [self.rows, workload, what, f"{middle:.5f}", f"{low:.5f}", f"{high:.5f}", *self.about.values()]
+        )
         self.file.flush()
         return Measured(workload, what, middle, f"results/{self.path.name}:{self.rows}")
 
@@ -145,7 +147,7 @@ def tune_tiles(chip: int, file: File, seconds: float, deadline: float) -> None:
                     attention.tiles = lambda *_, c=candidate: c
                     run = lambda x: gpu.run_plan("triton", **testing.with_settings(x, SETTINGS))  # noqa: E731
                     what = " ".join(map(str, candidate.values()))
-                    for what, times in timed({what: run}, inputs, seconds).items():
+                    for times in timed({what: run}, inputs, seconds).values():
                         found.append(file.add(name, what, times))
             if found:
                 what = best_tile(found)
@@ -165,7 +167,9 @@ def tune_choices(chip: int, file: File, seconds: float, deadline: float) -> None
         if time.monotonic() > deadline:
             break
         inputs = make(workload, torch.bfloat16)
-        call = gpu.Call(chip, workload.length, workload.heads, workload.size, workload.text, workload.text, workload.shared)
+        call = gpu.Call(
+            chip, workload.length, workload.heads, workload.size, workload.text, workload.text, workload.shared
+        )
         runs = {
             plan: lambda x, p=plan: gpu.run_plan(p, **testing.with_settings(x, SETTINGS))
             for plan in gpu.PLANS

@@ -87,7 +87,9 @@ def refusal(backend: str, device: str) -> str | None:
     if backend == "cuda" and _CUDA is None:
         return _CUDA_MISSING
     if backend in ("cuda", "triton"):
-        return (_TRITON_MISSING if backend == "triton" else None) or (None if device == "cuda" else f"its tensors are on {device}, not on cuda")
+        return (_TRITON_MISSING if backend == "triton" else None) or (
+            None if device == "cuda" else f"its tensors are on {device}, not on cuda"
+        )
     return f"there is no backend of that name; the names are {', '.join(BACKENDS)}"
 
 

@@ -100,7 +100,6 @@ def find(call: Call) -> Choice | None:
 
 def refusal(plan: str, call: Call) -> str | None:
     """Why the kernels of `plan` cannot serve a call, or None if they can."""
-    name = str(call.dtype).removeprefix("torch.")
     if call.chip < 80:
         return f"it needs compute capability 8.0, this GPU has {call.chip / 10}"
     if call.dtype == torch.float64:
@@ -295,7 +294,9 @@ def warmup(*layers: dict, device: str | torch.device = "cuda", dtype: torch.dtyp
         call = call_of(query, inputs["key_positive"], inputs["key_negative"], inputs.get("key_shared"),
                        inputs.get("mask_shared"), layer["rule"])  # fmt: skip
         served = explain(call).splitlines()[0] if query.is_cuda else f"{device}: no GPU kernel"
-        said.append(f"{layer['length']} x {heads} x {size}, texts {layer['positive']} and {layer['negative']}: {served}")
+        said.append(
+            f"{layer['length']} x {heads} x {size}, texts {layer['positive']} and {layer['negative']}: {served}"
+        )
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return said

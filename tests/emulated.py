@@ -87,7 +87,9 @@ def _storage(x: Tensor) -> tuple[int, int]:
 
 def settings_of(native, values, batch: int):
     if isinstance(values[0], Tensor):
-        return native.Settings([x.data_ptr() for x in values], [x.stride(0) if x.ndim else 0 for x in values], [0.0] * 3)
+        return native.Settings(
+            [x.data_ptr() for x in values], [x.stride(0) if x.ndim else 0 for x in values], [0.0] * 3
+        )
     return native.Settings([0, 0, 0], [0, 0, 0], [float(x) for x in values])
 
 
@@ -149,7 +151,9 @@ def _blend(native, positive, negative, out, samples, values, rule, order, thread
     )  # fmt: skip
 
 
-def guidance(positive: Tensor, negative: Tensor, *values, rule: str = "nag", threads: int = 64, vector: int = 8) -> Tensor:
+def guidance(
+    positive: Tensor, negative: Tensor, *values, rule: str = "nag", threads: int = 64, vector: int = 8
+) -> Tensor:
     """positive, negative [N, C] with unit last stride; one setting, or one per row."""
     out = torch.full(positive.shape, float("nan"), dtype=positive.dtype)
     samples = positive.shape[0] if isinstance(values[0], Tensor) else 1

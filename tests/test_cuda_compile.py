@@ -5,7 +5,6 @@ its machine code, its symbols, and its import under a torch without CUDA (missin
 
 import functools
 import hashlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -70,7 +69,9 @@ def library() -> Path:
 @functools.cache
 def usage() -> dict[tuple[str, str], dict[str, int]]:
     """(architecture, kernel) -> registers, stack, local and static shared memory."""
-    said = subprocess.run([tool("cuobjdump"), "--dump-resource-usage", library()], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [tool("cuobjdump"), "--dump-resource-usage", library()], capture_output=True, text=True, check=True
+    )
     found, chip = {}, ""
     for line in said.stdout.splitlines():
         chip = (re.search(r"arch = (sm_\w+)", line) or re.search(r"\.(sm_\d+\w?)\.cubin", line) or [0, chip])[1]
@@ -149,7 +150,9 @@ def test_a_public_auditor_finds_only_stable_symbols():
     names = subprocess.run(["nm", "-DC", library()], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"\b(at|c10|torch)::", names)
     assert [line.split()[-1] for line in names.splitlines() if " T " in line] == ["PyInit__C_cuda"]
-    assert not re.search(r"NEEDED.*cuda", subprocess.run(["readelf", "-d", library()], capture_output=True, text=True).stdout)
+    assert not re.search(
+        r"NEEDED.*cuda", subprocess.run(["readelf", "-d", library()], capture_output=True, text=True).stdout
+    )
 
 
 STUB = """
@@ -199,7 +202,11 @@ def test_architectures(monkeypatch, capsys):
     assert cuda_build.architectures("7.5, 8.0") == [(80, False)]
     assert "no CUDA kernels for 7.5" in capsys.readouterr().err
     assert cuda_build.architectures("Hopper") == [(90, True)]
-    for wrong, said in (("9", "must list numbers"), ("7.0", "can be compiled for"), ("99.0", "cannot compile for 99.0")):
+    for wrong, said in (
+        ("9", "must list numbers"),
+        ("7.0", "can be compiled for"),
+        ("99.0", "cannot compile for 99.0"),
+    ):
         with pytest.raises(SystemExit, match=said):
             cuda_build.architectures(wrong)
 

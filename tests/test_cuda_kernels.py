@@ -167,7 +167,9 @@ def test_a_stride_beyond_32_bits(native):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES.values()], ids=str)
 @pytest.mark.parametrize("rule", ["nag", "nasa"])
-@pytest.mark.parametrize(("channels", "threads", "vector"), [(8, 32, 8), (320, 32, 8), (2056, 64, 8), (7, 32, 1), (301, 64, 1)])
+@pytest.mark.parametrize(
+    ("channels", "threads", "vector"), [(8, 32, 8), (320, 32, 8), (2056, 64, 8), (7, 32, 1), (301, 64, 1)]
+)
 def test_guidance(native, channels, threads, vector, rule, dtype):
     positive, negative = torch.randn(2, 3, channels).to(dtype).unbind(0)
     out = emulated.guidance(positive, negative, *SETTINGS, rule=rule, threads=threads, vector=vector)
@@ -235,7 +237,10 @@ def test_tile_tables(native):
 # --- kernels broken on purpose must be seen --------------------------------------------------------------------------------
 
 BROKEN = {
-    "norm of one warp's heads": ("for (int w = 0; w < (heads < kTextWarps ? heads : kTextWarps); ++w)", "for (int w = 0; w < 1; ++w)"),
+    "norm of one warp's heads": (
+        "for (int w = 0; w < (heads < kTextWarps ? heads : kTextWarps); ++w)",
+        "for (int w = 0; w < 1; ++w)",
+    ),
     "fork not taken up": ("states[0] = fork[0];", "states[0] = empty_state();"),
     "no wait for the copies": ("copies_wait<1>();", ""),
     "no barrier after a stage": ("query, states, z);\n    sync_threads();", "query, states, z);"),

@@ -21,7 +21,12 @@ from triton.compiler import ASTSource
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-VARIANTS = {"joint": {}, "joint, vsf": {"VSF": True}, "cross": {"SHARED": False}, "finish": {"SHARED": False, "FINISH": True}}
+VARIANTS = {
+    "joint": {},
+    "joint, vsf": {"VSF": True},
+    "cross": {"SHARED": False},
+    "finish": {"SHARED": False, "FINISH": True},
+}
 
 
 def usage(compiled) -> dict[str, int]:
@@ -55,11 +60,15 @@ def branches(size: int, dtype: torch.dtype, capability: int, variant: str) -> di
         "BLOCK_D": max(16, triton.next_power_of_2(size)),
         **{name: value for name, value in config.items() if name.startswith("BLOCK")}, **VARIANTS[variant],
     }  # fmt: skip
-    return build(attention.branches, types, constants, capability, **{k: config[k] for k in ("num_warps", "num_stages")})
+    return build(
+        attention.branches, types, constants, capability, **{k: config[k] for k in ("num_warps", "num_stages")}
+    )
 
 
 def blend(dtype: torch.dtype, block: int, capability: int) -> dict:
-    types = dict.fromkeys(("positive", "negative", "nag_scale", "nag_tau", "nag_alpha"), "*fp32") | {"out": POINTERS[dtype]}
+    types = dict.fromkeys(("positive", "negative", "nag_scale", "nag_tau", "nag_alpha"), "*fp32") | {
+        "out": POINTERS[dtype]
+    }
     constants = {"NASA": False, "TENSOR": True, "BLOCK": block}
     return build(attention.blend, types, constants, capability, num_warps=4 if block > 256 else 1)
 

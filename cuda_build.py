@@ -116,3 +116,8 @@ def compile_all(sources: list[str], include: list[str], folder: Path, jobs: int)
 
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(one, sources))
+
+
+if __name__ == "__main__":  # for make: which nvcc, and failure where there is none
+    print(nvcc() or "no nvcc")
+    sys.exit(nvcc() is None)

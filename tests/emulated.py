@@ -77,6 +77,35 @@ def module():
     return load(next(folder.glob("*.so"), None) or build(folder))
 
 
+@functools.cache
+def host_library() -> Path:
+    """The operations of nag_cuda for CPU tensors, their host half as it is, over the emulated device."""
+    if shutil.which(os.environ.get("CXX") or "c++") is None:
+        pytest.skip("the emulated CUDA kernels are not here: no C++ compiler")
+    cuda, torch_root = ROOT / "csrc" / "cuda", Path(torch.__file__).parent
+    hosts = [cuda / "attention.cpp", cuda / "guidance.cpp", NATIVE / "host_emulated.cpp"]
+    read = [*SOURCES, *hosts, *sorted(cuda.glob("*.cu")), NATIVE / "fake_cuda" / "cuda_runtime.h"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"nag_emulated_host-{os.getuid()}-{digest}"
+    library = folder / "nag_cuda_emulated.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = [NATIVE / "fake_cuda", NATIVE, ROOT / "csrc", cuda, torch_root / "include"]
+    flags = "-std=c++20 -O1 -fPIC -fvisibility=hidden -w -DNAG_EMULATED -DNAG_CUDA_KEY=CPU -DUSE_CUDA=1 "
+    flags += "-DTORCH_TARGET_VERSION=0x020a000000000000 " + " ".join(f"-I{x}" for x in includes)
+    compiler, objects = os.environ.get("CXX") or "c++", [f"{path.stem}.o" for path in hosts]
+    (folder / "build.ninja").write_text(
+        f"rule compile\n  command = {compiler} {flags} -c $in -o $out\n"
+        f"rule link\n  command = {compiler} -shared -Wl,-Bsymbolic $in -L{torch_root / 'lib'} -ltorch_cpu -o $out\n"
+        + "".join(f"build {o}: compile {path}\n" for o, path in zip(objects, hosts, strict=True))
+        + f"build {library.name}: link {' '.join(objects)}\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return library
+
+
 def _strides(x: Tensor, batch: int, dims: int) -> list[int]:
     return [0 if x.shape[0] != batch else x.stride(0), *(x.stride(i) for i in range(1, dims))]
 

@@ -168,7 +168,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
   m.def(NAG_SCHEMA(".tensor", "Tensor"));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
   m.impl("fused_guided_attention", TORCH_BOX(&nag::attention_cuda<double>));
   m.impl("fused_guided_attention.tensor", TORCH_BOX(&nag::attention_cuda<nag::Tensor>));
 }

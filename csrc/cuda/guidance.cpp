@@ -84,7 +84,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
       "-> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
   m.impl("guidance", TORCH_BOX(&nag::guidance_cuda<double>));
   m.impl("guidance.tensor", TORCH_BOX(&nag::guidance_cuda<nag::Tensor>));
 }

@@ -20,6 +20,10 @@
 #include "checks.h"
 #include "kernel_launch.h"
 
+#if !defined(NAG_CUDA_KEY)
+#  define NAG_CUDA_KEY CUDA  // the tests register the host half, over emulated kernels, for CPU
+#endif
+
 namespace nag {
 
 // The device of `x` as the current one, and its current stream, for as long as this lives.

@@ -186,6 +186,9 @@ inline void check_access(bool write, const void* at, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
     fail("a global access of " + std::to_string(bytes) + " bytes is not aligned");
   }
+  if (machine.readable.empty() && machine.writable.empty()) {
+    return;  // the test did not say
+  }
   if (!inside(write ? machine.writable : machine.readable, at, bytes) &&
       (write || !inside(machine.writable, at, bytes))) {
     fail(write ? "a global store out of bounds" : "a global load out of bounds");

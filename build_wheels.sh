@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Both wheels into dist/, each tried in an empty environment:
+# Both wheels into dist/, each tried in an empty environment; `build_wheels.sh build` or `try` does one half.
 #     nag_kernels-*-py3-none-any.whl                      pure Python
 #     nag_kernels-*-cp310-abi3-manylinux_*.whl            with the CPU kernels and, where nvcc is found, the CUDA kernels
 # PYTHON: one with torch, setuptools, auditwheel and torch-abi-audit; `make wheel` gives its own. NAG_BUILD_CUDA=0 leaves
@@ -14,27 +14,31 @@ BIN=$(dirname "$PYTHON")
 if [ -z "${NAG_BUILD_CUDA:-}" ]; then
   NAG_BUILD_CUDA=$("$PYTHON" -c 'import cuda_build; print(int(cuda_build.nvcc() is not None))')
 fi
+PYTHON_ABSOLUTE=$(cd "$BIN" && pwd)/$(basename "$PYTHON")
+STAGES=${*:-build try}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-rm -rf dist
-mkdir -p dist
 
-git ls-files -co --exclude-standard -z | xargs -0 cp --parents -t "$work" 2>/dev/null || true # deleted files are skipped
-build() { # a wheel of a copy of the tree, so that no build folder of another build is taken along
-  (cd "$work" && env "$@" "$PYTHON_ABSOLUTE" -m pip wheel -q --no-deps --no-build-isolation -w "$OLDPWD/$into" .)
-}
-PYTHON_ABSOLUTE=$(cd "$BIN" && pwd)/$(basename "$PYTHON")
+if [[ $STAGES == *build* ]]; then
+  rm -rf dist
+  mkdir -p dist
+  git ls-files -co --exclude-standard -z | xargs -0 cp --parents -t "$work" 2>/dev/null || true # deleted files are skipped
+  build() { # a wheel of a copy of the tree, so that no build folder of another build is taken along
+    (cd "$work" && env "$@" "$PYTHON_ABSOLUTE" -m pip wheel -q --no-deps --no-build-isolation -w "$OLDPWD/$into" .)
+  }
 
-echo "== pure Python"
-into=dist build NAG_BUILD_EXT=0
+  echo "== pure Python"
+  into=dist build NAG_BUILD_EXT=0
 
-echo "== compiled, CUDA kernels: $NAG_BUILD_CUDA"
-begun=$SECONDS
-mkdir -p dist/raw
-into=dist/raw build NAG_BUILD_EXT=1 NAG_BUILD_CUDA="$NAG_BUILD_CUDA"
-echo "built in $((SECONDS - begun)) s"
-PATH="$(cd "$BIN" && pwd):$PATH" "$PYTHON" -m auditwheel repair -w dist --exclude 'libtorch*.so*' --exclude 'libc10*.so*' dist/raw/*.whl
-rm -r dist/raw
+  echo "== compiled, CUDA kernels: $NAG_BUILD_CUDA"
+  begun=$SECONDS
+  mkdir -p dist/raw
+  into=dist/raw build NAG_BUILD_EXT=1 NAG_BUILD_CUDA="$NAG_BUILD_CUDA"
+  echo "built in $((SECONDS - begun)) s"
+  PATH="$(cd "$BIN" && pwd):$PATH" "$PYTHON" -m auditwheel repair -w dist --exclude 'libtorch*.so*' --exclude 'libc10*.so*' dist/raw/*.whl
+  rm -r dist/raw
+fi
+[[ $STAGES == *try* ]] || exit 0
 
 echo "== audit"
 limit=$((40 << 20))
@@ -43,7 +47,10 @@ for wheel in dist/*.whl; do
   echo "$wheel: $((size >> 10)) KiB"
   [ "$size" -lt "$limit" ] || { echo "$wheel is above 40 MiB" >&2; exit 1; }
 done
-"$BIN/torch-abi-audit" --check both dist/*manylinux*.whl
+unzip -qj dist/*manylinux*.whl '*.so' -d "$work/audit"
+for library in "$work"/audit/*.so; do
+  "$BIN/torch-abi-audit" --check both "$library"
+done
 
 for wheel in dist/*.whl; do
   echo "== $wheel in an empty environment"

@@ -90,6 +90,16 @@ def test_head_sizes(kernels, size, dtype):
         check(kernels, inputs, *OWN[rule], rule=rule)
 
 
+@pytest.mark.parametrize("size", sorted({*range(32, 257, 8)} - {32, 40, 64, 72, 80, 96, 112, 128, 160, 256}))
+def test_every_other_multiple_of_8(kernels, size):
+    check(
+        kernels,
+        make_inputs(size=size, heads=1, length=17, positive=9, negative=5, dtype=torch.float16),
+        *SETTINGS[:2],
+        0.26,
+    )
+
+
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33])
 @pytest.mark.parametrize("text", [0, 1, 7, 64, 65])
 def test_lengths(kernels, length, text):

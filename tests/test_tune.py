@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """From measurements to table rows, without a GPU: the measuring itself runs on one."""
 
+import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.tune_gpu import CLASSES, WORKLOADS, Measured, best_tile, choices
 from nag_kernels import gpu
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_best_tile_is_best_over_all_workloads():
@@ -51,3 +55,18 @@ def test_without_a_gpu_it_says_so():
     done = subprocess.run([sys.executable, "-m", "benchmarks.tune_gpu"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "tune_gpu needs a GPU" in done.stderr
+
+
+def test_the_committed_compile_report_has_no_spills_and_every_chip():
+    with (ROOT / "benchmarks" / "results" / "compile_check.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for chip in ("80", "86", "89", "90", "100", "120"):
+        kernels = [row["kernel"] for row in rows if row["chip"] == chip]
+        assert len(kernels) == len(set(kernels))
+        for part, count in (("triton branches", 17), ("triton blend", 3), ("cuda text", 14), ("cuda branches", 10)):
+            assert sum(name.startswith(part) for name in kernels) == count, (chip, part)
+    for row in rows:
+        assert int(row["registers"]) <= 255, row
+        assert row["stack"] == row["local"] == "0", row
+        if "guidance" not in row["kernel"] and "blend" not in row["kernel"] and "float32" not in row["kernel"]:
+            assert "MMA" in row["matrix_instructions"], row

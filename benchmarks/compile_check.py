@@ -35,6 +35,7 @@ def triton_jobs(chips: tuple[int, ...]):
     """(name, chip, how to compile) of every Triton kernel that a row of the table can choose."""
     sys.path.insert(0, str(ROOT / "tests" / "native"))
     import triton_compile
+
     from nag_kernels.triton_kernels import configs
 
     for chip in chips:
@@ -70,10 +71,11 @@ def demangled(name: str) -> str:
     """A kernel's name in words: its base name and its template arguments."""
     base = re.search(r"(text_attention|branches|guidance)_kernel", name)[1]
     words = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32"}
-    types = re.findall(r"\d(BFloat16|Half|Float)E?|(S2_)", name)
-    named = [words.get(t, "") for t, _ in types] + (["as read"] if any(s for _, s in types) else [])
+    types = [words[t] for t in re.findall(r"\d(BFloat16|Half|Float)E", name)]
+    if "S2_" in name:  # the first type again
+        types.append(types[0])
     numbers = ", ".join(re.findall(r"Li(\d+)E", name))
-    return f"cuda {base}, {' to '.join(named)}, {numbers}"
+    return f"cuda {base}, {' to '.join(types)}, {numbers}"
 
 
 def cuda_rows(chips: tuple[int, ...], cache: Path):

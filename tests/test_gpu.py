@@ -60,10 +60,18 @@ CASES = {
 OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
 
 
+def call_of(inputs, rule="nag"):
+    return gpu.call_of(inputs["query"], inputs["key_positive"], inputs["key_negative"], inputs.get("key_shared"),
+                       inputs.get("mask_shared"), rule)  # fmt: skip
+
+
+def plan_of(inputs):
+    return gpu.choose(call_of(inputs), gpu.turned_on())[0]
+
+
 def run_plan(plan, inputs, *settings, rule="nag"):
     """By one plan, or a skip where it refuses the call or its kernels are off."""
-    call = gpu.call_of(inputs["query"], inputs["key_positive"], inputs["key_negative"], inputs.get("key_shared"),
-                       inputs.get("mask_shared"), rule)  # fmt: skip
+    call = call_of(inputs, rule)
     why = gpu.refusal(plan, call)
     if plan.split()[0] not in gpu.turned_on() or why is not None:
         pytest.skip(f"{plan}: {why or 'off'}")
@@ -126,10 +134,14 @@ def test_every_plan_with_rows_that_are_not_aligned(plan):
 def test_real_layers(shape, dtype):
     """Against float64, on every eighth query: the truth holds its logits in memory."""
     inputs = make_inputs(dtype=dtype, **shape)
+    plan = plan_of(inputs)
+    if plan == "reference":
+        pytest.skip(f"no kernel that is on takes {dtype}")
     whole = attend(inputs)
     part = inputs | {"query": inputs["query"][:, ::8].contiguous()}
     testing.assert_within_baseline(attend(part), part, *SETTINGS)
-    assert torch.equal(attend(part), whole[:, ::8])
+    if "finish" not in plan and plan_of(part) == plan:  # the other attention's own bits are not ours to promise
+        assert torch.equal(attend(part), whole[:, ::8])
     assert torch.equal(attend(inputs), whole)
 
 

@@ -191,6 +191,17 @@ def test_finish_of_a_shared_part_that_saw_no_key(nothing):
     torch.testing.assert_close(found, kernels.fused_guided_attention(**inputs))
 
 
+def test_the_other_attentions_take_their_arguments_in_this_order():
+    """They are called by position on a GPU, where this test cannot go."""
+    names = lambda op: [x.name for x in op.default._schema.arguments]  # noqa: E731
+    flash = ["query", "key", "value", "dropout_p", "is_causal", "return_debug_mask", "scale"]
+    assert names(torch.ops.aten._scaled_dot_product_flash_attention) == flash
+    cudnn = ["query", "key", "value", "attn_bias", "compute_log_sumexp", *flash[3:]]
+    assert names(torch.ops.aten._scaled_dot_product_cudnn_attention) == cudnn
+    for op in (torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_cudnn_attention):
+        assert [x.name for x in op.default._schema.returns[:2]] == ["output", "logsumexp"]
+
+
 CHOSEN = """
 import torch, nag_kernels
 from nag_kernels import _ops, backends, gpu, testing

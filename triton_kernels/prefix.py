@@ -16,9 +16,14 @@ def flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     return out.transpose(1, 2), lse
 
 
+def _whole(x: Tensor) -> Tensor:
+    """Contiguous as [B, S, H, D] or as [B, H, S, D], which is what cuDNN takes."""
+    return x if x.is_contiguous() or x.transpose(1, 2).is_contiguous() else x.contiguous()
+
+
 def cudnn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """cuDNN's, whose logsumexp has carried a last dimension of 1 since torch 2.9."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    q, k, v = (_whole(x).transpose(1, 2) for x in (query, key, value))
     found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False, scale=scale)
     out, lse = found[:2]
     return out.transpose(1, 2), lse.squeeze(-1) if lse.ndim == 4 else lse

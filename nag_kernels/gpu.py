@@ -138,13 +138,17 @@ def refusal(plan: str, call: Call) -> str | None:
     return None
 
 
+@functools.cache
+def _families() -> tuple[str, ...]:
+    from . import backends  # which imports this module
+
+    return tuple(x for x in ("cuda", "triton") if backends.refusal(x, "cuda") is None)
+
+
 def turned_on() -> tuple[str, ...]:
     """The families of kernels that may serve: those that NAG_BACKEND turned on and that are here, or the forced one."""
-    from . import backends
-
     only = _only.get()
-    families = tuple(x for x in ("cuda", "triton") if backends.refusal(x, "cuda") is None)
-    return tuple(x for x in families if only in (None, x))
+    return _families() if only is None else tuple(x for x in _families() if x == only)
 
 
 @contextlib.contextmanager
@@ -223,11 +227,16 @@ def run_plan(
     return _ops.run_reference("fused_guided_attention", *arguments, *shared, *options)
 
 
+@functools.cache
+def _chip(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return 10 * major + minor
+
+
 def call_of(query, key_positive, key_negative, key_shared, mask_shared, rule) -> Call:
-    major, minor = torch.cuda.get_device_capability(query.device) if query.is_cuda else (8, 0)
     _, length, heads, size = query.shape
     return Call(
-        10 * major + minor, length, heads, size, key_positive.shape[1], key_negative.shape[1],
+        _chip(query.device), length, heads, size, key_positive.shape[1], key_negative.shape[1],
         0 if key_shared is None else key_shared.shape[1], key_positive.shape[2], mask_shared is not None, query.dtype, rule,
     )  # fmt: skip
 

@@ -70,3 +70,11 @@ def test_the_committed_compile_report_has_no_spills_and_every_chip():
         assert row["stack"] == row["local"] == "0", row
         if "guidance" not in row["kernel"] and "blend" not in row["kernel"] and "float32" not in row["kernel"]:
             assert "MMA" in row["matrix_instructions"], row
+    own = {"90": "HGMMA", "100": "UTCHMMA"}  # Hopper's and Blackwell's matrix instructions for the long sequences
+    for row in rows:
+        if (
+            row["chip"] in own
+            and row["kernel"].startswith("triton branches, joint, bfloat16")
+            and "256" not in row["kernel"]
+        ):
+            assert own[row["chip"]] in row["matrix_instructions"], row

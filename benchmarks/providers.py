@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nag_kernels import backends, reference, testing
+from nag_kernels import backends, gpu, reference, testing
 
 from .workloads import Workload
 
@@ -120,8 +120,10 @@ def _reference(device: str) -> Run:
 def served(device: str) -> tuple[str, str]:
     """The kernels that are there for the operation on `device`, and why they do not take it, "" where they do."""
     kind = torch.device(device).type
-    backend = "cpu" if kind == "cpu" else "triton"
-    return backend, backends.refusal(backend, kind) or ""
+    if kind == "cpu":
+        return "cpu", backends.refusal("cpu", kind) or ""
+    here = gpu.turned_on()
+    return " and ".join(here) or "triton", "" if here else backends.refusal("triton", kind) or ""
 
 
 def _ours(device: str) -> Run:

@@ -4,6 +4,7 @@
 
 from .backends import available_backends, explain
 from .functional import fused_guided_attention, guidance
+from .gpu import warmup
 
 __version__ = "0.1.0"
-__all__ = ["available_backends", "explain", "fused_guided_attention", "guidance"]
+__all__ = ["available_backends", "explain", "fused_guided_attention", "guidance", "warmup"]

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels are here, which of them serves a call, why the others do not, and how often each has run.
 
-A backend is a name: "reference" (plain PyTorch, every device), "cpu" (C++, `csrc/cpu`) or "triton" (`triton_kernels`).
-`NAG_BACKEND` forces one for every call of the front doors; `NAG_LOG=debug` logs why a backend is not here and each call
-that the reference serves.
+A backend is a name: "reference" (plain PyTorch, every device), "cpu" (C++, `csrc/cpu`), "cuda" (C++, `csrc/cuda`) or
+"triton" (`triton_kernels`). `NAG_BACKEND` forces one for every call of the front doors, or, as "gpu", turns both kinds of GPU
+kernels on and leaves each call to the table of gpu.py. What they refuse goes to the reference. `NAG_LOG=debug` logs why a
+backend is not here and each call that the reference serves.
 """
 
 import importlib
@@ -13,7 +14,9 @@ import logging
 import os
 import sys
 
-from . import _ops
+import torch
+
+from . import _ops, gpu
 
 LOG = _ops.LOG
 if os.environ.get("NAG_LOG"):
@@ -23,18 +26,19 @@ if os.environ.get("NAG_LOG"):
     logging.basicConfig()
     LOG.setLevel(_level)
 
-BACKENDS = ("triton", "cpu", "reference")
-FORCED = os.environ.get("NAG_BACKEND") or None  # read once: a compiled caller must not depend on the environment
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+ASKED = os.environ.get("NAG_BACKEND") or None  # read once: a compiled caller must not depend on the environment
+FORCED = None if ASKED == "gpu" else ASKED
 OPERATIONS = tuple(_ops.CHECKS)
 
 
-def _load(module: str):
+def _load(module: str, why: str = "no C++ compiler at install time, or NAG_BUILD_EXT=0"):
     """(module, "") or (None, why not); importing a compiled module registers its kernels with the dispatcher."""
     try:
         return importlib.import_module(module, __package__), ""
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
-            return None, "it was not built (no C++ compiler at install time, or NAG_BUILD_EXT=0)"
+            return None, f"it was not built ({why})"
         return None, f"its library did not load: {error}"
 
 
@@ -43,18 +47,27 @@ if _CPU is None:
     LOG.debug("cpu is not available: %s", _CPU_MISSING)
 
 TRITON_MODULE = "nag_kernels.triton_kernels.attention"
+_OFF = "it has not run on a GPU yet; NAG_BACKEND={} or gpu, set before the import, turns it on"
 _TRITON_MISSING = None
 if importlib.util.find_spec("triton") is None:
     _TRITON_MISSING = "triton is not installed"
-elif FORCED != "triton":
-    _TRITON_MISSING = "it has not run on a GPU yet; NAG_BACKEND=triton, set before the import, turns it on"
+elif ASKED not in ("triton", "gpu"):
+    _TRITON_MISSING = _OFF.format("triton")
+
+_CUDA = None
+if ASKED not in ("cuda", "gpu"):
+    _CUDA_MISSING = _OFF.format("cuda")
+elif torch.version.cuda is None:  # its library needs libtorch_cuda: not tried
+    _CUDA_MISSING = "this torch is built without CUDA"
 else:
-    _ops.register_kernels(lambda: importlib.import_module(TRITON_MODULE).KERNELS, "CUDA")
+    _CUDA, _CUDA_MISSING = _load("._C_cuda", "no nvcc at install time, or NAG_BUILD_CUDA=0")
+if _TRITON_MISSING is None or _CUDA is not None:
+    _ops.register_kernels(lambda: gpu.KERNELS, "CUDA")
 
 
 def available_backends() -> tuple[str, ...]:
     """The backends that are installed and loaded, fastest first."""
-    missing = {"cpu": _CPU is None, "triton": _TRITON_MISSING is not None}
+    missing = {"cpu": _CPU is None, "triton": _TRITON_MISSING is not None, "cuda": _CUDA is None}
     return tuple(name for name in BACKENDS if not missing.get(name))
 
 
@@ -71,8 +84,12 @@ def refusal(backend: str, device: str) -> str | None:
         if _CPU is None:
             return _CPU_MISSING
         return None if device == "cpu" else f"its tensors are on {device}, not on cpu"
-    if backend == "triton":
-        return _TRITON_MISSING or (None if device == "cuda" else f"its tensors are on {device}, not on cuda")
+    if backend == "cuda" and _CUDA is None:
+        return _CUDA_MISSING
+    if backend in ("cuda", "triton"):
+        return (_TRITON_MISSING if backend == "triton" else None) or (
+            None if device == "cuda" else f"its tensors are on {device}, not on cuda"
+        )
     return f"there is no backend of that name; the names are {', '.join(BACKENDS)}"
 
 
@@ -90,10 +107,18 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     raise ValueError(f"{forced} cannot run nag::{op}: {reason}")
 
 
-def explain(op: str = "fused_guided_attention", device: str = "cpu") -> str:
-    """One line per backend: which serves `op` on a device type, and why each other one does not."""
+def explain(op: str = "fused_guided_attention", device: str = "cpu", **call) -> str:
+    """One line per backend: which serves `op` on a device type, and why each other one does not.
+
+    With the facts of one call of fused_guided_attention on a GPU (`nag_kernels.gpu.Call`: chip, length, heads, size,
+    positive, negative, shared, ...) one line per kernel instead; that needs no GPU, `chip` is 90 for compute capability 9.0.
+    """
     if op not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, got {op!r}")
+    if call:
+        if op != "fused_guided_attention":
+            raise ValueError(f"only fused_guided_attention is chosen by call, not {op}")
+        return gpu.explain(gpu.Call(**call))
     if FORCED and refusal(FORCED, device):
         return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {FORCED}, but {refusal(FORCED, device)}"
     chosen, lines = choose(op, device), []
@@ -110,6 +135,7 @@ def counts() -> dict[str, int]:
     """How often each backend has run an operation in this process, counted inside the backend."""
     triton = sys.modules.get(TRITON_MODULE)
     return {
+        "cuda": sum(n for plan, n in gpu.calls.items() if plan.startswith("cuda")),
         "triton": sum(triton.calls.values()) if triton else 0,
         "cpu": sum(_CPU.calls().values()) if _CPU is not None else 0,
         "reference": sum(_ops.reference_calls.values()),

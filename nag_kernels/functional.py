@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from . import _ops, backends
+from . import _ops, backends, gpu
 
 
 def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
@@ -19,8 +19,12 @@ def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
 
 def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
     forced = backend or backends.FORCED
-    if forced is not None and backends.choose(op, _ops.device_type(arguments), forced) == "reference":
-        return _ops.force_reference(op, *arguments)
+    if forced is not None:
+        if backends.choose(op, _ops.device_type(arguments), forced) == "reference":
+            return _ops.force_reference(op, *arguments)
+        if backend in ("cuda", "triton"):
+            with gpu.only(backend):
+                return _call(op, None, operation, arguments, tensors)
     try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
         return (operation.tensor if tensors else operation.default)(*arguments)
     except RuntimeError:  # all that a kernel can raise, and what torch raises for an argument that is no tensor

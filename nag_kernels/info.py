@@ -31,7 +31,7 @@ def report() -> str:
     """The whole report as text; every line says what is here, or what is not and why."""
     capability = backends.cpu_capability()
     cpu = f"loaded, runs its {capability} path" if capability else f"not here: {backends.refusal('cpu', 'cpu')}"
-    triton = backends.refusal("triton", "cuda")
+    triton, cuda_kernels = (backends.refusal(name, "cuda") for name in ("triton", "cuda"))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device seen by this torch"
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     lines = [
@@ -43,8 +43,8 @@ def report() -> str:
         "",
         f"cpu kernels     {cpu}",
         f"triton kernels  {'turned on by NAG_BACKEND' if triton is None else f'off: {triton}'}",
-        "cuda kernels    not written yet",
-        f"NAG_BACKEND     {backends.FORCED or 'not set'}",
+        f"cuda kernels    {'turned on by NAG_BACKEND' if cuda_kernels is None else f'off: {cuda_kernels}'}",
+        f"NAG_BACKEND     {backends.ASKED or 'not set'}",
         "",
     ]
     for op in backends.OPERATIONS:

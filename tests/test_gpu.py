@@ -1,19 +1,22 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU can show of the Triton kernels: graphs, streams, tensors beyond 2^31 elements.
+"""What only a GPU can show: graphs, streams, tensors beyond 2^31 elements, and the CUDA kernels' arithmetic on one.
 
-`benchmarks/gpu_visit.sh test` runs this with NAG_BACKEND=triton; the kernels' arithmetic is in test_triton.py.
+`benchmarks/gpu_visit.sh triton cuda both` runs this with NAG_BACKEND=triton, cuda and gpu in turn; more of the Triton kernels'
+arithmetic is in test_triton.py, of the CUDA kernels' (emulated) in test_cuda_kernels.py.
 """
+
+import math
 
 import pytest
 import torch
 
 import nag_kernels
-from nag_kernels import backends, testing
+from nag_kernels import backends, gpu, reference, testing
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="any GPU"),
-    pytest.mark.skipif(backends.refusal("triton", "cuda") is not None, reason="triton on a GPU is off"),
+    pytest.mark.skipif(not gpu.turned_on(), reason="the kernels for a GPU are off: NAG_BACKEND=triton, cuda or gpu"),
 ]
 SETTINGS = (5.0, 2.5, 0.25)
 
@@ -34,10 +37,91 @@ def on_device(*values):
 @pytest.mark.parametrize("rule", ["nag", "nasa", "vsf"])
 def test_short(rule, shape):
     inputs = make_inputs(length=70, heads=2, size=40, **shape)
-    before = backends.counts()["triton"]
+    before = sum(backends.counts()[name] for name in ("cuda", "triton"))
     testing.assert_within_baseline(attend(inputs, rule=rule), inputs, *SETTINGS, rule=rule)
     nag_kernels.guidance(*torch.randn(2, 3, 5, 100, device="cuda").unbind(0), *SETTINGS)
-    assert backends.counts()["triton"] == before + 2
+    assert sum(backends.counts()[name] for name in ("cuda", "triton")) == before + 2
+
+
+# --- every plan by itself: the same cases for each --------------------------------------------------------------------
+
+CASES = {
+    "cross": {"positive": 77, "negative": 77},
+    "cross masks": {"batch": 2, "positive": 33, "negative": 20, "masks": True},
+    "grouped queries": {"heads": 6, "kv_heads": 2, "positive": 9, "negative": 17},
+    "negative of batch 1": {"batch": 3, "negative_batch": 1, "positive": 9, "negative": 9, "masks": True},
+    "many heads": {"heads": 40, "positive": 300, "negative": 512},
+    "joint": {"positive": 12, "negative": 70, "shared": 300},
+    "joint, masks": {"batch": 2, "positive": 12, "negative": 20, "shared": 333, "masks": True},
+    "joint, bias": {"positive": 12, "negative": 9, "shared": 256, "bias": math.log(3)},
+    "empty texts": {"positive": 0, "negative": 0},
+    "empty negative": {"positive": 9, "negative": 0, "shared": 270},
+}
+OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
+
+
+def call_of(inputs, rule="nag"):
+    return gpu.call_of(inputs["query"], inputs["key_positive"], inputs["key_negative"], inputs.get("key_shared"),
+                       inputs.get("mask_shared"), rule)  # fmt: skip
+
+
+def plan_of(inputs):
+    return gpu.choose(call_of(inputs), gpu.turned_on())[0]
+
+
+def run_plan(plan, inputs, *settings, rule="nag"):
+    """By one plan, or a skip where it refuses the call or its kernels are off."""
+    call = call_of(inputs, rule)
+    why = gpu.refusal(plan, call)
+    if plan.split()[0] not in gpu.turned_on() or why is not None:
+        pytest.skip(f"{plan}: {why or 'off'}")
+    with torch.cuda.device(inputs["query"].device):
+        return gpu.run_plan(plan, **testing.with_settings(inputs, settings or SETTINGS), rule=rule)
+
+
+plans = pytest.mark.parametrize("plan", gpu.PLANS)
+
+
+@plans
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rule", OWN)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_plan(plan, case, rule, dtype):
+    inputs = make_inputs(**{"length": 300, "heads": 3, "size": 64, "dtype": dtype, **CASES[case]})
+    out = run_plan(plan, inputs, *OWN[rule], rule=rule)
+    assert torch.equal(out, run_plan(plan, inputs, *OWN[rule], rule=rule)), "other bits in a second run"
+    testing.assert_within_baseline(out, inputs, *OWN[rule], rule=rule)
+
+
+@plans
+@pytest.mark.parametrize("size", range(32, 257, 8))
+def test_every_plan_at_every_head_size(plan, size):
+    shared = {"shared": 300} if "finish" in plan else {}
+    inputs = make_inputs(size=size, heads=2, length=130, positive=77, negative=9, **shared)
+    testing.assert_within_baseline(run_plan(plan, inputs), inputs, *SETTINGS)
+
+
+@plans
+def test_every_plan_alone_or_in_a_batch_the_same_bits(plan):
+    shared = {"shared": 300} if "finish" in plan else {}
+    inputs = make_inputs(batch=3, length=300, heads=4, size=64, positive=77, negative=20, **shared)
+    whole = run_plan(plan, inputs)
+    for b in range(3):
+        alone = {name: x[b : b + 1] for name, x in inputs.items()}
+        if "finish" not in plan:  # the other attention's own bits are not ours to promise
+            assert torch.equal(run_plan(plan, alone)[0], whole[b])
+
+
+@plans
+def test_every_plan_with_rows_that_are_not_aligned(plan):
+    shared = {"shared": 300} if "finish" in plan else {}
+    inputs = make_inputs(length=70, heads=2, size=64, positive=20, negative=9, **shared)
+    expected = run_plan(plan, inputs)
+    odd = {}
+    for name, x in inputs.items():
+        room = torch.empty(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view_as(x)
+        odd[name] = room.copy_(x)
+    assert torch.equal(run_plan(plan, odd), expected)
 
 
 @pytest.mark.parametrize("shape", [
@@ -50,10 +134,14 @@ def test_short(rule, shape):
 def test_real_layers(shape, dtype):
     """Against float64, on every eighth query: the truth holds its logits in memory."""
     inputs = make_inputs(dtype=dtype, **shape)
+    plan = plan_of(inputs)
+    if plan == "reference":
+        pytest.skip(f"no kernel that is on takes {dtype}")
     whole = attend(inputs)
     part = inputs | {"query": inputs["query"][:, ::8].contiguous()}
     testing.assert_within_baseline(attend(part), part, *SETTINGS)
-    assert torch.equal(attend(part), whole[:, ::8])
+    if "finish" not in plan and plan_of(part) == plan:  # the other attention's own bits are not ours to promise
+        assert torch.equal(attend(part), whole[:, ::8])
     assert torch.equal(attend(inputs), whole)
 
 
@@ -92,6 +180,16 @@ def test_compiled_without_a_break():
         assert torch.equal(compiled(**settings), attend(inputs, *on_device(*values)))
 
 
+def test_guidance_at_every_width():
+    for channels in (1, 7, 8, 64, 320, 1280, 3072, 5120, 20000):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            positive, negative = torch.randn(2, 3, 5, channels, device="cuda").to(dtype).unbind(0)
+            out = nag_kernels.guidance(positive, negative, *SETTINGS)
+            exact = reference.guidance(positive.double(), negative.double(), *SETTINGS)
+            bound = 2 * torch.finfo(dtype).eps
+            torch.testing.assert_close(out.double(), exact, rtol=bound, atol=8 * bound)
+
+
 def test_more_than_two_to_the_31_elements():
     length, heads, size = 560_000, 30, 128
     if torch.cuda.get_device_properties(0).total_memory < 45 << 30:
@@ -101,8 +199,9 @@ def test_more_than_two_to_the_31_elements():
     assert inputs["query"].numel() > 2**31
     out = attend(inputs)
     last = inputs | {"query": inputs["query"][:, -64:].contiguous()}
-    assert torch.equal(attend(last), out[:, -64:])
-    testing.assert_within_baseline(attend(last), last, *SETTINGS)
+    if plan_of(last) == plan_of(inputs):
+        assert torch.equal(attend(last), out[:, -64:])
+    testing.assert_within_baseline(out[:, -64:].contiguous(), last, *SETTINGS)
 
 
 def test_strides_beyond_two_to_the_31():

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
 """Guided attention in Triton: one walk over the keys gives both branches of a head, a second kernel blends all heads.
+The finish form takes the shared part from another attention, as (out, logsumexp), and walks the two texts alone.
 
     branches    Z+ and Z- of one tile of queries and one head, float32: the softmax over the shared keys once, then its
                 state (maximum, sum, accumulator) forked over text+ and text-. For rule "vsf" what [shared | text+] and
@@ -17,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .configs import capability, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on the CPU, for tests
@@ -61,15 +64,19 @@ def _walk(
 @triton.jit
 def branches(
     query, key_positive, value_positive, key_negative, value_negative, key_shared, value_shared,
-    mask_positive, mask_negative, mask_shared, positive, negative,
+    mask_positive, mask_negative, mask_shared, shared_out, shared_lse, positive, negative,
     length, positive_length, negative_length, shared_length, scale, bias,
     query_b, query_s, query_h, kp_b, kp_s, kp_h, vp_b, vp_s, vp_h, kn_b, kn_s, kn_h, vn_b, vn_s, vn_h,
-    ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, mp_b, mp_s, mn_b, mn_s, ms_b, ms_s,
-    HEADS: tl.constexpr, REPEATS: tl.constexpr, SIZE: tl.constexpr, SHARED: tl.constexpr,
+    ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, mp_b, mp_s, mn_b, mn_s, ms_b, ms_s, so_b, so_s, so_h, sl_b, sl_h, sl_s,
+    HEADS: tl.constexpr, REPEATS: tl.constexpr, SIZE: tl.constexpr, SHARED: tl.constexpr, FINISH: tl.constexpr,
     MASK_POSITIVE: tl.constexpr, MASK_NEGATIVE: tl.constexpr, MASK_SHARED: tl.constexpr, VSF: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Z+ and Z- [B, S, H, D] (float32, contiguous) of one tile of BLOCK_M queries of one head."""
+    """Z+ and Z- [B, S, H, D] (float32, contiguous) of one tile of BLOCK_M queries of one head.
+
+    SHARED: the shared keys are walked here. FINISH: their softmax came from elsewhere, as shared_out [B, S, H, D] and
+    shared_lse [B, H, S] (natural logarithm; an infinity is a row that saw no key).
+    """
     head, sample = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     group = head // REPEATS
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -89,6 +96,13 @@ def branches(
             mask_shared + sample * ms_b, shared_length, ks_s, vs_s, ms_s, maximum, total, accumulator, scale, 0.0,
             SIZE, MASK_SHARED, WIDEN, BLOCK_N, BLOCK_D,
         )  # fmt: skip
+    if FINISH:  # an attention output is an accumulator whose weights sum to 1 on the scale of its logsumexp
+        lse = tl.load(shared_lse + sample * sl_b + head * sl_h + rows * sl_s, mask=rows < length, other=0.0) * LOG2E
+        none = tl.abs(lse) == float("inf")
+        maximum, total = tl.where(none, float("-inf"), lse), tl.where(none, 0.0, 1.0)
+        at = sample * so_b + head * so_h + rows[:, None] * so_s + size[None, :]
+        found = tl.load(shared_out + at, mask=inside, other=0.0).to(tl.float32)
+        accumulator = tl.where(none[:, None], 0.0, found)
     to = (sample * length + rows)[:, None] * (HEADS * SIZE) + head * SIZE + size[None, :]
     top_positive, sum_positive, z_positive = _walk(
         tile, key_positive + sample * kp_b + group * kp_h, value_positive + sample * vp_b + group * vp_h,
@@ -173,15 +187,6 @@ def _unit(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def tiles(size: int, dtype: torch.dtype) -> dict:
-    """Block sizes, warps and stages for a head size: small enough to spill no register; unmeasured on a GPU."""
-    if dtype == torch.float32:
-        block_m, block_n, warps = (32, 16, 4) if size <= 64 else (16, 16, 4)
-    else:
-        block_m, block_n, warps = (64, 32, 4) if size <= 64 else (64, 64, 8) if size <= 128 else (32, 32, 8)
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": 2}
-
-
 def _blend(positive: Tensor, negative: Tensor, out: Tensor, samples: int, settings: tuple, rule: str) -> None:
     """positive, negative, out [N, C]; a sample is N / samples rows."""
     count, channels = positive.shape
@@ -206,6 +211,43 @@ def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, 
     return out
 
 
+def _branches(query, pairs, masks, softmax_scale, bias, rule, state=None) -> Tensor:
+    """Z+ and Z- [2, B, S, H, D], float32; pairs and masks of text+, text- and the shared keys (None where there are none),
+    or, in the place of those, `state`: (out, logsumexp) of an attention to them."""
+    batch, length, heads, size = query.shape
+    shared = pairs[2] is not None and pairs[2][0].shape[1] > 0
+    query = _unit(query)
+    texts = [_unit(x) for pair in (*pairs[:2], pairs[2] if shared else pairs[0]) for x in pair]
+    masks = [*masks[:2], masks[2] if shared else None]
+    out, lse = state or (query, query)
+    out = _unit(out)
+    strides = [query.stride(i) for i in range(3)]
+    for x in texts:
+        strides += [x.stride(0) if x.shape[0] == batch else 0, x.stride(1), x.stride(2)]
+    for mask in masks:
+        strides += [0, 0] if mask is None else [mask.stride(0) if mask.shape[0] == batch else 0, mask.stride(1)]
+    strides += [*(out.stride(i) for i in range(3)), *(lse.stride(i) for i in range(3))]
+    wide = torch.empty((2, batch, length, heads, size), dtype=torch.float32, device=query.device)
+    config = tiles(size, query.dtype, capability(query.device))
+    branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
+        query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), out, lse, *wide,
+        length, *(x.shape[1] for x in texts[::2]), size**-0.5 if softmax_scale is None else float(softmax_scale),
+        float(bias), *strides,
+        HEADS=heads, REPEATS=heads // texts[0].shape[2], SIZE=size, SHARED=shared, FINISH=state is not None,
+        MASK_POSITIVE=masks[0] is not None, MASK_NEGATIVE=masks[1] is not None, MASK_SHARED=masks[2] is not None,
+        VSF=rule == "vsf", WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
+        BLOCK_D=max(16, triton.next_power_of_2(size)), **config,
+    )  # fmt: skip
+    return wide
+
+
+def _guided(query: Tensor, wide: Tensor, settings: tuple, rule: str) -> Tensor:
+    batch, length, heads, size = query.shape
+    out = torch.empty((batch, length, heads, size), dtype=query.dtype, device=query.device)
+    _blend(*(x.view(batch * length, heads * size) for x in (*wide, out)), batch, settings, rule)
+    return out
+
+
 def fused_guided_attention(
     query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
     nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
@@ -217,35 +259,31 @@ def fused_guided_attention(
     Z+ and Z- lie in memory between the two kernels, in float32.
     """
     calls["fused_guided_attention"] += 1
-    batch, length, heads, size = query.shape
-    out = torch.empty((batch, length, heads, size), dtype=query.dtype, device=query.device)
-    if not out.numel():
-        return out
-    shared = key_shared is not None and key_shared.shape[1] > 0
-    query = _unit(query)
+    if not query.numel():
+        return torch.empty_like(query, memory_format=torch.contiguous_format)
     pairs = [(key_positive, value_positive), (key_negative, value_negative)]
-    pairs.append((key_shared, value_shared) if shared else pairs[0])
-    texts = [_unit(x) for pair in pairs for x in pair]
-    masks = [mask_positive, mask_negative, mask_shared if shared else None]
-    strides = [query.stride(i) for i in range(3)]
-    for x in texts:
-        strides += [x.stride(0) if x.shape[0] == batch else 0, x.stride(1), x.stride(2)]
-    for mask in masks:
-        strides += [0, 0] if mask is None else [mask.stride(0) if mask.shape[0] == batch else 0, mask.stride(1)]
-    wide = torch.empty((2, batch, length, heads, size), dtype=torch.float32, device=query.device)
-    config = tiles(size, query.dtype)
-    branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
-        query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), *wide,
-        length, *(pair[0].shape[1] for pair in pairs), size**-0.5 if softmax_scale is None else float(softmax_scale),
-        float(negative_logit_bias), *strides,
-        HEADS=heads, REPEATS=heads // key_positive.shape[2], SIZE=size, SHARED=shared,
-        MASK_POSITIVE=mask_positive is not None, MASK_NEGATIVE=mask_negative is not None,
-        MASK_SHARED=masks[2] is not None, VSF=rule == "vsf", WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
-        BLOCK_D=max(16, triton.next_power_of_2(size)), **config,
-    )  # fmt: skip
-    rows = [x.view(batch * length, heads * size) for x in (*wide, out)]
-    _blend(*rows, batch, (nag_scale, nag_tau, nag_alpha), rule)
-    return out
+    pairs.append(None if key_shared is None else (key_shared, value_shared))
+    masks = (mask_positive, mask_negative, mask_shared)
+    wide = _branches(query, pairs, masks, softmax_scale, negative_logit_bias, rule)
+    return _guided(query, wide, (nag_scale, nag_tau, nag_alpha), rule)
+
+
+def finish(
+    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
+    nag_scale, nag_tau, nag_alpha, shared_out: Tensor, shared_lse: Tensor,
+    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None,
+    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
+) -> Tensor:  # fmt: skip
+    """The same with the shared part given: shared_out [B, S, H, D] (query's dtype or float32) and shared_lse [B, H, S]
+    (float32, natural logarithm), what an attention of query to the shared keys returned at the same softmax_scale."""
+    calls["finish"] += 1
+    if not query.numel():
+        return torch.empty_like(query, memory_format=torch.contiguous_format)
+    pairs = [(key_positive, value_positive), (key_negative, value_negative), None]
+    masks = (mask_positive, mask_negative, None)
+    state = (shared_out, shared_lse)
+    wide = _branches(query, pairs, masks, softmax_scale, negative_logit_bias, rule, state)
+    return _guided(query, wide, (nag_scale, nag_tau, nag_alpha), rule)
 
 
 KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "params.h"
+#include "row_factors.h"
 #include "vector.h"
 
 namespace nag {
@@ -18,9 +19,7 @@ NAG_INLINE V extrapolate(V x, V y, V a, V b) {
   return fma(a, x, -(b * y));
 }
 
-// NAG (arXiv 2505.21179): f = min(1, tau |Z+|_1 / |G|_1), 1 where |G|_1 = 0 and where tau is infinite;
-//   a = alpha f scale + 1 - alpha, b = alpha f (scale - 1).
-// NASA (arXiv 2412.02687) and VSF: a = 1, b = scale.
+// NAG: row_factors.h, which CUDA shares. NASA (arXiv 2412.02687) and VSF: a = 1, b = scale.
 template <class M>
 NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V norm_positive, typename M::V norm_guided,
                             typename M::V* a, typename M::V* b) {
@@ -33,13 +32,8 @@ NAG_INLINE void row_factors(Rule rule, const Settings& settings, typename M::V n
     *b = scale;
     return;
   }
-  // The comparison is false for NaN: 0 / 0 (|G| = 0) and 0 * inf (no clip) leave the row as it is.
-  const V bound = norm_positive / norm_guided * splat(static_cast<Acc>(settings.tau));
-  const V f = bound < one ? bound : one;
-  const V alpha = splat(static_cast<Acc>(settings.alpha));
-  // This form of a gives exactly 1 for scale = 1, f = 1.
-  *a = one + alpha * (f * scale - one);
-  *b = alpha * f * (scale - one);
+  nag_factors(norm_positive, norm_guided, scale, splat(static_cast<Acc>(settings.tau)),
+              splat(static_cast<Acc>(settings.alpha)), one, a, b);
 }
 
 }  // namespace

@@ -1,68 +1,85 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Compile the Triton kernels for a GPU that need not be here: `triton_compile.py 90`. Prints registers and spills as JSON."""
+"""Compile the Triton kernels for a GPU that need not be here, and read registers and spills from the machine code.
+
+`triton_compile.py 90` compiles each kernel at its largest head size and prints JSON; `python -m benchmarks.compile_check`
+uses `specifications` and `build` for every row of the tile table."""
 
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import triton
-from nag_kernels.triton_kernels import attention
+from nag_kernels.triton_kernels import attention, configs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+VARIANTS = {
+    "joint": {},
+    "joint, vsf": {"VSF": True},
+    "cross": {"SHARED": False},
+    "finish": {"SHARED": False, "FINISH": True},
+}
 
 
 def usage(compiled) -> dict[str, int]:
-    """Registers, stack, local and shared memory of a compiled kernel."""
+    """Registers, stack, local and shared memory of a compiled kernel, and its matrix instructions."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         said = subprocess.run([TOOL, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", said.stdout)}
+        code = subprocess.run([TOOL, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said.stdout)}
+    names = set(re.findall(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|FFMA)\b", code))
+    return found | {"SHARED": compiled.metadata.shared, "CODE": " ".join(sorted(names - {"FFMA"})) or "FFMA"}
 
 
-def build(kernel, types: dict[str, str], constants: dict, capability: int, **options: int) -> dict[str, int]:
+def build(kernel, types: dict[str, str], constants: dict, capability: int, **options: int) -> dict:
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(kernel, signature, constants, aligned)
     return usage(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
 
 
-def main() -> None:
-    capability, found = int(sys.argv[1]), {}
-    for dtype in POINTERS:
-        for size in (64, 128, 256) if dtype == torch.bfloat16 else (128,):
-            config = attention.tiles(size, dtype)
-            types = {
-                "positive": "*fp32",
-                "negative": "*fp32",
-                "query": POINTERS[dtype],
-                "scale": "fp32",
-                "bias": "fp32",
-            }
-            for part in ("positive", "negative", "shared"):
-                types |= {f"key_{part}": POINTERS[dtype], f"value_{part}": POINTERS[dtype], f"mask_{part}": "*u8"}
-            constants = {
-                "HEADS": 24, "REPEATS": 1, "SIZE": size, "SHARED": True, "MASK_POSITIVE": True, "MASK_NEGATIVE": True,
-                "MASK_SHARED": False, "VSF": False, "WIDEN": False, "BLOCK_D": size,
-                **{name: value for name, value in config.items() if name.startswith("BLOCK")},
-            }  # fmt: skip
-            options = {name: config[name] for name in ("num_warps", "num_stages")}
-            name = f"branches, head size {size}, {dtype}"
-            found[name] = build(attention.branches, types, constants, capability, **options)
-            found[f"{name}, vsf"] = build(attention.branches, types, constants | {"VSF": True}, capability, **options)
-    types = dict.fromkeys(("positive", "negative", "nag_scale", "nag_tau", "nag_alpha"), "*fp32") | {"out": "*bf16"}
-    constants = {"NASA": False, "TENSOR": True, "BLOCK": 1024}
-    found["blend"] = build(attention.blend, types, constants, capability, num_warps=4)
-    print(json.dumps(found))
+def branches(size: int, dtype: torch.dtype, capability: int, variant: str) -> dict:
+    config = configs.tiles(size, dtype, capability)
+    types = {"positive": "*fp32", "negative": "*fp32", "query": POINTERS[dtype], "scale": "fp32", "bias": "fp32",
+             "shared_out": POINTERS[dtype], "shared_lse": "*fp32"}  # fmt: skip
+    for part in ("positive", "negative", "shared"):
+        types |= {f"key_{part}": POINTERS[dtype], f"value_{part}": POINTERS[dtype], f"mask_{part}": "*u8"}
+    constants = {
+        "HEADS": 24, "REPEATS": 1, "SIZE": size, "SHARED": True, "FINISH": False, "MASK_POSITIVE": True,
+        "MASK_NEGATIVE": True, "MASK_SHARED": False, "VSF": False, "WIDEN": False,
+        "BLOCK_D": max(16, triton.next_power_of_2(size)),
+        **{name: value for name, value in config.items() if name.startswith("BLOCK")}, **VARIANTS[variant],
+    }  # fmt: skip
+    return build(
+        attention.branches, types, constants, capability, **{k: config[k] for k in ("num_warps", "num_stages")}
+    )
+
+
+def blend(dtype: torch.dtype, block: int, capability: int) -> dict:
+    types = dict.fromkeys(("positive", "negative", "nag_scale", "nag_tau", "nag_alpha"), "*fp32") | {
+        "out": POINTERS[dtype]
+    }
+    constants = {"NASA": False, "TENSOR": True, "BLOCK": block}
+    return build(attention.blend, types, constants, capability, num_warps=4 if block > 256 else 1)
+
+
+def largest(capability: int) -> Iterator[tuple[str, dict]]:
+    """Each kernel at its largest head size."""
+    for variant in ("joint", "finish"):
+        yield f"branches, {variant}", branches(256, torch.bfloat16, capability, variant)
+    yield "branches, float32", branches(256, torch.float32, capability, "joint")
+    yield "blend", blend(torch.bfloat16, 1024, capability)
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(dict(largest(int(sys.argv[1])))))

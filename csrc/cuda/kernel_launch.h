@@ -1,0 +1,51 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The bridge between the host files, which know tensors, and the files that hold kernels, which know no torch header.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "params.h"
+
+namespace nag {
+
+struct Target {
+  cudaStream_t stream = nullptr;
+  int shared_limit = 0;  // bytes of shared memory that one block may have
+};
+
+enum class Element : int { kFloat, kHalf, kBFloat16 };
+
+// Each launches one kernel and returns the launch's error. The one-launch kernel, bfloat16 and float16:
+cudaError_t launch_text_bf16(const Target& target, AttentionParams p);
+cudaError_t launch_text_f16(const Target& target, AttentionParams p);
+// Z+ and Z-:
+cudaError_t launch_branches_bf16(const Target& target, const AttentionParams& p);
+cudaError_t launch_branches_f16(const Target& target, const AttentionParams& p);
+// out [N, C] = a Z+ - b Z-; float32 inputs give an output of any type, others their own. `vectors`: rows are aligned.
+cudaError_t launch_guidance(const Target& target, const GuidanceParams& p, Element in, Element out, bool vectors);
+
+#if defined(__CUDACC__)
+template <class Params>
+cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t blocks, int threads,
+                          int64_t shared_bytes, const Params& params) {
+  if (blocks > 0x7fffffff) {
+    return cudaErrorInvalidConfiguration;
+  }
+  if (shared_bytes > 48 << 10) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) {
+      return error;
+    }
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, target.stream>>>(params);
+  return cudaGetLastError();
+}
+#endif
+
+}  // namespace nag

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""nvcc: where it is, for which GPUs it compiles, and its command line. Shared by setup.py and the tests."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+# Machine code runs on the later GPUs of its major version as well (sm_80 on 8.6 and 8.9); the PTX of
+# the last is for GPUs to come.
+DEFAULT_ARCHITECTURES = "8.0 9.0 10.0 12.0+PTX"
+NAMES = {"Ampere": "8.0 8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0 12.0+PTX"}
+
+
+@cache
+def nvcc() -> Path | None:
+    """The compiler: in CUDA_HOME or CUDA_PATH, on the PATH, in /usr/local/cuda, or from pip's nvidia-cuda-nvcc."""
+    found = [Path(os.environ[name], "bin", "nvcc") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    on_path = shutil.which("nvcc")
+    found += [Path(on_path)] if on_path else []
+    found.append(Path("/usr/local/cuda/bin/nvcc"))
+    found += sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"), reverse=True)
+    return next((path for path in found if path.exists()), None)
+
+
+@cache
+def toolkit() -> Path:
+    """The folder with the toolkit's include and lib, as nvcc itself names it (a wrapper may stand on the PATH)."""
+    said = subprocess.run([nvcc(), "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
+                          capture_output=True, text=True)  # fmt: skip
+    top = re.search(r"^#\$ TOP=(.*)$", said.stderr, re.M)
+    return Path(top.group(1).strip()) if top else nvcc().resolve().parents[1]
+
+
+def library_dirs() -> list[str]:
+    return [str(path) for path in (toolkit() / "lib64", toolkit() / "lib") if path.exists()]
+
+
+def include_dirs() -> list[str]:
+    return [str(toolkit() / "include")]
+
+
+def torch_has_cuda(root: Path) -> bool:
+    """Whether the torch in `root` is a CUDA build, from its version file."""
+    text = (root / "version.py").read_text() if (root / "version.py").exists() else ""
+    return bool(re.search(r"^cuda\b.*=\s*['\"]", text, re.M))
+
+
+def missing(root: Path | None, any_torch: bool) -> str | None:
+    """What the CUDA build lacks here, or None."""
+    if root is None:
+        return "no torch in the build environment"
+    if nvcc() is None:
+        return "no nvcc (in CUDA_HOME, on the PATH, or from pip install nvidia-cuda-nvcc)"
+    if not any_torch and not torch_has_cuda(root):
+        return "no CUDA in this build of torch (NAG_BUILD_CUDA=1 builds all the same)"
+    if not any((Path(folder) / "libcudart_static.a").exists() for folder in library_dirs()):
+        return f"no libcudart_static.a in {toolkit()}"
+    return None
+
+
+def architectures(wanted: str | None = None) -> list[tuple[int, bool]]:
+    """(number, with PTX) of each GPU generation to compile for; from TORCH_CUDA_ARCH_LIST, else what this nvcc knows."""
+    listed = wanted or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    text = listed or DEFAULT_ARCHITECTURES
+    for name, numbers in NAMES.items():
+        text = re.sub(rf"\b{name}(\+PTX)?\b", numbers, text)
+    said = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    known = {int(number) for number in re.findall(r"sm_(\d+)\b", said)}
+    found = []
+    for part in re.split(r"[;,\s]+", text.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", part)
+        if not match:
+            sys.exit(f"nag_kernels: TORCH_CUDA_ARCH_LIST must list numbers like 9.0 or 9.0+PTX, got {part!r}")
+        number = int(match[1] + match[2])
+        if number < 80:
+            print(f"nag_kernels: WARNING: no CUDA kernels for {part}: they need 8.0 or newer", file=sys.stderr)
+        elif number in known:
+            found.append((number, bool(match[3])))
+        elif listed:
+            sys.exit(f"nag_kernels: {nvcc()} cannot compile for {part} (it knows {sorted(known)})")
+    if not listed and found and not found[-1][1]:
+        found[-1] = (found[-1][0], True)
+    if not found:
+        sys.exit(f"nag_kernels: no GPU of {text!r} can be compiled for by {nvcc()}")
+    return sorted(set(found))
+
+
+def flags(targets: list[tuple[int, bool]]) -> list[str]:
+    """What every compile of csrc/cuda is given, for the tests as well."""
+    codes = []
+    for number, ptx in targets:
+        codes += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        codes += ["-gencode", f"arch=compute_{number},code=compute_{number}"] if ptx else []
+    debug = os.environ.get("NAG_DEBUG") == "1"
+    return ["-std=c++20", *(["-O0", "-g"] if debug else ["-O3"]), *codes]
+
+
+def compile_all(sources: list[str], include: list[str], folder: Path, jobs: int) -> list[str]:
+    """Objects of the kernels (`sources`, which include no torch header) in `folder`, `jobs` at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    common = [str(nvcc()), "-c", *flags(architectures()), "-Xcompiler", "-fPIC,-fvisibility=hidden",
+              *(f"-I{path}" for path in include)]  # fmt: skip
+
+    def one(source: str) -> str:
+        to = str(folder / (Path(source).stem + ".cuda.o"))
+        print(f"nvcc {source} -> {to}", flush=True)
+        subprocess.run([*common, source, "-o", to], check=True)
+        return to
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(one, sources))
+
+
+if __name__ == "__main__":  # for make: which nvcc, and failure where there is none
+    print(nvcc() or "no nvcc")
+    sys.exit(nvcc() is None)

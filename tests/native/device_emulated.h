@@ -1,0 +1,479 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// csrc/cuda/device.cuh in plain C++, so that the kernels run on a CPU as they stand. Every thread of a block is a fiber; a
+// warp's collective instruction and a block's barrier wait for the others. Operand layouts are those of the PTX manual
+// (matrix fragments of mma.m16n8k16 and m16n8k8, ldmatrix), written from it and not from the kernels. Stricter than a GPU:
+// global accesses must lie inside registered memory and be aligned, shared ones inside the block's, shared memory starts
+// as NaN, threads run in an order that the test chooses, and an asynchronous copy takes place at its wait (or at its
+// start, as the test chooses), with NaN in its place until then.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define NAG_DEVICE inline
+#define NAG_KERNEL(threads) inline void
+
+namespace nag {
+namespace device {
+
+struct Half {};
+struct BFloat16 {};
+
+// --- the machine --------------------------------------------------------------------------------------------------
+
+struct Copy {
+  char* to;
+  const void* from;
+  bool valid;
+};
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool done = false;
+  int index = 0;
+  uint32_t in[10];                         // operands of the warp's collective instruction
+  uint32_t out[4];                         // and its result
+  std::vector<std::vector<Copy>> copies;   // committed groups; the last one is open
+};
+
+struct Warp {
+  int waiting = 0;
+  uint64_t round = 0;
+};
+
+struct Machine {
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<char> shared;
+  std::vector<std::pair<uintptr_t, uintptr_t>> readable;
+  std::vector<std::pair<uintptr_t, uintptr_t>> writable;
+  ucontext_t scheduler;
+  Thread* current = nullptr;
+  int64_t block = 0;
+  int at_barrier = 0;
+  uint64_t barrier_round = 0;
+  bool copy_early = false;
+  std::string error;
+  std::function<void()> kernel;
+  uint64_t instructions = 0;
+};
+
+inline Machine machine;
+
+inline void yield() { swapcontext(&machine.current->context, &machine.scheduler); }
+
+// An error ends the run: every fiber then returns to the scheduler at its next wait.
+[[noreturn]] inline void fail(const std::string& what) {
+  if (machine.error.empty()) {
+    machine.error = what + " (block " + std::to_string(machine.block) + ", thread " +
+                    std::to_string(machine.current->index) + ")";
+  }
+  machine.current->done = true;
+  for (;;) {
+    yield();
+  }
+}
+
+inline void enter() {
+  machine.kernel();
+  machine.current->done = true;
+  for (const auto& group : machine.current->copies) {
+    if (!group.empty() && machine.error.empty()) {
+      machine.error = "a thread ended with copies that it never waited for";
+    }
+  }
+  for (;;) {
+    yield();
+  }
+}
+
+// Runs the kernel for every block. `order` 0: threads in order, 1: last first, other: warps and their lanes shuffled by
+// that seed. In odd orders one warp runs ahead of the others as far as the barriers let it.
+inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order, bool copy_early,
+                   std::function<void()> kernel) {
+  machine.kernel = std::move(kernel);
+  machine.copy_early = copy_early;
+  machine.error.clear();
+  machine.threads = std::vector<Thread>(threads);
+  machine.warps.assign(threads / 32, Warp());
+  std::vector<int> turn(threads);
+  for (int i = 0; i < threads; ++i) {
+    turn[i] = order == 1 ? threads - 1 - i : i;
+    machine.threads[i].stack = std::make_unique<char[]>(256 << 10);
+    machine.threads[i].index = i;
+  }
+  std::mt19937 random(order);
+  const bool greedy = order % 2 == 1;
+  for (machine.block = 0; machine.block < blocks && machine.error.empty(); ++machine.block) {
+    machine.shared.assign(shared_bytes + 16, static_cast<char>(0xff));  // NaN in every format
+    machine.at_barrier = 0;
+    for (Warp& warp : machine.warps) {
+      warp.waiting = 0;
+    }
+    for (Thread& thread : machine.threads) {
+      thread.done = false;
+      thread.copies.assign(1, {});
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.get();
+      thread.context.uc_stack.ss_size = 256 << 10;
+      thread.context.uc_link = nullptr;
+      makecontext(&thread.context, enter, 0);
+    }
+    if (order > 1) {
+      for (size_t i = 0; i < turn.size(); i += 32) {
+        const size_t other = i + random() % ((turn.size() - i) / 32) * 32;
+        std::swap_ranges(turn.begin() + i, turn.begin() + i + 32, turn.begin() + other);
+        std::shuffle(turn.begin() + i, turn.begin() + i + 32, random);
+      }
+    }
+    for (bool running = true; running && machine.error.empty();) {
+      running = false;
+      const uint64_t before = machine.instructions;
+      for (size_t i = 0; i < turn.size(); i += 32) {
+        uint64_t seen;
+        do {  // a warp's lanes once each or, in greedy orders, until they all wait for other warps
+          seen = machine.instructions;
+          for (size_t j = i; j < i + 32; ++j) {
+            if (!machine.threads[turn[j]].done) {
+              machine.current = &machine.threads[turn[j]];
+              swapcontext(&machine.scheduler, &machine.current->context);
+              running = true;
+            }
+          }
+        } while (greedy && machine.instructions != seen);
+      }
+      if (running && machine.instructions == before) {
+        bool all_done = true;
+        for (const Thread& thread : machine.threads) {
+          all_done = all_done && thread.done;
+        }
+        if (!all_done && machine.error.empty()) {
+          machine.error = "threads wait for others that never come";
+        }
+      }
+    }
+  }
+  if (!machine.error.empty()) {
+    throw std::runtime_error(machine.error);
+  }
+}
+
+inline bool inside(const std::vector<std::pair<uintptr_t, uintptr_t>>& ranges, const void* at, size_t bytes) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(at);
+  for (const auto& range : ranges) {
+    if (first >= range.first && first + bytes <= range.second) {
+      return true;
+    }
+  }
+  return false;
+}
+
+inline void check_access(bool write, const void* at, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
+    fail("a global access of " + std::to_string(bytes) + " bytes is not aligned");
+  }
+  if (machine.readable.empty() && machine.writable.empty()) {
+    return;  // the test did not say
+  }
+  if (!inside(write ? machine.writable : machine.readable, at, bytes) &&
+      (write || !inside(machine.writable, at, bytes))) {
+    fail(write ? "a global store out of bounds" : "a global load out of bounds");
+  }
+}
+
+inline char* shared_begin() {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(machine.shared.data());
+  return machine.shared.data() + (16 - address % 16) % 16;
+}
+
+inline void check_shared(const void* at, size_t bytes) {
+  const char* const first = static_cast<const char*>(at);
+  if (first < shared_begin() || first + bytes > shared_begin() + (machine.shared.size() - 16)) {
+    fail("shared memory out of bounds");
+  }
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
+    fail("a shared access is not aligned");
+  }
+}
+
+// All 32 lanes bring their operands; the last one to come runs `work(lanes)`.
+template <class F>
+void collective(F work) {
+  Thread* const self = machine.current;
+  Warp& warp = machine.warps[self->index / 32];
+  const uint64_t round = warp.round;
+  if (++warp.waiting == 32) {
+    warp.waiting = 0;
+    ++warp.round;
+    ++machine.instructions;
+    work(&machine.threads[self->index / 32 * 32]);
+    return;
+  }
+  while (warp.round == round) {
+    yield();
+  }
+}
+
+// --- device.cuh -----------------------------------------------------------------------------------------------------
+
+inline int thread_index() { return machine.current->index; }
+inline int thread_count() { return static_cast<int>(machine.threads.size()); }
+inline int64_t block_index() { return machine.block; }
+inline char* shared_memory() { return shared_begin(); }
+
+inline void sync_threads() {
+  const uint64_t round = machine.barrier_round;
+  if (++machine.at_barrier == thread_count()) {
+    machine.at_barrier = 0;
+    ++machine.barrier_round;
+    ++machine.instructions;
+    return;
+  }
+  while (machine.barrier_round == round) {
+    yield();
+  }
+}
+inline void sync_warp() {
+  collective([](Thread*) {});
+}
+
+inline uint32_t float_as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float bits_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline float shuffle_xor(float x, int mask) {
+  machine.current->in[0] = float_as_bits(x);
+  collective([mask](Thread* lanes) {
+    for (int i = 0; i < 32; ++i) {
+      lanes[i].out[0] = lanes[i ^ mask].in[0];
+    }
+  });
+  return bits_as_float(machine.current->out[0]);
+}
+inline uint32_t ballot(bool x) {
+  machine.current->in[0] = x ? 1 : 0;
+  collective([](Thread* lanes) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; ++i) {
+      all |= lanes[i].in[0] << i;
+    }
+    for (int i = 0; i < 32; ++i) {
+      lanes[i].out[0] = all;
+    }
+  });
+  return machine.current->out[0];
+}
+
+template <int kWords>
+void load(const void* from, uint32_t (&to)[kWords]) {
+  check_access(false, from, 4 * kWords);
+  std::memcpy(to, from, 4 * kWords);
+}
+inline uint32_t load_two_bytes(const void* from) {
+  check_access(false, from, 2);
+  uint16_t x;
+  std::memcpy(&x, from, 2);
+  return x;
+}
+inline uint8_t load_byte(const uint8_t* from) {
+  check_access(false, from, 1);
+  return *from;
+}
+inline float load_float(const float* from) {
+  check_access(false, from, 4);
+  return *from;
+}
+inline void load_own(const float* from, float (&to)[2]) {
+  check_access(true, from, 8);
+  std::memcpy(to, from, 8);
+}
+template <int kWords>
+void store(void* to, const uint32_t (&x)[kWords]) {
+  check_access(true, to, 4 * kWords);
+  std::memcpy(to, x, 4 * kWords);
+}
+inline void store_two_bytes(void* to, uint32_t x) {
+  check_access(true, to, 2);
+  const uint16_t half = static_cast<uint16_t>(x);
+  std::memcpy(to, &half, 2);
+}
+inline void store_float2(float* to, float x, float y) {
+  check_access(true, to, 8);
+  to[0] = x;
+  to[1] = y;
+}
+inline void shared_store(float* to, const float (&x)[4]) {
+  check_shared(to, 16);
+  std::memcpy(to, x, 16);
+}
+inline void shared_load(const float* from, float (&to)[4]) {
+  check_shared(from, 16);
+  std::memcpy(to, from, 16);
+}
+
+inline void perform(const Copy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.to, copy.from, 16);
+  } else {
+    std::memset(copy.to, 0, 16);
+  }
+}
+inline void copy_async(char* shared, const void* global, bool valid) {
+  check_shared(shared, 16);
+  if (valid) {
+    check_access(false, global, 16);
+  }
+  const Copy copy{shared, global, valid};
+  if (machine.copy_early) {
+    perform(copy);
+  } else {
+    std::memset(shared, 0xff, 16);
+    machine.current->copies.back().push_back(copy);
+  }
+}
+inline void copies_commit() { machine.current->copies.emplace_back(); }
+template <int kLeft>
+void copies_wait() {
+  auto& copies = machine.current->copies;
+  while (copies.size() > kLeft + 1) {
+    for (const Copy& copy : copies.front()) {
+      perform(copy);
+    }
+    copies.erase(copies.begin());
+  }
+}
+
+inline void load_8x8(const char* row, uint32_t (&to)[4], bool transposed) {
+  check_shared(row, 16);
+  Thread* const self = machine.current;
+  const uint64_t address = reinterpret_cast<uint64_t>(row);
+  std::memcpy(self->in, &address, 8);
+  collective([transposed](Thread* lanes) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      uint16_t x[8][8];
+      for (int i = 0; i < 8; ++i) {
+        uint64_t address;
+        std::memcpy(&address, lanes[8 * matrix + i].in, 8);
+        std::memcpy(x[i], reinterpret_cast<const void*>(address), 16);
+      }
+      for (int lane = 0; lane < 32; ++lane) {
+        const int i = lane / 4;
+        const int j = lane % 4 * 2;
+        const uint32_t first = transposed ? x[j][i] : x[i][j];
+        const uint32_t second = transposed ? x[j + 1][i] : x[i][j + 1];
+        lanes[lane].out[matrix] = first | second << 16;
+      }
+    }
+  });
+  std::memcpy(to, self->out, 16);
+}
+inline void load_matrices(const char* row, uint32_t (&to)[4]) { load_8x8(row, to, false); }
+inline void load_matrices_transposed(const char* row, uint32_t (&to)[4]) { load_8x8(row, to, true); }
+
+inline uint32_t lower_halves(uint32_t x, uint32_t y) { return (x & 0xffffu) | y << 16; }
+inline uint32_t upper_halves(uint32_t x, uint32_t y) { return x >> 16 | (y & 0xffff0000u); }
+
+inline uint32_t round_to(BFloat16, float x) {
+  const uint32_t bits = float_as_bits(x);
+  return x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t round_to(Half, float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+inline float widen(BFloat16, uint32_t x) { return bits_as_float(x << 16); }
+inline float widen(Half, uint32_t x) {
+  const uint16_t bits = static_cast<uint16_t>(x);
+  _Float16 half;
+  std::memcpy(&half, &bits, 2);
+  return static_cast<float>(half);
+}
+template <class T>
+uint32_t pack(T tag, float low, float high) {
+  return round_to(tag, low) | round_to(tag, high) << 16;
+}
+template <class T>
+float low(T tag, uint32_t x) {
+  return widen(tag, x & 0xffffu);
+}
+template <class T>
+float high(T tag, uint32_t x) {
+  return widen(tag, x >> 16);
+}
+
+// mma.m16n8k16 (kDepth 16) and m16n8k8 (kDepth 8) with float32 accumulators. in: 4 words of c, then a, then b.
+template <class T, int kDepth>
+void multiply_lanes(Thread* lanes) {
+  float a[16][kDepth];
+  float b[kDepth][8];
+  constexpr int kWordsA = kDepth / 4;
+  for (int lane = 0; lane < 32; ++lane) {
+    const uint32_t* const words = lanes[lane].in + 4;
+    const int group = lane / 4;
+    const int in_group = lane % 4;
+    for (int i = 0; i < 2 * kWordsA; ++i) {  // element i of a: row by i % 4, column by i
+      const float x = widen(T(), words[i / 2] >> (i % 2 * 16) & 0xffffu);
+      a[i % 4 < 2 ? group : group + 8][in_group * 2 + i % 2 + (i >= 4 ? 8 : 0)] = x;
+    }
+    for (int i = 0; i < kDepth / 4; ++i) {  // element i of b
+      const float x = widen(T(), words[kWordsA + i / 2] >> (i % 2 * 16) & 0xffffu);
+      b[in_group * 2 + i % 2 + (i >= 2 ? 8 : 0)][group] = x;
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + (i < 2 ? 0 : 8);
+      const int column = lane % 4 * 2 + i % 2;
+      float sum = bits_as_float(lanes[lane].in[i]);
+      for (int k = 0; k < kDepth; ++k) {
+        sum += a[row][k] * b[k][column];
+      }
+      lanes[lane].out[i] = float_as_bits(sum);
+    }
+  }
+}
+
+template <class T>
+void multiply(T, float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  Thread* const self = machine.current;
+  const uint32_t operands[6] = {a0, a1, a2, a3, b0, b1};
+  std::memcpy(self->in, c, 16);
+  std::memcpy(self->in + 4, operands, 24);
+  collective(multiply_lanes<T, 16>);
+  std::memcpy(c, self->out, 16);
+}
+template <class T>
+void multiply_short(T, float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  Thread* const self = machine.current;
+  const uint32_t operands[3] = {a0, a1, b0};
+  std::memcpy(self->in, c, 16);
+  std::memcpy(self->in + 4, operands, 12);
+  collective(multiply_lanes<T, 8>);
+  std::memcpy(c, self->out, 16);
+}
+
+}  // namespace device
+}  // namespace nag

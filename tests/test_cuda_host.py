@@ -1,0 +1,187 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The host half of the CUDA operations (checks, strides, copies, settings, choice of kernel, launch sizes) as it stands, for
+tensors on the CPU over the emulated device (emulated.py). Streams, guards and real launches are for a GPU."""
+
+import itertools
+import math
+
+import bad_inputs
+import emulated
+import pytest
+import torch
+
+from nag_kernels import backends, gpu, reference, testing
+
+SETTINGS = (5.0, 2.5, 0.25)
+OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
+PLANS = ("cuda text", "cuda branches")
+plans = pytest.mark.parametrize("plan", PLANS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operations():
+    if backends.refusal("cuda", "cuda") is None:
+        pytest.skip("a process without the real CUDA kernels, whose operations have the same names")
+    torch.ops.load_library(emulated.host_library())
+    return torch.ops.nag_cuda
+
+
+def make_inputs(**options):
+    return testing.make_inputs(**{"dtype": torch.bfloat16, "length": 40, "heads": 2, "size": 24} | options)
+
+
+def run(plan, inputs, *settings, rule="nag"):
+    return gpu.run_plan(plan, **testing.with_settings(inputs, settings or SETTINGS), rule=rule)
+
+
+CASES = {
+    "cross": {"positive": 12, "negative": 9},
+    "joint": {"positive": 12, "negative": 70, "shared": 70},
+    "masks": {"batch": 2, "positive": 12, "negative": 20, "shared": 33, "masks": True},
+    "cross masks": {"batch": 2, "positive": 33, "negative": 20, "masks": True},
+    "grouped queries": {"heads": 6, "kv_heads": 2, "positive": 9, "negative": 9},
+    "negative of batch 1": {"batch": 3, "negative_batch": 1, "positive": 9, "negative": 9, "masks": True},
+    "bias": {"positive": 12, "negative": 9, "shared": 63, "bias": math.log(3)},
+    "empty negative": {"positive": 9, "negative": 0, "shared": 33},
+    "both texts empty": {"positive": 0, "negative": 0},
+    "no queries": {"length": 0, "positive": 3, "negative": 4},
+    "float16": {"dtype": torch.float16, "size": 160, "positive": 3, "negative": 4},
+}
+
+
+@plans
+@pytest.mark.parametrize("rule", OWN)
+@pytest.mark.parametrize("case", CASES)
+def test_cases(plan, rule, case):
+    if plan == "cuda text" and "shared" in CASES[case]:
+        pytest.skip("the one-launch kernel takes no shared keys")
+    inputs = make_inputs(**CASES[case])
+    before = gpu.calls[plan]
+    testing.assert_within_baseline(run(plan, inputs, *OWN[rule], rule=rule), inputs, *OWN[rule], rule=rule)
+    assert gpu.calls[plan] == before + 1
+
+
+@plans
+def test_settings_per_sample(plan):
+    inputs = make_inputs(batch=2, positive=5, negative=7)
+    tensors = [torch.tensor([1.0, 5.0]), torch.tensor(2.5), torch.tensor([[0.25, 9.0], [0.5, 9.0]])[:, 0]]
+    out = run(plan, inputs, *tensors)
+    for sample in (0, 1):
+        alone = run(plan, inputs, *(float(x[sample] if x.ndim else x) for x in tensors))
+        assert torch.equal(out[sample], alone[sample])
+
+
+@plans
+def test_any_strides(plan):
+    """Turned views are read in place; what has no unit last stride, or rows that do not begin on 16 bytes, is copied."""
+    inputs = make_inputs(batch=2, positive=9, negative=7, masks=True)
+    expected = run(plan, inputs)
+    masks = {name: x for name, x in inputs.items() if name.startswith("mask")}
+    tensors = {name: x for name, x in inputs.items() if not name.startswith("mask")}
+    turned = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in tensors.items()}
+    apart = {name: torch.stack([x, x], -1)[..., 0] for name, x in tensors.items()}
+    odd_rows = {name: torch.cat([x, x[..., :1]], -1)[..., :-1] for name, x in tensors.items()}
+    odd_start = {name: torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view_as(x).copy_(x) for name, x in tensors.items()}
+    backwards = {name: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0) for name, x in tensors.items()}
+    for views in (turned, apart, odd_rows, odd_start, backwards):
+        assert torch.equal(run(plan, views | masks), expected)
+    far = {name: torch.stack([x, ~x], -1)[..., 0] for name, x in masks.items()}
+    assert torch.equal(run(plan, tensors | far), expected)
+    one = tensors | {name: x[:1].expand(2, -1, -1, -1) for name, x in tensors.items()}
+    assert torch.equal(run(plan, one)[0], run(plan, one)[1])
+
+
+def test_kept_in_shared_memory_or_computed_twice(monkeypatch):
+    """As the chip's shared memory allows; 227 KiB is an H100's."""
+    inputs = make_inputs(heads=30, size=64, length=20, positive=9, negative=7)
+    found = []
+    for kib in ("99", "227"):
+        monkeypatch.setenv("NAG_EMULATED_SHARED_KIB", kib)
+        found.append(run("cuda text", inputs))
+    assert torch.equal(*found)
+
+
+def test_two_tiles_of_queries_for_long_inputs():
+    inputs = make_inputs(length=2050, heads=1, size=16, positive=5, negative=4)
+    few = inputs | {"query": inputs["query"][:, -50:].contiguous()}
+    assert torch.equal(run("cuda text", inputs)[:, -50:], run("cuda text", few))
+
+
+@pytest.mark.parametrize("rule", ["nag", "nasa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1,), (7,), (3, 100), (2, 3, 4, 40), (0, 8), (4, 0), (2, 3, 1048), (2, 9000)], ids=str
+)
+def test_guidance(operations, shape, dtype, rule):
+    positive, negative = torch.randn(2, *shape).to(dtype).unbind(0)
+    out = operations.guidance(positive, negative, *SETTINGS, rule)
+    exact = reference.guidance(positive.double(), negative.double(), *SETTINGS, rule=rule)
+    bound = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), exact, rtol=bound, atol=8 * bound)
+    assert out.is_contiguous()
+
+
+def test_guidance_of_any_strides(operations):
+    whole = torch.randn(2, 3, 4, 5, 48)
+    tensors = [torch.tensor(x) for x in ([1.0, 5.0, 3.0], [math.inf, 2.5, 1.0], [0.25, 0.25, 0.5])]
+    for view in (
+        lambda x: x, lambda x: x.transpose(1, 2), lambda x: x.transpose(0, 2).transpose(0, 1).transpose(0, 1)[:3],
+        lambda x: x[..., :40], lambda x: x[..., 1:41], lambda x: x.transpose(2, 3), lambda x: x[:, :1].expand(-1, 4, -1, -1),
+    ):  # fmt: skip
+        positive, negative = view(whole[0]), view(whole[1])
+        settings = [x[: positive.shape[0]] for x in tensors]
+        out = operations.guidance(positive, negative, *settings, "nag")
+        torch.testing.assert_close(out, reference.guidance(positive, negative, *settings), rtol=1e-5, atol=1e-6)
+
+
+def full(inputs: dict, form: str | None) -> dict:
+    names = ("key_shared", "value_shared", "mask_positive", "mask_negative", "mask_shared", "softmax_scale")
+    return {**dict.fromkeys(names), "negative_logit_bias": 0.0, **inputs, "form": form}
+
+
+@pytest.mark.parametrize(("change", "form", "said"), [
+    ({"dtype": torch.float32}, "branches", "cuda cannot run float32"),
+    ({"dtype": torch.float64}, "branches", "cuda cannot run float64"),
+    ({"size": 20}, "branches", "cuda cannot run head size 20"),
+    ({"size": 264, "heads": 1}, "branches", "cuda cannot run head size 264"),
+    ({"size": 168}, "text", "head sizes up to 160"),
+    ({"positive": 513}, "text", "texts up to 512"),
+    ({"shared": 3}, "text", "takes no shared keys"),
+    ({}, "other", "form must be 'text' or 'branches', got 'other'"),
+], ids=str)  # fmt: skip
+def test_limits(operations, change, form, said):
+    inputs = testing.with_settings(make_inputs(**{"positive": 5, "negative": 4} | change), SETTINGS)
+    with pytest.raises(RuntimeError, match=said):
+        operations.fused_guided_attention(**full(inputs, form), rule="nag")
+
+
+def test_what_the_chooser_lets_through_is_taken_here(operations):
+    """Both know the limits: the sentence in Python comes before the error in C++."""
+    for size, text, shared, dtype in itertools.product(
+        (8, 20, 160, 168, 256, 264), (4, 512, 513), (0, 3), (torch.float16, torch.float32)
+    ):
+        inputs = make_inputs(length=1, heads=1, size=size, positive=text, negative=1, shared=shared, dtype=dtype)
+        call = gpu.Call(90, 1, 1, size, text, 1, shared, dtype=dtype)
+        for plan in PLANS:
+            if gpu.refusal(plan, call) is None:
+                assert run(plan, inputs).isfinite().all()
+            else:
+                with pytest.raises(RuntimeError):
+                    run(plan, inputs)
+
+
+ROWS = [row for row in bad_inputs.table() if "another device" not in row[2].name and not row[2].schema]
+
+
+@pytest.mark.parametrize(("op", "overload", "row"), ROWS, ids=[f"{op}.{o}: {row.name}" for op, o, row in ROWS])
+def test_bad_inputs(operations, op, overload, row):
+    """The whole table of bad inputs, with the same words as on every other path."""
+    inputs, message = bad_inputs.bad_call(op, overload, row)
+    if any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in inputs.values()):
+        pytest.skip("a process with one device")
+    if op == "fused_guided_attention":
+        inputs = full(inputs, "branches")
+    with pytest.raises(RuntimeError) as caught:
+        getattr(getattr(operations, op), overload)(**inputs)
+    assert message in str(caught.value)

@@ -35,7 +35,8 @@ PyObject* calls(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"capability", capability, METH_NOARGS, "The SIMD path that runs: amx, avx512_bf16, avx512, avx2, neon or default."},
+    {"capability", capability, METH_NOARGS,
+     "The SIMD path that runs: amx, avx512_bf16, avx512, avx2, neon or default."},
     {"calls", calls, METH_NOARGS, "How often each operation ran on each path, as {'operation/path': count}."},
     {nullptr, nullptr, 0, nullptr},
 };

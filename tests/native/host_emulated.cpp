@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The host half of the CUDA operations on the CPU: csrc/cuda/attention.cpp and guidance.cpp as they stand, registered for CPU
-// tensors (NAG_CUDA_KEY), over the emulated device in the place of launches, stream and device guard. Built by
+// The host half of the CUDA operations on the CPU: csrc/cuda/attention.cpp and guidance.cpp as they stand, registered
+// for CPU tensors (NAG_CUDA_KEY), over the emulated device in the place of launches, stream and device guard. Built by
 // tests/emulated.py; it never ships.
 
 #include <cstdlib>

@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A module for the tests alone, built on demand (tests/emulated.py): the CUDA kernels run thread by thread on the CPU, and
-// the headers that CPU and CUDA share. It never ships. NAG_EMULATED_SMALL: head size 64 alone, for kernels broken on purpose.
+// A module for the tests alone, built on demand (tests/emulated.py): the CUDA kernels run thread by thread on the CPU,
+// and the headers that CPU and CUDA share. It never ships. NAG_EMULATED_SMALL: head size 64 alone, for kernels broken
+// on purpose.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -139,16 +140,15 @@ void branches_of(const AttentionParams& p, int order, bool early) {
 
 template <class In, class Out>
 void run_guidance(const GuidanceParams& p, int threads, int vector, int order) {
-  device::launch(p.rows, threads, kGuidanceSharedBytes, order, false, [&] {
-    vector == 8 ? guidance_kernel<In, Out, 8>(p) : guidance_kernel<In, Out, 1>(p);
-  });
+  device::launch(p.rows, threads, kGuidanceSharedBytes, order, false,
+                 [&] { vector == 8 ? guidance_kernel<In, Out, 8>(p) : guidance_kernel<In, Out, 1>(p); });
 }
 
 void guidance(const std::string& types, uintptr_t positive, uintptr_t negative, uintptr_t out,
               const std::array<int64_t, 5>& shape, int rule, const Settings& set, int threads, int vector, int order) {
-  GuidanceParams p{pointer(positive), pointer(negative), pointer(out), shape[0],
-                   shape[1],          shape[2],          shape[3],     static_cast<int>(shape[4]),
-                   static_cast<RowRule>(rule), set};
+  GuidanceParams p{
+      pointer(positive),          pointer(negative),          pointer(out), shape[0], shape[1], shape[2], shape[3],
+      static_cast<int>(shape[4]), static_cast<RowRule>(rule), set};
   using namespace device;
   if (types == "f32 f32") {
     run_guidance<Float, Float>(p, threads, vector, order);

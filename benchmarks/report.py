@@ -139,7 +139,8 @@ def overhead_cells(by: dict[str, Row]) -> list[str]:
 
 
 def overhead(stem: str, rows: list[Row]) -> str:
-    said = "Overhead over the unguided model; `later steps`: keys and values of the texts stay from the first"
+    said = "Overhead over the unguided model, of p20 over p20 (neighbours on the machine only add time, and a step takes long "
+    said += "enough to meet them); `later steps`: keys and values of the texts stay from the first"
     said += "; in brackets the paper's (Table 4, A100)." if any(row["overhead_in_paper"] for row in rows) else "."
     if float(rows[0]["scale"]) > 1:
         said += (" Width and tokens are divided by `scale`, which keeps attention's share of the arithmetic, but passes over "

@@ -337,7 +337,7 @@ def one(name: str, options: argparse.Namespace) -> list[dict]:
             "model": name, "provider": provider, "scale": f"{scale:.4g}", "layers": share, "attention_share": f"{here:.4f}",
             "attention_share_real_size": f"{real:.4f}", "dtype": dtype,
             "calls": len(times[provider]), "p20_ms": f"{p20:.3f}", "p50_ms": f"{p50:.3f}", "p80_ms": f"{p80:.3f}",
-            "overhead": f"{p20 / found['unguided'][0] - 1:.4f}", "overhead_in_paper": paper.get(provider, ""),
+            "overhead_in_paper": paper.get(provider, ""),
             **({"gflop": f"{flops[provider] / 1e9:.2f}", "arithmetic": f"{flops[provider] / flops['unguided'] - 1:.4f}"}
                if options.kind == "model" else {}),
         } for provider, (p20, p50, p80) in found.items()

@@ -128,7 +128,7 @@ def test_a_failing_model_leaves_the_others(monkeypatch, tmp_path, capsys):
         if name == "SANA-1.6B":
             raise RuntimeError("broken")
         return [{"model": name, "provider": p, "scale": "2", "attention_share": 0.2, "attention_share_real_size": 0.2,
-                 "dtype": "float32", "p50_ms": 10, "overhead": 0, "overhead_in_paper": "", "arithmetic": 0}
+                 "dtype": "float32", "p20_ms": 10, "p50_ms": 10, "overhead_in_paper": "", "arithmetic": 0}
                 for p in bench_model.PROVIDERS]  # fmt: skip
 
     monkeypatch.setattr(bench_model, "one", one)
@@ -207,7 +207,7 @@ def test_report_says_what_the_rows_say(tmp_path, monkeypatch):
     kept = rows_of("attention", tmp_path, monkeypatch, rows)
     assert len(list(csv.DictReader(kept.path.open()))) == 7
     models = [{"model": "M", "provider": p, "scale": 2, "attention_share": 0.2, "attention_share_real_size": 0.21,
-               "dtype": "float32", "p50_ms": 10, "overhead": o, "overhead_in_paper": paper, "arithmetic": 0.09}
+               "dtype": "float32", "p20_ms": 8 * (1 + o), "p50_ms": 10, "overhead_in_paper": paper, "arithmetic": 0.09}
               for p, o, paper in (("unguided", 0, ""), ("cfg", 1, 1.0), ("published", 0.8, 0.87), ("ours", 0.1, ""),
                                 ("ours_kept", 0.05, ""))]  # fmt: skip
     rows_of("model", tmp_path, monkeypatch, models)

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import (
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -109,3 +110,19 @@ def test_sigma_end_refusals():
         guide(pipeline("sana sprint"), NEGATIVE, sigma_end=0.5) as sprint,
     ):
         draw(sprint)
+
+
+def test_sigma_end_where_the_last_steps_are_left_out():
+    """SDXL's denoising_end leaves the rest to a refiner: the first noise levels of the scheduler are the run's."""
+    pipe, guided_steps = pipeline("sdxl"), []
+    pipe.scheduler = EulerDiscreteScheduler()
+    layer = checked_sites(pipe.unet)[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    draw(pipe, num_inference_steps=6, denoising_end=0.6)
+    steps = len(guided_steps)
+    assert 2 < steps < 6
+    guided_steps.clear()
+    sigmas = pipe.scheduler.sigmas
+    with guide(pipe, NEGATIVE, sigma_end=sigmas[1].item() - 1e-6):
+        draw(pipe, num_inference_steps=6, denoising_end=0.6)
+    assert guided_steps == [True] * 2 + [False] * (steps - 2)

@@ -56,9 +56,15 @@ class Steps:
         """
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
-        self.step_of = torch.unique_consecutive(timesteps[-used:], return_inverse=True)[1].tolist()
+        stop = len(timesteps)
+        if isinstance(end := getattr(self.pipe, "denoising_end", None), float) and 0 < end < 1:
+            # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.
+            trained = self.pipe.scheduler.config.num_train_timesteps
+            stop = int((timesteps >= int(round(trained - end * trained))).sum())
+        run = slice(stop - used, stop)
+        self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
         if self.sigma_end is not None:
-            self.sigmas = _sigmas(self.pipe.scheduler, timesteps)[-used:]
+            self.sigmas = _sigmas(self.pipe.scheduler, timesteps)[run]
 
 
 def check_window(start: float, end: float, sigma_end: float | None) -> None:

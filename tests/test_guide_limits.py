@@ -169,6 +169,31 @@ def test_other_pipelines_over_the_same_denoisers(name, kind, options):
     assert torch.equal(draw_it(), plain)
 
 
+@pytest.mark.parametrize(
+    "cloned", [("hidden_states",), ("hidden_states", "encoder_hidden_states")], ids=["sample", "both"]
+)
+def test_two_calls_with_samples_of_their_own(cloned):
+    """Pipelines that do not announce the unconditional call and make a new sample for it (Cosmos from a video) or convert
+    sample and text in each call (Kandinsky 5 in half precision): it is unconditional all the same."""
+    pipe, guided = diffusers.FluxImg2ImgPipeline(**pipeline("flux").components), []
+    pipe.set_progress_bar_config(disable=True)
+    plain_class = type(pipe.transformer)
+
+    def copying(self, **call):
+        return plain_class.__call__(self, **call | {name: call[name].clone() for name in cloned})
+
+    pipe.transformer.__class__ = type("Copying", (plain_class,), {"__call__": copying})
+    layer = families.checked_sites(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: guided.append("NAG" in type(layer.processor).__name__))
+    call = {"prompt": "a small red cat", "negative_prompt": "a house", "image": torch.linspace(0, 1, 192).view(1, 3, 8, 8),
+            "num_inference_steps": 4, "strength": 1.0, "max_sequence_length": 12, "output_type": "latent"}  # fmt: skip
+    for scale, each in ((3.0, [True, False]), (1.0, [True])):
+        guided.clear()
+        with guide(pipe, NEGATIVE):
+            pipe(**call, true_cfg_scale=scale)
+        assert guided == each * 4
+
+
 def test_a_block_without_a_call_raises():
     pipe = pipeline("pixart")
     before = type(pipe)

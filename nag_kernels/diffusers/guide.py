@@ -239,7 +239,7 @@ class _SteeredRun:
         self.steps = Steps(pipe, *guidance.window)
         self.latest = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
-        self.seen = (None, None)  # sample and text of the latest call that was not unconditional
+        self.seen = (None, None, None)  # sample, text and timestep of the latest call that was not unconditional
         self.keeps = self.family.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
@@ -309,20 +309,20 @@ class _SteeredRun:
     def _is_unconditional(self, arguments: Mapping[str, Any]) -> bool:
         """Whether classifier-free guidance runs in two calls a step and this is the second, which keeps its plain attention.
 
-        Pipelines say so through `cache_context`; those that do not call first with the prompt and then with the same
-        sample and another text.
+        Pipelines say so through `cache_context`; those that do not call first with the prompt and then, in the same step,
+        with another text: with the same sample or one made anew.
         """
         if not self.family.two_calls:
             return False
         if self.context is not None:
             return self.context == "uncond"
         sample, text = arguments.get("hidden_states", arguments.get("sample")), arguments.get("encoder_hidden_states")
-        same_sample, same_text = (now is before for now, before in zip((sample, text), self.seen, strict=True))
-        if same_sample and not same_text:
+        when, (last_sample, last_text, last_time) = arguments.get(self.family.timestep), self.seen
+        if text is not last_text and (sample is last_sample or _is_other_text(text, when, last_text, last_time)):
             self.unconditional += 1
             return True
         self.conditional += 1
-        self.seen = (sample, text)
+        self.seen = (sample, text, when)
         return False
 
     def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
@@ -384,6 +384,11 @@ class _SteeredRun:
 def _put(processors: list[tuple[Module, Any]]) -> None:
     for layer, processor in processors:
         put_processor(layer, processor)
+
+
+def _is_other_text(text: Tensor, when: Any, last_text: Tensor | None, last_time: Any) -> bool:
+    """In the same step, and not the last text converted once more."""
+    return last_text is not None and _number(when) == _number(last_time) and not torch.equal(text, last_text)
 
 
 def _number(timestep: Any) -> float:

@@ -60,7 +60,7 @@ class Steps:
         if isinstance(end := getattr(self.pipe, "denoising_end", None), float) and 0 < end < 1:
             # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.
             trained = self.pipe.scheduler.config.num_train_timesteps
-            stop = int((timesteps >= int(round(trained - end * trained))).sum())
+            stop = int((timesteps >= round(trained - end * trained)).sum())
         run = slice(stop - used, stop)
         self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
         if self.sigma_end is not None:

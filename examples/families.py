@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""A guided run of each model family: with published weights, or with `--tiny` random ones in seconds.
+"""A guided run of a model family: with published weights, or with `--tiny` random ones in seconds.
 
     python examples/families.py                                  # what there is
     python examples/families.py z-image --tiny                   # random weights: shows that it runs, draws nothing

@@ -33,6 +33,14 @@ def build(tmp_path, **environment):
     return done, list(tmp_path.glob("*.whl"))
 
 
+def test_nothing_that_git_ignores_is_in_the_repository():
+    """An environment or a build, committed by force or before it was ignored."""
+    listed = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip(f"git: {listed.stderr}")
+    assert not listed.stdout.split("\n")[:-1]
+
+
 def test_pure_python_wheel(tmp_path):
     done, wheels = build(tmp_path, NAG_BUILD_EXT="0")
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,6 @@ from nag_kernels.diffusers.rebound_processor import Layout
 from nag_kernels.diffusers.two_runs import Beside
 
 KINDS = pytest.mark.parametrize("kind", TINY)
-PROMPT = ["positive"] * ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +66,7 @@ def filled(kind, dtype=torch.float32, masked=False, build=None):
             name: torch.arange(length) < torch.tensor(seen)[:, None]
             for name, length, seen in zip(masks, tiny.lengths, tiny.seen, strict=True)
         }
-    both = texts(ROWS, *tiny.lengths, TEXT, dtype)
+    both = texts(tiny.rows, *tiny.lengths, TEXT, dtype)
     pipe.texts = {name: tiny.text(x, masks[name]) for name, x in zip(masks, both, strict=True)}
     return pipe
 
@@ -86,13 +85,13 @@ CASES = [
 def test_guided_model_equals_two_runs(kind, dtype, masked):
     tiny = TINY[kind]
     pipe = filled(kind, dtype, masked)
-    plain, model = pipe(PROMPT), pipe.transformer
+    plain, model = pipe(pipe.prompt), pipe.transformer
     wanted, clipped = two_runs_oracle(tiny, model, checked_sites(model), pipe.arguments, pipe.texts["positive"],
                                       pipe.texts["negative"], *firm(kind).values())  # fmt: skip
     assert len(clipped) == len(checked_sites(model))
     assert any(0 < share < 1 for share in clipped), clipped
     with guide(pipe, "negative", **firm(kind)):
-        got = pipe(PROMPT)
+        got = pipe(pipe.prompt)
     assert error(got, wanted) < {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
     assert error(wanted, plain) > 1e-3
 
@@ -100,11 +99,11 @@ def test_guided_model_equals_two_runs(kind, dtype, masked):
 @KINDS
 def test_the_prompt_as_its_own_negative_changes_nothing(kind):
     pipe = filled(kind)
-    plain = pipe(PROMPT)
+    plain = pipe(pipe.prompt)
     with guide(pipe, "positive", **firm(kind)):
-        same = error(pipe(PROMPT), plain)
+        same = error(pipe(pipe.prompt), plain)
     with guide(pipe, "negative", **firm(kind)):
-        other = error(pipe(PROMPT), plain)
+        other = error(pipe(pipe.prompt), plain)
     assert same < 1e-5
     assert other > 10 * same
     assert other > 1e-4
@@ -118,11 +117,11 @@ WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": kre
 def test_a_scale_of_one_leaves_no_trace_of_the_negative(kind, masked):
     masked = masked and TINY[kind].seen is not None
     pipe = filled(kind, masked=masked, build=WHOLE_MODELS.get(kind))
-    plain = pipe(PROMPT)
+    plain = pipe(pipe.prompt)
     with guide(pipe, "negative", nag_scale=1.0):
-        assert error(pipe(PROMPT), plain) < 1e-5
+        assert error(pipe(pipe.prompt), plain) < 1e-5
     with guide(pipe, "negative", nag_scale=8.0):
-        assert error(pipe(PROMPT), plain) > 1e-4
+        assert error(pipe(pipe.prompt), plain) > 1e-4
 
 
 def state(pipe):
@@ -133,11 +132,11 @@ def state(pipe):
 @KINDS
 def test_everything_is_as_it_was(kind):
     pipe = filled(kind)
-    plain, before = pipe(PROMPT), state(pipe)
+    plain, before = pipe(pipe.prompt), state(pipe)
     with guide(pipe, "negative", **firm(kind)):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     assert state(pipe) == before
-    assert torch.equal(pipe(PROMPT), plain)
+    assert torch.equal(pipe(pipe.prompt), plain)
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -145,10 +144,10 @@ def test_everything_is_as_it_was(kind):
     hook = checked_sites(pipe.transformer)[-1].register_forward_pre_hook(interrupt)
     before = state(pipe)
     with pytest.raises(KeyboardInterrupt), guide(pipe, "negative", **firm(kind)):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     assert state(pipe) == before
     hook.remove()
-    assert torch.equal(pipe(PROMPT), plain)
+    assert torch.equal(pipe(pipe.prompt), plain)
 
 
 @KINDS
@@ -179,18 +178,18 @@ def test_compiled_models(kind):
     """In one graph without guidance and one with it, whatever the settings; a new run compiles nothing."""
     torch._dynamo.reset()
     pipe = filled(kind)
-    plain, wanted, model = pipe(PROMPT), [], pipe.transformer
+    plain, wanted, model = pipe(pipe.prompt), [], pipe.transformer
     scales = (8.0, 3.0, 5.0)
     for scale in scales:
         with guide(pipe, "negative", nag_scale=scale):
-            wanted.append(pipe(PROMPT))
+            wanted.append(pipe(pipe.prompt))
     compiler = CompileCounterWithBackend("eager")
     pipe.transformer = torch.compile(model, backend=compiler, fullgraph=True)
-    assert error(pipe(PROMPT), plain) < 1e-5
+    assert error(pipe(pipe.prompt), plain) < 1e-5
     for scale, eager in zip(scales, wanted, strict=True):
         with guide(pipe, "negative", nag_scale=scale):
-            assert error(pipe(PROMPT), eager) < 1e-5
-    assert error(pipe(PROMPT), plain) < 1e-5
+            assert error(pipe(pipe.prompt), eager) < 1e-5
+    assert error(pipe(pipe.prompt), plain) < 1e-5
     assert compiler.frame_count == 2
 
 
@@ -221,13 +220,13 @@ def test_gates_of_ltx2_open_after_guidance():
                                   or "HunyuanVideoT" in kind])  # fmt: skip
 def test_drop_in_processors_without_a_negative_are_the_stock_ones(kind):
     pipe = filled(kind, masked=True)
-    plain = pipe(PROMPT)
+    plain = pipe(pipe.prompt)
     ours = family_of(pipe.transformer).processors
     replaced = [x for x in pipe.transformer.modules() if type(getattr(x, "processor", None)) in ours]
     assert len(replaced) >= len(checked_sites(pipe.transformer))  # and those between video and sound, and so on
     for layer in replaced:
         layer.processor = ours[type(layer.processor)](nag_scale=5.0)
-    assert torch.equal(pipe(PROMPT), plain)
+    assert torch.equal(pipe(pipe.prompt), plain)
 
 
 def test_what_drop_in_processors_refuse():
@@ -257,26 +256,26 @@ def test_texts_and_masks_that_do_not_fit():
         pytest.raises(ValueError, match="must be the very mask that encoder_attention_mask is"),
         guide(pipe, "negative"),
     ):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     pipe = filled("ZImageTransformer2DModel")
     with pytest.raises(ValueError, match="pad is not possible for this model"), guide(pipe, "negative", pad=True):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     pipe.texts["negative"]["cap_feats"] = pipe.texts["negative"]["cap_feats"][:2]
     with (
         pytest.raises(ValueError, match="cap_feats must have 3 texts for the negative, got 2"),
         guide(pipe, "negative"),
     ):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     pipe.texts["positive"]["cap_feats"] = [torch.zeros(3)]
     with pytest.raises(ValueError, match=r"must be a list of tensors \[T, C\]"), guide(pipe, "negative"):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     pipe = filled("HunyuanVideo15Transformer3DModel")
     pipe.arguments["image_embeds"] = torch.ones(ROWS, 6, 8)
     with (
         pytest.raises(ValueError, match="image_embeds must be zero: an image among the texts"),
         guide(pipe, "negative"),
     ):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     pipe = filled("BriaFiboTransformer2DModel")
     for options, message in (
         ({"pad": True}, "a text for each layer"),
@@ -286,10 +285,10 @@ def test_texts_and_masks_that_do_not_fit():
             : 2 - (not options)
         ]
         with pytest.raises(ValueError, match=message), guide(pipe, "negative", **options):
-            pipe(PROMPT)
+            pipe(pipe.prompt)
     pipe = filled("HunyuanImageTransformer2DModel of two texts")
     with pytest.raises(ValueError, match="puts several texts one after another"), guide(pipe, "negative", pad=True):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     pipe.texts["positive"] = pipe.texts["positive"] | dict.fromkeys(
         ("encoder_hidden_states_2", "encoder_attention_mask_2")
     )
@@ -297,7 +296,7 @@ def test_texts_and_masks_that_do_not_fit():
         pytest.raises(ValueError, match="encoder_hidden_states_2 for the negative and none for"),
         guide(pipe, "negative"),
     ):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
 
 
 # --- both routes ------------------------------------------------------------------------------------------------------
@@ -321,7 +320,7 @@ LAYOUTS = {
 def test_both_routes_are_equal(kind, rule, monkeypatch):
     if kind in TINY:
         pipe = filled(kind, masked=True)
-        run, negative, name = functools.partial(pipe, PROMPT), "negative", kind
+        run, negative, name = functools.partial(pipe, pipe.prompt), "negative", kind
     else:
         pipe = pipeline(kind)
         run, negative = functools.partial(draw, pipe, guidance_scale=3.0), "a large blue dog on grass"
@@ -350,10 +349,10 @@ SLOW = "OmniGenTransformer2DModel"
 def test_the_slow_route_equals_packed_texts(kind, beside, rule, monkeypatch):
     pipe = filled(kind)
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
-        wanted = pipe(PROMPT)
+        wanted = pipe(pipe.prompt)
     monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(FAMILIES[kind], beside=beside))
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
-        assert error(pipe(PROMPT), wanted) < 1e-5
+        assert error(pipe(pipe.prompt), wanted) < 1e-5
 
 
 def test_two_runs_have_the_modes_of_the_one():
@@ -363,7 +362,7 @@ def test_two_runs_have_the_modes_of_the_one():
         (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
     ))  # fmt: skip
     with guide(pipe, "negative"), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     assert seen == [(True, False, True)] * 2
     assert threading.active_count() == threads
 
@@ -371,7 +370,7 @@ def test_two_runs_have_the_modes_of_the_one():
 @pytest.mark.parametrize("where", ["prompt", "negative", "layer"])
 def test_an_error_in_either_run_ends_both(where):
     pipe, calls, threads = filled(SLOW), [], threading.active_count()
-    plain, before = pipe(PROMPT), state(pipe)
+    plain, before = pipe(pipe.prompt), state(pipe)
 
     def interrupt(layer, inputs):
         calls.append(1)
@@ -385,14 +384,14 @@ def test_an_error_in_either_run_ends_both(where):
         sites[1].forward = lambda hidden_states, **_: hidden_states
     expected = RuntimeError if where == "layer" else KeyboardInterrupt
     with pytest.raises(expected, match="there were 1 meetings" if where == "layer" else None), guide(pipe, "negative"):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     hook.remove()
     if where == "layer":
         assert sites[1].forward is not forward
         del sites[1].forward
     assert state(pipe) == before
     assert threading.active_count() == threads
-    assert torch.equal(pipe(PROMPT), plain)
+    assert torch.equal(pipe(pipe.prompt), plain)
 
 
 def test_what_the_slow_route_refuses():
@@ -401,7 +400,7 @@ def test_what_the_slow_route_refuses():
         pytest.raises(ValueError, match="rule 'vsf' needs texts in one sequence"),
         guide(pipe, "negative", rule="vsf", nag_scale=2.0),
     ):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
     model = pipe.transformer
     model.layers[0].compile(backend="eager")
     with pytest.raises(ValueError, match="it is compiled, and its texts cannot be packed"):
@@ -461,7 +460,7 @@ def test_calls_that_are_not_as_assumed(call, message, monkeypatch):
     rebound_processor._rebound_class.cache_clear()
     try:
         with pytest.raises(ValueError, match=message), guide(pipe, "negative"):
-            pipe(PROMPT)
+            pipe(pipe.prompt)
     finally:
         rebound_processor._rebound_class.cache_clear()
 
@@ -472,7 +471,7 @@ def test_attention_that_happens_twice():
     plain = site.forward
     site.forward = lambda *call, **options: plain(*call, **options) + plain(*call, **options)
     with pytest.raises(RuntimeError, match="1 saw it more often"), guide(pipe, "negative"):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
 
 
 def test_a_first_frame_is_refused_on_the_generic_route():
@@ -489,7 +488,7 @@ def test_arguments_that_must_be_none():
         pytest.raises(ValueError, match="attention_mask must be None in the denoiser's calls"),
         guide(pipe, "negative"),
     ):
-        pipe(PROMPT)
+        pipe(pipe.prompt)
 
 
 def test_calls_that_cannot_be_told_apart():
@@ -506,4 +505,4 @@ def test_calls_that_cannot_be_told_apart():
 
     pipe.__class__ = type("InPlace", (type(pipe),), {"__call__": three_steps})
     with guide(pipe, "negative"), pytest.raises(RuntimeError, match="could not be told from those for the prompt"):
-        pipe(PROMPT)
+        pipe(pipe.prompt)

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from test_combinations import group_offload, quantised, sequential_offload
-from test_families import PROMPT, filled, firm
+from test_families import filled, firm
 from tiny_families import TINY, two_runs_oracle
 from tiny_models import error, one_thread  # noqa: F401
 
@@ -33,15 +33,15 @@ def test_together_with(kind, how):
     model, texts = pipe.transformer, (pipe.texts["positive"], pipe.texts["negative"])
     if how is quantised:
         how(pipe)
-    plain = pipe(PROMPT)
+    plain = pipe(pipe.prompt)
     wanted, _ = two_runs_oracle(tiny, model, checked_sites(model), pipe.arguments, *texts, *firm(kind).values())
     if how is not quantised:
         how(pipe)
     with guide(pipe, "negative", **firm(kind)):
-        got = pipe(PROMPT)
+        got = pipe(pipe.prompt)
     assert error(got, wanted) < 1e-5
     assert error(got, plain) > 1e-4
-    assert torch.equal(pipe(PROMPT), plain)
+    assert torch.equal(pipe(pipe.prompt), plain)
 
 
 @pytest.mark.skipif(SLOW not in TINY, reason="this diffusers has no OmniGen")

@@ -68,6 +68,7 @@ def test_pipeline(kind, guidance_scale):
 TWO_CALLS = {
     "lumina 2",
     "qwen image 2.1",
+    "cosmos 3",
     "hunyuan image",
     "chroma",
     "hunyuan video",

@@ -34,6 +34,7 @@ class Tiny:
     tau: with which the clip fires on a part of the tokens.
     double: whether the model runs in float64.
     alone: whether the oracle must run each row by itself, as the image's place in the sequence differs from row to row.
+    rows: how many images a call draws.
     """
 
     build: Callable
@@ -47,6 +48,7 @@ class Tiny:
     tau: float = 1.25
     double: bool = True
     alone: bool = False
+    rows: int = ROWS
 
 
 def _ids(*shape):
@@ -454,6 +456,31 @@ def _fibo2_text(x, mask):
     return {"encoder_hidden_states": torch.stack([x, x.flip(-1)], dim=1), "encoder_attention_mask": mask}
 
 
+def _cosmos3():
+    return diffusers.Cosmos3OmniTransformer(
+        head_dim=12, hidden_size=24, intermediate_size=32, latent_channel=4, latent_patch_size=2, num_attention_heads=2,
+        num_hidden_layers=2, num_key_value_heads=1, patch_latent_dim=16, sound_dim=4, sound_gen=True, vocab_size=64,
+        rope_axes_dim=(2, 2, 2),
+    )  # fmt: skip
+
+
+def _cosmos3_arguments(rows, dtype):
+    """Two frames, of which the first is given, and sound. It knows no batch."""
+    return {"vision_tokens": [noise(1, 4, 2, 4, 8, seed=3, dtype=dtype)], "vision_token_shapes": [(2, 2, 4)],
+            "vision_timesteps": torch.full((8,), 300.0, dtype=dtype), "vision_noisy_frame_indexes": [torch.tensor([1])],
+            "sound_tokens": [noise(4, 6, seed=4, dtype=dtype)], "sound_token_shapes": [(6, 1, 1)],
+            "sound_timesteps": torch.full((6,), 300.0, dtype=dtype), "sound_noisy_frame_indexes": [torch.arange(6)]}  # fmt: skip
+
+
+def _cosmos3_text(x, mask):
+    text = x.shape[1]
+    places = torch.arange(text + 16 + 6)
+    image, sound = places[text : text + 16], places[text + 16 :]
+    return {"input_ids": (x[0].sum(-1) * 99).long() % 64, "text_indexes": places[:text], "und_len": text,
+            "position_ids": places.expand(3, -1), "sequence_length": len(places), "vision_sequence_indexes": image,
+            "vision_mse_loss_indexes": image[8:], "sound_sequence_indexes": sound, "sound_mse_loss_indexes": sound}  # fmt: skip
+
+
 def _kandinsky():
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
@@ -542,6 +569,9 @@ TINY = {
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
     "BriaFibo2Transformer2DModel": Tiny(_fibo2, _timed_image, 16, _fibo2_text, seen=SEEN, alone=True),
+    "Cosmos3OmniTransformer": Tiny(
+        _cosmos3, _cosmos3_arguments, WHOLE, _cosmos3_text, layer=lambda site: site.to_add_out, rows=1
+    ),
     "Kandinsky5Transformer3DModel": Tiny(
         _kandinsky,
         _kandinsky_arguments,
@@ -559,9 +589,11 @@ TINY = {kind: tiny for kind, tiny in TINY.items() if hasattr(diffusers, kind.spl
 class Pipeline:
     """As `guide` sees one: a denoiser, and a call with a prompt. Each prompt is the name of ready-made text."""
 
-    def __init__(self, kind, dtype=torch.float32, rows=ROWS, build=None):
+    def __init__(self, kind, dtype=torch.float32, build=None):
+        rows = TINY[kind].rows
         self.transformer = seeded(build or TINY[kind].build, dtype)
         self.arguments, self.texts = TINY[kind].arguments(rows, dtype), {}
+        self.prompt = ["positive"] * rows
 
     def __call__(self, prompt):
         return output(self.transformer, self.arguments | self.texts[prompt[0]])
@@ -569,8 +601,8 @@ class Pipeline:
 
 def output(model, arguments):
     sample, *sound = model(**arguments, return_dict=False)
-    sample = torch.stack(sample) if isinstance(sample, list) else sample
-    return torch.cat([x.flatten(1) for x in (sample, *sound)], dim=1)
+    whole = [torch.stack(x) if isinstance(x, list) else x for x in (sample, *sound) if x is not None]
+    return torch.cat([x.flatten(1) for x in whole], dim=1)
 
 
 def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha):
@@ -594,6 +626,8 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     outputs, results, shares = [None, None], [None, None], []
 
     def steered(x):
+        if x.ndim == 2:
+            return steered(x[None])[0]
         image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
         outputs[which.run] = x[:, image].clone()
         meeting.wait()

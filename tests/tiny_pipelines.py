@@ -110,6 +110,30 @@ def flux_fill():
     return pipe, call | {"width": 8, "max_sequence_length": 12}, {"prompt": "a small red cat"}, NEGATIVE
 
 
+class ChatTokenizer:
+    """As Cosmos 3 asks one for numbers."""
+
+    eos_token_id = 1
+
+    def convert_tokens_to_ids(self, token):
+        return 2
+
+    def apply_chat_template(self, conversations, **_):
+        ids = [3 + ord(x) % 60 for part in conversations for x in part["content"]]
+        return types.SimpleNamespace(input_ids=ids)
+
+
+def cosmos3():
+    vae = seeded(lambda: diffusers.AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ))  # fmt: skip
+    pipe = diffusers.Cosmos3OmniPipeline(
+        denoiser("Cosmos3OmniTransformer"), ChatTokenizer(), vae, FlowMatchEulerDiscreteScheduler(), enable_safety_checker=False
+    )
+    call = dict.fromkeys(("use_system_prompt", "add_resolution_template", "add_duration_template"), False)
+    return pipe, call | {"height": 64, "width": 64, "num_frames": 5}, {"prompt": "a small red cat"}, NEGATIVE
+
+
 class ChatProcessor:
     """As Qwen-Image 2.1 asks one for two numbers."""
 
@@ -175,11 +199,13 @@ FURTHER = {
     "qwen image 2.1": ready_made(
         "QwenImage21Pipeline", "QwenImage21Transformer2DModel", masks="prompt_embeds_mask", rows=1, more=chat_processor
     ),
+    "cosmos 3": cosmos3,
     "lumina 2": ready_made("Lumina2Pipeline", "Lumina2Transformer2DModel", **MASKED),
     "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
     "hunyuan image": hunyuan_image,
     "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
     "wan from an image": wan_from_an_image, "flux fill": flux_fill,
 }  # fmt: skip
-if not hasattr(diffusers, "QwenImage21Pipeline"):  # an older library has fewer
-    del FURTHER["qwen image 2.1"]
+for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosmos3OmniPipeline")):
+    if not hasattr(diffusers, name):  # an older library has fewer
+        del FURTHER[kind]

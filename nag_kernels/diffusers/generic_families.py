@@ -71,6 +71,8 @@ def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: i
     return slice(start, start + height * width // config.patch_size**2)
 
 
+_COSMOS3_PLACES = [f"{x}_{of}_indexes" for x in ("vision", "sound", "action") for of in ("sequence", "mse_loss")]
+
 GENERIC_FAMILIES: dict[str, Family] = {
     "CogView4Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -250,6 +252,19 @@ GENERIC_FAMILIES: dict[str, Family] = {
             fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's
         ),
         two_calls=True,
+    ),
+    "Cosmos3OmniTransformer": Family(
+        text={"input_ids": 0},
+        sites=_named("self_attn"),
+        site_count=_blocks("num_hidden_layers"),
+        beside=Beside(
+            text=("input_ids", "text_indexes", "position_ids", "und_len", "sequence_length", *_COSMOS3_PLACES),
+            image=lambda denoiser, arguments, length: slice(0, length),  # all that is drawn, without the text
+            layer=lambda site: site.to_add_out,
+        ),
+        negative_call={"add_resolution_template": False, "add_duration_template": False},
+        two_calls=True,
+        timestep="vision_timesteps",
     ),
     "BriaFibo2Transformer2DModel": Family(
         text={"encoder_hidden_states": 2},

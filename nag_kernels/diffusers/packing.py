@@ -48,7 +48,7 @@ class Packer:
             return {name: self._pair_of_lists(name, positive)}
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
-        self._set_rows(positive.shape[0], positive.device)
+        self._set_rows(positive.shape[0] if dim else 1, positive.device)
         if self.family.beside is not None:
             return {}
         packed, along, lists = {}, {}, {}
@@ -161,6 +161,8 @@ class Packer:
         negative = self.negative.get(name)
         if not isinstance(negative, Tensor) or not isinstance(positive, Tensor):
             return negative
+        if 0 in self.family.text.values():  # there are no rows
+            return negative.to(positive.device)
         if len(negative) != len(positive):
             negative = self._for_each_image(negative)
         if len(negative) != len(positive):

@@ -29,7 +29,7 @@ class Beside:
 
     text: the arguments that hold the text and whatever depends on it; they come from the negative.
     image: image(model, arguments, length of the sequence in a guided layer) -> where the image lies in it, as a slice.
-    layer: the layer after attention, whose input is guided.
+    layer: the layer after attention, whose input is guided; [B, S, C], or [S, C] in a model that knows no batch.
     fixed: arguments that the run with the negative has whatever the other has.
     """
 
@@ -83,10 +83,10 @@ class TwoRuns:
 
     def _watch(self, stack: contextlib.ExitStack, site: Module, meeting: "_Meeting", both: tuple) -> None:
         def steer(layer, inputs):
-            (x,) = inputs
-            image = self.beside.image(self.model, both[meeting.place()], x.shape[1])
-            x = x.clone()
-            x[:, image] = meeting.exchange(x[:, image])
+            x = inputs[0].clone()
+            rows = x if x.ndim == 3 else x[None]
+            image = self.beside.image(self.model, both[meeting.place()], rows.shape[1])
+            rows[:, image] = meeting.exchange(rows[:, image])
             return (x,)
 
         stack.callback(self.beside.layer(site).register_forward_pre_hook(steer).remove)

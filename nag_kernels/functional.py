@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public functions: documented front doors of `torch.ops.nag`, with keyword arguments and defaults."""
 
+import importlib
+import sys
+
 import torch
 from torch import Tensor
 
@@ -25,8 +28,15 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
         if backend in ("cuda", "triton"):
             with gpu.only(backend):
                 return _call(op, None, operation, arguments, tensors)
+    run = operation.tensor if tensors else operation.default
     try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
-        return (operation.tensor if tensors else operation.default)(*arguments)
+        return run(*arguments)
+    except NotImplementedError:
+        sharding = f"{__package__}.sharding"
+        if sharding in sys.modules or not any(hasattr(x, "device_mesh") for x in arguments):
+            raise
+        importlib.import_module(sharding)  # the first DTensor
+        return run(*arguments)
     except RuntimeError:  # all that a kernel can raise, and what torch raises for an argument that is no tensor
         _ops.CHECKS[op](*_ops.autocasted(op, arguments))  # the same words as a ValueError or TypeError
         raise

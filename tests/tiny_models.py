@@ -135,9 +135,9 @@ def sana_sprint():
 
 
 def flux(**config):
-    config = {"in_channels": 16, **config}
+    config = {"in_channels": 16, "num_attention_heads": 2, **config}
     return FluxTransformer2DModel(
-        patch_size=1, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        patch_size=1, num_layers=2, num_single_layers=2, attention_head_dim=16,
         joint_attention_dim=TEXT, pooled_projection_dim=TEXT, axes_dims_rope=(4, 4, 8), **config,
     )  # fmt: skip
 

@@ -128,7 +128,11 @@ def cosmos3():
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ))  # fmt: skip
     pipe = diffusers.Cosmos3OmniPipeline(
-        denoiser("Cosmos3OmniTransformer"), ChatTokenizer(), vae, FlowMatchEulerDiscreteScheduler(), enable_safety_checker=False
+        denoiser("Cosmos3OmniTransformer"),
+        ChatTokenizer(),
+        vae,
+        FlowMatchEulerDiscreteScheduler(),
+        enable_safety_checker=False,
     )
     call = dict.fromkeys(("use_system_prompt", "add_resolution_template", "add_duration_template"), False)
     return pipe, call | {"height": 64, "width": 64, "num_frames": 5}, {"prompt": "a small red cat"}, NEGATIVE

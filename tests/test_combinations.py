@@ -53,6 +53,25 @@ def quantised(pipe):
     assert any(type(x) is not torch.nn.Parameter for x in model.parameters())
 
 
+def quantised_by_bitsandbytes(kind):
+    """As `BitsAndBytesConfig` replaces the linear layers of a model while it is loaded: with weights of 4 or 8 bits."""
+
+    def quantise(pipe):
+        layers = pytest.importorskip("bitsandbytes.nn")
+        for block in (x for name, x in denoiser(pipe).named_modules() if name.split(".")[-1].isdigit()):
+            for name, linear in [(name, x) for name, x in block.named_modules() if type(x) is torch.nn.Linear]:
+                shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+                if kind == 8:
+                    ours = layers.Linear8bitLt(*shape, bias, has_fp16_weights=False)
+                else:
+                    ours = layers.Linear4bit(*shape, bias, compute_dtype=torch.float32, quant_type="nf4")
+                ours.load_state_dict(linear.state_dict())
+                block.set_submodule(name, ours.to(CPU)) if name else None
+        assert any(x.dtype in (torch.int8, torch.uint8) for x in denoiser(pipe).parameters())
+
+    return quantise
+
+
 def sequential_offload(pipe):
     """Weights stay on the meta device between the layers' calls, as `enable_sequential_cpu_offload` has it."""
     accelerate = pytest.importorskip("accelerate")
@@ -111,6 +130,8 @@ def fused_and_back(pipe):
 COMBINATIONS = {
     "lora": (lora, ["sd15", "sd3", "flux", "wan"]),
     "quantised": (quantised, ["sd15", "pixart", "sd35", "flux", "wan"]),
+    "quantised by bitsandbytes, 4 bits": (quantised_by_bitsandbytes(4), ["sd15", "sd35", "flux", "wan"]),
+    "quantised by bitsandbytes, 8 bits": (quantised_by_bitsandbytes(8), ["sd15", "sd35", "flux", "wan"]),
     "sequential offload": (sequential_offload, ["sd15", "pixart", "sd35", "flux", "wan"]),
     "model offload": (model_offload, ["sd15", "sd3", "flux"]),
     "group offload, blocks": (group_offload("block_level"), ["sd15", "sd35", "flux", "wan"]),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from tiny_families import ROWS, TINY, Pipeline, krea2, mochi, two_runs_oracle
@@ -488,6 +489,23 @@ def test_arguments_that_must_be_none():
         pytest.raises(ValueError, match="attention_mask must be None in the denoiser's calls"),
         guide(pipe, "negative"),
     ):
+        pipe(pipe.prompt)
+
+
+def test_keys_of_another_image():
+    if not hasattr(diffusers, "GlmImageTransformer2DModel"):
+        pytest.skip("this diffusers has no GLM-Image")
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    pipe = filled("GlmImageTransformer2DModel")
+    caches = pipe.arguments["kv_caches"] = GlmImageKVCache(2)
+    caches.set_mode("write")
+    plain = pipe(pipe.prompt)
+    caches.set_mode("skip")
+    with guide(pipe, "negative"):
+        assert error(pipe(pipe.prompt), plain) > 1e-4
+    caches.set_mode("read")
+    with pytest.raises(ValueError, match="as many keys as queries, 28, got 51"), guide(pipe, "negative"):
         pipe(pipe.prompt)
 
 

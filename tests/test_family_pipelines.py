@@ -65,10 +65,27 @@ def test_pipeline(kind, guidance_scale):
         assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
 
 
+@pytest.mark.skipif("cosmos 3" not in FURTHER, reason="this diffusers has no Cosmos 3")
+def test_the_negative_of_cosmos3_comes_without_the_sentences_put_after_a_prompt():
+    pipe, call, prompt, negative = FURTHER["cosmos 3"]()
+    pipe.set_progress_bar_config(disable=True)
+    call |= {"add_resolution_template": True, "add_duration_template": True, "num_inference_steps": 1}
+    lengths = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda model, args, kwargs: lengths.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with guide(pipe, negative):
+        pipe(**call, **prompt, guidance_scale=1.0, output_type="latent")
+    longer, own = lengths
+    assert own == len(negative) + 2  # two tokens end each text
+    assert longer > len(prompt["prompt"]) + 20
+
+
 TWO_CALLS = {
     "lumina 2",
     "qwen image 2.1",
     "cosmos 3",
+    "glm image",
     "hunyuan image",
     "chroma",
     "hunyuan video",

@@ -159,6 +159,29 @@ def _cogview3():
     )  # fmt: skip
 
 
+def _glm_image():
+    return diffusers.GlmImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, prior_vq_quantizer_codebook_size=16,
+    )  # fmt: skip
+
+
+def _glm_image_arguments(rows, dtype):
+    sizes = {name: torch.full((rows, 2), 8.0, dtype=dtype) for name in ("target_size", "crop_coords")}
+    prior = {
+        "prior_token_id": torch.arange(16).expand(rows, -1),
+        "prior_token_drop": torch.zeros(rows, 16, dtype=torch.bool),
+    }
+    return _image(rows, dtype) | sizes | prior
+
+
+def _helios_arguments(rows, dtype):
+    """With frames drawn before, which do not see the text."""
+    history = {"indices_hidden_states": torch.arange(1, 3), "indices_latents_history_short": torch.arange(1),
+               "latents_history_short": noise(rows, 4, 1, 4, 8, seed=4, dtype=dtype)}  # fmt: skip
+    return _video(rows, dtype) | {k: x if x.ndim > 1 else x.expand(rows, -1) for k, x in history.items()}
+
+
 def _allegro():
     return diffusers.AllegroTransformer3DModel(
         patch_size=2, num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, num_layers=2,
@@ -250,8 +273,9 @@ def _sana_video():
 
 
 def _wan_like(name, **config):
-    config |= {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
-               "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32}  # fmt: skip
+    config = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
+              "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **config}  # fmt: skip
+    config = {name: x for name, x in config.items() if x is not None}
     return lambda: getattr(diffusers, name)(**config)
 
 
@@ -530,6 +554,7 @@ TINY = {
         _hunyuan_video, _hunyuan_video_arguments, 16, _left_padded_text, text_first=False, seen=SEEN
     ),
     "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
+    "GlmImageTransformer2DModel": Tiny(_glm_image, _glm_image_arguments, 16),
     "CogView3PlusTransformer2DModel": Tiny(_cogview3, _cogview4_arguments, 16),
     "AllegroTransformer3DModel": Tiny(_allegro, _video, WHOLE, _masked_text, seen=SEEN, tau=4.0),
     "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
@@ -564,6 +589,9 @@ TINY = {
     "CosmosTransformer3DModel": Tiny(_cosmos, _video, 16),
     "SanaVideoTransformer3DModel": Tiny(_sana_video, _video, 16, _masked_text, seen=SEEN),
     "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
+    "HeliosTransformer3DModel": Tiny(
+        _wan_like("HeliosTransformer3DModel", rope_max_seq_len=None, rope_dim=(4, 4, 4)), _helios_arguments, 16
+    ),
     "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),

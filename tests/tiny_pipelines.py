@@ -204,6 +204,10 @@ FURTHER = {
         "QwenImage21Pipeline", "QwenImage21Transformer2DModel", masks="prompt_embeds_mask", rows=1, more=chat_processor
     ),
     "cosmos 3": cosmos3,
+    "glm image": ready_made(
+        "GlmImagePipeline", "GlmImageTransformer2DModel", length=7, prior_token_ids=torch.arange(16).expand(2, -1),
+        more=lambda: dict.fromkeys(("processor", "vision_language_encoder")),
+    ),
     "lumina 2": ready_made("Lumina2Pipeline", "Lumina2Transformer2DModel", **MASKED),
     "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
     "hunyuan image": hunyuan_image,

@@ -82,6 +82,14 @@ GENERIC_FAMILIES: dict[str, Family] = {
         two_calls=True,
         unknown=("attention_mask",),
     ),
+    "GlmImageTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn1"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("first", ("GlmImageAttnProcessor",)),
+        two_calls=True,
+        unknown=("attention_mask",),
+    ),
     "CogView3PlusTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=_named("attn1"),
@@ -233,6 +241,13 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=_blocks("num_layers"),
         layout=Layout("cross", ("SkyReelsV2AttnProcessor",)),
         refuse=_first_frame,
+        two_calls=True,
+    ),
+    "HeliosTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("HeliosAttnProcessor",)),
         two_calls=True,
     ),
     "AnyFlowTransformer3DModel": Family(

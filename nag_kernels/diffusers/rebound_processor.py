@@ -125,6 +125,11 @@ class _Attention(JointAttentionProcessor):
         (first_key, last_key), (first_value, last_value) = key.split(sizes, dim=1), value.split(sizes, dim=1)
         if self.layout.text == "keys":
             return self._attend_guided(query, first_key, first_value, last_key, last_value)
+        if query.shape[1] != key.shape[1]:
+            raise ValueError(
+                f"guide: attention must have as many keys as queries, {query.shape[1]}, got {key.shape[1]}: keys of another "
+                "image, from a cache, are not supported"
+            )
         first_query, last_query = query.split(sizes, dim=1)
         first, last = (first_query, first_key, first_value), (last_query, last_key, last_value)
         image, texts = (first, last) if at_end else (last, first)

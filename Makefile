@@ -26,11 +26,16 @@ demo: .venv/.installed
 shapes: .venv/.installed
 	$(BIN)/python -m nag_kernels.shapes.train
 
-test: .venv/.installed
+# Apart from the rest: once there, they write warnings at every import of diffusers.
+.venv/.quantised: .venv/.installed constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt torchao bitsandbytes  # the extra "quantised"
+	touch $@
+
+test: .venv/.quantised
 	$(BIN)/python -m pytest
 
 # The oldest diffusers that is supported, in an environment of its own that sees all else (torch, this package) in .venv.
-.venv-oldest/.installed: .venv/.installed
+.venv-oldest/.installed: .venv/.quantised
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" > \
 	  "$$(.venv-oldest/bin/python -c 'import site; print(site.getsitepackages()[0])')/newest.pth"

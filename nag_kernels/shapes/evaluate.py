@@ -15,7 +15,7 @@ from .scenes import SHAPES, caption, draw_scenes
 def sample(pipe: ShapesPipeline, prompts: list[str], seed: int, batch: int = 128, **call: object) -> Tensor:
     """One picture [3, 32, 32] in [-1, 1] per prompt; the noise depends on `seed` and the place in the list alone."""
     pictures = []
-    shape = (pipe.unet.config.in_channels, *[pipe.unet.config.sample_size] * 2)
+    shape = (pipe.denoiser.config.in_channels, *[pipe.denoiser.config.sample_size] * 2)
     noise = torch.randn((len(prompts), *shape), generator=torch.Generator().manual_seed(seed))
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The generator: flow matching on latents, then distillation to four steps."""
+"""The generator: flow matching on latents, then distillation to four steps; of the UNet, and of its relatives."""
 
 import copy
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,25 +19,43 @@ from .autoencoder import build_autoencoder
 from .classifier import load_classifier
 from .evaluate import evaluate
 from .parallel import Average, Trainer, bar
-from .pipeline import ShapesPipeline
+from .pipeline import ShapesPipeline, velocity
 from .scenes import ACROSS, GAP, MARGIN, SIZE, Scenes, caption, draw_scenes, render
 from .settings import Settings
 from .text_encoder import WIDTH, build_text_encoder, build_tokenizer, embed
 
 
-def build_pipeline(shift: float) -> ShapesPipeline:
-    """The untrained pipeline: every component, random weights."""
+def build_pipeline(shift: float, joint: bool = False) -> ShapesPipeline:
+    """The untrained pipeline, with the joint-attention denoiser or the other: every component, random weights."""
     tokenizer = build_tokenizer()
     text_encoder = build_text_encoder(len(tokenizer))
-    # Convolutions at 8x8 and 4x4 learn to draw from far fewer samples than a transformer of patches: docs/shapes.md.
+    vae, scheduler = build_autoencoder(), FlowMatchEulerDiscreteScheduler(shift=shift)
+    denoiser = {"transformer": build_transformer()} if joint else {"unet": build_unet()}
+    return ShapesPipeline(tokenizer, text_encoder, vae, scheduler, **denoiser)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Cross-attention: convolutions at 8x8 and 4x4, which learn to draw from few samples (docs/shapes.md)."""
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=8, out_channels=8, block_out_channels=(WIDTH // 2, WIDTH // 2), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
         attention_head_dim=2, cross_attention_dim=WIDTH, norm_num_groups=16,
     )  # fmt: skip
     nn.init.zeros_(unet.conv_out.weight)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    return ShapesPipeline(tokenizer, text_encoder, unet, build_autoencoder(), scheduler)
+    return unet
+
+
+def build_transformer(layers: int = 5) -> SD3Transformer2DModel:
+    """Joint attention over 64 places and 16 words, as in SD3.5; the modulations start at zero, as in a DiT."""
+    model = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=layers, num_attention_heads=4,
+        attention_head_dim=WIDTH // 4, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH,
+        pooled_projection_dim=WIDTH, pos_embed_max_size=8, qk_norm="rms_norm",
+    )  # fmt: skip
+    modulations = [norm.linear for block in model.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+    for linear in (*modulations, model.norm_out.linear, model.proj_out):
+        nn.init.zeros_(linear.weight), nn.init.zeros_(linear.bias)
+    return model
 
 
 def place_by_noise(scenes: Scenes, noise: Tensor) -> Scenes:
@@ -110,10 +128,6 @@ class Pairs:
         return self.ready.pop()
 
 
-def velocity(unet: nn.Module, x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-    return unet(x, sigma * 1000, text[0], encoder_attention_mask=text[1], return_dict=False)[0]
-
-
 def shifted(sigma: Tensor | np.ndarray, shift: float) -> Tensor | np.ndarray:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
@@ -123,15 +137,15 @@ def _load(module: nn.Module, path: Path) -> None:
 
 
 def _save(pipe: ShapesPipeline, path: Path) -> None:
-    parts = {"text_encoder": pipe.text_encoder, "unet": pipe.unet}
+    parts = {"text_encoder": pipe.text_encoder, "denoiser": pipe.denoiser}
     state = {f"{part}.{name}": value for part, model in parts.items() for name, value in model.state_dict().items()}
     save_file({name: value.clone().contiguous() for name, value in state.items()}, str(path))
 
 
 def load_generator(pipe: ShapesPipeline, path: Path) -> None:
-    """Weights that `train_flow` or `train_few_steps` wrote into the pipeline's text encoder and UNet."""
+    """Weights that training wrote into the pipeline's text encoder and denoiser."""
     state = load_file(str(path))
-    for part in ("text_encoder", "unet"):
+    for part in ("text_encoder", "denoiser"):
         own = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
         getattr(pipe, part).load_state_dict(own)
 
@@ -139,9 +153,9 @@ def load_generator(pipe: ShapesPipeline, path: Path) -> None:
 class _Watch:
     """Every so many steps: save the averaged weights and say how well they draw in 4 steps."""
 
-    def __init__(self, settings: Settings, pipe: ShapesPipeline, average: Average, rank: int, folder: Path, path: Path):
+    def __init__(self, settings: Settings, pipe: ShapesPipeline, average: Average, rank: int, judge: Path, path: Path):
         self.settings, self.pipe, self.average, self.rank, self.path = settings, pipe, average, rank, path
-        self.classifier = load_classifier(folder / "classifier.safetensors") if rank == 0 else None
+        self.classifier = load_classifier(judge) if rank == 0 else None
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
         last = step == steps - 1
@@ -158,23 +172,29 @@ class _Watch:
 
 
 def train_flow(settings: Settings, rank: int, folder: Path) -> None:
-    """Write `flow.safetensors`: the UNet trained by flow matching, beside the text encoder, which stays as it was.
-
-        loss = |v(x_s, s, text) - (e - x)|^2,    x_s = (1 - s) x + s e,    e ~ N(0, 1)
-
-    with s mostly one of the four noise levels that sampling visits, otherwise any, for longer schedules. Noise and
-    picture come in pairs: `place_by_noise`.
-    """
+    """Write `flow.safetensors`: the UNet trained by flow matching, beside the text encoder, which stays as it was."""
     torch.manual_seed(settings.seed + 40 + rank)
     pipe = build_pipeline(settings.shift)
     _load(pipe.vae, folder / "vae.safetensors")
     _load(pipe.text_encoder, folder / "text.safetensors")
+    match_flow(settings, rank, pipe, folder / "classifier.safetensors", folder / "flow.safetensors")
+
+
+def match_flow(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path, path: Path) -> None:
+    """Train the pipeline's denoiser by flow matching and write it to `path`.
+
+        loss = |v(x_s, s, text) - (e - x)|^2,    x_s = (1 - s) x + s e,    e ~ N(0, 1)
+
+    with s in the share `flow_visited` of the batch one of the four noise levels that sampling visits, otherwise any, for
+    longer schedules. Noise and picture come in pairs: `place_by_noise`.
+    """
     pairs = Pairs(settings, rank, pipe.vae, settings.flow_two_share)
     pipe.text_encoder.requires_grad_(False)
-    trained = [pipe.unet.to(memory_format=torch.channels_last)]
+    trained = [pipe.denoiser.to(memory_format=torch.channels_last)]
     trainer = Trainer(trained, settings.flow_steps, settings.flow_rate, warmup=200)
     average = Average(trained)
-    watch = _Watch(settings, pipe, average, rank, folder, folder / "flow.safetensors")
+    watch = _Watch(settings, pipe, average, rank, judge, path)
+    denoiser = torch.compile(pipe.denoiser) if settings.compiled else pipe.denoiser
     visited = shifted(torch.tensor([1.0, 0.75, 0.5, 0.25]), settings.shift)
     for step in bar(range(settings.flow_steps), "flow matching", rank):
         noise, x, captions = pairs.draw()
@@ -182,30 +202,35 @@ def train_flow(settings: Settings, rank: int, folder: Path) -> None:
         chosen = torch.rand(len(x)) < settings.flow_visited
         sigma = torch.where(chosen, visited[torch.randint(4, (len(x),))], sigma)
         state = torch.lerp(x, noise, sigma[:, None, None, None])
-        found = velocity(pipe.unet, state, sigma, embed(pipe.tokenizer, pipe.text_encoder, captions))
+        found = velocity(denoiser, state, sigma * 1000, *embed(pipe.tokenizer, pipe.text_encoder, captions))
         loss = trainer.step((found - (noise - x)).square().mean())
         average.update()
         watch(step, settings.flow_steps, loss)
 
 
 def train_few_steps(settings: Settings, rank: int, folder: Path) -> None:
-    """Write `few.safetensors`: the UNet distilled to the four steps of the scheduler.
+    """Write `few.safetensors`: the UNet distilled to the four steps of the scheduler."""
+    torch.manual_seed(settings.seed + 50 + rank)
+    pipe = build_pipeline(settings.shift)
+    _load(pipe.vae, folder / "vae.safetensors")
+    load_generator(pipe, folder / "flow.safetensors")
+    straighten(settings, rank, pipe, folder / "classifier.safetensors", folder / "few.safetensors")
+
+
+def straighten(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path, path: Path) -> None:
+    """Distil the pipeline's denoiser to the four steps of the scheduler and write it to `path`.
 
     The four steps cut the path from noise to picture into windows. In each, the flow-matching model (with
     classifier-free guidance) walks `few_substeps` small steps from a noised latent; the student learns the straight
     line to where it arrives: piecewise rectified flow (PeRFlow, arXiv 2405.07510, section 3).
     """
-    torch.manual_seed(settings.seed + 50 + rank)
-    pipe = build_pipeline(settings.shift)
-    _load(pipe.vae, folder / "vae.safetensors")
-    load_generator(pipe, folder / "flow.safetensors")
     pipe.text_encoder.requires_grad_(False)
-    pipe.unet.to(memory_format=torch.channels_last)
-    teacher = copy.deepcopy(pipe.unet).requires_grad_(False)
+    pipe.denoiser.to(memory_format=torch.channels_last)
+    teacher = copy.deepcopy(pipe.denoiser).requires_grad_(False)
     pairs = Pairs(settings, rank, pipe.vae, settings.few_two_share)
-    trainer = Trainer([pipe.unet], settings.few_steps, settings.few_rate, warmup=50)
-    average = Average([pipe.unet], decay=0.99)
-    watch = _Watch(settings, pipe, average, rank, folder, folder / "few.safetensors")
+    trainer = Trainer([pipe.denoiser], settings.few_steps, settings.few_rate, warmup=50)
+    average = Average([pipe.denoiser], decay=0.99)
+    watch = _Watch(settings, pipe, average, rank, judge, path)
     edges = torch.from_numpy(shifted(np.linspace(1, 0, 5), settings.shift)).float()
     for step in bar(range(settings.few_steps), "four steps", rank):
         noise, x, captions = pairs.draw()
@@ -217,14 +242,14 @@ def train_few_steps(settings: Settings, rank: int, folder: Path) -> None:
             end, stride = start, (high - low) / settings.few_substeps
             for part in range(settings.few_substeps):
                 sigma = (high - part * stride).flatten().repeat(2)
-                without, with_text = velocity(teacher, end.repeat(2, 1, 1, 1), sigma, (text, mask)).chunk(2)
+                without, with_text = velocity(teacher, end.repeat(2, 1, 1, 1), sigma * 1000, text, mask).chunk(2)
                 end = end - stride * torch.lerp(without, with_text, settings.few_guidance)
         line = (start - end) / (high - low)
         # Mostly from the window's start, all that four steps visit; sometimes from within, for longer schedules.
         along = torch.rand_like(high) * (torch.rand_like(high) < 0.25)
         sigma = high - along * (high - low)
         count = len(captions)
-        found = velocity(pipe.unet, start - (high - sigma) * line, sigma.flatten(), (text[count:], mask[count:]))
+        found = pipe.predict(start - (high - sigma) * line, sigma.flatten() * 1000, text[count:], mask[count:])
         loss = trainer.step((found - line).square().mean())
         average.update()
         watch(step, settings.few_steps, loss)

@@ -1,14 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline: prompt in, 32x32 pictures out. Every component is a stock diffusers or transformers class."""
+"""The pipelines: prompt in, 32x32 pictures out. Every component is a stock diffusers or transformers class."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderDC,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils import logging as diffusers_logging
@@ -18,31 +25,73 @@ from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 WEIGHTS = Path(__file__).with_name("weights")
+# The denoisers that one tokenizer, text encoder, autoencoder and scheduler serve: the folder of each in WEIGHTS.
+VARIANTS = {
+    "few": "unet",  # cross-attention; distilled to four steps
+    "teacher": "teacher",  # cross-attention; many steps
+    "student": "student",  # cross-attention; one step
+    "joint_teacher": "joint_teacher",  # joint attention; many steps
+    "joint_few": "joint_few",
+    "joint_student": "joint_student",
+}
+
+
+def velocity(denoiser: torch.nn.Module, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    """dx/dsigma [B, C, 8, 8] at latents of that shape and timestep [] or [B] (1000 sigma), for text [B, T, C'], of which
+    mask [B, T] says what is text (1) and what padding."""
+    if "patch_size" not in denoiser.config:  # the UNet
+        return denoiser(latents, timestep, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False)[
+            0
+        ]
+    text = text * mask[..., None]
+    return denoiser(
+        hidden_states=latents,
+        encoder_hidden_states=text,
+        pooled_projections=text.sum(1) / mask.sum(1, keepdim=True),
+        timestep=timestep.expand(len(latents)),
+        return_dict=False,
+    )[0]
 
 
 class ShapesPipeline(DiffusionPipeline):
     """Text to image by flow matching: latents x_1 ~ N(0, 1) are carried to x_0 along dx/dsigma = v(x, sigma, text).
 
-    The UNet sees the text by masked cross-attention (`attn2` of its transformer blocks), text padded to
-    `max_sequence_length` tokens. Classifier-free guidance runs one batch `[negative; prompt]`, and is off by default:
-    the model is made for a few unguided steps.
+    The denoiser is one of two. `unet` sees the text by masked cross-attention (`attn2` of its transformer blocks), text
+    padded to `max_sequence_length` tokens. `transformer` (SD3's) attends to text and picture jointly, with zeros as padding
+    and no mask; its pooled text is the mean of the text's embeddings. Classifier-free guidance runs one batch
+    `[negative; prompt]`, and is off by default: "few" and the students are made for a few unguided steps.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->unet->transformer->vae"
+    _optional_components = ["unet", "transformer"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         text_encoder: T5EncoderModel,
-        unet: UNet2DConditionModel,
         vae: AutoencoderDC,
         scheduler: FlowMatchEulerDiscreteScheduler,
+        unet: UNet2DConditionModel | None = None,
+        transformer: SD3Transformer2DModel | None = None,
     ):
         super().__init__()
-        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, vae=vae, scheduler=scheduler)
+        if (unet is None) == (transformer is None):
+            raise ValueError("exactly one of unet and transformer must be given")
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, unet=unet,
+            transformer=transformer,
+        )  # fmt: skip
         self.vae_scale_factor = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.unet if self.transformer is None else self.transformer
+
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """`velocity` by this pipeline's denoiser."""
+        return velocity(self.denoiser, latents, timestep, text, mask)
 
     @property
     def guidance_scale(self) -> float:
@@ -73,7 +122,7 @@ class ShapesPipeline(DiffusionPipeline):
                 raise ValueError(f"prompt must have at most {length - 1} words, got {len(ids) - 1}: {prompt!r}")
         ids = torch.tensor(tokens.input_ids, device=device)
         mask = torch.tensor(tokens.attention_mask, device=device)
-        embeds = self.text_encoder(ids, attention_mask=mask)[0].to(self.unet.dtype)
+        embeds = self.text_encoder(ids, attention_mask=mask)[0].to(self.denoiser.dtype)
         return embeds.repeat_interleave(images, 0), mask.repeat_interleave(images, 0)
 
     def encode_prompt(
@@ -133,7 +182,7 @@ class ShapesPipeline(DiffusionPipeline):
         ):
             if (embeds is None) != (mask is None):
                 raise ValueError(f"{name}_embeds and {name}_attention_mask must be given together")
-        side = self.unet.config.sample_size * self.vae_scale_factor
+        side = self.denoiser.config.sample_size * self.vae_scale_factor
         if (height, width) != (side, side):
             raise ValueError(f"height and width must be {side}, the one size shapes draws, got {height} and {width}")
         unknown = set(names) - set(self._callback_tensor_inputs)
@@ -152,8 +201,8 @@ class ShapesPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
     ) -> Tensor:
         """Standard normal latents [B, C, 8, 8], from `generator` (one per picture if a list) or as given."""
-        side = self.unet.config.sample_size
-        shape = (batch_size, self.unet.config.in_channels, side, side)
+        side = self.denoiser.config.sample_size
+        shape = (batch_size, self.denoiser.config.in_channels, side, side)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator must be one or a list of {batch_size}, got a list of {len(generator)}")
         if latents is None:
@@ -198,7 +247,7 @@ class ShapesPipeline(DiffusionPipeline):
         Returns: ImagePipelineOutput with `images`, or a tuple of one where `return_dict` is False.
         Raises: ValueError naming the argument that does not fit.
         """
-        side = self.unet.config.sample_size * self.vae_scale_factor
+        side = self.denoiser.config.sample_size * self.vae_scale_factor
         self.check_inputs(
             prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask,
             height or side, width or side, callback_on_step_end_tensor_inputs,
@@ -210,7 +259,7 @@ class ShapesPipeline(DiffusionPipeline):
             prompt_attention_mask, negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
         prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = texts
-        latents = self.prepare_latents(len(prompt_embeds), self.unet.dtype, device, generator, latents)
+        latents = self.prepare_latents(len(prompt_embeds), self.denoiser.dtype, device, generator, latents)
         sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
         self.scheduler.set_timesteps(sigmas=sigmas, device=device)
         timesteps = self.scheduler.timesteps
@@ -226,9 +275,7 @@ class ShapesPipeline(DiffusionPipeline):
                         torch.cat([negative_prompt_attention_mask, mask]),
                     )
                     state = torch.cat([latents, latents])
-                velocity = self.unet(
-                    state, timestep, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False
-                )[0]
+                velocity = self.predict(state, timestep, text, mask)
                 if guided:
                     without, with_prompt = velocity.chunk(2)
                     velocity = without + guidance_scale * (with_prompt - without)
@@ -251,17 +298,36 @@ class ShapesPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu") -> ShapesPipeline:
-    """The shipped pipeline (or the one in `folder`) in float32 on `device`; its weights are stored in float16."""
-    if not (Path(folder) / "model_index.json").is_file():
+def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu", variant: str = "few") -> ShapesPipeline:
+    """The shipped pipeline (or the one in `folder`) in float32 on `device`; its weights are stored in float16.
+
+    `variant` chooses the denoiser: one of `VARIANTS`. Raises ValueError for another name, FileNotFoundError for weights
+    that are not there.
+    """
+    folder = Path(folder)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"no shapes weights in {folder}; `make shapes` trains them")
+    if not (folder / VARIANTS[variant] / "config.json").is_file():
+        raise FileNotFoundError(f"no weights of the variant {variant!r} in {folder}")
+    given = {} if variant == "few" else {"unet": None} | load_denoiser(folder / VARIANTS[variant])
     bars = [module.is_progress_bar_enabled() for module in (diffusers_logging, transformers_logging)]
     diffusers_logging.disable_progress_bar(), transformers_logging.disable_progress_bar()
     try:
-        pipe = ShapesPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False)
+        pipe = ShapesPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False, **given)
     finally:
         for module, shown in zip((diffusers_logging, transformers_logging), bars, strict=True):
             module.enable_progress_bar() if shown else module.disable_progress_bar()
-    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+    for part in (pipe.text_encoder, pipe.denoiser, pipe.vae):
         part.float()
     return pipe.to(device)
+
+
+def load_denoiser(folder: str | Path) -> dict[str, torch.nn.Module]:
+    """The denoiser in `folder` under its name in `ShapesPipeline`: {"unet": ...} or {"transformer": ...}."""
+    name = json.loads((Path(folder) / "config.json").read_text())["_class_name"]
+    for place, cls in (("unet", UNet2DConditionModel), ("transformer", SD3Transformer2DModel)):
+        if name == cls.__name__:
+            return {place: cls.from_pretrained(str(folder), low_cpu_mem_usage=False).eval()}
+    raise ValueError(f"folder must hold a UNet2DConditionModel or an SD3Transformer2DModel, got a {name}")

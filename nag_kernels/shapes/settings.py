@@ -27,6 +27,7 @@ class Settings:
     flow_batch: int = 32
     flow_rate: float = 2e-3
     flow_visited: float = 0.6  # share of the batch at the four noise levels that sampling visits
+    compiled: bool = False  # the denoiser by torch.compile while it learns flow matching
     few_two_share: float = 0.25  # of the distillation: the world's own
     few_steps: int = 1000
     few_rate: float = 5e-4

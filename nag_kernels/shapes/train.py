@@ -47,7 +47,7 @@ def write_weights(settings: Settings, work: Path, out: Path) -> ShapesPipeline:
     pipe = build_pipeline(settings.shift)
     pipe.vae.load_state_dict(load_file(str(work / "vae.safetensors")))
     load_generator(pipe, work / "few.safetensors")
-    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+    for part in (pipe.text_encoder, pipe.denoiser, pipe.vae):
         part.half()
     pipe.save_pretrained(str(out))
     # transformers 5 writes its new name for this class, which version 4 does not know; both know the old one.

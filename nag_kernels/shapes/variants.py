@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train the other denoisers of shapes, on the autoencoder, text encoder and classifier that are there already.
+
+    teacher        the UNet of the four steps, taught flow matching over all noise levels again: many steps, and CFG
+    joint_teacher  a joint-attention transformer (SD3's), taught flow matching from nothing
+    joint_few      the same, distilled to four steps
+
+One-step students are made by `python -m nag_kernels.distill`.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from .classifier import load_classifier
+from .evaluate import evaluate
+from .generator import build_transformer, load_generator, match_flow, straighten
+from .parallel import launch
+from .pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load
+from .settings import QUICK, Settings
+
+SETTINGS = {
+    "teacher": Settings(flow_steps=2000, flow_rate=1e-3, flow_visited=0.2),
+    "joint_teacher": Settings(flow_steps=6500, flow_rate=2e-3, compiled=True, watch_every=1625),
+    "joint_few": Settings(few_steps=600),
+}
+STEPS = {"teacher": 25, "joint_teacher": 25, "joint_few": 4}  # of sampling, in the evaluation
+
+
+def start(variant: str, folder: Path) -> ShapesPipeline:
+    """The pipeline that training of `variant` starts from."""
+    if variant == "teacher":
+        return load(folder)
+    if variant == "joint_few":
+        return load(folder, variant="joint_teacher")
+    parts = load(folder).components
+    return ShapesPipeline(**parts | {"unet": None, "transformer": build_transformer()})
+
+
+def _run(rank: int, workers: int, settings: Settings, variant: str, folder: Path, path: Path) -> None:
+    torch.manual_seed(settings.seed + 70 + 10 * list(SETTINGS).index(variant) + rank)
+    learn = straighten if variant == "joint_few" else match_flow
+    learn(settings, rank, start(variant, folder), folder / "classifier.safetensors", path)
+
+
+def train(variant: str, settings: Settings, folder: Path, work: Path) -> dict:
+    """Train `variant`, write it into `folder` in float16, and return what its `training.json` holds."""
+    work.mkdir(parents=True, exist_ok=True)
+    path, began = work / f"{variant}.safetensors", time.monotonic()
+    launch(_run, settings.workers, settings, variant, folder, path)
+    spent = (time.monotonic() - began) / 60
+    pipe = start(variant, folder)
+    load_generator(pipe, path)
+    write_denoiser(pipe, folder / VARIANTS[variant])
+    return judge(variant, settings, folder, spent)
+
+
+def write_denoiser(pipe: ShapesPipeline, folder: Path) -> None:
+    """The pipeline's denoiser, in float16, as it is shipped."""
+    pipe.denoiser.half().save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)  # a path of the machine that trained
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def judge(variant: str, settings: Settings, folder: Path, minutes: float) -> dict:
+    """Evaluate `variant` as it loads from `folder`; write and return its `training.json`."""
+    steps = STEPS[variant]
+    judged = settings.judged if steps < 25 else settings.judged // 2
+    classifier = load_classifier(folder / "classifier.safetensors")
+    found = evaluate(load(folder, variant=variant), classifier, judged, seed=999, steps=steps)
+    report = {"settings": asdict(settings), "minutes": minutes, "torch": torch.__version__}
+    report |= {"sampling steps": steps, "samples": found}
+    (folder / VARIANTS[variant] / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m nag_kernels.shapes.variants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("variant", nargs="*", help=f"what to train, in turn (default: {', '.join(SETTINGS)})")
+    parser.add_argument(
+        "--folder", type=Path, default=WEIGHTS, help="weights to start from and to add to (the shipped)"
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/shapes"), help="folder for what training leaves")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that everything runs")
+    parser.add_argument("--workers", type=int, default=Settings.workers, help="processes, one thread each")
+    options = parser.parse_args(arguments)
+    for variant in options.variant or SETTINGS:
+        if variant not in SETTINGS:
+            parser.error(f"variant must be among {', '.join(SETTINGS)}, got {variant!r}")
+        settings = replace(QUICK if options.quick else SETTINGS[variant], workers=options.workers)
+        report = train(variant, settings, options.folder, options.work)
+        for name, value in report["samples"].items():
+            print(f"{variant}, {report['sampling steps']} steps: {name:36s} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()

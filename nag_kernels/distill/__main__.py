@@ -1,5 +1,0 @@
-# SPDX-FileCopyrightText: 2026 The nag_kernels authors
-# SPDX-License-Identifier: Apache-2.0
-from .command import main
-
-main()

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nag_scale, nag_tau and nag_alpha do in a model: tables, pictures and settings to start from.
 
-One prompt is drawn four times from the same noise: at the settings given, with a smaller alpha, with a smaller tau, and at the
-settings suggested. Written are layers.png (share of clipped tokens and movement by layer and step, distribution of the norm ratio) and
-pictures.png (the pictures, and how far a token is moved depending on its norm ratio).
+One prompt is drawn four times from the same noise: at the settings given, with a smaller alpha, with a smaller tau, and at
+the settings suggested. Written are layers.png (clipped tokens and movement by layer and step, distribution of the norm ratio)
+and pictures.png (the pictures, and how far a token is moved depending on its norm ratio).
 """
 
 import argparse
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from .diffusers.diagnose import BINS, FIRST_OCTAVE, PER_OCTAVE, Findings, diagnose
 
+SMALL = 4  # alpha, and what tau is above 1, are divided by this to show what each of them does
 COLOURS = ("#1f5fa8", "#e08214", "#2b8a3e", "#8e44ad")
 
 
@@ -36,10 +37,15 @@ def _figure(wide: float, high: float) -> Any:
     return Figure(figsize=(wide, high), dpi=90, layout="constrained")
 
 
-def _span(cells: list[Any]) -> tuple[float, float]:
-    """What part of the axis of R holds all but a thousandth of the tokens, a little wider."""
+def _ratios(axes: Any, cells: list[Any], least: float = 0.0) -> None:
+    """The axis of R, on which all but a thousandth of the tokens are seen, and `least` at the least."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
     low, high = min(x.quantile(0.001) for x in cells), max(x.quantile(0.999) for x in cells)
-    return low / 1.2, high * 1.2
+    axes.set(xscale="log", xlim=(min(low, least or low) / 1.1, max(high, least) * 1.1), xlabel="R = |G| / |Z+|")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot(found: Findings, path: str | Path) -> None:
@@ -72,8 +78,8 @@ def plot(found: Findings, path: str | Path) -> None:
         maps[2].plot(_middles(), share, color=shade, label=f"step {step}")
     if found.nag_tau < 2.0 ** (FIRST_OCTAVE + BINS / PER_OCTAVE):
         maps[2].axvline(found.nag_tau, color="#c01818", label="tau")
-    low, high = _span(cells)
-    maps[2].set(xscale="log", xlim=(low, max(high, 1.05 * found.nag_tau)), xlabel="R = |G| / |Z+|", ylabel="% of tokens")
+    _ratios(maps[2], cells, min(found.nag_tau, 100.0))
+    maps[2].set_ylabel("% of tokens")
     maps[2].set_title(f"norm ratio at scale {found.nag_scale:g}")
     maps[2].legend(fontsize=8)
     figure.savefig(path)
@@ -90,8 +96,8 @@ def plot_comparison(runs: dict[str, tuple[Findings, list[Any]]], plain: list[Any
         counts, moved = cell.counts.double().numpy(), cell.moved_by_ratio.numpy()
         enough = counts > max(8, 1e-4 * cell.tokens)
         axes.plot(_middles()[enough], 100 * moved[enough] / counts[enough], color=colour, label=name)
-    low, high = _span([found.cell() for found, _ in runs.values()])
-    axes.set(xscale="log", xlim=(low, high), xlabel="R = |G| / |Z+| of the token", ylabel="moved, |out - Z+| / |Z+|, %")
+    _ratios(axes, [found.cell() for found, _ in runs.values()])
+    axes.set_ylabel("moved, |out - Z+| / |Z+|, %")
     axes.set_title("how far a token is moved")
     axes.legend(fontsize=8)
     tiles = right.subplots(rows, shown, squeeze=False)
@@ -122,7 +128,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--end", type=float, default=1.0, help="the part of the steps that is guided (default: 1, all)")
     add("--cfg-scale", type=float, default=1.0, help="classifier-free guidance beside it; 1 = none (default: 1)")
     add("--clipped", type=float, default=0.05, help="for the suggestion: the share of tokens to clip (default: 0.05)")
-    add("--moved", type=float, default=0.25, help="for the suggestion: the most to move tokens by (default: 0.25)")
+    add("--moved", type=float, default=0.4, help="for the suggestion: the most to move tokens by (default: 0.4)")
     add("--steps", type=int, default=4, help="denoising steps (default: 4)")
     add("--samples", type=int, help="pictures, drawn at once (default: 64 of shapes, else 2)")
     add("--seed", type=int, default=0, help="seed of the first picture; the others count up (default: 0)")
@@ -163,10 +169,10 @@ def main(arguments: list[str] | None = None) -> None:
     found = given[0]
     proposal = found.suggest(options.clipped, options.moved)
     scale, tau, alpha = found.nag_scale, found.nag_tau, found.nag_alpha
-    small_tau = max(1.0, round(found.cell().quantile(0.5), 2))
+    small_tau = round(1 + (min(tau, found.cell().quantile(0.5)) - 1) / SMALL, 2)
     runs = {
         f"tau {tau:g}, alpha {alpha:g}": given,
-        f"alpha small: tau {tau:g}, alpha {alpha / 4:g}": run(scale, tau, alpha / 4),
+        f"alpha small: tau {tau:g}, alpha {alpha / SMALL:g}": run(scale, tau, alpha / SMALL),
         f"tau small: tau {small_tau:g}, alpha {alpha:g}": run(scale, small_tau, alpha),
         f"suggested: tau {proposal.nag_tau:g}, alpha {proposal.nag_alpha:g}": run(
             scale, proposal.nag_tau, proposal.nag_alpha

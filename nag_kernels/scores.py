@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 RESAMPLES = 1000  # of the bootstrap
+PATCH = 299  # pixels: what Inception sees
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def pixels(path: Path) -> Tensor:
         return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(-1, 0).contiguous()
 
 
-def middle(path: Path, side: int = 299) -> Tensor:
+def middle(path: Path, side: int = PATCH) -> Tensor:
     """The middle of a picture as it is, [3, side, side]. Raises ValueError for a smaller one."""
     picture = pixels(path)
     height, width = picture.shape[1:]
@@ -171,7 +172,7 @@ class Judges:
     def _frechet(self, name: str, drawn: list[Drawn]) -> Score:
         """To the reference, in the features of Inception ("fid", and "pfid" of 299 pixels in the middle) or of CLIP.
 
-        Without an interval: it is biased by the number of pictures.
+        Without an interval: it is biased by the number of pictures. Real pictures smaller than a patch are left out.
         """
         if not self.real:
             wanted = "no folder of real pictures was given (--reference)"
@@ -180,13 +181,15 @@ class Judges:
             raise ValueError("a distance needs at least two pictures of each kind")
         from torchmetrics.image.fid import FrechetInceptionDistance
 
+        real = [x for x in self.real if name != "pfid" or min(Image.open(x).size) >= PATCH]
+
         def picture(path: Path) -> Tensor:
             return (middle(path) if name == "pfid" else pixels(path))[None].to(self.device)
 
         def load() -> FrechetInceptionDistance:
             feature = _ClipFeatures(*self._clip_and_processor()) if name == "frechet_clip" else 2048
             metric = FrechetInceptionDistance(feature=feature, reset_real_features=False).to(self.device)
-            for path in self.real:
+            for path in real:
                 metric.update(picture(path), real=True)
             return metric
 
@@ -194,7 +197,7 @@ class Judges:
         metric.reset()
         for each in drawn:
             metric.update(picture(each.path), real=False)
-        return Score(name, len(drawn), float(metric.compute()), note=f"to {len(self.real)} real pictures")
+        return Score(name, len(drawn), float(metric.compute()), note=f"to {len(real)} real pictures")
 
     def _image_reward(self, drawn: list[Drawn]) -> Score:
         import ImageReward

@@ -78,7 +78,7 @@ def rows_of(folder):
         return {(row["method"], row["metric"]): row for row in csv.DictReader(file)}
 
 
-def test_end_to_end_on_shapes(tmp_path, capsys, clip):
+def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("prompt,negative\na large circle,red\na blue square,on white\n")
     pictures(tmp_path / "real", 12)
@@ -123,6 +123,8 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip):
         if row["value"]:
             assert float(row["value"]) == pytest.approx(float(rows[key]["value"]), abs=0.05)
 
+    monkeypatch.setattr(evaluate, "load_model", lambda options: pytest.fail("there is nothing to draw"))
+    evaluate.main(arguments)
     with pytest.raises(ValueError, match="was begun with steps 2, now 3: give another --out"):
         evaluate.main([*arguments, "--steps", "3"])
 
@@ -134,7 +136,9 @@ def test_pictures_do_not_depend_on_the_batch(tmp_path):
         options = evaluate.parse(["--batch", batch, "--steps", "1", "--device", "cpu", "--out", str(out)])
         items = [Item("a large circle", "red"), Item("a blue square", "on white")] * 2
         evaluate.check_manifest(options, items)
-        paths = evaluate.generate(evaluate.load_model(options), [parse_method("nag")], items, options)["nag"]
+        paths = evaluate.generate(
+            lambda options=options: evaluate.load_model(options), [parse_method("nag")], items, options
+        )["nag"]
         drawn.append([np.asarray(Image.open(x.path)).astype(int) for x in paths])
     assert max(abs(a - b).max() for a, b in zip(*drawn, strict=True)) <= 1
 
@@ -246,6 +250,16 @@ def test_a_score_without_value_is_an_empty_field(tmp_path):
     evaluate.write_scores({"none": [Score("fid", 0, note="missing: no")]}, tmp_path / "scores.csv")
     assert rows_of(tmp_path)["none", "fid"] == {"method": "none", "metric": "fid", "value": "", "low": "", "high": "",
                                                "samples": "0", "note": "missing: no"}  # fmt: skip
+
+
+def test_a_score_of_another_environment_stays(tmp_path):
+    path, there = tmp_path / "scores.csv", Score("hpsv2", 6, 31.5, 30.0, 33.0, "v2.0")
+    here = [Score("clip_score", 6, 1.0, 0.5, 1.5), Score("hpsv2", 0, note="missing: no")]
+    assert evaluate.kept_scores({"none": here}, path) == {"none": here}
+    evaluate.write_scores({"none": [Score("clip_score", 6, 9.0), there]}, path)
+    assert evaluate.kept_scores({"none": here, "nag": here}, path) == {"none": [here[0], there], "nag": here}
+    more = [Score("clip_score", 7, 1.0), here[1]]  # of other pictures
+    assert evaluate.kept_scores({"none": more}, path) == {"none": more}
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--model", "some/folder"], ["--methods", "best"],

@@ -20,6 +20,7 @@ from .cross_attention import (
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .diagnose import diagnose
 from .families import supported
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
@@ -49,6 +50,7 @@ __all__ = [
     "NAGWanAttnProcessor2_0",
     "NAGZSingleStreamAttnProcessor",
     "PackedText",
+    "diagnose",
     "disable_guidance",
     "enable_guidance",
     "guide",

@@ -139,6 +139,8 @@ def _restore(pipe: Any) -> None:
 class _Guidance:
     """The settings of one `enable_guidance`, and its calls."""
 
+    watch: Any = None  # looks on at every guided layer: `diagnose`
+
     def __init__(self, pipe, negative_prompt, given, rule, bias, window, pad, negative_pooled):
         self.calls = 0
         self.unused = (
@@ -243,7 +245,7 @@ class _SteeredRun:
         self.keeps = self.family.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
-        self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias)
+        self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias, watch=guidance.watch)
         self.text.sequence_group = None if sequence is None else sequence.get_group()
         self.text.head_group = None if heads is None else heads.get_group()
         self.meshes = sequence, heads
@@ -284,6 +286,8 @@ class _SteeredRun:
         self._check_rows(arguments[self.family.timestep])
         self._set_settings()
         self.guided += 1
+        if self.text.watch is not None:
+            self.text.watch.begin(denoiser, processors, self.steps.visits - 1, self.packer.rows > self.packer.images)
         sites = [site for site, _, _ in processors]
         with contextlib.ExitStack() as stack:
             stack.callback(_put, [(site, stock) for site, stock, _ in processors])

@@ -42,6 +42,7 @@ class PackedText:
     sequence_group: the processes over which tokens are split, text+, text- and image each in equal parts; the lengths are those
         of this process, the masks those of the whole texts. None where all tokens are here.
     head_group: the processes over which heads are sharded; None where all heads are here.
+    watch: what looks on at each guided layer and changes nothing (`diagnose`), or None.
     """
 
     length_positive: int = 0
@@ -59,6 +60,7 @@ class PackedText:
     kept: dict[Module, tuple[Tensor, Tensor]] | None = None
     sequence_group: Any = None
     head_group: Any = None
+    watch: Any = None
 
 
 def seen_tokens(where: str, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,6 +193,8 @@ class GuidedProcessor:
     def _guided(self, query: Tensor, positive: KeyValue, negative: KeyValue, settings: tuple[Tensor, Tensor, Tensor],
                 masks: tuple[Tensor | None, Tensor | None], shared: KeyValue | None = None) -> Tensor:  # fmt: skip
         """The operation on key and value of both texts and of what both branches see, [B, S, H, D]."""
+        if self.text is not None and self.text.watch is not None:
+            self.text.watch.attention(self, query, positive, negative, settings, masks, shared)
         options = self._text_options(masks, negative[0].shape[1])
         if shared is not None:
             options |= {"key_shared": shared[0], "value_shared": shared[1]}

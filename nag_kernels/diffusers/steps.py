@@ -24,16 +24,16 @@ class Steps:
 
     def visit(self) -> bool:
         """Counts one visit; whether it is guided."""
+        now, self.visits = self.visits, self.visits + 1
         if self.everything:
             return True
         if not self.step_of:
             self._read_scheduler()
-        if self.visits == len(self.step_of):
+        if now == len(self.step_of):
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
                 f"({len(self.step_of)}): start, end and sigma_end cannot be placed"
             )
-        now, self.visits = self.visits, self.visits + 1
         step, steps = self.step_of[now], self.step_of[-1] + 1
         # Rounded by less than a step: 0.07 * 100 is a little above 7.
         inside = self.start * steps - 1e-6 <= step < self.end * steps - 1e-6

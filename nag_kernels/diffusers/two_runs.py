@@ -86,7 +86,7 @@ class TwoRuns:
             x = inputs[0].clone()
             rows = x if x.ndim == 3 else x[None]
             image = self.beside.image(self.model, both[meeting.place()], rows.shape[1])
-            rows[:, image] = meeting.exchange(rows[:, image])
+            rows[:, image] = meeting.exchange(site, rows[:, image])
             return (x,)
 
         stack.callback(self.beside.layer(site).register_forward_pre_hook(steer).remove)
@@ -107,8 +107,8 @@ class _Meeting:
     def place(self) -> int:
         return int(threading.get_ident() != self.main)
 
-    def exchange(self, x: Tensor) -> Tensor:
-        """Waits for the other run to come to this layer. Returns the guided output for both."""
+    def exchange(self, site: Module, x: Tensor) -> Tensor:
+        """Waits for the other run to come to this layer, `site`. Returns the guided output for both."""
         place = self.place()
         self.outputs[place] = x
         self.turns[1 - place].release()
@@ -123,6 +123,8 @@ class _Meeting:
         if positive.shape != negative.shape:
             raise RuntimeError(f"guide: the two runs see images of {tuple(positive.shape)} and {tuple(negative.shape)}")
         settings = (self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha)
+        if self.text.watch is not None:
+            self.text.watch.branches(site, positive, negative, settings)
         self.guided = guidance(positive, negative, *settings, rule=self.text.rule)
         self.met += 1
         return self.guided

@@ -1,0 +1,259 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`diagnose`: what nag_scale, nag_tau and nag_alpha do in a model, by guided layer and step. It looks on and changes nothing."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from nag_kernels import fused_guided_attention, reference
+
+from .combinations import head_mesh, is_compiled
+from .dry_run import Negative
+from .families import find_denoisers, inner_denoiser
+from .guide import guide
+from .guided_processor import KeyValue
+from .parallel import PLAIN
+
+FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 % wide; one more bin at each end
+BINS = OCTAVES * PER_OCTAVE + 2
+PUBLISHED_TAU = 2.5  # in all of the paper's settings
+PUBLISHED_STEP = 1.0  # nag_alpha (nag_scale - 1): the median of the paper's settings, which lie between 0.5 and 1.5
+Settings = tuple[Tensor, Tensor, Tensor]
+
+
+@contextlib.contextmanager
+def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **options: Any) -> Iterator["Findings"]:
+    """Within the block `pipe` is guided as by `guide`, with the same bits, and every guided layer is measured.
+
+        G = nag_scale Z+ - (nag_scale - 1) Z-,  R = |G|_1 / |Z+|_1          per token, over all heads (arXiv 2505.21179)
+        a token is clipped where R > nag_tau; it is moved by |out - Z+|_1 / |Z+|_1
+
+    Z+ and Z- are computed once more beside the guided call, in float32 (float64 for float64), and nothing is waited for until
+    the findings are read. It takes about twice the time of guided attention.
+
+    Args: as of `guide`.
+    Yields: Findings, which fill up with every call of pipe.
+    Raises: ValueError for a rule without tau ("nasa", "vsf"), for a compiled denoiser and for one whose heads are sharded over
+        devices; else as `guide`.
+    """
+    if rule in ("nasa", "vsf"):
+        raise ValueError(
+            f"diagnose: rule must be 'nag', got '{rule}': it has no nag_tau, nag_alpha and norm ratio to look at"
+        )
+    with guide(pipe, negative_prompt, rule=rule, **options):
+        for denoiser in find_denoisers(pipe):
+            if is_compiled(denoiser):
+                raise ValueError("diagnose: the denoiser must not be compiled (what is measured would be compiled too)")
+            if head_mesh(denoiser) is not None:
+                raise ValueError(
+                    "diagnose: the heads of the denoiser must be on one device, for norms run over all heads"
+                )
+        guidance = type(pipe)._nag_guidance
+        guidance.watch = Findings(pipe, *guidance.settings)
+        yield guidance.watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What was measured, over all tokens of one or more layers and steps.
+
+    tokens: how many.  clipped: share of them with R > nag_tau.  counts: of R, [BINS].  difference: mean of
+    |Z+ - Z-|_1 / |Z+|_1.  moved: mean of |out - Z+|_1 / |Z+|_1, where Z+ is not zero.  moved_by_ratio: its sum by bin of R.
+    """
+
+    tokens: int
+    clipped: float
+    difference: float
+    moved: float
+    counts: Tensor
+    moved_by_ratio: Tensor
+
+    def quantile(self, share: float) -> float:
+        """The R that `share` of the tokens do not exceed, within 2.2 %; 1/4 and 64 stand for all beyond."""
+        if not self.tokens:
+            return math.nan
+        below = self.counts.cumsum(0).double() / self.tokens
+        place = min(int((below < share - 1e-12).sum()), BINS - 1)
+        before = 0.0 if place == 0 else float(below[place - 1])
+        part = (share - before) / max(float(below[place]) - before, 1e-12)
+        inside = min(max(place - 1 + part, 0.0), float(BINS - 2))
+        return 2.0 ** (FIRST_OCTAVE + inside / PER_OCTAVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """Settings to start from, and why."""
+
+    nag_scale: float
+    nag_tau: float
+    nag_alpha: float
+    why: str
+
+
+class Findings:
+    """What `diagnose` measured. `cells` are keyed by (layer, step): the name of the layer and the number of the denoiser's call.
+
+    (A scheduler of second order calls twice a step.) nag_scale, nag_tau, nag_alpha: the settings of the run.
+    """
+
+    def __init__(self, pipe: Any, nag_scale: float, nag_tau: float, nag_alpha: float):
+        self.name = type(pipe).__name__
+        self.nag_scale, self.nag_tau, self.nag_alpha = nag_scale, nag_tau, nag_alpha
+        self._prefix = {id(x): "transformer_2." for x in find_denoisers(pipe)[1:]}
+        self._names: dict[Any, str] = {}
+        self._raw: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._step, self._mixed = 0, False
+
+    # --- while the pipeline runs ---
+
+    def begin(self, denoiser: Module, processors: list[tuple[Module, Any, Any]], step: int, mixed: bool) -> None:
+        """One guided call of the denoiser follows. mixed: it has rows that are not steered, by their neutral settings."""
+        prefix = self._prefix.get(id(denoiser), "")
+        self._names = {site: prefix + name for name, site in inner_denoiser(denoiser).named_modules()}
+        for site, _, ours in processors:
+            self._names[getattr(ours, "nag_attention", ours)] = self._names[site]
+        self._step, self._mixed = step, mixed
+
+    @torch.no_grad()
+    def attention(
+        self, processor: Any, query: Tensor, positive: KeyValue, negative: KeyValue, settings: Settings,
+        masks: tuple[Tensor | None, Tensor | None], shared: KeyValue | None,
+    ) -> None:  # fmt: skip
+        """The arguments of one guided layer, [B, S, H, D]."""
+        dtype, rows = reference.accumulate_dtype(query.dtype), query.shape[0]
+        options = {} if shared is None else {"key_shared": shared[0].to(dtype), "value_shared": shared[1].to(dtype)}
+        both = []
+        with torch.autocast(query.device.type, enabled=False):
+            for text, mask in zip((positive, negative), masks, strict=True):
+                key, value = (x.to(dtype).expand(rows, -1, -1, -1) for x in text)
+                plain = (query.to(dtype), key, value, key[:, :0], value[:, :0], *PLAIN)
+                both.append(fused_guided_attention(*plain, mask_positive=mask, **options).flatten(2))
+        self.branches(processor, *both, settings)
+
+    @torch.no_grad()
+    def branches(self, layer: Any, positive: Tensor, negative: Tensor, settings: Settings) -> None:
+        """Z+ and Z- [B, S, C] of one guided layer."""
+        dtype = reference.accumulate_dtype(positive.dtype)
+        positive, negative = positive.to(dtype), negative.to(dtype)
+        scale, tau, alpha = (
+            x.expand(*positive.shape[:-1], 1) for x in (reference.as_tensor(x, positive) for x in settings)
+        )
+        out = reference.guidance(positive, negative, *settings)
+        whole, guided, apart, moved = (
+            x.abs().sum(-1) for x in (positive, scale * positive - (scale - 1) * negative, positive - negative, out - positive)
+        )  # fmt: skip
+        there = whole > 0
+        ratio = torch.where(there, guided / whole, torch.where(guided == 0, 1.0, math.inf))
+        tokens = torch.ones_like(ratio)
+        if self._mixed:
+            tokens = tokens * ~((scale == 1) & torch.isinf(tau) & (alpha == 1))[..., 0]
+        clipped = (guided > tau[..., 0] * whole) * tokens
+        apart, moved = (torch.where(there, x / whole, 0.0) * tokens for x in (apart, moved))
+        place = ((ratio.log2() - FIRST_OCTAVE) * PER_OCTAVE).floor().nan_to_num(BINS, BINS, -BINS) + 1
+        place = place.clamp(0, BINS - 1).long().flatten()
+
+        counts, moved_by_ratio, sums = self._accumulators(layer, positive.device)
+        counts.scatter_add_(0, place, tokens.flatten().long())
+        moved_by_ratio.scatter_add_(0, place, moved.double().flatten())
+        sums += torch.stack([clipped.sum(), apart.sum(), moved.sum(), (there * tokens).sum()])
+
+    def _accumulators(self, layer: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        key = (self._names[layer], self._step)
+        if key not in self._raw:
+            with torch.inference_mode(False):  # other calls, in other modes, go on with them
+                self._raw[key] = (
+                    torch.zeros(BINS, dtype=torch.long, device=device),
+                    torch.zeros(BINS, dtype=torch.double, device=device),
+                    torch.zeros(4, dtype=torch.double, device=device),
+                )
+        return self._raw[key]
+
+    # --- what was found ---
+
+    @property
+    def layers(self) -> list[str]:
+        """In the order in which they ran."""
+        return list(dict.fromkeys(layer for layer, _ in self._raw))
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted({step for _, step in self._raw})
+
+    def cell(self, layer: str | None = None, step: int | None = None) -> Cell:
+        """All tokens of a layer, of a step, of both, or of everything. Raises ValueError where nothing was recorded."""
+        chosen = [raw for (name, number), raw in self._raw.items() if layer in (None, name) and step in (None, number)]
+        if not chosen:
+            where = "" if layer is None and step is None else f" for layer {layer!r} and step {step}"
+            raise ValueError(f"diagnose: nothing was recorded{where}: was {self.name} called in the block?")
+        counts, by_ratio, sums = (sum(x.cpu() for x in same) for same in zip(*chosen, strict=True))
+        tokens = int(counts.sum())
+        clipped, apart, moved, there = sums.tolist()
+        means = (clipped / max(tokens, 1), apart / max(there, 1), moved / max(there, 1))
+        return Cell(tokens, *means, counts, by_ratio)
+
+    def table(self, by: str = "layer") -> Any:
+        """A rich table with a line for each layer or step, and one for all. Raises ValueError for another `by`."""
+        from rich.table import Table
+
+        if by not in ("layer", "step"):
+            raise ValueError(f"diagnose: by must be 'layer' or 'step', got {by!r}")
+        title = f"{self.name}: scale {self.nag_scale:g}, tau {self.nag_tau:g}, alpha {self.nag_alpha:g}"
+        table = Table(title=title, caption="R = |G|/|Z+|; difference = |Z+ - Z-|/|Z+|; moved = |out - Z+|/|Z+|")
+        table.add_column(by)
+        for name in ("tokens", "clipped", "R 5 %", "R 50 %", "R 95 %", "R 99 %", "difference", "moved"):
+            table.add_column(name, justify="right")
+        lines = [(str(x), self.cell(**{by: x})) for x in (self.layers if by == "layer" else self.steps)]
+        for name, cell in [*lines, ("all", self.cell())]:
+            if name == "all":
+                table.add_section()
+            ratios = (f"{cell.quantile(share):.2f}" for share in (0.05, 0.5, 0.95, 0.99))
+            shares = (f"{100 * x:.1f} %" for x in (cell.clipped, cell.difference, cell.moved))
+            clipped, difference, moved = shares
+            table.add_row(name, str(cell.tokens), clipped, *ratios, difference, moved)
+        return table
+
+    def suggest(self, clipped: float = 0.05, moved: float = 0.4) -> Suggestion:
+        """Settings to start from for this model, prompt and negative; nag_scale stays that of the run.
+
+            nag_tau   = the quantile 1 - clipped of R, at most 2.5, at least 1
+            nag_alpha = 1 / (nag_scale - 1), or less: so that tokens move by the share `moved` of their length in the mean
+
+        Of the paper's eight settings tau is always 2.5, and nag_alpha (nag_scale - 1), which is how many times Z+ - Z- is added
+        to a token that is not clipped, lies between 0.5 and 1.5 with 1 in the middle. 0.4 is what the demo's settings move
+        the tokens of "shapes". How far tokens move for a given alpha is that of the run: run it with nag_tau near 2.5.
+        Raises ValueError for a run with nag_scale not above 1 or nag_alpha 0, for shares out of range, and where nothing was
+        recorded.
+        """
+        if not self.nag_scale > 1 or not self.nag_alpha > 0:
+            raise ValueError(
+                f"diagnose: nag_scale must be above 1 and nag_alpha above 0 for a suggestion, got {self.nag_scale:g} and "
+                f"{self.nag_alpha:g}"
+            )
+        if not 0 < clipped < 1 or not moved > 0:
+            raise ValueError(
+                f"diagnose: clipped must be between 0 and 1 and moved above 0, got {clipped:g} and {moved:g}"
+            )
+        cell = self.cell()
+        outliers, reach = cell.quantile(1 - clipped), cell.moved / self.nag_alpha
+        tau = round(min(PUBLISHED_TAU, max(1.0, outliers)), 2)
+        alpha = min(1.0, PUBLISHED_STEP / (self.nag_scale - 1), moved / max(reach, 1e-12))
+        why = (
+            f"tau: {100 * clipped:g} % of the tokens have R above {outliers:.2f} (at most the paper's {PUBLISHED_TAU:g}); alpha: "
+            f"tokens move by {100 * reach:.0f} % of their length times alpha, here {100 * reach * alpha:.0f} %. A starting "
+            "point: look at pictures"
+        )
+        return Suggestion(self.nag_scale, tau, float(f"{alpha:.2g}"), why)
+
+    def plot(self, path: str | Path) -> None:
+        """Writes a picture: clipped share and movement by layer and step, and the distribution of R by step."""
+        from nag_kernels.diagnose import plot
+
+        plot(self, path)

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     known.add_argument("preset", nargs="?", choices=PRESETS, help="distil a teacher of shapes")
     known.add_argument("--teacher", help="with a preset: another variant of shapes as the teacher")
+    known.add_argument("--weights", type=Path, help="with a preset: folder of shapes (default: the shipped one)")
     known.add_argument("--model", help="folder or name of a diffusers pipeline")
     known.add_argument("--prompts", type=Path, help="with --model: a file, one prompt a line")
     known.add_argument("--student", help="folder of weights to start from (default: the teacher's own)")

@@ -66,9 +66,9 @@ def shapes_watch(pipe, samples: int):
 def read_model(options: argparse.Namespace) -> tuple[Model, object]:
     """The teacher, and its pipeline."""
     if options.preset:
-        from nag_kernels.shapes.pipeline import load
+        from nag_kernels.shapes.pipeline import WEIGHTS, load
 
-        pipe = load(variant=options.teacher or PRESETS[options.preset][0])
+        pipe = load(options.weights or WEIGHTS, variant=options.teacher or PRESETS[options.preset][0])
     else:
         from diffusers import DiffusionPipeline
 

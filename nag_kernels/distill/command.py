@@ -103,13 +103,23 @@ def write(student: torch.nn.Module, folder: Path) -> None:
     print(f"{folder}: the student")
 
 
-def enter(rank: int, workers: int, port: int, options: argparse.Namespace, settings: Settings) -> None:
-    """One of several processes on the cores of this machine, one thread each."""
+def become(rank: int, workers: int, port: int) -> None:
+    """Make this process one of several on the cores of this machine, one thread each, as accelerate understands it."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def enter(rank: int, workers: int, port: int, options: argparse.Namespace, settings: Settings) -> None:
+    become(rank, workers, port)
     run(options, settings)
 
 
@@ -119,8 +129,5 @@ def launch(options: argparse.Namespace, settings: Settings) -> None:
 
     for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:
         os.environ.setdefault(name, value)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     options.cpu = True
-    torch.multiprocessing.spawn(enter, (options.workers, port, options, settings), nprocs=options.workers)
+    torch.multiprocessing.spawn(enter, (options.workers, free_port(), options, settings), nprocs=options.workers)

@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line runs: prompts, models, processes."""
+
+import argparse
+import copy
+import json
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from .models import Model, model_of
+from .settings import Settings
+from .train import Distillation, distil
+
+PRESETS = {"cross": ("teacher", "student"), "joint": ("joint_teacher", "joint_student")}
+
+
+def shapes_prompts(seed: int, two_share: float = 0.25, full_share: float = 0.5):
+    """Captions of scenes that nobody draws."""
+    from nag_kernels.shapes.scenes import caption, draw_scenes
+
+    def prompts(step: int, count: int) -> list[str]:
+        rng = np.random.default_rng((seed, step))
+        return caption(draw_scenes(count, rng, two_share), rng, full_share=full_share)
+
+    return prompts
+
+
+def file_prompts(path: Path, seed: int):
+    """The lines of a file, each once before any comes again, in an order that `seed` decides."""
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"prompts must have a line at least, {path} has none")
+
+    def prompts(step: int, count: int) -> list[str]:
+        places = range(step * count, (step + 1) * count)
+        orders = {
+            e: np.random.default_rng((seed, e)).permutation(len(lines)) for e in {p // len(lines) for p in places}
+        }
+        return [lines[orders[place // len(lines)][place % len(lines)]] for place in places]
+
+    return prompts
+
+
+def shapes_watch(pipe, samples: int):
+    """The classifier's shares of one-step pictures on fixed noise: a function of the student."""
+    from nag_kernels.shapes.classifier import load_classifier
+    from nag_kernels.shapes.evaluate import evaluate
+    from nag_kernels.shapes.pipeline import ShapesPipeline
+
+    classifier = load_classifier()
+
+    def watch(student: torch.nn.Module) -> dict[str, float]:
+        place = "unet" if pipe.transformer is None else "transformer"
+        own = ShapesPipeline(**pipe.components | {place: student})
+        return evaluate(own, classifier, samples, seed=1, steps=1)
+
+    return watch
+
+
+def read_model(options: argparse.Namespace) -> tuple[Model, object]:
+    """The teacher, and its pipeline."""
+    if options.preset:
+        from nag_kernels.shapes.pipeline import WEIGHTS, load
+
+        pipe = load(options.weights or WEIGHTS, variant=options.teacher or PRESETS[options.preset][0])
+    else:
+        from diffusers import DiffusionPipeline
+
+        pipe = DiffusionPipeline.from_pretrained(options.model)
+    return model_of(pipe), pipe
+
+
+def run(options: argparse.Namespace, settings: Settings) -> None:
+    """One process of the distillation."""
+    accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
+    model, pipe = read_model(options)
+    pipe.to(accelerator.device)
+    student = copy.deepcopy(model.module)
+    if options.student:
+        student = type(student).from_pretrained(options.student, low_cpu_mem_usage=False).to(accelerator.device)
+    student.float().eval()
+    watch = shapes_watch(pipe, options.watch_samples) if options.preset and options.watch_every else None
+    prompts = shapes_prompts(settings.seed) if options.preset else file_prompts(options.prompts, settings.seed)
+    work = Distillation(model, student, prompts, settings, accelerator)
+    distil(work, options.out, watch, options.watch_every or 100, options.save_every)
+    if accelerator.is_main_process:
+        with work.averaged() as best:
+            kept = copy.deepcopy(best)
+        write(kept.half() if options.preset else kept, options.out / "student")
+
+
+def write(student: torch.nn.Module, folder: Path) -> None:
+    student.save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    print(f"{folder}: the student")
+
+
+def become(rank: int, workers: int, port: int) -> None:
+    """Make this process one of several on the cores of this machine, one thread each, as accelerate understands it."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def enter(rank: int, workers: int, port: int, options: argparse.Namespace, settings: Settings) -> None:
+    become(rank, workers, port)
+    run(options, settings)
+
+
+def launch(options: argparse.Namespace, settings: Settings) -> None:
+    """Run in `options.workers` processes on this machine's CPU, or in this one."""
+    from nag_kernels.shapes.parallel import KEEP_MEMORY
+
+    for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:
+        os.environ.setdefault(name, value)
+    options.cpu = True
+    torch.multiprocessing.spawn(enter, (options.workers, free_port(), options, settings), nprocs=options.workers)

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""How each kind of model is called with text: all that distillation must know about a denoiser."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .levels import Levels, levels_of
+
+Text = dict[
+    str, Tensor
+]  # each [B, ...]; "embeds" [B, T, C] and, where the model has one, "mask" [B, T] with 1 for seen
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser for distillation.
+
+    module: the teacher.
+    levels: its noise levels and prediction.
+    call: `call(module, x, timestep, text, negative)` is the output for x [B, ...], timestep [B] and a text of B rows. With
+        a `negative` text (None but in training with NASA) both go in as one, [text ; negative], to guided layers.
+    encode: `encode(prompts)` is the text of a list of prompts.
+    shape: of one picture, or latent.
+    """
+
+    module: Module
+    levels: Levels
+    call: Callable[[Module, Tensor, Tensor, Text, Text | None], Tensor]
+    encode: Callable[[list[str]], Text]
+    shape: tuple[int, ...]
+
+    def output(self, module: Module, x: Tensor, timestep: Tensor, text: Text, negative: Text | None = None) -> Tensor:
+        """What `module` (the teacher or a student) gives, in x's dtype; x comes to it in its own."""
+        own = next(module.parameters()).dtype
+        text, negative = (part and {k: _to(v, x.device, own) for k, v in part.items()} for part in (text, negative))
+        return self.call(module, x.to(own), timestep, text, negative).to(x.dtype)
+
+
+def _to(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return x.to(device, dtype if x.is_floating_point() else None)
+
+
+def joined(*texts: Text) -> Text:
+    """One batch of several."""
+    return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
+
+
+def rows(text: Text, count: int) -> Text:
+    """A text of one row for `count`."""
+    return {name: value.expand(count, *value.shape[1:]) for name, value in text.items()}
+
+
+def where(chosen: Tensor, text: Text, other: Text) -> Text:
+    """`text` in the rows that are `chosen` [B], `other` in the rest."""
+    return {
+        name: torch.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), value, other[name])
+        for name, value in text.items()
+    }
+
+
+def packed(text: Text, negative: Text | None) -> Text:
+    """Both along the tokens."""
+    if negative is None:
+        return text
+    return {name: torch.cat([value, negative[name]], dim=1) for name, value in text.items()}
+
+
+def call_unet(module: Module, x: Tensor, timestep: Tensor, text: Text, negative: Text | None = None) -> Tensor:
+    """A UNet2DConditionModel."""
+    both = packed(text, negative)
+    return module(
+        x, timestep, encoder_hidden_states=both["embeds"], encoder_attention_mask=both.get("mask"), return_dict=False
+    )[0]
+
+
+def call_joint(module: Module, x: Tensor, timestep: Tensor, text: Text, negative: Text | None = None) -> Tensor:
+    """An SD3Transformer2DModel of shapes: padding is zeros, the pooled text is the mean of the prompt's."""
+    seen = {name: part and part["embeds"] * part["mask"][..., None] for name, part in (("+", text), ("-", negative))}
+    pooled = seen["+"].sum(1) / text["mask"].sum(1, keepdim=True)
+    embeds = seen["+"] if negative is None else torch.cat([seen["+"], seen["-"]], dim=1)
+    return module(
+        hidden_states=x, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=timestep, return_dict=False
+    )[0]
+
+
+@contextlib.contextmanager
+def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterator[None]:
+    """Within the block the layers of `module` that see text do, by NASA (arXiv 2412.02687),
+
+        out = Z+ - scale Z-
+
+    for texts that come packed, [text ; negative]; scale [] or [B], float32. Differentiable, through the fused operation's
+    gradient: backward may come after the block.
+    """
+    from nag_kernels.diffusers.families import checked_sites, family_of
+    from nag_kernels.diffusers.guided_processor import PackedText, put_processor
+
+    family = family_of(module)
+    one = torch.ones((), device=scale.device)
+    lie = PackedText(text["embeds"].shape[1], negative["embeds"].shape[1], rule="nasa",
+                     nag_scale=scale, nag_tau=one, nag_alpha=one)  # fmt: skip
+    if "mask" in text and family.masks:
+        lie.mask_positive, lie.mask_negative = text["mask"].bool(), negative["mask"].bool()
+    stock = [(site, site.processor) for site in checked_sites(module)]
+    try:
+        for site, processor in stock:
+            put_processor(site, family.replaced(processor, lie))
+        yield
+    finally:
+        for site, processor in stock:
+            put_processor(site, processor)
+
+
+def model_of(pipe: Any) -> Model:
+    """How to distil a pipeline's denoiser: `ShapesPipeline`, or a `StableDiffusionPipeline` (SD 1.5, 2.x and their like).
+
+    Raises ValueError for any other, by name.
+    """
+    name = type(pipe).__name__
+    if name == "ShapesPipeline":
+        return _shapes(pipe)
+    if name != "StableDiffusionPipeline":
+        raise ValueError(
+            f"model must be a StableDiffusionPipeline or a ShapesPipeline, got a {name}: how it is called with text is "
+            "not known here (nag_kernels.distill.models.Model says it for another)"
+        )
+    unet = pipe.unet
+    if unet.config.in_channels != unet.config.out_channels:
+        raise ValueError(
+            f"unet must draw from noise alone, got {unet.config.in_channels} channels in and "
+            f"{unet.config.out_channels} out"
+        )
+    if unet.config.time_cond_proj_dim is not None or unet.config.addition_embed_type is not None:
+        raise ValueError("unet must be conditioned on time and text alone, got one with further embeddings")
+
+    @torch.no_grad()
+    def encode(prompts: list[str]) -> Text:
+        return {"embeds": pipe.encode_prompt(prompts, pipe._execution_device, 1, False)[0]}
+
+    side = unet.config.sample_size
+    side = (side, side) if isinstance(side, int) else tuple(side)
+    return Model(unet, levels_of(pipe.scheduler), call_unet, encode, (unet.config.in_channels, *side))
+
+
+def _shapes(pipe: Any) -> Model:
+    @torch.no_grad()
+    def encode(prompts: list[str]) -> Text:
+        return dict(zip(("embeds", "mask"), pipe.encode_prompt(prompts)[:2], strict=True))
+
+    config = pipe.denoiser.config
+    pipe.denoiser.to(memory_format=torch.channels_last)
+    call = call_unet if pipe.transformer is None else call_joint
+    shape = (config.in_channels, config.sample_size, config.sample_size)
+    return Model(pipe.denoiser, levels_of(pipe.scheduler), call, encode, shape)

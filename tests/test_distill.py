@@ -1,0 +1,404 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: the formulas in float64, the gradient of the guided student, resuming, several processes."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from tiny_models import pipeline
+
+from nag_kernels.diffusers import guided_processor
+from nag_kernels.distill.__main__ import parser, settings_of
+from nag_kernels.distill.command import become, file_prompts, free_port, shapes_prompts
+from nag_kernels.distill.levels import PREDICTIONS, Levels, levels_of, like
+from nag_kernels.distill.models import Model, call_joint, call_unet, model_of, steered
+from nag_kernels.distill.settings import SHAPES, Settings, kappa_at
+from nag_kernels.distill.teachers import Teachers
+from nag_kernels.distill.train import Distillation, distil
+from nag_kernels.shapes.generator import build_pipeline, build_transformer
+from nag_kernels.shapes.pipeline import load
+
+TINY = Settings(steps=4, batch=4, lora_rank=2, lora_alpha=2.0, warmup=1, student_rate=1e-3, average=0.9)
+DIFFUSION = DDIMScheduler(num_train_timesteps=1000).alphas_cumprod.double()
+
+
+def levels(prediction: str) -> Levels:
+    return Levels(prediction, None if prediction == "flow" else DIFFUSION, shift=2.0)
+
+
+# Noise levels and conversions
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+def test_output_gives_picture_and_noise(prediction, schedule):
+    known = Levels(prediction, DIFFUSION if schedule == "diffusion" else None)
+    picture, noise = torch.randn(2, 5, 3, 4, 4, dtype=torch.float64)
+    _, alpha, sigma = known.at(torch.tensor([0.05, 0.3, 0.5, 0.8, 0.97]))
+    x = like(alpha, picture) * picture + like(sigma, picture) * noise
+    output = known.target(picture, noise, alpha, sigma)
+    torch.testing.assert_close(known.picture(x, output, alpha, sigma), picture, rtol=0, atol=1e-12)
+    torch.testing.assert_close(known.noise(x, output, alpha, sigma), noise, rtol=0, atol=1e-12)
+
+
+def test_levels_of_schedulers():
+    flow = levels_of(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    timestep, alpha, sigma = flow.at(torch.tensor([0.5, 1.0]))
+    assert sigma.tolist() == pytest.approx([0.75, 1.0])
+    assert timestep.tolist() == pytest.approx([750, 1000])
+    assert (alpha + sigma).tolist() == pytest.approx([1, 1])
+    diffusion = levels_of(DDPMScheduler(prediction_type="v_prediction"))
+    timestep, alpha, sigma = diffusion.at(torch.tensor([0.0, 1.0]))
+    assert (diffusion.prediction, timestep.tolist()) == ("v_prediction", [0, 999])
+    assert (alpha**2 + sigma**2).tolist() == pytest.approx([1, 1])
+
+
+def test_a_schedule_that_cannot_be_used_is_refused():
+    with pytest.raises(ValueError, match="pure noise"):
+        levels_of(DDIMScheduler(rescale_betas_zero_snr=True))
+    with pytest.raises(ValueError, match="use_dynamic_shifting"):
+        levels_of(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(ValueError, match="prediction must be one of"):
+        Levels("score")
+
+
+# The gradient
+
+
+class Gaussian(nn.Module):
+    """The exact denoiser of pictures x_0 ~ N(m, s^2), m = mean(text): of it, eps = sigma (x - alpha m) / (alpha^2 s^2 + sigma^2)
+    and x_0 = (x - sigma eps) / alpha."""
+
+    def __init__(self, known: Levels, spread: float = 0.7):
+        super().__init__()
+        self.mean, self.known, self.spread = nn.Linear(3, 6, bias=False), known, spread
+        self.to(torch.float64)
+
+    def forward(self, x, timestep, text):
+        if self.known.alphas_cumprod is None:
+            sigma = timestep / self.known.timesteps
+            alpha = 1 - sigma
+        else:
+            alpha, sigma = DIFFUSION[timestep].sqrt(), (1 - DIFFUSION[timestep]).sqrt()
+        eps, picture = exact(x, self.mean(text["embeds"]), alpha, sigma, self.spread)
+        return self.known.target(picture, eps, alpha, sigma)
+
+
+def exact(x, mean, alpha, sigma, spread):
+    alpha, sigma = alpha[:, None], sigma[:, None]
+    eps = sigma * (x - alpha * mean) / (alpha**2 * spread**2 + sigma**2)
+    return eps, (x - sigma * eps) / alpha
+
+
+def gaussian(prediction: str) -> Model:
+    known = levels(prediction)
+    encode = lambda prompts: {"embeds": torch.zeros(len(prompts), 3, dtype=torch.float64)}  # noqa: E731
+    return Model(Gaussian(known), known, lambda module, x, t, text, negative: module(x, t, text), encode, (6,))
+
+
+@pytest.mark.parametrize("kind", ["sigma2", "x0", "dmd"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_gradient_equals_the_formula(prediction, kind):
+    model = gaussian(prediction)
+    frozen_mean = model.module.mean.weight.detach().clone()
+    teachers = Teachers(model, Settings(lora_rank=2, lora_alpha=6.0, lora_targets="all", weight=kind))
+    for each in teachers.lora.values():
+        each.data = torch.randn_like(each, dtype=torch.float64)
+    a, b = teachers.lora.values()
+    lora_mean = frozen_mean + 3.0 * b @ a
+    picture, noise = torch.randn(2, 5, 6, dtype=torch.float64)
+    text, no_text = torch.randn(5, 3, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
+    fraction, kappas = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]), (2.5, 0.75)
+    got = teachers.gradient(picture, noise, fraction, {"embeds": text}, {"embeds": no_text}, kappas)
+
+    _, alpha, sigma = model.levels.at(fraction)
+    x = alpha[:, None] * picture + sigma[:, None] * noise
+    eps = []
+    for mean, kappa in zip((frozen_mean, lora_mean), kappas, strict=True):
+        without, with_text = (exact(x, y @ mean.T, alpha, sigma, 0.7)[0] for y in (no_text, text))
+        eps.append((1 - kappa) * without + kappa * with_text)
+    x0 = (x - sigma[:, None] * eps[0]) / alpha[:, None]
+    w = {"sigma2": sigma**2, "x0": sigma / alpha, "dmd": sigma / alpha / (picture - x0).abs().mean(1)}[kind]
+    torch.testing.assert_close(got, w[:, None] * (eps[0] - eps[1]), rtol=1e-9, atol=1e-10)
+
+
+def test_lora_starts_as_the_frozen_teacher_and_leaves_its_weights_alone():
+    model = gaussian("flow")
+    before = model.module.mean.weight.detach().clone()
+    teachers = Teachers(model, Settings(lora_rank=2, lora_targets="all"))
+    picture, noise = torch.randn(2, 5, 6, dtype=torch.float64)
+    text, no_text = {"embeds": torch.randn(5, 3).double()}, {"embeds": torch.zeros(1, 3).double()}
+    call = (picture, noise, torch.full((5,), 0.5), text, no_text)
+    assert teachers.gradient(*call, (3.0, 3.0)).abs().max() == 0
+    loss = teachers.loss(*call, torch.ones(5, dtype=torch.bool))
+    loss.backward()
+    trained = {name for name, each in model.module.named_parameters() if each.grad is not None}
+    assert trained == set(teachers.lora)
+    with teachers.frozen():
+        torch.optim.SGD(teachers.lora.values(), lr=0.1).step()
+    assert teachers.gradient(*call, (3.0, 3.0)).abs().max() > 0
+    assert torch.equal(model.module.mean.base_layer.weight, before)
+
+
+def test_dropped_text_is_no_text():
+    model = gaussian("epsilon")
+    teachers = Teachers(model, Settings(lora_rank=2, lora_targets="all"))
+    picture, noise = torch.randn(2, 5, 6, dtype=torch.float64)
+    text, no_text = {"embeds": torch.randn(5, 3).double()}, {"embeds": torch.ones(1, 3).double()}
+    call = (picture, noise, torch.full((5,), 0.5))
+    none = teachers.loss(*call, text, no_text, torch.zeros(5, dtype=torch.bool))
+    as_text = teachers.loss(*call, {"embeds": torch.ones(5, 3).double()}, text, torch.ones(5, dtype=torch.bool))
+    assert none.item() == pytest.approx(as_text.item(), abs=1e-12)
+    assert none.item() != pytest.approx(teachers.loss(*call, text, no_text, torch.ones(5, dtype=torch.bool)).item())
+
+
+def test_kappa_is_one_draw_for_both_teachers():
+    assert kappa_at(2.0, 0.3) == 2.0
+    assert kappa_at((0.5, 4.0), 0.0) == 0.5
+    assert kappa_at((0.5, 4.0), 1.0) == 4.0
+    run = tiny(TINY)
+    seen = [run.step() for _ in range(4)]
+    assert all(row["kappa_frozen"] == row["kappa_lora"] for row in seen)
+    assert len({row["kappa_frozen"] for row in seen}) == 4
+    fixed = tiny(Settings(batch=4, kappa_frozen=(0.5, 4.0), kappa_lora=1.0, lora_rank=2)).step()
+    assert (fixed["kappa_frozen"], fixed["kappa_lora"]) == (seen[0]["kappa_frozen"], 1.0)
+
+
+# Models
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2, cross_attention_dim=6, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
+def tiny_model(prediction: str = "epsilon") -> Model:
+    def encode(prompts):
+        rows = [torch.randn(5, 6, generator=torch.Generator().manual_seed(len(x))) for x in prompts]
+        return {"embeds": torch.stack(rows)}
+
+    return Model(tiny_unet(), levels(prediction), call_unet, encode, (2, 4, 4))
+
+
+def prompts(step: int, count: int) -> list[str]:
+    return ["x" * (1 + (step * count + k) % 7) for k in range(count)]
+
+
+def tiny(settings: Settings, prediction: str = "epsilon") -> Distillation:
+    model = tiny_model(prediction)
+    return Distillation(model, copy.deepcopy(model.module), prompts, settings, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_student_goes_down_the_gradient_at_its_picture_of_pure_noise(prediction, monkeypatch):
+    run = tiny(TINY, prediction)
+    student, seen, got = copy.deepcopy(run.student), {}, []
+    push, parameters = torch.sin(torch.arange(128.0)).view(4, 2, 4, 4), run.descent.parameters
+    monkeypatch.setattr(run.teachers, "gradient", lambda *call: seen.update(call=call) or push)
+    monkeypatch.setattr(run.descent, "step", lambda loss: got.extend(torch.autograd.grad(loss, parameters)) or 0.0)
+    noise = run._drawn("start", torch.randn, shape=(2, 4, 4))
+    run.step()
+    text = run.model.encode(prompts(0, 4))
+    output = student(noise, torch.full((4,), 999), encoder_hidden_states=text["embeds"]).sample
+    a, s = DIFFUSION[-1].sqrt().float(), (1 - DIFFUSION[-1]).sqrt().float()
+    picture = (noise - s * output) / a if prediction == "epsilon" else a * noise - s * output
+    torch.testing.assert_close(seen["call"][0], picture)
+    fraction = seen["call"][2]
+    assert TINY.t_low <= fraction.min() < fraction.max() <= TINY.t_high
+    wanteds = torch.autograd.grad((push * picture).sum() / 128, list(student.parameters()))
+    for own, wanted in zip(got, wanteds, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["few", "joint"])
+def test_shapes_draws_as_its_pipeline_does(name):
+    pipe = load()
+    if name == "joint":
+        pipe = build_pipeline(2.0, joint=True)
+        nn.init.normal_(pipe.transformer.proj_out.weight, std=0.1)
+    model = model_of(pipe)
+    run = Distillation(model, copy.deepcopy(model.module), shapes_prompts(0), TINY, Accelerator(cpu=True))
+    texts, noise = ["a red circle", "a large star on white"], torch.randn(2, 8, 8, 8)
+    pipe.set_progress_bar_config(disable=True)
+    with run.teachers.frozen():
+        wanted = pipe(texts, latents=noise, num_inference_steps=1, output_type="latent").images
+    with torch.no_grad():
+        torch.testing.assert_close(run.pictures(noise, model.encode(texts)), wanted, rtol=1e-4, atol=1e-4)
+    assert run.step()["lora_loss"] > 0
+
+
+def test_stable_diffusion_is_known_and_others_are_refused_by_name():
+    model = model_of(pipeline("sd15"))
+    cats = lambda step, count: ["a cat"] * count  # noqa: E731
+    run = Distillation(model, copy.deepcopy(model.module), cats, TINY, Accelerator(cpu=True))
+    assert model.levels.prediction == "epsilon"
+    assert run.step()["student_norm"] == 0  # the LoRA teacher is still the frozen one
+    assert run.step()["student_norm"] > 0
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline"):
+        model_of(pipeline("sdxl"))
+
+
+# NASA in training
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_guided_students_gradient_is_real(joint, monkeypatch):
+    """That of a finite difference along a direction of keys and values, and not the one of a detached negative."""
+    module, text, negative, call, x = guided_student(joint)
+    parameters, time = list(module.parameters()), torch.full((2,), 500)
+    text_parts = ("attn2.to_k", "attn2.to_v", "add_k_proj", "add_v_proj")
+    ways = [torch.randn_like(p) * any(x in name for x in text_parts) for name, p in module.named_parameters()]
+
+    def value(scale=0.7):
+        with steered(module, text, negative, torch.tensor(scale)):
+            return call(module, x, time, text, negative).square().sum()
+
+    def slope():
+        found = torch.autograd.grad(value(), parameters, allow_unused=True)  # SD3's last block leaves its text
+        return float(sum((g * way).sum() for g, way in zip(found, ways, strict=True) if g is not None))
+
+    def moved(far):
+        with torch.no_grad():
+            torch._foreach_add_(parameters, ways, alpha=far)
+            found = float(value())
+            torch._foreach_add_(parameters, ways, alpha=-far)
+        return found
+
+    wanted = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    assert slope() == pytest.approx(wanted, rel=1e-4)
+    with torch.no_grad():
+        plain = float(call(module, x, time, text, None).square().sum())
+        assert float(value(0.0)) == pytest.approx(plain)
+        assert float(value()) != pytest.approx(plain, rel=1e-3)
+    fused = guided_processor.fused_guided_attention
+    monkeypatch.setattr(
+        guided_processor, "fused_guided_attention",
+        lambda q, k, v, kn, vn, *more, **named: fused(q, k, v, kn.detach(), vn.detach(), *more, **named),
+    )  # fmt: skip
+    assert slope() != pytest.approx(wanted, rel=1e-2)
+
+
+def guided_student(joint: bool):
+    torch.manual_seed(2)
+    if joint:
+        module, width = build_transformer(1), 128
+        nn.init.normal_(module.proj_out.weight, std=0.3)
+        for norm in (module.transformer_blocks[0].norm1, module.transformer_blocks[0].norm1_context, module.norm_out):
+            nn.init.normal_(norm.linear.weight, std=0.1)
+        x = torch.randn(2, 8, 8, 8).double()
+    else:
+        module, width, x = tiny_unet(), 6, torch.randn(2, 2, 4, 4).double()
+    text, negative = ({"embeds": torch.randn(2, n, width).double(), "mask": torch.ones(2, n).double()} for n in (5, 3))
+    text["mask"][0, 3:] = 0
+    return module.double().eval(), text, negative, call_joint if joint else call_unet, x
+
+
+def test_training_with_nasa_draws_a_scale_per_step_and_leaves_the_processors():
+    run = tiny(replace(TINY, nasa_negative="blurry"))
+    before = {name: type(each) for name, each in run.student.attn_processors.items()}
+    scales = [run.step()["nasa_scale"] for _ in range(3)]
+    assert len({scale for scale in scales if 0 < scale < 1}) == 3
+    assert {name: type(each) for name, each in run.student.attn_processors.items()} == before
+
+
+# Runs
+
+
+def weights(run: Distillation) -> list[torch.Tensor]:
+    return [*run.student.parameters(), *run.average.mean, *run.teachers.lora.values()]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    distil(whole := tiny(TINY), tmp_path / "whole")
+    distil(tiny(TINY), tmp_path / "parts", until=2, save_every=1)
+    torch.manual_seed(99)
+    distil(second := tiny(TINY), tmp_path / "parts")
+    assert second.done == 4
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "parts")]
+    strip = lambda lines: [line.rsplit(",", 1)[0] for line in lines]  # noqa: E731  # the seconds differ
+    assert strip(rows[0]) == strip(rows[1])
+    assert len(rows[0]) == 5
+    with pytest.raises(ValueError, match="other settings"):
+        distil(tiny(Settings(batch=4, lora_rank=2)), tmp_path / "parts")
+
+
+def test_the_student_and_its_average_move_apart_from_the_teacher(tmp_path):
+    run = tiny(TINY)
+    first = copy.deepcopy(run.student)
+    seen = []
+    look = lambda student: seen.append(student.conv_out.weight.clone()) or {"mean": 1.0}  # noqa: E731
+    distil(run, tmp_path, look, watch_every=2)
+    assert len(seen) == 3
+    assert torch.equal(seen[0], first.conv_out.weight)
+    assert not torch.equal(seen[2], first.conv_out.weight)
+    assert not torch.equal(seen[2], run.student.conv_out.weight)  # it is the averaged one that is looked at
+    base = {name.replace(".base_layer", ""): each for name, each in run.model.module.named_parameters()}
+    assert all(torch.equal(each, base[name]) for name, each in first.named_parameters())
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    become(rank, 2, port)
+    run = tiny(TINY)
+    assert (run.accelerator.num_processes, run.part) == (2, slice(2 * rank, 2 * rank + 2))
+    run.step(), run.step()
+    torch.save([each.detach() for each in weights(run)], f"{folder}/{rank}.pt")
+
+
+def test_two_processes_are_one_with_the_joined_batch(tmp_path):
+    torch.multiprocessing.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    run = tiny(TINY)
+    start = [each.detach().clone() for each in weights(run)]
+    run.step(), run.step()
+    away = lambda x: sum((a - b).square().sum() for a, b in zip(x, weights(run), strict=True)).sqrt()  # noqa: E731
+    assert away(first) < 0.02 * away(
+        start
+    )  # AdamW's first steps divide by the gradient itself, so rounding shows where it is tiny
+
+
+# Settings, prompts, command line
+
+
+def test_prompts_of_a_file_come_once_each(tmp_path):
+    (tmp_path / "p.txt").write_text("a\nb\n\nc\n")
+    prompts = file_prompts(tmp_path / "p.txt", 0)
+    said = [text for step in range(3) for text in prompts(step, 2)]
+    assert sorted(said[:3]) == sorted(said[3:]) == ["a", "b", "c"]
+    assert prompts(1, 2) == said[2:4]
+    (tmp_path / "p.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has none"):
+        file_prompts(tmp_path / "p.txt", 0)
+
+
+def test_the_command_line_sets_the_settings():
+    read = lambda *words: settings_of(parser().parse_args(words))  # noqa: E731
+    assert read("cross") == SHAPES
+    assert read("cross", "--kappa", "2").kappa_frozen == 2.0
+    ranges = read("joint", "--kappa", "0.5", "3", "--kappa-lora", "1", "--steps", "7")
+    assert (ranges.kappa_frozen, ranges.kappa_lora, ranges.steps) == ((0.5, 3.0), 1.0, 7)
+    assert read("--model", "x").student_rate == Settings().student_rate
+
+
+@pytest.mark.parametrize("wrong", [
+    {"kappa_frozen": (4.0, 0.5)}, {"weight": "sds"}, {"lora_targets": "some"}, {"t_low": 0.9, "t_high": 0.1},
+    {"text_dropped": 1.5}, {"lora_steps": 0},
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)

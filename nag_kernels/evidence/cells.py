@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 ARCHITECTURES = ("cross", "joint")
-REAL = ("renders", "decoded renders")  # in the place of a variant: real pictures, as they are and through the autoencoder
+REAL = (
+    "renders",
+    "decoded renders",
+)  # in the place of a variant: real pictures, as they are and through the autoencoder
 VARIANTS = {"cross": ("few", "teacher", "student"), "joint": ("joint_few", "joint_teacher", "joint_student")}
 
 
@@ -87,7 +90,11 @@ class Cell:
     def name(self) -> str:
         """As it is said; no two cells have one name."""
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
-        return f"{self.variant} (beside {steps})" if self.variant in REAL else f"{self.variant}, {steps}, {self.method.label}"
+        return (
+            f"{self.variant} (beside {steps})"
+            if self.variant in REAL
+            else f"{self.variant}, {steps}, {self.method.label}"
+        )
 
     @property
     def stem(self) -> str:
@@ -118,8 +125,8 @@ class Size:
         return self.per_pair if cell.steps <= 8 else self.per_pair_many
 
 
-FULL = Size("full", per_pair=64, per_pair_many=16, replicates=400, reference=256)  # 1024 and 256 samples a cell
-QUICK = Size("quick", per_pair=4, per_pair_many=1, replicates=50, reference=32)
+FULL = Size("full", per_pair=64, per_pair_many=16, replicates=1000, reference=512)  # 1024 and 256 samples a cell
+QUICK = Size("quick", per_pair=4, per_pair_many=2, replicates=50, reference=32)
 
 NONE = Method()
 CFG = tuple(Method(cfg=scale) for scale in (1.5, 2.0, 3.0))

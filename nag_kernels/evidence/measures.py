@@ -113,20 +113,25 @@ def _diversity(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (total / np.maximum(different, 1)).mean(1)
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(value, low, high) of values [replicates + 1]: 95 % between the percentiles of the replicates, which are first moved
-    so that their mean is the value (distances of resampled sets come out too large, all by much the same)."""
+def interval(values: np.ndarray, name: str) -> tuple[float, float, float]:
+    """(value, low, high) of values [replicates + 1] of the measure `name`: 95 % between the percentiles of the replicates.
+
+    Replicates of distances are first moved so that their mean is the value: resampled sets lie too far off, all by much
+    the same.
+    """
     value, replicates = values[0], values[1:]
-    low, high = np.quantile(replicates - replicates.mean() + value, (0.025, 0.975))
+    if name in ("frechet", "patches"):
+        replicates = replicates - replicates.mean() + value
+    low, high = np.quantile(replicates, (0.025, 0.975))
     return float(value), float(low), float(high)
 
 
-def contrast(terms: list[tuple[float, Mapping[str, np.ndarray]]], name: str, constant: float = 0.0) -> tuple:
-    """(value, low, high) of a weighted sum of one measure over cells of one size, plus a constant; the replicates are paired.
+def contrast(terms: list[tuple[float, Mapping[str, np.ndarray]]], name: str) -> tuple[float, float, float]:
+    """(value, low, high) of a weighted sum of one measure over cells of one size; the replicates are paired.
 
     Raises ValueError where the cells are not of one size.
     """
     values = [weight * measures[name] for weight, measures in terms]
     if len({len(each) for each in values}) != 1:
         raise ValueError(f"cells must have the same number of replicates, got {[len(each) for each in values]}")
-    return interval(sum(values) + constant)
+    return interval(sum(values), name)

@@ -52,11 +52,13 @@ def _pipe(variant: str) -> ShapesPipeline:
 
 
 @functools.lru_cache(maxsize=1)
-def _judges(file: Path) -> tuple[torch.nn.Module, Features, Reference]:
+def judges(file: Path) -> tuple[torch.nn.Module, Features, Reference]:
     """Classifier, features and the moments of real renders, which `write_reference` put into `file`."""
     classifier = load_classifier()
     with np.load(file) as kept:
-        moments = [torch.from_numpy(kept[name]) for name in ("mean", "covariance", "mean_quadrants", "covariance_quadrants")]
+        moments = [
+            torch.from_numpy(kept[name]) for name in ("mean", "covariance", "mean_quadrants", "covariance_quadrants")
+        ]
     return classifier, Features(classifier), Reference(tuple(moments[:2]), tuple(moments[2:]))
 
 
@@ -90,7 +92,7 @@ def pictures_of(cell: Cell, each: int) -> Tensor:
 def draw_cell(cell: Cell, size: Size, work: Path) -> None:
     """Draw and measure one cell, and write `<stem>.npz` (samples, replicates) and then `<stem>.json` (the row)."""
     began, each = time.perf_counter(), size.samples(cell)
-    classifier, features, against = _judges(reference_file(size, work))
+    classifier, features, against = judges(reference_file(size, work))
     pictures = pictures_of(cell, each)
     samples = judge(classifier, features, pictures)
     found = measure(samples, against, size.replicates)
@@ -106,7 +108,7 @@ def draw_cell(cell: Cell, size: Size, work: Path) -> None:
     row = {
         "name": cell.name, "weights": digest(cell.variant), "size": asdict(size), "samples": len(pictures),
         "seconds": round(time.perf_counter() - began, 1), "method": asdict(cell.method),
-        "measures": {name: interval(values) for name, values in found.items()},
+        "measures": {name: interval(values, name) for name, values in found.items()},
     }  # fmt: skip
     _write(work / f"{cell.stem}.json", lambda file: file.write(json.dumps(row, indent=1).encode()))
 

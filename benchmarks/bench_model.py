@@ -44,17 +44,17 @@ PROVIDERS = ("unguided", "cfg", "published", "ours", "ours_kept")
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the paper's Table 4.
+    """One row of the paper's Table 4, or one beside it, of which the paper says nothing.
 
     build: (scale, share of the layers) to the denoiser. inputs: (scale) to its arguments for one image, the text among them.
-    cfg, published: overheads over the unguided model in the paper, %.
+    cfg, published: overheads over the unguided model in the paper, %, or None.
     scale: that brings a step to about a second on two cores.
     """
 
     build: Callable[[float, float], Module]
     inputs: Callable[[float], dict[str, Tensor]]
-    cfg: int
-    published: int
+    cfg: int | None
+    published: int | None
     scale: float
     settings: tuple[float, float, float]
 
@@ -72,8 +72,8 @@ def _flux(scale: float, share: float) -> Module:
     )  # fmt: skip
 
 
-def _flux_inputs(scale: float) -> dict[str, Tensor]:
-    tokens, text = round(4096 / scale), round(512 / scale)
+def _flux_inputs(scale: float, words: int = 512) -> dict[str, Tensor]:
+    tokens, text = round(4096 / scale), round(words / scale)
     ids = torch.stack([torch.zeros(tokens), torch.arange(tokens) // 64, torch.arange(tokens) % 64], -1)
     return {
         "hidden_states": torch.randn(1, tokens, 64), "encoder_hidden_states": torch.randn(1, text, round(4096 / scale)),
@@ -165,6 +165,7 @@ def _wan_inputs(scale: float) -> dict[str, Tensor]:
 
 MODELS = {
     "FLUX.1": Model(_flux, _flux_inputs, 100, 87, 6, (5.0, 2.5, 0.25)),
+    "FLUX.1-schnell": Model(_flux, functools.partial(_flux_inputs, words=256), None, None, 6, (5.0, 2.5, 0.25)),
     "SD3.5-Large": Model(_sd35, _sd35_inputs, 95, 43, 4.75, (5.0, 2.5, 0.125)),
     "SANA-1.6B": Model(_sana, _sana_inputs, 90, 13, 2.5, (5.0, 2.5, 0.375)),
     "SDXL": Model(_sdxl, _sdxl_inputs, 34, 22, 2.5, (3.0, 2.5, 0.5)),
@@ -331,7 +332,8 @@ def one(name: str, options: argparse.Namespace) -> list[dict]:
         seconds = options.seconds or (8.0 if options.kind == "layer" else 32.0)
         times = measure(runs, [{}], seconds, Clock(options.device))
     found = {provider: spread(each) for provider, each in times.items()}
-    paper = {"cfg": model.cfg / 100, "published": model.published / 100} if options.kind == "model" else {}
+    paper = {"cfg": model.cfg, "published": model.published} if options.kind == "model" else {}
+    paper = {provider: percent / 100 for provider, percent in paper.items() if percent is not None}
     return [
         {
             "model": name, "provider": provider, "scale": f"{scale:.4g}", "layers": share, "attention_share": f"{here:.4f}",

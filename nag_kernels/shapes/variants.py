@@ -26,7 +26,7 @@ from .settings import QUICK, Settings
 
 SETTINGS = {
     "teacher": Settings(flow_steps=2000, flow_rate=1e-3, flow_visited=0.2),
-    "joint_teacher": Settings(flow_steps=6500, flow_rate=2e-3, compiled=True, watch_every=1625),
+    "joint_teacher": Settings(flow_steps=5000, flow_rate=2e-3, compiled=True, watch_every=1250),
     "joint_few": Settings(few_steps=600),
 }
 STEPS = {"teacher": 25, "joint_teacher": 25, "joint_few": 4}  # of sampling, in the evaluation

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The denoisers of shapes beside the first: how they load, how they are trained, what the shipped ones reach."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from nag_kernels.diffusers import guide
+from nag_kernels.shapes import variants
+from nag_kernels.shapes.classifier import load_classifier
+from nag_kernels.shapes.evaluate import evaluate
+from nag_kernels.shapes.generator import build_transformer
+from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load, load_denoiser, velocity
+
+
+@pytest.fixture(scope="module")
+def joint() -> ShapesPipeline:
+    """A joint-attention pipeline with random weights, none of them zero."""
+    torch.manual_seed(1)
+    model = build_transformer(layers=2).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = ShapesPipeline(**load().components | {"unet": None, "transformer": model})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe: ShapesPipeline, **call: object) -> torch.Tensor:
+    noise = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(3))
+    prompts = ["a large circle", "a star on pink"]
+    return pipe(prompts, num_inference_steps=2, latents=noise, output_type="latent", **call).images
+
+
+def test_a_pipeline_has_one_denoiser(joint):
+    assert joint.denoiser is joint.transformer
+    both = joint.components | {"unet": load().unet}
+    for parts in (both, joint.components | {"transformer": None}):
+        with pytest.raises(ValueError, match="exactly one of unet and transformer"):
+            ShapesPipeline(**parts)
+
+
+def test_what_stands_in_the_padding_does_not_matter(joint):
+    texts, mask, _, _ = joint.encode_prompt(["a red star", "a circle"])
+    x, sigma = torch.randn(2, 8, 8, 8), torch.tensor(500.0)
+    spoiled = torch.where(mask[..., None].bool(), texts, 7.0)
+    for model in (joint.transformer, load().unet):
+        with torch.no_grad():
+            assert torch.equal(velocity(model, x, sigma, texts, mask), velocity(model, x, sigma, spoiled, mask))
+
+
+@pytest.mark.parametrize(("rule", "scale", "none"), [("nag", 5.0, 1.0), ("nasa", 0.5, 0.0), ("vsf", 1.0, None)])
+def test_joint_attention_is_guided_by_every_rule(joint, rule, scale, none):
+    plain = latents(joint)
+    with guide(joint, "red", nag_scale=scale, rule=rule):
+        assert (latents(joint) - plain).abs().max() > 1e-3
+    if none is not None:
+        with guide(joint, "red", nag_scale=none, rule=rule):
+            assert torch.allclose(latents(joint), plain, atol=1e-4)
+    assert torch.equal(latents(joint), plain)
+
+
+def test_classifier_free_guidance_of_joint_attention_is_two_runs(joint):
+    noise = torch.randn(2, 8, 8, 8)
+    texts = joint.encode_prompt(["a large circle", "a star"], True, "red")
+    sigma = torch.tensor(1000.0)
+    with torch.no_grad():
+        positive, negative = (joint.predict(noise, sigma, *pair) for pair in (texts[:2], texts[2:]))
+    expected = noise - (negative + 3 * (positive - negative))  # one step from sigma 1 to 0
+    found = joint(["a large circle", "a star"], "red", guidance_scale=3.0, num_inference_steps=1, latents=noise,
+                  output_type="latent").images  # fmt: skip
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_names_and_folders_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="variant must be one of few, teacher"):
+        load(variant="teachers")
+    shutil.copy(WEIGHTS / "model_index.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights of the variant 'joint_student'"):
+        load(tmp_path, variant="joint_student")
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    with pytest.raises(ValueError, match="got a AutoencoderDC"):
+        load_denoiser(tmp_path)
+
+
+def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys):
+    bare = shutil.ignore_patterns(*(name for name in VARIANTS.values() if name != "unet"))
+    shutil.copytree(WEIGHTS, tmp_path / "weights", ignore=bare)
+    variants.main(
+        ["--quick", "--folder", str(tmp_path / "weights"), "--work", str(tmp_path / "work"), "--workers", "1"]
+    )
+    said = capsys.readouterr().out
+    for variant in variants.SETTINGS:
+        assert f"{variant}, {variants.STEPS[variant]} steps: one: objects and clean" in said
+        folder = tmp_path / "weights" / VARIANTS[variant]
+        assert "_name_or_path" not in json.loads((folder / "config.json").read_text())
+        pipe = load(tmp_path / "weights", variant=variant)
+        assert (pipe.unet is None) == variant.startswith("joint")
+        assert pipe("a circle", num_inference_steps=1).images[0].size == (32, 32)
+    teacher = load(tmp_path / "weights", variant="teacher").unet.state_dict()
+    assert any(not torch.equal(value, teacher[name]) for name, value in load().unet.state_dict().items())
+    with pytest.raises(SystemExit):
+        variants.main(["few"])
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "few"])
+def test_the_shipped_weights_draw_as_their_record_says(variant):
+    record = json.loads((WEIGHTS / VARIANTS[variant] / "training.json").read_text())
+    steps, count = record["sampling steps"], 64
+    found = evaluate(load(variant=variant), load_classifier(), count, seed=5, steps=steps)
+    for name in ("one: objects", "one: objects and clean", "two: objects"):
+        expected = record["samples"][name]
+        spread = (max(expected * (1 - expected), 0.01) / count) ** 0.5
+        assert abs(found[name] - expected) < 4 * spread, name
+    size = (WEIGHTS / VARIANTS[variant] / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert size < 8 * 2**20

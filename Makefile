@@ -1,4 +1,4 @@
-# make demo | shapes | test | test-oldest | bench | gpu | compile-check | wheel | lint | clean
+# make demo | shapes | evidence | test | test-oldest | bench | gpu | compile-check | wheel | lint | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -7,7 +7,7 @@ OLDEST_TESTS = guide guide_limits processors combinations adapters steps negativ
   families family_pipelines family_combinations examples
 SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes test test-oldest bench gpu compile-check wheel lint clean
+.PHONY: demo shapes evidence test test-oldest bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -25,6 +25,9 @@ demo: .venv/.installed
 
 shapes: .venv/.installed
 	$(BIN)/python -m nag_kernels.shapes.train
+
+evidence: .venv/.installed  # every table and figure of docs/evidence.md from the shipped weights; goes on where it was cut
+	$(BIN)/python -m nag_kernels.evidence
 
 # Apart from the rest: once there, they write warnings at every import of diffusers.
 .venv/.quantised: .venv/.installed constraints.txt

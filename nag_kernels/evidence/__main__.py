@@ -26,7 +26,7 @@ examples:
   python -m nag_kernels.evidence                              everything: about an hour on two cores
   python -m nag_kernels.evidence --quick                      a few samples of everything, into the work folder, minutes
   python -m nag_kernels.evidence --only ablation,sweeps --architecture cross
-  python -m nag_kernels.evidence report                       the page and the plots again, nothing drawn
+  python -m nag_kernels.evidence report                       the page again from what is kept, nothing drawn
   python -m nag_kernels.evidence student --unet out/distill/unet --kappa "random 0.5-4" --seed 3
                                                               measure one student, add its row to students.csv
 """
@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                                      epilog=EPILOG.format(tables=tables),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("what", nargs="?", choices=("run", "report", "student"), default="run",
-                        help="run (default): draw and report; report: from the CSV files alone; student: one student")  # fmt: skip
+                        help="run (default): draw and report; report: nothing drawn; student: measure one")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help=(
         f"{QUICK.per_pair * len(PAIRS)} samples a cell in place of {FULL.per_pair * len(PAIRS)}; the page goes into the work "
         "folder, never over the full one"))  # fmt: skip
@@ -84,11 +84,15 @@ def main(arguments: list[str] | None = None) -> None:
         cells = cells_of(options.only, architectures)
         for variant in missing_variants(cells):
             print(f"{variant}: not shipped, its cells are skipped")
-        count = run(cells, options.size, options.work, options.workers)
-        print(f"{count} cells drawn, {sum(row_of(cell, options.size, options.work) is not None for cell in cells)} of "
-              f"{len(cells)} kept in {options.work}")  # fmt: skip
-        update(options.size, options.work, folder)
+        try:
+            run(cells, options.size, options.work, options.workers)
+        except KeyboardInterrupt:
+            print("cut; the same command goes on from here")
+        kept = sum(row_of(cell, options.size, options.work) is not None for cell in cells)
+        print(f"{kept} of {len(cells)} cells are kept in {options.work}")
     if options.what != "student":
+        if options.work.exists():
+            update(options.size, options.work, folder)
         rows = {row["name"]: row for row in load_rows(folder / "cells.csv")}
         for architecture in ARCHITECTURES:
             plot_all(rows, architecture, folder)

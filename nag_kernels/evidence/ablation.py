@@ -26,7 +26,7 @@ from nag_kernels import backends, reference
 
 
 def _norm(x: Tensor, power: int, heads: int) -> Tensor:
-    """|x| over the last dimension (or over each of its heads), [..., 1] (or [..., C])."""
+    """|x| over each of the heads in the last dimension, at every place of the head: [..., C]."""
     each = x.unflatten(-1, (heads, -1))
     norm = torch.linalg.vector_norm(each, power, dim=-1, keepdim=True)
     return norm.expand_as(each).flatten(-2)

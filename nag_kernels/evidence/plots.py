@@ -112,12 +112,13 @@ def _plot_steps(plt, rows: Rows, few: str, teacher: str):
             cells = [Cell(*place, method) for place in places]
             middle = np.array([_value(rows, cell, measure) for cell in cells])
             ends = np.array([[_value(rows, cell, f"{measure}_{end}") for cell in cells] for end in ("low", "high")])
-            axes.errorbar(x, factor * middle, factor * np.abs(ends - middle), fmt="o-", color=colour, label=label,
-                          markersize=4, capsize=2)  # fmt: skip
+            for part in (slice(0, -1), slice(-1, None)):  # the last has fewer samples, so no line leads there
+                axes.errorbar(x[part], factor * middle[part], factor * np.abs(ends - middle)[:, part], fmt="o-",
+                              color=colour, label=label if part.stop else None, markersize=4, capsize=2)  # fmt: skip
         axes.set_xticks(x, [f"{steps}\n{variant}" for variant, steps in places], fontsize=8)
         axes.set_xlabel("steps and variant"), axes.grid(alpha=0.3)
     floors = [_value(rows, Cell("renders", 4 if steps <= 8 else MANY), "frechet") for _, steps in places]
-    both[0].plot(x, floors, "k:", label="real renders")
+    both[0].plot(x[:-1], floors[:-1], "k:", label="real renders"), both[0].plot(x[-1], floors[-1], "kx")
     both[0].set_yscale("log"), both[0].set_ylabel("Frechet distance"), both[0].legend(fontsize=7)
     both[1].set_ylabel("matches the prompt and is clean, %")
     return figure
@@ -157,12 +158,12 @@ def grids(work: Path, architecture: str, folder: Path) -> list[str]:
     for name, cells in shown.items():
         if all((work / f"{cell.stem}.npz").exists() and digest(cell.variant) for cell in cells):
             folder.mkdir(parents=True, exist_ok=True)
-            grid(cells, work).save(folder / f"pictures_{name}_{architecture}.png")
+            grid(cells, work).quantize(128).save(folder / f"pictures_{name}_{architecture}.png", optimize=True)
             written.append(f"pictures_{name}_{architecture}.png")
     return written
 
 
-def grid(cells: list[Cell], work: Path, pairs: tuple[int, ...] = (0, 3, 5, 8, 10, 12), tile: int = 56) -> Image.Image:
+def grid(cells: list[Cell], work: Path, pairs: tuple[int, ...] = (0, 3, 5, 8, 10, 12), tile: int = 64) -> Image.Image:
     """Rows are pairs, columns are cells; a red frame says that the classifier sees the negative."""
     step, left, top, gap = tile + 4, 190, 64, 14
     images = []
@@ -185,7 +186,9 @@ def grid(cells: list[Cell], work: Path, pairs: tuple[int, ...] = (0, 3, 5, 8, 10
         for column, (pictures, flags) in enumerate(images):
             for place in range(across):
                 at = (left + column * wide + place * step, y)
-                tile_image = Image.fromarray(pictures[index, place].transpose(1, 2, 0)).resize((tile, tile))
+                tile_image = Image.fromarray(pictures[index, place].transpose(1, 2, 0)).resize(
+                    (tile, tile), Image.Resampling.NEAREST
+                )
                 image.paste(tile_image, at)
                 there = bool(flags[index, place])
                 frame = (at[0] - 1, at[1] - 1, at[0] + tile, at[1] + tile)

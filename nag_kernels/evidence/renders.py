@@ -46,12 +46,13 @@ def wanted_scenes(pair: Pair, count: int, rng: np.random.Generator) -> Scenes:
     """`count` scenes as the world draws them, given that the prompt of `pair` is true and its negative is not.
 
     What the prompt states is set, the rest is drawn and rejected where the scene would show the negative or repeat an object.
+    Raises ValueError where no scene is like that.
     """
     said = facts(pair.prompt)
     two_share = float(len(said.objects) > 1) if said.whole else TWO_SHARE
     kept: list[Scenes] = []
     while sum(map(len, kept)) < count:
-        drawn = draw_scenes(4 * count, rng, two_share)
+        drawn = draw_scenes(4 * max(count, 64), rng, two_share)
         if said.whole:
             for slot, wanted in enumerate(said.objects):
                 for (name, names), value in zip(NAMES.items(), wanted, strict=True):
@@ -63,6 +64,8 @@ def wanted_scenes(pair: Pair, count: int, rng: np.random.Generator) -> Scenes:
             drawn.background[:] = BACKGROUND_NAMES.index(said.background)
         repeated = drawn.two & (drawn.colour[:, 0] == drawn.colour[:, 1]) & (drawn.shape[:, 0] == drawn.shape[:, 1])
         drawn = drawn[there(drawn, pair.prompt) & ~there(drawn, pair.negative) & ~repeated]
+        if len(drawn) == 0:
+            raise ValueError(f"pair must be possible, got {pair.prompt!r} without {pair.negative!r}")
         kept.append(draw_scenes(len(drawn), rng, attributes=drawn))  # places anew: sizes may have changed
     fields = zip(*(vars(each).values() for each in kept), strict=True)
     return Scenes(*(np.concatenate(each) for each in fields))[:count]

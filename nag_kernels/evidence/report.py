@@ -187,7 +187,7 @@ def write(folder: Path, page: Path) -> None:
     for name, table in TABLES.items():
         lines += [f"## {TITLES[name]}", "", TABLE_TEXT[name], ""]
         if name == "ablation":
-            lines += [line for line in FORMULAS_TEXT.strip().splitlines()[2:]] + [""]
+            lines += [*FORMULAS_TEXT.strip().splitlines()[2:], ""]
         for architecture in ARCHITECTURES:
             own = list(dict.fromkeys(table(*VARIANTS[architecture])))
             if any(cell.name in cells for cell in own):

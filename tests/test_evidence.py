@@ -68,7 +68,6 @@ def test_frechet_is_the_closed_form_of_gaussians():
 def test_frechet_does_not_depend_on_order_origin_or_rotation():
     (m1, s1), (m2, s2) = random_gaussian(3), random_gaussian(4)
     found = frechet(m1, s1, m2, s2)
-    assert found > 1
     torch.testing.assert_close(frechet(m2, s2, m1, s1), found)
     torch.testing.assert_close(frechet(m1 + 100, s1, m2 + 100, s2), found)
     turn = torch.linalg.qr(random_gaussian(5)[1]).Q
@@ -115,22 +114,13 @@ def test_replicates_are_paired_from_cell_to_cell():
         contrast([(1.0, {"match": shares}), (1.0, {"match": shares[:-1]})], "match")
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
-    [([], "not measured"), (["for"] * 3, "shown"), (["for", "open"], "not shown at this scale"),
-     (["open"], "not shown at this scale"), (["for", "for", "against"], "contradicted")],
-)  # fmt: skip
-def test_the_verdict_follows_from_the_outcomes(outcomes, expected):
-    assert verdict(outcomes) == expected
-
-
-def test_the_outcome_follows_from_the_interval():
-    assert [outcome(0.1, 0.2), outcome(-0.1, 0.2), outcome(0.0, 0.2), outcome(-0.2, -0.1)] == [
-        "for",
-        "open",
-        "open",
-        "against",
-    ]
+def test_the_verdict_follows_from_the_intervals():
+    assert [outcome(*ends) for ends in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1))] == ["for", "open", "against"]
+    assert [outcome(0.0, 0.2), outcome(-0.2, 0.0)] == ["open", "open"]
+    assert verdict([]) == "not measured"
+    assert verdict(["for"] * 3) == "shown"
+    assert verdict(["for", "open"]) == verdict(["open"]) == "not shown at this scale"
+    assert verdict(["for", "for", "against"]) == verdict(["open", "against"]) == "contradicted"
 
 
 # --- ablated formulas

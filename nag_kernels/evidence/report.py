@@ -173,13 +173,25 @@ def write(folder: Path, page: Path) -> None:
     size = next((row["size"] for row in cells.values()), FULL.name)
     sizes = QUICK if size == QUICK.name else FULL
     counts = f"{sizes.per_pair * len(PAIRS)} samples up to 8 steps and {sizes.per_pair_many * len(PAIRS)} at {MANY}"
+    contrasts = sum(len(claim.contrasts) for architecture in ARCHITECTURES for claim in claims_of(architecture))
     lines = ["# The papers' claims, measured here", ""]
     if size == QUICK.name:
         lines += [
             f"**This is a quick run ({counts} in a cell): it shows that everything works, its numbers mean little.**",
             "",
         ]
-    lines += [HEAD, "", *_summary(found), *_missing(cells), READING, "", "## What is drawn", "", PROMPTS, ""]
+    lines += [
+        HEAD,
+        "",
+        *_summary(found),
+        *_missing(cells),
+        READING.format(contrasts=contrasts),
+        "",
+        "## What is drawn",
+        "",
+        PROMPTS,
+        "",
+    ]
     lines += _table(["prompt", "negative", "leaves open"],
                     [[pair.prompt, pair.negative, pair.open or "nothing"] for pair in PAIRS])  # fmt: skip
     lines += [METHOD.format(counts=counts, replicates=sizes.replicates, reference=sizes.reference * len(PAIRS)), ""]

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -172,15 +173,17 @@ def _drawn(todo: list[Cell], size: Size, work: Path, workers: int):
         return
     for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:  # a process of one thread on each core
         os.environ.setdefault(name, value)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _one_thread)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
         futures = {pool.submit(draw_cell, cell, size, work): cell for cell in todo}
         for future in as_completed(futures):
-            future.result()
+            if (error := future.exception()) is not None:
+                raise RuntimeError(f"cell {futures[future].name!r} failed: {error}") from error
             yield futures[future]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is under way is finished and kept
     torch.set_num_threads(1)

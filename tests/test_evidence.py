@@ -324,8 +324,7 @@ def quick_run(tmp_path_factory):
 def test_the_page_is_made_from_the_csv_files_alone(quick_run, tmp_path):
     text = (quick_run / "evidence.md").read_text()
     assert "This is a quick run" in text
-    shutil.copytree(quick_run / "evidence", tmp_path / "evidence")
-    write(tmp_path / "evidence", tmp_path / "evidence.md")
+    write(shutil.copytree(quick_run / "evidence", tmp_path / "evidence"), tmp_path / "evidence.md")
     assert (tmp_path / "evidence.md").read_text() == text
     rows = load_rows(tmp_path / "evidence" / "cells.csv")
     assert [row["method"] for row in rows if row["variant"] == "few"] == ["no negative", "CFG 2", NAG[0].label]
@@ -361,8 +360,7 @@ def test_the_committed_page_is_that_of_the_committed_csv_files(tmp_path):
     folder = ROOT / "docs" / "evidence"
     if not (folder / "cells.csv").exists():
         pytest.skip("docs/evidence/cells.csv is not there: `make evidence` writes it")
-    shutil.copytree(folder, tmp_path / "evidence")
-    write(tmp_path / "evidence", tmp_path / "evidence.md")
+    write(shutil.copytree(folder, tmp_path / "evidence"), tmp_path / "evidence.md")
     assert (tmp_path / "evidence.md").read_text() == (ROOT / "docs" / "evidence.md").read_text()
     assert {row["size"] for row in load_rows(folder / "cells.csv")} == {"full"}
 

@@ -23,7 +23,7 @@ tables:
 {tables}
 
 examples:
-  python -m nag_kernels.evidence                              everything: about an hour on two cores
+  python -m nag_kernels.evidence                              everything; the bar says how long
   python -m nag_kernels.evidence --quick                      a few samples of everything, into the work folder, minutes
   python -m nag_kernels.evidence --only ablation,sweeps --architecture cross
   python -m nag_kernels.evidence report                       the page again from what is kept, nothing drawn

@@ -16,15 +16,14 @@ from .cells import PAIRS, Size
 from .frechet import Features, frechet, moments
 from .renders import real
 
-# Name: what it is, and whether more is better.
 MEASURES = {
-    "shows": ("share of samples that show the negative, of the pairs that leave it open", False),
-    "match": ("share that match the prompt", True),
-    "clean": ("share that are clean", True),
-    "clean_match": ("share that match the prompt and are clean", True),
-    "frechet": ("Frechet distance of whole pictures to renders of the prompt without the negative", False),
-    "patches": ("the same of their quadrants", False),
-    "diversity": ("mean distance in features between two samples of one pair", True),
+    "shows": "share of samples that show the negative, of the pairs that leave it open",
+    "match": "share that match the prompt",
+    "clean": "share that are clean",
+    "clean_match": "share that match the prompt and are clean",
+    "frechet": "Frechet distance of whole pictures to renders of the prompt without the negative",
+    "patches": "the same of their quadrants",
+    "diversity": "mean distance in features between two samples of one pair",
 }
 OPEN = np.array([bool(pair.open) for pair in PAIRS])
 

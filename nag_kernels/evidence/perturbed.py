@@ -44,11 +44,11 @@ class TextAndSelf:
 
 
 def perturbed_layers(denoiser: nn.Module) -> list[nn.Module]:
-    """The self-attention of a UNet's middle block, where the paper puts it; of a transformer, its middle block."""
+    """The self-attention of a UNet's middle block, or of a transformer's second: diffusers' defaults for SD and SD3."""
     if isinstance(denoiser, UNet2DConditionModel):
         layers = [layer for name, layer in denoiser.mid_block.named_modules() if name.endswith("attn1")]
     else:
-        layers = [denoiser.transformer_blocks[len(denoiser.transformer_blocks) // 2].attn]
+        layers = [denoiser.transformer_blocks[1].attn]
     if not layers:
         raise ValueError(f"{type(denoiser).__name__} must have self-attention in its middle block, got none")
     return layers

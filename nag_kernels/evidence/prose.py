@@ -51,8 +51,9 @@ TABLE_TEXT = {
     "few_steps": "Every method at 1, 2, 4 and 8 steps of the few-step model and at 25 of its teacher.",
     "curves": "More scales at four steps, for the curves: no method is judged by one setting alone.",
     "with_guidance": """\
-25 steps of the teacher with CFG 2 and 3, whose other text is the negative or empty, with PAG (scale 1, self-attention of the
-middle block replaced by the identity, arXiv 2403.17377) or not, and each of them with NAG or not.""",
+25 steps of the teacher with CFG 2 and 3, whose other text is the negative or empty, with PAG (arXiv 2403.17377; scale
+1, self-attention replaced by the identity in the UNet's middle block or the transformer's second, as diffusers does by
+default) or not, and each of them with NAG or not.""",
     "ablation": """\
 NAG at four steps, tau 2.5, alpha 0.25, with a part left out or replaced; at scale 5 (phi 4) and 11 (phi 10). The formulas,
 exactly:""",

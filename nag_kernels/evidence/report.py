@@ -195,7 +195,7 @@ def write(folder: Path, page: Path) -> None:
     lines += _table(["prompt", "negative", "leaves open"],
                     [[pair.prompt, pair.negative, pair.open or "nothing"] for pair in PAIRS])  # fmt: skip
     lines += [METHOD.format(counts=counts, replicates=sizes.replicates, reference=sizes.reference * len(PAIRS)), ""]
-    lines += _table(["measure", "what it is"], [[COLUMNS[name], text] for name, (text, _) in MEASURES.items()])
+    lines += _table(["measure", "what it is"], [[COLUMNS[name], text] for name, text in MEASURES.items()])
     for name, table in TABLES.items():
         lines += [f"## {TITLES[name]}", "", TABLE_TEXT[name], ""]
         if name == "ablation":

@@ -36,21 +36,25 @@ VARIANTS = {
 }
 
 
-def velocity(denoiser: torch.nn.Module, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """dx/dsigma [B, C, 8, 8] at latents of that shape and timestep [] or [B] (1000 sigma), for text [B, T, C'], of which
-    mask [B, T] says what is text (1) and what padding."""
+def denoiser_arguments(
+    denoiser: torch.nn.Module, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
+    """What forward of either denoiser takes: latents [B, C, 8, 8], timestep [] or [B] (1000 sigma), and text [B, T, C'], of
+    which mask [B, T] says what is text (1) and what padding."""
     if "patch_size" not in denoiser.config:  # the UNet
-        return denoiser(latents, timestep, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False)[
-            0
-        ]
+        return {
+            "sample": latents, "timestep": timestep, "encoder_hidden_states": text, "encoder_attention_mask": mask,
+        }  # fmt: skip
     text = text * mask[..., None]
-    return denoiser(
-        hidden_states=latents,
-        encoder_hidden_states=text,
-        pooled_projections=text.sum(1) / mask.sum(1, keepdim=True),
-        timestep=timestep.expand(len(latents)),
-        return_dict=False,
-    )[0]
+    return {
+        "hidden_states": latents, "encoder_hidden_states": text, "timestep": timestep.expand(len(latents)),
+        "pooled_projections": text.sum(1) / mask.sum(1, keepdim=True),
+    }  # fmt: skip
+
+
+def velocity(denoiser: torch.nn.Module, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    """dx/dsigma [B, C, 8, 8] by either denoiser; arguments as in `denoiser_arguments`."""
+    return denoiser(**denoiser_arguments(denoiser, latents, timestep, text, mask), return_dict=False)[0]
 
 
 class ShapesPipeline(DiffusionPipeline):

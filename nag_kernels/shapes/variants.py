@@ -32,8 +32,10 @@ SETTINGS = {
 STEPS = {"teacher": 25, "joint_teacher": 25, "joint_few": 4}  # of sampling, in the evaluation
 
 
-def start(variant: str, folder: Path) -> ShapesPipeline:
-    """The pipeline that training of `variant` starts from."""
+def start(variant: str, folder: Path, go_on: bool = False) -> ShapesPipeline:
+    """The pipeline that training of `variant` starts from: its own weights in `folder`, where it is to `go_on`."""
+    if go_on:
+        return load(folder, variant=variant)
     if variant == "teacher":
         return load(folder)
     if variant == "joint_few":
@@ -42,22 +44,23 @@ def start(variant: str, folder: Path) -> ShapesPipeline:
     return ShapesPipeline(**parts | {"unet": None, "transformer": build_transformer()})
 
 
-def _run(rank: int, workers: int, settings: Settings, variant: str, folder: Path, path: Path) -> None:
+def _run(rank: int, workers: int, settings: Settings, variant: str, folder: Path, path: Path, go_on: bool) -> None:
     torch.manual_seed(settings.seed + 70 + 10 * list(SETTINGS).index(variant) + rank)
+    settings = replace(settings, seed=settings.seed + 1000 * go_on)  # other pictures than before
     learn = straighten if variant == "joint_few" else match_flow
-    learn(settings, rank, start(variant, folder), folder / "classifier.safetensors", path)
+    learn(settings, rank, start(variant, folder, go_on), folder / "classifier.safetensors", path)
 
 
-def train(variant: str, settings: Settings, folder: Path, work: Path) -> dict:
+def train(variant: str, settings: Settings, folder: Path, work: Path, go_on: bool = False) -> dict:
     """Train `variant`, write it into `folder` in float16, and return what its `training.json` holds."""
     work.mkdir(parents=True, exist_ok=True)
     path, began = work / f"{variant}.safetensors", time.monotonic()
-    launch(_run, settings.workers, settings, variant, folder, path)
+    launch(_run, settings.workers, settings, variant, folder, path, go_on)
     spent = (time.monotonic() - began) / 60
-    pipe = start(variant, folder)
+    pipe = start(variant, folder, go_on)
     load_generator(pipe, path)
     write_denoiser(pipe, folder / VARIANTS[variant])
-    return judge(variant, settings, folder, spent)
+    return judge(variant, settings, folder, spent, go_on)
 
 
 def write_denoiser(pipe: ShapesPipeline, folder: Path) -> None:
@@ -68,15 +71,19 @@ def write_denoiser(pipe: ShapesPipeline, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def judge(variant: str, settings: Settings, folder: Path, minutes: float) -> dict:
+def judge(variant: str, settings: Settings, folder: Path, minutes: float, go_on: bool) -> dict:
     """Evaluate `variant` as it loads from `folder`; write and return its `training.json`."""
     steps = STEPS[variant]
     judged = settings.judged if steps < 25 else settings.judged // 2
+    record = folder / VARIANTS[variant] / "training.json"
+    before = json.loads(record.read_text()) if go_on and record.exists() else None
     classifier = load_classifier(folder / "classifier.safetensors")
     found = evaluate(load(folder, variant=variant), classifier, judged, seed=999, steps=steps)
     report = {"settings": asdict(settings), "minutes": minutes, "torch": torch.__version__}
+    if go_on:
+        report["before"] = before
     report |= {"sampling steps": steps, "samples": found}
-    (folder / VARIANTS[variant] / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    record.write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -91,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--folder", type=Path, default=WEIGHTS, help="weights to start from and to add to (the shipped)"
     )
     parser.add_argument("--work", type=Path, default=Path("out/shapes"), help="folder for what training leaves")
+    parser.add_argument("--go-on", action="store_true", help="train on from the variant's own weights in the folder")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that everything runs")
     parser.add_argument("--workers", type=int, default=Settings.workers, help="processes, one thread each")
     options = parser.parse_args(arguments)
@@ -98,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         if variant not in SETTINGS:
             parser.error(f"variant must be among {', '.join(SETTINGS)}, got {variant!r}")
         settings = replace(QUICK if options.quick else SETTINGS[variant], workers=options.workers)
-        report = train(variant, settings, options.folder, options.work)
+        report = train(variant, settings, options.folder, options.work, options.go_on)
         for name, value in report["samples"].items():
             print(f"{variant}, {report['sampling steps']} steps: {name:36s} {value:.3f}")
 

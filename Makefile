@@ -1,4 +1,4 @@
-# make demo | shapes | distill | test | test-oldest | bench | gpu | compile-check | wheel | lint | clean
+# make demo | shapes | distill | evidence | test | test-oldest | bench | gpu | compile-check | wheel | lint | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -7,7 +7,7 @@ OLDEST_TESTS = guide guide_limits processors combinations adapters steps negativ
   families family_pipelines family_combinations examples
 SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill test test-oldest bench gpu compile-check wheel lint clean
+.PHONY: demo shapes distill evidence test test-oldest bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -30,6 +30,9 @@ shapes: .venv/.installed
 PRESET ?= cross
 distill: .venv/.installed
 	$(BIN)/python -m nag_kernels.distill $(PRESET)
+
+evidence: .venv/.installed  # every table and figure of docs/evidence.md from the shipped weights; goes on where it was cut
+	$(BIN)/python -m nag_kernels.evidence
 
 # Apart from the rest: once there, they write warnings at every import of diffusers.
 .venv/.quantised: .venv/.installed constraints.txt

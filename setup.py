@@ -128,7 +128,13 @@ if not build_cuda:
     print(f"nag_kernels: without the CUDA kernels: {cuda_reason or 'NAG_BUILD_CUDA=0'}", file=sys.stderr)
 
 setup(
-    packages=["nag_kernels", "nag_kernels.diffusers", "nag_kernels.shapes", "nag_kernels.triton_kernels"],
+    packages=[
+        "nag_kernels",
+        "nag_kernels.diffusers",
+        "nag_kernels.evidence",
+        "nag_kernels.shapes",
+        "nag_kernels.triton_kernels",
+    ],
     package_dir={"nag_kernels": "nag_kernels", "nag_kernels.triton_kernels": "triton_kernels"},
     package_data={
         "nag_kernels": ["gpu_choices.csv"],

@@ -1,0 +1,400 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m nag_kernels.evidence`: distances, intervals, ablated formulas, the cache, verdicts and the page."""
+
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import nag_kernels
+from nag_kernels import backends, reference
+from nag_kernels.evidence import __main__ as command
+from nag_kernels.evidence import run as running
+from nag_kernels.evidence.ablation import FORMULAS, formula, heads_of
+from nag_kernels.evidence.cells import CFG, NAG, NONE, PAIRS, PARTS, TABLES, VARIANTS, Cell, Method, Size, cells_of
+from nag_kernels.evidence.claims import claims_of, outcome, verdict
+from nag_kernels.evidence.frechet import frechet, moments
+from nag_kernels.evidence.measures import contrast, draws, interval
+from nag_kernels.evidence.methods import draw, noise_for
+from nag_kernels.evidence.perturbed import TextAndSelf, ValueAlone, perturbed, perturbed_layers
+from nag_kernels.evidence.renders import real, there, wanted_scenes
+from nag_kernels.evidence.report import write
+from nag_kernels.evidence.rows import load_rows, update
+from nag_kernels.evidence.students import add_student, measure_student, welch
+from nag_kernels.shapes.classifier import load_classifier, matches, read, shows
+from nag_kernels.shapes.generator import build_pipeline
+from nag_kernels.shapes.pipeline import load
+
+ROOT = Path(nag_kernels.__file__).parent.parent
+TINY = Size("quick", per_pair=2, per_pair_many=1, replicates=20, reference=4)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load()
+
+
+def random_gaussian(seed: int, width: int = 6):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return torch.randn(width, generator=generator, dtype=torch.float64), root @ root.T
+
+
+# --- distances
+
+
+def test_frechet_is_the_closed_form_of_gaussians():
+    mean, other = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 1.0, 3.0])
+    spread, other_spread = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([3.0, 0.5, 1.0])
+    found = frechet(mean, spread.square().diag(), other, other_spread.square().diag())
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, ((mean - other).square().sum() + (spread - other_spread).square().sum()).double())
+    # Of two by two matrices tr (AB)^1/2 = (tr AB + 2 (det AB)^1/2)^1/2, whether they commute or not.
+    (m1, s1), (m2, s2) = random_gaussian(1, 2), random_gaussian(2, 2)
+    product = s1 @ s2
+    cross = (product.trace() + 2 * product.det().sqrt()).sqrt()
+    expected = (m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * cross
+    torch.testing.assert_close(frechet(m1, s1, m2, s2), expected)
+
+
+def test_frechet_does_not_depend_on_order_origin_or_rotation():
+    (m1, s1), (m2, s2) = random_gaussian(3), random_gaussian(4)
+    found = frechet(m1, s1, m2, s2)
+    torch.testing.assert_close(frechet(m2, s2, m1, s1), found)
+    torch.testing.assert_close(frechet(m1 + 100, s1, m2 + 100, s2), found)
+    turn = torch.linalg.qr(random_gaussian(5)[1]).Q
+    torch.testing.assert_close(frechet(turn @ m1, turn @ s1 @ turn.T, turn @ m2, turn @ s2 @ turn.T), found)
+    torch.testing.assert_close(frechet(m1, s1, m1, s1), torch.zeros((), dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_moments_with_weights_are_those_of_repeated_samples():
+    features = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) + 50
+    weights = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 2, 1, 0, 3, 1, 0]])
+    means, covariances = moments(features, weights)
+    for row, mean, covariance in zip(weights, means, covariances, strict=True):
+        repeated = features.double().repeat_interleave(row, 0)
+        torch.testing.assert_close(mean, repeated.mean(0))
+        torch.testing.assert_close(covariance, repeated.T.cov())
+    with pytest.raises(ValueError, match="at least 2"):
+        moments(features[:1])
+
+
+# --- intervals
+
+
+def test_a_95_percent_interval_holds_the_truth_about_95_times_in_100():
+    rng, pairs, each, held = np.random.default_rng(0), 8, 24, 0
+    rates = rng.uniform(0.1, 0.9, pairs)
+    counts = draws(pairs, each, 300)
+    for _ in range(300):
+        flags = rng.random((pairs, each)) < rates[:, None]
+        _, low, high = interval((counts * flags).sum(-1).mean(1) / each, "match")
+        held += low <= rates.mean() <= high
+    assert 0.90 <= held / 300 <= 0.98
+
+
+def test_replicates_are_paired_from_cell_to_cell():
+    counts = draws(4, 16, 200)
+    assert (counts[0] == 1).all()
+    assert (counts.sum(-1) == 16).all()
+    draws.cache_clear()
+    assert np.array_equal(draws(4, 16, 200), counts)  # in another process as well
+    flags = np.random.default_rng(1).random((4, 16)) < 0.5
+    shares = (counts * flags).sum(-1).mean(1) / 16
+    assert contrast([(1.0, {"match": shares}), (-1.0, {"match": shares})], "match") == (0, 0, 0)
+    alone = interval(shares, "match")
+    assert alone[1] < alone[0] < alone[2]
+    with pytest.raises(ValueError, match="same number of replicates"):
+        contrast([(1.0, {"match": shares}), (1.0, {"match": shares[:-1]})], "match")
+
+
+def test_the_verdict_follows_from_the_intervals():
+    ends = (0.1, 0.2), (-0.1, 0.2), (0.0, 0.2), (-0.2, -0.1)
+    assert [outcome(*each) for each in ends] == ["for", "open", "open", "against"]
+    assert verdict([]) == "not measured"
+    assert verdict(["for"] * 3) == "shown"
+    assert verdict(["for", "open"]) == verdict(["open"]) == "not shown at this scale"
+    assert verdict(["for", "for", "against"]) == verdict(["open", "against"]) == "contradicted"
+
+
+# --- ablated formulas
+
+
+def by_hand(positive, negative, scale, tau, alpha, name):
+    """The docstring of `ablation`, token by token and head by head; positive, negative [B, S, H, D]."""
+    out = torch.empty_like(positive)
+    norm = (lambda x: x.square().sum().sqrt()) if name == "L2 norm" else (lambda x: x.abs().sum())
+    for b in range(positive.shape[0]):
+        for s in range(positive.shape[1]):
+            plus, guided = positive[b, s], scale * positive[b, s] - (scale - 1) * negative[b, s]
+            for h in range(positive.shape[2]):
+                part = slice(h, h + 1) if name == "per-head norm" else slice(None)
+                ratio = norm(guided[part]) / norm(plus[part])
+                factor = 1 / ratio if name == "no clip" else min(1, tau / ratio)
+                factor = 1 if name.startswith("no normalisation") else factor
+                share = 1 if "no refinement" in name else alpha
+                out[b, s, h] = share * factor * guided[h] + (1 - share) * plus[h]
+    return out
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_ablated_formulas_are_those_written_by_hand_and_leave_nothing_behind(name):
+    generator = torch.Generator().manual_seed(0)
+    query, key, other = (torch.randn(2, 5, 3, 8, generator=generator) for _ in range(3))
+    value, other_value = torch.randn(2, 5, 3, 8, generator=generator), 2 * torch.randn(2, 5, 3, 8, generator=generator)
+    settings = {"nag_scale": 4.0, "nag_tau": 1.6, "nag_alpha": 0.4}
+    before = reference.row_factors, backends.FORCED
+    arguments = query, key, value, other, other_value
+    plain = nag_kernels.fused_guided_attention(*arguments, **settings)
+    with formula(name, heads=3):
+        found = nag_kernels.fused_guided_attention(*arguments, **settings)
+    positive = nag_kernels.fused_guided_attention(query, key, value, key, value, nag_scale=1.0)
+    negative = nag_kernels.fused_guided_attention(query, other, other_value, other, other_value, nag_scale=1.0)
+    expected = by_hand(positive.double(), negative.double(), 4.0, 1.6, 0.4, name)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
+    assert (reference.row_factors, backends.FORCED) == before
+    again = nag_kernels.fused_guided_attention(*arguments, **settings)
+    assert torch.equal(again, plain)
+    if name != "full":
+        assert not torch.allclose(found, plain, atol=1e-3)
+
+
+def test_formulas_are_put_back_after_an_error_and_unknown_ones_refused():
+    before = reference.row_factors, backends.FORCED
+    with pytest.raises(RuntimeError, match="stop"), formula("L2 norm"):
+        assert reference.row_factors is not before[0]
+        raise RuntimeError("stop")
+    assert (reference.row_factors, backends.FORCED) == before
+    with pytest.raises(ValueError, match="formula must be one of full"), formula("L3 norm"):
+        pass
+    with pytest.raises(ValueError, match="rule must be 'nag'"), formula("no clip"):
+        nag_kernels.guidance(torch.ones(1, 4), torch.ones(1, 4), 1.0, rule="nasa")
+    assert set(PARTS) | {"full"} == set(FORMULAS)
+
+
+def test_without_a_part_the_model_draws_what_the_extreme_setting_draws(pipe):
+    """No normalisation is tau = inf of the shipped kernel, no refinement alpha = 1: the ablation reaches the layers."""
+    assert heads_of(pipe.denoiser) == 2
+    for name, setting in (("no normalisation", {"tau": float("inf")}), ("no refinement", {"alpha": 1.0})):
+        left_out = draw(pipe, replace(NAG[0], formula=name), 2, 1, batch=8)
+        torch.testing.assert_close(left_out, draw(pipe, replace(NAG[0], **setting), 2, 1, batch=8), atol=2e-3, rtol=0)
+        assert (left_out - draw(pipe, NAG[0], 2, 1, batch=8)).abs().amax() > 0.1
+
+
+# --- drawing
+
+
+def test_every_method_of_a_size_starts_from_the_same_noise(pipe):
+    large, small = noise_for(pipe, 3).unflatten(0, (len(PAIRS), 3)), noise_for(pipe, 2).unflatten(0, (len(PAIRS), 2))
+    assert torch.equal(large[:, :2], small)
+    assert len(large.flatten(0, 1).unique(dim=0)) == 3 * len(PAIRS)
+
+
+def euler_with_pag(pipe, prompt, negative, latents, steps, cfg, scale, standin):
+    """PAG and CFG written out: v = v- + cfg (v+ - v-) + scale (v+ - v without self-attention)."""
+    texts = pipe.encode_prompt([prompt] * len(latents), True, [negative] * len(latents))
+    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
+    layers = perturbed_layers(pipe.denoiser)
+    for step, timestep in enumerate(pipe.scheduler.timesteps):
+        plus, minus = pipe.predict(latents, timestep, *texts[:2]), pipe.predict(latents, timestep, *texts[2:])
+        stock = [layer.processor for layer in layers]
+        for layer in layers:
+            layer.processor = standin
+        without = pipe.predict(latents, timestep, *texts[:2])
+        for layer, processor in zip(layers, stock, strict=True):
+            layer.processor = processor
+        velocity = minus + cfg * (plus - minus) + scale * (plus - without)
+        latents = latents + (pipe.scheduler.sigmas[step + 1] - pipe.scheduler.sigmas[step]) * velocity
+    return latents
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@torch.no_grad()
+def test_perturbed_guidance_is_its_formula_and_is_taken_off(pipe, joint):
+    if joint:
+        torch.manual_seed(0)
+        pipe = build_pipeline(2.0, joint=True)
+        for parameter in pipe.denoiser.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # its modulations are zero at the start
+    pipe.set_progress_bar_config(disable=True)
+    noise = noise_for(pipe, 1)[:2]
+    call = {"prompt": ["a red circle"] * 2, "negative_prompt": ["on white"] * 2, "guidance_scale": 1.5,
+            "num_inference_steps": 3, "latents": noise, "output_type": "latent"}  # fmt: skip
+    plain = pipe(**call).images
+    stock = [layer.processor for layer in perturbed_layers(pipe.denoiser)]
+    with perturbed(pipe, call["prompt"], noise, 2.0) as more:
+        found = pipe(**call, **more).images
+    expected = euler_with_pag(
+        pipe, "a red circle", "on white", noise, 3, 1.5, 2.0, TextAndSelf() if joint else ValueAlone()
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (found - plain).abs().amax() > 1e-2
+    assert [layer.processor for layer in perturbed_layers(pipe.denoiser)] == stock
+    assert not pipe.denoiser._forward_hooks
+    assert torch.equal(pipe(**call).images, plain)
+
+
+@torch.no_grad()
+def test_the_joint_stand_in_is_the_stock_attention_but_for_its_mask(monkeypatch):
+    layer = perturbed_layers(build_pipeline(2.0, joint=True).denoiser)[0]
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(2, 64, 128, generator=generator), torch.randn(2, 16, 128, generator=generator)
+    expected = layer(image, encoder_hidden_states=text)
+    perturbed_out = TextAndSelf()(layer, image, text)
+    torch.testing.assert_close(perturbed_out[1], expected[1])  # the text sees everything
+    assert (perturbed_out[0] - expected[0]).abs().amax() > 1e-3
+    moved = image.clone()
+    moved[:, 5] += 1  # what one token is changes no other image token
+    again = TextAndSelf()(layer, moved, text)[0]
+    others = torch.arange(64) != 5
+    torch.testing.assert_close(again[:, others], perturbed_out[0][:, others])
+    monkeypatch.setattr(torch, "eye", lambda n, dtype, device: torch.ones(n, n, dtype=dtype, device=device))
+    torch.testing.assert_close(TextAndSelf()(layer, image, text)[0], expected[0])
+
+
+def test_renders_satisfy_the_prompt_and_not_the_negative():
+    classifier = load_classifier()
+    for index, pair in enumerate(PAIRS):
+        scenes = wanted_scenes(pair, 40, np.random.default_rng(index))
+        assert len(scenes) == 40
+        assert there(scenes, pair.prompt).all()
+        assert not there(scenes, pair.negative).any()
+        reading = read(classifier, real(pair, 40, (0, index)))  # another judge than the scene's own facts
+        assert matches(reading, pair.prompt).float().mean() > 0.9
+        assert shows(reading, pair.negative).float().mean() < 0.1
+    with pytest.raises(ValueError, match="must be possible"):
+        wanted_scenes(replace(PAIRS[0], negative="star"), 4, np.random.default_rng(0))
+
+
+# --- the run and the page
+
+
+def test_cells_are_drawn_once_each_and_have_names_of_their_own():
+    cells = cells_of(tuple(TABLES))
+    assert len({cell.name for cell in cells}) == len({cell.stem for cell in cells}) == len(cells)
+    places = [cell.variant for cell in cells]
+    assert sum(a != b for a, b in itertools.pairwise(places)) == len(set(places)) - 1
+    for kind, variants in VARIANTS.items():
+        wanted = {cell for claim in claims_of(kind) for each in claim.contrasts for _, cell in each.terms}
+        assert wanted <= set(cells)
+        assert {cell.variant for cell in wanted} == set(variants)
+
+
+def test_a_cut_run_goes_on_and_draws_no_cell_twice(tmp_path, monkeypatch):
+    cells, drawn = [Cell("renders", 4), Cell("few", 1), Cell("few", 1, CFG[0]), Cell("few", 2)], []
+
+    def stand_in(cell, each):
+        if len(drawn) == 2 and not (tmp_path / "cut").exists():
+            (tmp_path / "cut").touch()
+            raise KeyboardInterrupt
+        drawn.append(cell.name)
+        return torch.rand(len(PAIRS) * each, 3, 32, 32, generator=torch.Generator().manual_seed(len(drawn))) * 2 - 1
+
+    monkeypatch.setattr(running, "pictures_of", stand_in)
+    with pytest.raises(KeyboardInterrupt):
+        running.run(cells, TINY, tmp_path, workers=1)
+    assert [running.row_of(cell, TINY, tmp_path) is not None for cell in cells] == [True, True, False, False]
+    assert running.run(cells, TINY, tmp_path, workers=1) == 2
+    assert running.run(cells, TINY, tmp_path, workers=1) == 0
+    assert drawn == [cell.name for cell in cells]
+    assert running.run(cells[:1], replace(TINY, replicates=21), tmp_path, workers=1) == 1  # of another size: drawn anew
+    monkeypatch.setattr(running, "digest", lambda variant: "other weights")
+    assert running.row_of(cells[1], TINY, tmp_path) is None
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    work = tmp_path_factory.mktemp("evidence")
+    cells = [Cell("renders", 4), Cell("few", 1), Cell("few", 1, NAG[0]), Cell("few", 1, CFG[1])]
+    assert running.run(cells, TINY, work, workers=1) == 4
+    update(TINY, work, work / "evidence")
+    write(work / "evidence", work / "evidence.md")
+    return work
+
+
+def test_the_page_is_made_from_the_csv_files_alone(quick_run, tmp_path):
+    text = (quick_run / "evidence.md").read_text()
+    assert "This is a quick run" in text
+    write(shutil.copytree(quick_run / "evidence", tmp_path / "evidence"), tmp_path / "evidence.md")
+    assert (tmp_path / "evidence.md").read_text() == text
+    rows = load_rows(tmp_path / "evidence" / "cells.csv")
+    assert [row["method"] for row in rows if row["variant"] == "few"] == ["no negative", "CFG 2", NAG[0].label]
+    for row in rows:
+        assert f"{100 * float(row['clean_match']):.1f} [" in text
+        assert f"{float(row['frechet']):.3f} [" in text
+    steered = next(row for row in rows if row["method"] == NAG[0].label)
+    plain = next(row for row in rows if row["method"] == NONE.label and row["variant"] == "few")
+    assert float(steered["match_gain"]) == pytest.approx(float(steered["match"]) - float(plain["match"]), abs=2e-5)
+    assert "`teacher`: not shipped, or not measured yet" in text
+    claims = load_rows(tmp_path / "evidence" / "claims.csv")
+    assert {row["claim"] for row in claims} >= {"NAG removes in few steps", "CFG collapses in few steps"}
+    assert "not measured whole (1 of 5)" in text
+
+
+def test_rows_that_are_not_kept_stay_while_their_weights_do(quick_run, tmp_path):
+    folder = tmp_path / "evidence"
+    shutil.copytree(quick_run / "evidence", folder)
+    before = [(folder / name).read_text() for name in ("cells.csv", "claims.csv")]
+    update(TINY, tmp_path / "empty", folder)
+    assert [(folder / name).read_text() for name in ("cells.csv", "claims.csv")] == before
+    for name in ("cells.csv", "claims.csv"):
+        weights = {row["weights"] for row in load_rows(folder / name)}
+        text = (folder / name).read_text()
+        for each in weights:
+            text = text.replace(each, "0" * 12)
+        (folder / name).write_text(text)
+    update(TINY, tmp_path / "empty", folder)
+    assert load_rows(folder / "cells.csv") == load_rows(folder / "claims.csv") == []
+
+
+def test_the_committed_page_is_that_of_the_committed_csv_files(tmp_path):
+    folder = ROOT / "docs" / "evidence"
+    if not (folder / "cells.csv").exists():
+        pytest.skip("docs/evidence/cells.csv is not there: `make evidence` writes it")
+    write(shutil.copytree(folder, tmp_path / "evidence"), tmp_path / "evidence.md")
+    assert (tmp_path / "evidence.md").read_text() == (ROOT / "docs" / "evidence.md").read_text()
+    assert {row["size"] for row in load_rows(folder / "cells.csv")} == {"full"}
+
+
+def test_a_student_is_measured_and_takes_the_place_of_its_older_row(pipe, tmp_path):
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    row = measure_student(tmp_path / "unet", "fixed 2", 1, TINY, tmp_path)
+    assert (row["architecture"], row["kappa"], row["seed"]) == ("cross", "fixed 2", "1")
+    assert 0 <= float(row["clean_match"]) <= 1
+    for seed in ("2", "1"):
+        add_student(row | {"seed": seed, "match": f"0.{seed}"}, tmp_path / "evidence" / "students.csv")
+    add_student(row | {"match": "0.7"}, tmp_path / "evidence" / "students.csv")
+    rows = load_rows(tmp_path / "evidence" / "students.csv")
+    assert [(each["seed"], each["match"]) for each in rows] == [("1", "0.7"), ("2", "0.2")]
+    write(tmp_path / "evidence", tmp_path / "evidence.md")
+    assert "| cross | fixed 2 | 2 |" in (tmp_path / "evidence.md").read_text()
+    # A worked example: means 2 and 4, variances 1 and 1, three each: t(4) = 2.776, half width 2.776 (2/3)^1/2.
+    assert welch([1, 2, 3], [3, 4, 5]) == pytest.approx((-2, -2 - 2.2666, -2 + 2.2666), abs=1e-3)
+    assert welch([1.0], [1.0, 2.0]) is None
+
+
+def test_the_command_line_says_what_it_needs(capsys):
+    for arguments, message in (
+        (["--only", "few_step"], "--only must name tables among few_steps"),
+        (["student", "--kappa", "fixed 2"], "student needs --unet, --kappa and --seed"),
+        (["student", "--unet", "x", "--seed", "1", "--kappa", "2"], "must begin with 'fixed' or 'random'"),
+        (["--workers", "0"], "--workers must be at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            command.parse(arguments)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.parse(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in TABLES)
+    assert command.parse(["--quick"]).docs == command.parse(["--quick"]).work != command.parse([]).work
+    assert Method(cfg=2, empty=True, pag=1, rule="nag", scale=5).label == "CFG 2 (empty) + PAG 1 + NAG 5 / 2.5 / 0.25"

@@ -8,7 +8,7 @@ pictures look like, and the student moves from the second to the first. Both are
     a number  --kappa 2        fixed, as in SwiftBrush
     a range   --kappa 0.5 4    drawn afresh in every step, the same for both teachers, as in PG-SB (SNOOPI)
 
-Presets of the small model in this repository (10 to 12 minutes on two cores that do nothing else):
+Presets of the small model in this repository; the bar says how long, and the last line how long it was:
 
     python -m nag_kernels.distill cross            "teacher" to a student with cross-attention
     python -m nag_kernels.distill joint            "joint_teacher" to a student with joint attention

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,12 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     watch = shapes_watch(pipe, options.watch_samples) if options.preset and options.watch_every else None
     prompts = shapes_prompts(settings.seed) if options.preset else file_prompts(options.prompts, settings.seed)
     work = Distillation(model, student, prompts, settings, accelerator)
+    began = time.monotonic()
     distil(work, options.out, watch, options.watch_every or 100, options.save_every)
     if accelerator.is_main_process:
         with work.averaged() as best:
             kept = copy.deepcopy(best)
+        print(f"{(time.monotonic() - began) / 60:.1f} minutes of training by the clock")
         write(kept.half() if options.preset else kept, options.out / "student")
 
 

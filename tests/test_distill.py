@@ -276,8 +276,9 @@ def test_the_guided_students_gradient_is_real(joint, monkeypatch):
             torch._foreach_add_(parameters, ways, alpha=-far)
         return found
 
-    wanted = (moved(1e-6) - moved(-1e-6)) / 2e-6
-    assert slope() == pytest.approx(wanted, rel=1e-4)
+    far = 1e-4  # diffusers' RMSNorm rounds its variance to float32, which a smaller step would magnify
+    wanted = (moved(far) - moved(-far)) / (2 * far)
+    assert slope() == pytest.approx(wanted, rel=1e-3)
     with torch.no_grad():
         assert float(value(0.0)) == pytest.approx(plain := float(call(module, x, time, text, None).square().sum()))
         assert float(value()) != pytest.approx(plain, rel=1e-3)

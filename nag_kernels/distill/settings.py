@@ -83,5 +83,6 @@ def kappa_at(kappa: Kappa, place: float) -> float:
 # Teachers are asked at noise that is drawn apart from the picture, while those of shapes learned noise and places in pairs
 # (docs/shapes.md): so only where the picture shows through, at fractions up to 0.6 (noise levels up to 0.75).
 SHAPES = Settings(
-    steps=600, batch=32, student_rate=2e-4, lora_rate=1e-3, lora_targets="all", weight="x0", t_high=0.6, lora_warmup=20
-)
+    steps=100, batch=32, student_rate=1e-4, lora_rate=1e-3, lora_steps=2, lora_targets="all", weight="x0", t_high=0.6,
+    lora_warmup=20, final=0.1,
+)  # fmt: skip

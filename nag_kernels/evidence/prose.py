@@ -66,8 +66,8 @@ show the negative: 100 less the first column.""",
 
 STUDENTS = """\
 Students trained with kappa fixed (SwiftBrush) and drawn afresh for every step (PG-SB), several seeds each; means and standard
-deviations over seeds, one step, no negative and with NASA 0.5. Made by `make distill` and
-`python -m nag_kernels.evidence student`. The interval of the difference is Welch's, over students."""
+deviations over seeds, one step, no negative and with NASA 0.5. Rows are added
+by `python -m nag_kernels.evidence student`. The interval of the difference is Welch's, over students."""
 
 FIGURES = {
     "few_steps": (("steps", "Frechet distance and clean match by steps"),

@@ -104,8 +104,22 @@ def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys):
         assert pipe("a circle", num_inference_steps=1).images[0].size == (32, 32)
     teacher = load(tmp_path / "weights", variant="teacher").unet.state_dict()
     assert any(not torch.equal(value, teacher[name]) for name, value in load().unet.state_dict().items())
-    with pytest.raises(SystemExit):
-        variants.main(["few"])
+    for wrong in (["few"], ["teacher", "--adopt", str(tmp_path)], ["--adopt", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            variants.main(wrong)
+
+
+def test_a_student_is_adopted_with_its_record(tmp_path, monkeypatch):
+    run, folder = tmp_path / "run", tmp_path / "weights"
+    shutil.copytree(WEIGHTS, folder, ignore=shutil.ignore_patterns(*(n for n in VARIANTS.values() if n != "unet")))
+    shutil.copytree(WEIGHTS / "unet", run / "student")
+    (run / "settings.json").write_text('{"kappa_frozen": 2.0}')
+    (run / "metrics.csv").write_text("step,seconds\n1,60\n2,30\n")
+    monkeypatch.setattr(variants, "evaluate", lambda pipe, judge, count, seed, steps: {"pictures": count * steps})
+    variants.main(["student", "--adopt", str(run), "--folder", str(folder)])
+    found = json.loads((folder / "student" / "training.json").read_text())
+    assert (found["minutes"], found["settings"], found["samples"]) == (1.5, {"kappa_frozen": 2.0}, {"pictures": 1000})
+    assert load(folder, variant="student").unet is not None
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "few"])

@@ -6,11 +6,15 @@
     joint_teacher  a joint-attention transformer (SD3's), taught flow matching from nothing
     joint_few      the same, distilled to four steps
 
-One-step students are made by `python -m nag_kernels.distill`.
+One-step students are made by `python -m nag_kernels.distill`; `--adopt FOLDER` takes one from where that left it:
+
+    python -m nag_kernels.shapes.variants student --adopt out/distill/cross
 """
 
 import argparse
+import csv
 import json
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +33,8 @@ SETTINGS = {
     "joint_teacher": Settings(flow_steps=5000, flow_rate=2e-3, compiled=True, watch_every=1250),
     "joint_few": Settings(few_steps=600),
 }
-STEPS = {"teacher": 25, "joint_teacher": 25, "joint_few": 4}  # of sampling, in the evaluation
+# Of sampling, in the evaluation.
+STEPS = {"teacher": 25, "student": 1, "joint_teacher": 25, "joint_few": 4, "joint_student": 1}
 
 
 def start(variant: str, folder: Path, go_on: bool = False) -> ShapesPipeline:
@@ -57,10 +62,11 @@ def train(variant: str, settings: Settings, folder: Path, work: Path, go_on: boo
     path, began = work / f"{variant}.safetensors", time.monotonic()
     launch(_run, settings.workers, settings, variant, folder, path, go_on)
     spent = (time.monotonic() - began) / 60
+    before = json.loads(record(folder, variant).read_text()) if go_on else None
     pipe = start(variant, folder, go_on)
     load_generator(pipe, path)
     write_denoiser(pipe, folder / VARIANTS[variant])
-    return judge(variant, settings, folder, spent, go_on)
+    return judge(variant, asdict(settings), folder, spent, before)
 
 
 def write_denoiser(pipe: ShapesPipeline, folder: Path) -> None:
@@ -71,20 +77,35 @@ def write_denoiser(pipe: ShapesPipeline, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def judge(variant: str, settings: Settings, folder: Path, minutes: float, go_on: bool) -> dict:
-    """Evaluate `variant` as it loads from `folder`; write and return its `training.json`."""
+def judge(variant: str, settings: dict, folder: Path, minutes: float, before: dict | None = None) -> dict:
+    """Evaluate `variant` as it loads from `folder`; write and return its `training.json`.
+
+    before: that of the weights that its training went on from.
+    """
     steps = STEPS[variant]
-    judged = settings.judged if steps < 25 else settings.judged // 2
-    record = folder / VARIANTS[variant] / "training.json"
-    before = json.loads(record.read_text()) if go_on and record.exists() else None
     classifier = load_classifier(folder / "classifier.safetensors")
+    judged = settings.get("judged", Settings.judged) // (2 if steps == 25 else 1)
     found = evaluate(load(folder, variant=variant), classifier, judged, seed=999, steps=steps)
-    report = {"settings": asdict(settings), "minutes": minutes, "torch": torch.__version__}
-    if go_on:
-        report["before"] = before
+    report = {"settings": settings, "minutes": minutes, "torch": torch.__version__}
+    report |= {"before": before} if before else {}
     report |= {"sampling steps": steps, "samples": found}
-    record.write_text(json.dumps(report, indent=1) + "\n")
+    record(folder, variant).write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def record(folder: Path, variant: str) -> Path:
+    return folder / VARIANTS[variant] / "training.json"
+
+
+def adopt(variant: str, run: Path, folder: Path) -> dict:
+    """Take the student that `nag_kernels.distill` left in `run` as `variant`; returns its `training.json`."""
+    target = folder / VARIANTS[variant]
+    target.mkdir(exist_ok=True)
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        shutil.copyfile(run / "student" / name, target / name)
+    with (run / "metrics.csv").open() as file:
+        minutes = sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
+    return judge(variant, json.loads((run / "settings.json").read_text()), folder, minutes)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,12 +122,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--go-on", action="store_true", help="train on from the variant's own weights in the folder")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that everything runs")
     parser.add_argument("--workers", type=int, default=Settings.workers, help="processes, one thread each")
+    parser.add_argument("--adopt", type=Path, help="the folder of a distillation, whose student becomes the variant")
     options = parser.parse_args(arguments)
+    known = ("student", "joint_student") if options.adopt else tuple(SETTINGS)
+    if options.adopt and len(options.variant) != 1:
+        parser.error(f"--adopt needs one variant, got {len(options.variant)}")
     for variant in options.variant or SETTINGS:
-        if variant not in SETTINGS:
-            parser.error(f"variant must be among {', '.join(SETTINGS)}, got {variant!r}")
-        settings = replace(QUICK if options.quick else SETTINGS[variant], workers=options.workers)
-        report = train(variant, settings, options.folder, options.work, options.go_on)
+        if variant not in known:
+            parser.error(f"variant must be among {', '.join(known)}, got {variant!r}")
+        if options.adopt:
+            report = adopt(variant, options.adopt, options.folder)
+        else:
+            settings = replace(QUICK if options.quick else SETTINGS[variant], workers=options.workers)
+            report = train(variant, settings, options.folder, options.work, options.go_on)
         for name, value in report["samples"].items():
             print(f"{variant}, {report['sampling steps']} steps: {name:36s} {value:.3f}")
 

@@ -31,7 +31,7 @@ from .settings import QUICK, Settings
 SETTINGS = {
     "teacher": Settings(flow_steps=2000, flow_rate=1e-3, flow_visited=0.2),
     "joint_teacher": Settings(flow_steps=5000, flow_rate=2e-3, compiled=True, watch_every=1250),
-    "joint_few": Settings(few_steps=600),
+    "joint_few": Settings(few_steps=300),
 }
 # Of sampling, in the evaluation.
 STEPS = {"teacher": 25, "student": 1, "joint_teacher": 25, "joint_few": 4, "joint_student": 1}

@@ -370,9 +370,6 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     assert away(first) < 0.02 * away(start)  # AdamW divides by the gradient, so rounding shows where that is tiny
 
 
-# Settings, prompts, command line
-
-
 def test_prompts_of_a_file_come_once_each(tmp_path):
     (tmp_path / "p.txt").write_text("a\nb\n\nc\n")
     prompts = file_prompts(tmp_path / "p.txt", 0)

@@ -131,6 +131,7 @@ setup(
     packages=[
         "nag_kernels",
         "nag_kernels.diffusers",
+        "nag_kernels.distill",
         "nag_kernels.evidence",
         "nag_kernels.shapes",
         "nag_kernels.triton_kernels",

@@ -19,13 +19,14 @@ from tiny_models import pipeline
 
 from nag_kernels.diffusers import guided_processor
 from nag_kernels.distill.__main__ import parser, settings_of
-from nag_kernels.distill.command import become, file_prompts, free_port, shapes_prompts
+from nag_kernels.distill.command import become, file_prompts, shapes_prompts
 from nag_kernels.distill.levels import PREDICTIONS, Levels, levels_of, like
 from nag_kernels.distill.models import Model, call_joint, call_unet, model_of, steered
 from nag_kernels.distill.settings import SHAPES, Settings, kappa_at
 from nag_kernels.distill.teachers import Teachers
 from nag_kernels.distill.train import Distillation, distil
 from nag_kernels.shapes.generator import build_pipeline, build_transformer
+from nag_kernels.shapes.parallel import free_port
 from nag_kernels.shapes.pipeline import load
 
 TINY = Settings(steps=4, batch=4, lora_rank=2, lora_alpha=2.0, warmup=1, student_rate=1e-3, average=0.9)
@@ -327,10 +328,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     distil(second := tiny(TINY), tmp_path / "parts")
     assert second.done == 4
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
-    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "parts")]
-    strip = lambda lines: [line.rsplit(",", 1)[0] for line in lines]  # noqa: E731  # the seconds differ
-    assert strip(rows[0]) == strip(rows[1])
-    assert len(rows[0]) == 5
+    whole, parts = ((tmp_path / x / "metrics.csv").read_text().splitlines() for x in ("whole", "parts"))
+    assert [x.rsplit(",", 1)[0] for x in whole] == [x.rsplit(",", 1)[0] for x in parts]  # but for the seconds
+    assert len(whole) == 5
     with pytest.raises(ValueError, match="other settings"):
         distil(tiny(Settings(batch=4, lora_rank=2)), tmp_path / "parts")
 
@@ -346,6 +346,9 @@ def test_the_student_and_its_average_move_apart_from_the_teacher(tmp_path):
     assert not torch.equal(seen[2], run.student.conv_out.weight)  # it is the averaged one that is looked at
     base = {name.replace(".base_layer", ""): each for name, each in run.model.module.named_parameters()}
     assert all(torch.equal(each, base[name]) for name, each in first.named_parameters())
+    (tmp_path / "state.pt").unlink()  # a run that was cut before its first checkpoint looks before its first step again
+    distil(tiny(TINY), tmp_path, look, watch_every=2)
+    assert [line[0] for line in (tmp_path / "watch.csv").open()] == ["s", "0", "2", "4"]
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -365,9 +368,6 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     run.step(), run.step()
     away = lambda x: sum((a - b).square().sum() for a, b in zip(x, weights(run), strict=True)).sqrt()  # noqa: E731
     assert away(first) < 0.02 * away(start)  # AdamW divides by the gradient, so rounding shows where that is tiny
-
-
-# Settings, prompts, command line
 
 
 def test_prompts_of_a_file_come_once_each(tmp_path):

@@ -11,11 +11,13 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from safetensors.torch import save_file
+
 from nag_kernels.diffusers import guide
 from nag_kernels.shapes import variants
 from nag_kernels.shapes.classifier import load_classifier
 from nag_kernels.shapes.evaluate import evaluate
-from nag_kernels.shapes.generator import build_transformer
+from nag_kernels.shapes.generator import build_pipeline, build_transformer, load_generator
 from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load, load_denoiser, velocity
 
 
@@ -86,6 +88,16 @@ def test_names_and_folders_that_are_not_there_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
     with pytest.raises(ValueError, match="got a AutoencoderDC"):
         load_denoiser(tmp_path)
+
+
+def test_weights_of_an_older_training_load(tmp_path):
+    """Its files call the denoiser "unet"."""
+    pipe = load()
+    parts = {"text_encoder": pipe.text_encoder, "unet": pipe.unet}
+    state = {f"{part}.{name}": x.clone() for part, module in parts.items() for name, x in module.state_dict().items()}
+    save_file(state, tmp_path / "flow.safetensors")
+    load_generator(own := build_pipeline(2.0), tmp_path / "flow.safetensors")
+    assert all(torch.equal(x, pipe.unet.state_dict()[name]) for name, x in own.unet.state_dict().items())
 
 
 def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys):

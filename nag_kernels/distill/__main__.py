@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--workers", type=int, default=0, help="processes on this machine's CPU, one thread each "
                        "(default: 2 with a preset on a machine without a GPU; 0: this process, or accelerate's)")  # fmt: skip
     known.add_argument("--cpu", action="store_true", help="not on a GPU")
-    known.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="of accelerate")
+    known.add_argument("--mixed-precision", choices=("no", "bf16"), help="of accelerate")
     known.add_argument("--watch-every", type=int, default=100, help="steps between looks at the student (0: never)")
     known.add_argument("--watch-samples", type=int, default=128, help="pictures of each kind in such a look")
     known.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")

@@ -6,13 +6,14 @@ import argparse
 import copy
 import json
 import os
-import socket
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+
+from nag_kernels.shapes.parallel import free_port, one_thread_each
 
 from .models import Model, model_of
 from .settings import Settings
@@ -115,12 +116,6 @@ def become(rank: int, workers: int, port: int) -> None:
     }  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def enter(rank: int, workers: int, port: int, options: argparse.Namespace, settings: Settings) -> None:
     become(rank, workers, port)
     run(options, settings)
@@ -128,9 +123,6 @@ def enter(rank: int, workers: int, port: int, options: argparse.Namespace, setti
 
 def launch(options: argparse.Namespace, settings: Settings) -> None:
     """Run in `options.workers` processes on this machine's CPU, or in this one."""
-    from nag_kernels.shapes.parallel import KEEP_MEMORY
-
-    for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:
-        os.environ.setdefault(name, value)
+    one_thread_each()
     options.cpu = True
     torch.multiprocessing.spawn(enter, (options.workers, free_port(), options, settings), nprocs=options.workers)

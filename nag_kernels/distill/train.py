@@ -236,7 +236,7 @@ def distil(run: Distillation, folder: Path, watch: Callable[[nn.Module], dict[st
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(settings, indent=1))
         for name in ("metrics.csv", "watch.csv"):
-            _cut(folder / name, run.done)
+            _cut(folder / name, run.done or -1)  # the look before the first step comes again
     last = run.total if until is None else min(until, run.total)
 
     def look():

@@ -27,7 +27,7 @@ examples:
   python -m nag_kernels.evidence --quick                      a few samples of everything, into the work folder, minutes
   python -m nag_kernels.evidence --only ablation,sweeps --architecture cross
   python -m nag_kernels.evidence report                       the page again from what is kept, nothing drawn
-  python -m nag_kernels.evidence student --unet out/distill/unet --kappa "random 0.5-4" --seed 3
+  python -m nag_kernels.evidence student --unet out/distill/cross/student --kappa "random 0.5-4" --seed 3
                                                               measure one student, add its row to students.csv
 """
 

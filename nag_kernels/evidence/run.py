@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nag_kernels.shapes.classifier import load_classifier
-from nag_kernels.shapes.parallel import KEEP_MEMORY
+from nag_kernels.shapes.parallel import one_thread_each
 from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load
 
 from .cells import PAIRS, REAL, Cell, Size
@@ -171,8 +171,7 @@ def _drawn(todo: list[Cell], size: Size, work: Path, workers: int):
             draw_cell(cell, size, work)
             yield cell
         return
-    for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:  # a process of one thread on each core
-        os.environ.setdefault(name, value)
+    one_thread_each()
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
         futures = {pool.submit(draw_cell, cell, size, work): cell for cell in todo}

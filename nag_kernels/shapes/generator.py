@@ -3,6 +3,7 @@
 """The generator: flow matching on latents, then distillation to four steps; of the UNet, and of its relatives."""
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,8 +144,8 @@ def _save(pipe: ShapesPipeline, path: Path) -> None:
 
 
 def load_generator(pipe: ShapesPipeline, path: Path) -> None:
-    """Weights that training wrote into the pipeline's text encoder and denoiser."""
-    state = load_file(str(path))
+    """Weights that training wrote into the pipeline's text encoder and denoiser (which older files call "unet")."""
+    state = {re.sub(r"^unet\.", "denoiser.", name): value for name, value in load_file(str(path)).items()}
     for part in ("text_encoder", "denoiser"):
         own = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
         getattr(pipe, part).load_state_dict(own)

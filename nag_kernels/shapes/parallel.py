@@ -23,12 +23,20 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": s
 
 def launch(work: Callable, workers: int, *arguments: object) -> None:
     """Run `work(rank, workers, *arguments)` in `workers` processes that can average their gradients."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    one_thread_each()
+    torch.multiprocessing.spawn(_enter, (workers, free_port(), work, arguments), nprocs=workers)
+
+
+def one_thread_each() -> None:
+    """Set the environment of processes that are started from now on: one thread, and freed memory kept."""
     for name, value in KEEP_MEMORY.items() | {("OMP_NUM_THREADS", "1")}:
         os.environ.setdefault(name, value)
-    torch.multiprocessing.spawn(_enter, (workers, port, work, arguments), nprocs=workers)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _enter(rank: int, workers: int, port: int, work: Callable, arguments: tuple) -> None:

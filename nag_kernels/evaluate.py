@@ -86,13 +86,13 @@ def read_prompts(path: Path, negative: str) -> list[Item]:
 
     negative: where a line has none. Raises ValueError where there is no prompt.
     """
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
-    elif path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else:
-        rows = [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+    with path.open(encoding="utf-8", newline="" if path.suffix == ".csv" else None) as lines:
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(lines))
+        elif path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in lines if line.strip()]
+        else:
+            rows = [{"prompt": line.strip()} for line in lines if line.strip()]
     for number, row in enumerate(rows):
         if not row.get("prompt"):
             raise ValueError(f"{path}: entry {number + 1} has no prompt, got {row}")

@@ -224,8 +224,8 @@ def test_prompt_files(tmp_path):
     lines, table, records = (tmp_path / name for name in ("a.txt", "a.csv", "a.jsonl"))
     lines.write_text("a cat\n\n a dog, red \n")
     assert read_prompts(lines, "blurry") == [Item("a cat", "blurry"), Item("a dog, red", "blurry")]
-    table.write_text('prompt,negative,reference\n"a cat, red",,1.png\na dog,grass,\n')
-    assert read_prompts(table, "blurry") == [Item("a cat, red", "blurry", "1.png"), Item("a dog", "grass")]
+    table.write_text('prompt,negative,reference\n"a cat,\nred",,1.png\na dog,grass,\n')
+    assert read_prompts(table, "blurry") == [Item("a cat,\nred", "blurry", "1.png"), Item("a dog", "grass")]
     records.write_text(json.dumps({"prompt": "a cat", "negative": "x"}) + "\n")
     assert read_prompts(records, "blurry") == [Item("a cat", "x")]
     for path, text, message in ((lines, "\n", "holds no prompts"), (table, "text\na cat\n", "entry 1 has no prompt")):

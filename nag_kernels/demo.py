@@ -41,8 +41,9 @@ class Cell:
     backend: str = "none"
 
 
-def load_model(name: str, device: str) -> Any:
-    """The pipeline `name`: "shapes", or whatever diffusers can load."""
+def load_model(name: str, device: str, dtype: torch.dtype | None = None) -> Any:
+    """The pipeline `name`: "shapes" (always in float32), or whatever diffusers can load; dtype None: float32 on a CPU, else
+    bfloat16."""
     if name == "shapes":
         from .shapes.pipeline import load
 
@@ -50,7 +51,7 @@ def load_model(name: str, device: str) -> Any:
     else:
         from diffusers import DiffusionPipeline
 
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from .demo import load_model
 from .diffusers import guide
 from .diffusers.families import family_of, find_denoisers
 from .scores import Drawn, Judges, Score
@@ -99,20 +100,6 @@ def read_prompts(path: Path, negative: str) -> list[Item]:
     if not rows:
         raise ValueError(f"{path} holds no prompts")
     return [Item(row["prompt"], row.get("negative") or negative, row.get("reference") or "") for row in rows]
-
-
-def load_model(options: argparse.Namespace) -> Any:
-    if options.model == "shapes":
-        from .shapes.pipeline import load
-
-        pipe = load(device=options.device)
-    else:
-        from diffusers import DiffusionPipeline
-
-        pipe = DiffusionPipeline.from_pretrained(options.model, torch_dtype=getattr(torch, options.dtype))
-        pipe = pipe.to(options.device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(
@@ -342,7 +329,12 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         items = read_prompts(options.prompts, options.negative)
     check_manifest(options, items)
-    drawn = generate(lambda: load_model(options), options.methods, items, options)
+    drawn = generate(
+        lambda: load_model(options.model, options.device, getattr(torch, options.dtype)),
+        options.methods,
+        items,
+        options,
+    )
     ours = options.model == "shapes"
     judge = shapes_judge(next(iter(drawn.values()))) if ours else None
     judges = Judges(options.clip, reference_folder(options, items), options.device, options.hps_version, judge)

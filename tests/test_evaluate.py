@@ -123,7 +123,7 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
         if row["value"]:
             assert float(row["value"]) == pytest.approx(float(rows[key]["value"]), abs=0.05)
 
-    monkeypatch.setattr(evaluate, "load_model", lambda options: pytest.fail("there is nothing to draw"))
+    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("there is nothing to draw"))
     evaluate.main(arguments)
     with pytest.raises(ValueError, match="was begun with steps 2, now 3: give another --out"):
         evaluate.main([*arguments, "--steps", "3"])
@@ -136,9 +136,9 @@ def test_pictures_do_not_depend_on_the_batch(tmp_path):
         options = evaluate.parse(["--batch", batch, "--steps", "1", "--device", "cpu", "--out", str(out)])
         items = [Item("a large circle", "red"), Item("a blue square", "on white")] * 2
         evaluate.check_manifest(options, items)
-        paths = evaluate.generate(
-            lambda options=options: evaluate.load_model(options), [parse_method("nag")], items, options
-        )["nag"]
+        paths = evaluate.generate(lambda: evaluate.load_model("shapes", "cpu"), [parse_method("nag")], items, options)[
+            "nag"
+        ]
         drawn.append([np.asarray(Image.open(x.path)).astype(int) for x in paths])
     assert max(abs(a - b).max() for a, b in zip(*drawn, strict=True)) <= 1
 

@@ -4,7 +4,6 @@
 
 import argparse
 import copy
-import json
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from nag_kernels.shapes.parallel import free_port, one_thread_each
+from nag_kernels.shapes.pipeline import save_denoiser
 
 from .models import Model, model_of
 from .settings import Settings
@@ -96,15 +96,9 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
         with work.averaged() as best:
             kept = copy.deepcopy(best)
         print(f"{(time.monotonic() - began) / 60:.1f} minutes of training by the clock")
-        write(kept.half() if options.preset else kept, options.out / "student")
-
-
-def write(student: torch.nn.Module, folder: Path) -> None:
-    student.save_pretrained(str(folder))
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    print(f"{folder}: the student")
+        folder = options.out / "student"
+        save_denoiser(kept.half() if options.preset else kept, folder)
+        print(f"{folder}: the student")
 
 
 def become(rank: int, workers: int, port: int) -> None:

@@ -82,12 +82,13 @@ def call_unet(module: Module, x: Tensor, timestep: Tensor, text: Text, negative:
 
 def call_joint(module: Module, x: Tensor, timestep: Tensor, text: Text, negative: Text | None = None) -> Tensor:
     """An SD3Transformer2DModel of shapes: padding is zeros, the pooled text is the mean of the prompt's."""
-    seen = {name: part and part["embeds"] * part["mask"][..., None] for name, part in (("+", text), ("-", negative))}
-    pooled = seen["+"].sum(1) / text["mask"].sum(1, keepdim=True)
-    embeds = seen["+"] if negative is None else torch.cat([seen["+"], seen["-"]], dim=1)
-    return module(
-        hidden_states=x, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=timestep, return_dict=False
-    )[0]
+    from nag_kernels.shapes.pipeline import denoiser_arguments
+
+    arguments, *other = (
+        denoiser_arguments(module, x, timestep, part["embeds"], part["mask"]) for part in (text, negative) if part
+    )
+    embeds = [each["encoder_hidden_states"] for each in (arguments, *other)]
+    return module(**arguments | {"encoder_hidden_states": torch.cat(embeds, dim=1)}, return_dict=False)[0]
 
 
 @contextlib.contextmanager

@@ -335,3 +335,11 @@ def load_denoiser(folder: str | Path) -> dict[str, torch.nn.Module]:
         if name == cls.__name__:
             return {place: cls.from_pretrained(str(folder), low_cpu_mem_usage=False).eval()}
     raise ValueError(f"folder must hold a UNet2DConditionModel or an SD3Transformer2DModel, got a {name}")
+
+
+def save_denoiser(model: torch.nn.Module, folder: Path) -> None:
+    """Write a denoiser for `load_denoiser`, without the path that it was read from."""
+    model.save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

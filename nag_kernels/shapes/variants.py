@@ -25,7 +25,7 @@ from .classifier import load_classifier
 from .evaluate import evaluate
 from .generator import build_transformer, load_generator, match_flow, straighten
 from .parallel import launch
-from .pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load
+from .pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load, save_denoiser
 from .settings import QUICK, Settings
 
 SETTINGS = {
@@ -65,16 +65,8 @@ def train(variant: str, settings: Settings, folder: Path, work: Path, go_on: boo
     before = json.loads(record(folder, variant).read_text()) if go_on else None
     pipe = start(variant, folder, go_on)
     load_generator(pipe, path)
-    write_denoiser(pipe, folder / VARIANTS[variant])
+    save_denoiser(pipe.denoiser.half(), folder / VARIANTS[variant])
     return judge(variant, asdict(settings), folder, spent, before)
-
-
-def write_denoiser(pipe: ShapesPipeline, folder: Path) -> None:
-    """The pipeline's denoiser, in float16, as it is shipped."""
-    pipe.denoiser.half().save_pretrained(str(folder))
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)  # a path of the machine that trained
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def judge(variant: str, settings: dict, folder: Path, minutes: float, before: dict | None = None) -> dict:

@@ -39,8 +39,9 @@ evidence: .venv/.installed  # every table and figure of docs/evidence.md from th
 	$(BIN)/python -m pip install -q -c constraints.txt torchao bitsandbytes  # the extra "quantised"
 	touch $@
 
+TESTERS ?= 2  # processes, one thread each
 test: .venv/.quantised
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 # The oldest diffusers that is supported, in an environment of its own that sees all else (torch, this package) in .venv.
 .venv-oldest/.installed: .venv/.quantised
@@ -51,7 +52,7 @@ test: .venv/.quantised
 	touch $@
 
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest $(OLDEST_TESTS:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile $(OLDEST_TESTS:%=tests/test_%.py)
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks

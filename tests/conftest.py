@@ -31,15 +31,31 @@ def backend(request) -> str:
     return request.param
 
 
+def pytest_configure(config):
+    config.calls = {}  # of each backend, over all processes of pytest-xdist
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's, which is not needed
+def pytest_testnodedown(node, error):
+    for name, n in getattr(node, "workeroutput", {}).get("calls", {}).items():
+        node.config.calls[name] = node.config.calls.get(name, 0) + n
+
+
 def pytest_sessionfinish(session, exitstatus):
-    absent = [name for name in REQUIRED if backends.counts().get(name, 0) == 0]
+    calls = session.config.calls
+    for name, n in backends.counts().items():
+        calls[name] = calls.get(name, 0) + n
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["calls"] = calls
+        return
+    absent = [name for name in REQUIRED if calls.get(name, 0) == 0]
     if absent and not session.config.option.collectonly:
         session.exitstatus = 1
         print(f"\nNAG_REQUIRE_BACKENDS: never ran: {', '.join(absent)}")
 
 
 def pytest_terminal_summary(terminalreporter):
-    counts = ", ".join(f"{name}={n}" for name, n in backends.counts().items())
+    counts = ", ".join(f"{name}={n}" for name, n in terminalreporter.config.calls.items())
     path = backends.cpu_capability() or "not built"
     skips = {report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])}
     gpu = [] if torch.cuda.is_available() else ["any GPU"]

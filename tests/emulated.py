@@ -7,6 +7,7 @@ It proves the kernels' own text: index maps, masks, bounds, barriers, arithmetic
 the PTX behind `csrc/cuda/device.cuh`, which only a GPU can run.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -60,6 +61,17 @@ def build(folder: Path, replace: tuple[str, str] | None = None) -> Path:
     return folder / f"{name}.so"
 
 
+@contextlib.contextmanager
+def alone(folder: Path):
+    """Of the processes that may want to build in `folder`, one at a time."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def load(library: Path):
     spec = importlib.util.spec_from_file_location(library.stem, library)
     module = importlib.util.module_from_spec(spec)
@@ -74,7 +86,8 @@ def module():
         pytest.skip("the emulated CUDA kernels are not here: no C++ compiler")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES) + sys.version.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nag_emulated-{os.getuid()}-{digest}"
-    return load(next(folder.glob("*.so"), None) or build(folder))
+    with alone(folder):
+        return load(next(folder.glob("*.so"), None) or build(folder))
 
 
 @functools.cache
@@ -82,15 +95,17 @@ def host_library() -> Path:
     """The operations of nag_cuda for CPU tensors, their host half as it is, over the emulated device."""
     if shutil.which(os.environ.get("CXX") or "c++") is None:
         pytest.skip("the emulated CUDA kernels are not here: no C++ compiler")
-    cuda, torch_root = ROOT / "csrc" / "cuda", Path(torch.__file__).parent
+    cuda = ROOT / "csrc" / "cuda"
     hosts = [cuda / "attention.cpp", cuda / "guidance.cpp", NATIVE / "host_emulated.cpp"]
     read = [*SOURCES, *hosts, *sorted(cuda.glob("*.cu")), NATIVE / "fake_cuda" / "cuda_runtime.h"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nag_emulated_host-{os.getuid()}-{digest}"
-    library = folder / "nag_cuda_emulated.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        return next(folder.glob("*.so"), None) or _build_host(folder, hosts)
+
+
+def _build_host(folder: Path, hosts: list[Path]) -> Path:
+    library, cuda, torch_root = folder / "nag_cuda_emulated.so", ROOT / "csrc" / "cuda", Path(torch.__file__).parent
     includes = [NATIVE / "fake_cuda", NATIVE, ROOT / "csrc", cuda, torch_root / "include"]
     flags = "-std=c++20 -O1 -fPIC -fvisibility=hidden -w -DNAG_EMULATED -DNAG_CUDA_KEY=CPU -DUSE_CUDA=1 "
     flags += "-DTORCH_TARGET_VERSION=0x020a000000000000 " + " ".join(f"-I{x}" for x in includes)

@@ -134,7 +134,7 @@ def test_a_student_is_adopted_with_its_record(tmp_path, monkeypatch):
     assert load(folder, variant="student").unet is not None
 
 
-SHIPPED = ("teacher", "student", "joint_teacher", "joint_student")
+SHIPPED = ("teacher", "student", "joint_teacher", "joint_few", "joint_student")
 
 
 @pytest.mark.parametrize("variant", SHIPPED)

@@ -6,6 +6,9 @@
 #
 #     benchmarks/gpu_visit.sh                     all stages
 #     benchmarks/gpu_visit.sh build cuda bench    these
+#     LIMIT=110 MINUTES=1.5 benchmarks/gpu_visit.sh machine build cuda triton both tune bench     the most of 13 minutes
+#
+# LIMIT: seconds that a stage may take.  MINUTES: what the tune stage takes of them.
 #
 #   machine    what is here: GPU, driver, compilers, torch, Triton, commit
 #   build      the CPU and CUDA libraries for this GPU, in place (left out where a _C_cuda is there and loads)
@@ -28,6 +31,7 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-out/gpu}
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-520}
+MINUTES=${MINUTES:-7.5}
 mkdir -p "$OUT"
 export NAG_BACKEND=gpu PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 [ -d nag_kernels/triton_kernels ] || ln -sfn ../triton_kernels nag_kernels/triton_kernels
@@ -83,7 +87,7 @@ sanitize() {
 }
 
 tune() {
-  "$PYTHON" -m benchmarks.tune_gpu --minutes 7.5
+  "$PYTHON" -m benchmarks.tune_gpu --minutes "$MINUTES"
   local status=$?
   cp nag_kernels/gpu_choices.csv triton_kernels/tiles.csv "$OUT"
   find benchmarks/results -name 'tune-*.csv' -exec cp {} "$OUT" \;
@@ -113,7 +117,7 @@ model() { measured model; }
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(machine build triton cuda both suite sanitize tune bench model)
 export -f machine build checked triton cuda both suite sanitize tune bench model measured
-export OUT PYTHON
+export OUT PYTHON MINUTES
 failed=()
 for stage in "${stages[@]}"; do
   case "$stage" in

@@ -11,6 +11,7 @@ import functools
 import logging
 import math
 import numbers
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -351,10 +352,11 @@ LIBRARY = torch.library.Library("nag", "DEF")
 _register(LIBRARY)
 
 
-def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str) -> None:
+def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str, behind: bool = False) -> None:
     """Let Python kernels serve a dispatch key ("CUDA"); `kernels` gives them by operation, at the first call.
 
     They get checked input of any dtype but float64, which stays with the floor.
+    behind: as nag_gpu::, for a compiled kernel of nag:: that hands on what it does not serve (csrc/cuda/choice.cpp).
     """
 
     def serve(op: str, *args, **kwargs) -> Tensor:
@@ -364,5 +366,27 @@ def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str) ->
         with torch.cuda.device(args[0].device) if args[0].is_cuda else contextlib.nullcontext():
             return kernels()[op](*args, **kwargs)
 
-    for name in SCHEMAS:
-        LIBRARY.impl(name, functools.partial(serve, name.partition(".")[0]), key)
+    def serve_behind(op: str, *args, **kwargs) -> Tensor:
+        try:
+            return serve(op, *args, **kwargs)
+        except Exception as error:
+            _thread.error = error
+            raise
+
+    for name, schema in SCHEMAS.items():
+        library, kernel = (BEHIND, serve_behind) if behind else (LIBRARY, serve)
+        if behind:
+            library.define(name + schema)
+        library.impl(name, functools.partial(kernel, name.partition(".")[0]), key)
+
+
+BEHIND = torch.library.Library("nag_gpu", "DEF")
+BEHIND_FAILED = (
+    "the Python that serves this call failed"  # so says choice.cpp: no exception comes through the stable ABI
+)
+_thread = threading.local()
+
+
+def error_behind() -> Exception:
+    """What nag_gpu:: raised last in this thread."""
+    return _thread.__dict__.pop("error")

@@ -62,7 +62,7 @@ elif torch.version.cuda is None:  # its library needs libtorch_cuda: not tried
 else:
     _CUDA, _CUDA_MISSING = _load("._C_cuda", "no nvcc at install time, or NAG_BUILD_CUDA=0")
 if _TRITON_MISSING is None or _CUDA is not None:
-    _ops.register_kernels(lambda: gpu.KERNELS, "CUDA")
+    _ops.register_kernels(lambda: gpu.KERNELS, "CUDA", behind=_CUDA is not None)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def counts() -> dict[str, int]:
     """How often each backend has run an operation in this process, counted inside the backend."""
     triton = sys.modules.get(TRITON_MODULE)
     return {
-        "cuda": sum(n for plan, n in gpu.calls.items() if plan.startswith("cuda")),
+        "cuda": sum(_CUDA.launches().values()) if _CUDA is not None else 0,
         "triton": sum(triton.calls.values()) if triton else 0,
         "cpu": sum(_CPU.calls().values()) if _CPU is not None else 0,
         "reference": sum(_ops.reference_calls.values()),

@@ -9,6 +9,7 @@ lengths and whether there are shared keys, never by batch (the same bits alone a
     reference               plain PyTorch
 
 A row's source is the benchmark row that it came from, or `unmeasured`; `python -m benchmarks.tune_gpu` rewrites the file.
+Calls whose row begins with a plan in C++ meet this module once: from then on csrc/cuda/choice.cpp knows the rows.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ TRITON_MAX_SIZE = 256
 # The other attention rounds its output to the element type. In float16 the finish form then makes 0.55 to 0.60 of the eager
 # formula's error from here on, and up to 0.70 with few keys, where 0.65 is allowed.
 FINISH_MIN_LENGTH = 256
-calls: Counter[str] = Counter()  # how often each plan ran
+calls: Counter[str] = Counter()  # how often each plan ran from here
 _only: contextvars.ContextVar[str | None] = contextvars.ContextVar("nag_kernels_only", default=None)
 
 
@@ -155,20 +156,42 @@ def turned_on() -> tuple[str, ...]:
 def only(family: str) -> Iterator[None]:
     """Within it, only the plans of one family ("cuda", "triton") may serve; what it refuses goes to the reference."""
     token = _only.set(family)
+    paused = torch.ops.nag_cuda.pause(True) if "cuda" in _families() else True
     try:
         yield
     finally:
         _only.reset(token)
+        if not paused:
+            torch.ops.nag_cuda.pause(False)
+
+
+def _order(row: Choice | None) -> list[str]:
+    """All plans: those of the row first."""
+    order = [x.strip() for x in row.plans.split(">")] if row else []
+    return order + [plan for plan in PLANS if plan not in order]
+
+
+def rows_for_cpp(families: tuple[str, ...]) -> list[int]:
+    """Of each row six numbers for choice.cpp: its limits, and which of the plans in C++ comes first (0: another one)."""
+    numbers = []
+    for row in read():
+        first = next(plan for plan in _order(row) if plan.split()[0] in families)
+        form = {"cuda text": 1, "cuda branches": 2}.get(first, 0)
+        numbers += [row.chip, row.shared, row.size_to, row.length_to, row.text_to, form]
+    return numbers
+
+
+@functools.cache
+def _hand_over() -> None:
+    torch.ops.nag_cuda.set_choices(rows_for_cpp(_families()))
 
 
 @functools.lru_cache(4096)
 def choose(call: Call, families: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
     """(plan that serves, ((other plan, why it does not), ...)) for the families of kernels that may serve."""
     row = find(call)
-    order = [x.strip() for x in row.plans.split(">")] if row else []
-    order += [plan for plan in PLANS if plan not in order]
     chosen, others = None, []
-    for plan in order:
+    for plan in _order(row):
         if plan.split()[0] not in families:
             why = f"{plan.split()[0]} is off or not here"
         else:
@@ -246,6 +269,8 @@ def fused_guided_attention(
     value_shared=None, mask_positive=None, mask_negative=None, mask_shared=None, softmax_scale=None,
     negative_logit_bias=0.0, rule="nag",
 ) -> Tensor:  # fmt: skip
+    if "cuda" in _families():
+        _hand_over()
     call = call_of(query, key_positive, key_negative, key_shared, mask_shared, rule)
     plan, others = choose(call, turned_on())
     if plan == "reference":

@@ -91,12 +91,16 @@ def module():
 
 
 @functools.cache
-def host_library() -> Path:
-    """The operations of nag_cuda for CPU tensors, their host half as it is, over the emulated device."""
+def host_library(choice: bool = False) -> Path:
+    """The operations of nag_cuda for CPU tensors, their host half as it is, over the emulated device.
+
+    choice: with choice.cpp, which serves nag:: of CPU tensors as well: for a process without the CPU kernels.
+    """
     if shutil.which(os.environ.get("CXX") or "c++") is None:
         pytest.skip("the emulated CUDA kernels are not here: no C++ compiler")
     cuda = ROOT / "csrc" / "cuda"
     hosts = [cuda / "attention.cpp", cuda / "guidance.cpp", NATIVE / "host_emulated.cpp"]
+    hosts += [cuda / "choice.cpp"] * choice
     read = [*SOURCES, *hosts, *sorted(cuda.glob("*.cu")), NATIVE / "fake_cuda" / "cuda_runtime.h"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nag_emulated_host-{os.getuid()}-{digest}"

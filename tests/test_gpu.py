@@ -43,6 +43,14 @@ def test_short(rule, shape):
     assert sum(backends.counts()[name] for name in ("cuda", "triton")) == before + 2
 
 
+def test_a_plan_in_cpp_meets_python_once():
+    inputs = make_inputs(length=70, heads=2, size=40, positive=7, negative=9)
+    first = attend(inputs)
+    before = sum(gpu.calls.values())
+    assert torch.equal(attend(inputs), first)
+    assert sum(gpu.calls.values()) - before == (not plan_of(inputs).startswith("cuda"))
+
+
 # --- every plan by itself: the same cases for each --------------------------------------------------------------------
 
 CASES = {

@@ -3,10 +3,17 @@
 """Which GPU kernel would serve a call and why the others would not, the tables behind that, the finish form, warm-up."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import emulated
 import pytest
 import torch
 from test_backends import HIDE_THE_EXTENSION, python
@@ -228,6 +235,45 @@ def test_the_chooser_behind_the_operation():
     said = python(HIDE_THE_EXTENSION + CHOSEN, TRITON_INTERPRET="1", NAG_BACKEND="gpu", NAG_LOG="debug")
     assert "{'triton finish flash': 1, 'triton': 2, 'reference': 1, 'triton guidance': 1}" in said
     assert "head size 264 is above 256" in said
+
+
+# --- the choice in C++ ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("families", [BOTH, ("cuda",)], ids=str)
+def test_cpp_finds_the_row_that_python_finds(families):
+    module, rows = emulated.module(), gpu.rows_for_cpp(families)
+    found = set()
+    for chip, shared, size, length, text in itertools.product(
+        (75, 80, 89, 90, 120), (0, 1, 27280), (40, 128, 160, 168, 256, 264), (1, 4096, 4097), (0, 128, 129, 512)
+    ):
+        call = gpu.Call(chip, length, 8, size, text, 0, shared)
+        row = gpu.find(call)
+        first = next((x for x in gpu._order(row) if x.split()[0] in families), "") if row else ""
+        expected = first.removeprefix("cuda ") if first.startswith("cuda") else ""
+        assert module.first_form(rows, chip, length, size, text, shared) == expected, call
+        found.add(expected)
+    assert found == ({"", "text"} if families == BOTH else {"", "text", "branches"})
+    newer_first = rows[24:] + rows[:24]  # the order of chips in the file does not matter
+    assert module.first_form(newer_first, 90, 1, 64, 77, 0) == module.first_form(rows, 90, 1, 64, 77, 0) == "text"
+
+
+@triton
+@pytest.mark.parametrize("part", ["served", "handed_on", "per_sample", "gradient", "bad_inputs", "errors", "only"])
+def test_the_choice_in_cpp(part):
+    """In a process without the CPU kernels, whose place the host half over the emulated device takes (choice_worker.py)."""
+    assert choices_of_a_process()[part] == "as it should"
+
+
+@functools.cache
+def choices_of_a_process() -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE_THE_EXTENSION + "import choice_worker", emulated.host_library(choice=True)],
+        env={**os.environ, "NAG_BACKEND": "gpu", "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parent,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @triton

@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Host half of nag_cuda::fused_guided_attention: check, parameters, and one launch (form "text") or two (form
-// "branches", then the blend). The chooser in Python has settled the form and refused what no kernel takes; raw calls
-// meet the same limits here.
+// "branches", then the blend). Who calls has chosen the form (gpu.py, choice.cpp); what no kernel takes is refused.
 
 #include <torch/csrc/stable/library.h>
 
@@ -11,6 +10,7 @@
 #include <optional>
 
 #include "launch.h"
+#include "operations.h"
 #include "tile_size.h"
 
 namespace nag {
@@ -47,40 +47,52 @@ Segment make_segment(const KeySet& set, int64_t batch, double bias, std::vector<
   return s;
 }
 
-void check_limits(const Tensor& query, const KeySet (&sets)[3], const std::string& form) {
+template <class... Parts>
+std::string said(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  return message.str();
+}
+
+}  // namespace
+
+std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::string& form) {
   const ScalarType dtype = query.scalar_type();
   const int64_t size = query.size(3);
   if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) {
-    refuse(kOp, "cuda cannot run ", dtype_name(dtype), ": its matrix units take bfloat16 and float16");
+    return said("cuda cannot run ", dtype_name(dtype), ": its matrix units take bfloat16 and float16");
   }
   if (size % 8 != 0 || size > kBranchMaxSize) {
-    refuse(kOp, "cuda cannot run head size ", size, ": it takes multiples of 8 up to ", kBranchMaxSize);
+    return said("cuda cannot run head size ", size, ": it takes multiples of 8 up to ", kBranchMaxSize);
   }
   for (const KeySet& set : sets) {
     if (set.key != nullptr && set.key->size(1) > 0x3fffffff) {
-      refuse(kOp, "cuda cannot run ", set.key->size(1), " keys");
+      return said("cuda cannot run ", set.key->size(1), " keys");
     }
   }
   if (form == "branches") {
-    return;
+    return {};
   }
   if (form != "text") {
-    refuse(kOp, "form must be 'text' or 'branches', got '", form, "'");
+    return said("form must be 'text' or 'branches', got '", form, "'");
   }
   if (sets[2].key != nullptr && sets[2].key->size(1) > 0) {
-    refuse(kOp, "the one-launch kernel takes no shared keys");
+    return "the one-launch kernel takes no shared keys";
   }
   if (size > kTextMaxSize || sets[0].key->size(1) > kTextMaxLength || sets[1].key->size(1) > kTextMaxLength) {
-    refuse(kOp, "the one-launch kernel takes head sizes up to ", kTextMaxSize, " and texts up to ", kTextMaxLength);
+    return said("the one-launch kernel takes head sizes up to ", kTextMaxSize, " and texts up to ", kTextMaxLength);
   }
+  return {};
 }
 
 template <class Setting>
-Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
-           const Setting& alpha, const std::optional<double>& softmax_scale, double bias, const std::string& rule,
-           const std::string& form) {
+Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
+              const Setting& alpha, const std::optional<double>& softmax_scale, double bias, const std::string& rule,
+              const std::string& form) {
   check_attention(query_given, sets, scale, tau, alpha, softmax_scale, bias, rule);
-  check_limits(query_given, sets, form);
+  if (const std::string why = refusal(query_given, sets, form); !why.empty()) {
+    refuse(kOp, why);
+  }
   const ScalarType dtype = query_given.scalar_type();
   const bool half = dtype == ScalarType::Half;
   Tensor out = empty(query_given, shape_of(query_given), dtype);
@@ -131,7 +143,12 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   return out;
 }
 
-const Tensor* pointer(const std::optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
+template Tensor attend(const Tensor&, const KeySet (&)[3], const double&, const double&, const double&,
+                       const std::optional<double>&, double, const std::string&, const std::string&);
+template Tensor attend(const Tensor&, const KeySet (&)[3], const Tensor&, const Tensor&, const Tensor&,
+                       const std::optional<double>&, double, const std::string&, const std::string&);
+
+namespace {
 
 template <class Setting>
 Tensor attention_cuda(Tensor query,                                           // [B, S, H, D]
@@ -150,7 +167,7 @@ Tensor attention_cuda(Tensor query,                                           //
   const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
                           {"negative", &key_negative, &value_negative, pointer(mask_negative)},
                           {"shared", pointer(key_shared), pointer(value_shared), pointer(mask_shared)}};
-  return run(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule, form);
+  return attend(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule, form);
 }
 
 }  // namespace

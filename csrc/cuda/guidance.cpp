@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "launch.h"
+#include "operations.h"
 
 namespace nag {
 namespace {
@@ -31,12 +32,12 @@ Tensor as_rows(const Tensor& x, int64_t* row_stride) {
   return torch::stable::contiguous(x);
 }
 
+}  // namespace
+
 template <class Setting>
-Tensor guidance_cuda(Tensor positive,                                        // [..., C]
-                     Tensor negative,                                        // [..., C]
-                     Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
-                     std::string rule) {
-  check_guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule);
+Tensor guide(const Tensor& positive, const Tensor& negative, const Setting& scale, const Setting& tau,
+             const Setting& alpha, const std::string& rule) {
+  check_guidance(positive, negative, scale, tau, alpha, rule);
   const ScalarType dtype = positive.scalar_type();
   if (dtype == ScalarType::Double) {
     refuse("guidance", "cuda cannot run float64");
@@ -60,7 +61,7 @@ Tensor guidance_cuda(Tensor positive,                                        // 
   p.rows = out.numel() / channels;
   p.rows_per_sample = out.dim() > 1 ? p.rows / out.size(0) : p.rows;
   p.rule = row_rule(rule);
-  p.settings = kernel_settings(nag_scale, nag_tau, nag_alpha);
+  p.settings = kernel_settings(scale, tau, alpha);
   const auto even = [&](const Tensor& x, int64_t stride) {
     return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && stride % 8 == 0;
   };
@@ -71,8 +72,20 @@ Tensor guidance_cuda(Tensor positive,                                        // 
   return out;
 }
 
-}  // namespace
+template Tensor guide(const Tensor&, const Tensor&, const double&, const double&, const double&, const std::string&);
+template Tensor guide(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const std::string&);
 
+namespace {
+
+template <class Setting>
+Tensor guidance_cuda(Tensor positive,                                        // [..., C]
+                     Tensor negative,                                        // [..., C]
+                     Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
+                     std::string rule) {
+  return guide(positive, negative, nag_scale, nag_tau, nag_alpha, rule);
+}
+
+}  // namespace
 }  // namespace nag
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {

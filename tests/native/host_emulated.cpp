@@ -1,9 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The host half of the CUDA operations on the CPU: csrc/cuda/attention.cpp and guidance.cpp as they stand, registered
-// for CPU tensors (NAG_CUDA_KEY), over the emulated device in the place of launches, stream and device guard. Built by
-// tests/emulated.py; it never ships.
+// The host half of the CUDA operations on the CPU: csrc/cuda/attention.cpp, guidance.cpp and choice.cpp as they stand,
+// registered for CPU tensors (NAG_CUDA_KEY), over the emulated device in the place of launches, stream and device
+// guard. Built by tests/emulated.py; it never ships.
 
 #include <cstdlib>
 
@@ -49,8 +49,16 @@ int32_t torch_c10_cuda_check_msg(int32_t error, const char*, const char*, uint32
 void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  const char* const kib = std::getenv("NAG_EMULATED_SHARED_KIB");
-  *value = (kib == nullptr ? 99 : std::atoi(kib)) << 10;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const auto set = [](const char* name, int otherwise) {
+    const char* const text = std::getenv(name);
+    return text == nullptr ? otherwise : std::atoi(text);
+  };
+  if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
+    *value = set("NAG_EMULATED_SHARED_KIB", 99) << 10;
+  } else {
+    const int chip = set("NAG_EMULATED_CHIP", 90);
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? chip / 10 : chip % 10;
+  }
   return cudaSuccess;
 }

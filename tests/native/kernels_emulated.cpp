@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention_kernel.cuh"
+#include "choice.h"
 #include "guidance_kernel.cuh"
 #include "text_kernel.cuh"
 
@@ -211,6 +212,10 @@ PYBIND11_MODULE(NAG_MODULE, m) {  // a name per build: pybind11 hands out a modu
     softmax_merge({first.first, first.second}, {second.first, second.second}, &x, &y);
     return std::pair(x, y);
   });
+  m.def("first_form",
+        [](const std::vector<int64_t>& rows, int64_t chip, int64_t length, int64_t size, int64_t text, int64_t shared) {
+          return std::string(first_form(read_choices(rows), chip, length, size, text, shared));
+        });
   m.def("text_shared_bytes", &text_shared_bytes);
   m.def("branch_shared_bytes", [] {
     return std::vector<int>{BranchTile<64>::kSharedBytes, BranchTile<96>::kSharedBytes, BranchTile<128>::kSharedBytes,

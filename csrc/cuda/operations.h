@@ -1,0 +1,29 @@
+// SPDX-FileCopyrightText: 2026 The nag_kernels authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the host files of the operations share: attention.cpp and guidance.cpp define it for numbers and for tensors as
+// settings, choice.cpp calls it.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "checks.h"
+
+namespace nag {
+
+inline const Tensor* pointer(const std::optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
+
+// Why the kernels of `form` cannot serve a call whose tensors have the right dimensions; empty if they can.
+std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::string& form);
+
+template <class Setting>
+Tensor attend(const Tensor& query, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
+              const Setting& alpha, const std::optional<double>& softmax_scale, double bias, const std::string& rule,
+              const std::string& form);
+
+template <class Setting>
+Tensor guide(const Tensor& positive, const Tensor& negative, const Setting& scale, const Setting& tau,
+             const Setting& alpha, const std::string& rule);
+
+}  // namespace nag

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nag_kernels import backends, gpu, reference, testing
+from nag_kernels import backends, gpu, reference, sdpa, testing
 
 from .workloads import Workload
 
@@ -117,6 +117,10 @@ def _reference(device: str) -> Run:
     return lambda inputs: reference.fused_guided_attention(**testing.with_settings(inputs, SETTINGS))
 
 
+def _sdpa(device: str) -> Run:
+    return lambda inputs: sdpa.fused_guided_attention(**testing.with_settings(inputs, SETTINGS))
+
+
 def served(device: str) -> tuple[str, str]:
     """The kernels that are there for the operation on `device`, and why they do not take it, "" where they do."""
     kind = torch.device(device).type
@@ -145,6 +149,7 @@ PROVIDERS = {
         shared=True,
     ),
     "flex": Provider(_flex, "FlexAttention twice, compiled for each shape, and the compiled formula", usual=False),
+    "sdpa": Provider(_sdpa, "nag_kernels.sdpa: what serves where no kernel of ours does", usual=False),
     "reference": Provider(_reference, "nag_kernels.reference, plain PyTorch", usual=False),
     "ours": Provider(_ours, "torch.ops.nag.fused_guided_attention through its backend for the device"),
 }  # fmt: skip

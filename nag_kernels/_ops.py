@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import reference, sdpa
 
 RULES = ("nag", "nasa", "vsf")
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -40,7 +40,7 @@ SCHEMAS = {
 }
 
 LOG = logging.getLogger("nag_kernels")
-reference_calls: Counter[str] = Counter()  # how often the floor ran, by operation
+torch_calls: Counter[str] = Counter()  # how often each backend of plain PyTorch ran
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -208,16 +208,26 @@ def check_fused_guided_attention(
 
 CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
 SETTINGS = {"fused_guided_attention": (5, 6, 7), "guidance": (2, 3, 4)}  # positions among the arguments
-FLOORS = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
+REFERENCE = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
+PLAIN = {"reference": REFERENCE, "sdpa": {"fused_guided_attention": sdpa.fused_guided_attention}}  # the formulas
 
 
-def run_reference(op: str, *args, **kwargs) -> Tensor:
-    """The floor: check, then the formula in plain PyTorch. Serves every device and dtype without a kernel."""
+def floor(op: str, dtype: torch.dtype) -> str:
+    """Which of `PLAIN` serves where no kernel does."""
+    return "sdpa" if op in PLAIN["sdpa"] and dtype != torch.float64 else "reference"
+
+
+def run_plain(backend: str, op: str, *args, **kwargs) -> Tensor:
+    """Check, then a formula in plain PyTorch, on any device."""
     CHECKS[op](*args, **kwargs)
-    reference_calls[op] += 1
+    torch_calls[backend] += 1
     if not torch.compiler.is_compiling():
-        LOG.debug("reference runs nag::%s on %s", op, args[0].device)
-    return FLOORS[op](*args, **kwargs)
+        LOG.debug("%s runs nag::%s on %s", backend, op, args[0].device)
+    return PLAIN[backend][op](*args, **kwargs)
+
+
+def run_floor(op: str, *args, **kwargs) -> Tensor:
+    return run_plain(floor(op, args[0].dtype if isinstance(args[0], Tensor) else torch.float32), op, *args, **kwargs)
 
 
 def _fake(op: str, *args, **kwargs) -> Tensor:
@@ -249,7 +259,7 @@ class _Recompute(torch.autograd.Function):
                 # A view is a leaf of this derivative alone (two inputs may be one tensor, or one made from the other),
                 # and still leads to the saved tensor, so that a second derivative is right as well.
                 inputs[i] = inputs[i].view_as(inputs[i]) if second_order else inputs[i].detach().requires_grad_()
-            output = FLOORS[ctx.op](*inputs)
+            output = REFERENCE[ctx.op](*inputs)
             if output.requires_grad:
                 found = torch.autograd.grad(
                     output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
@@ -322,11 +332,11 @@ def autocasted(op: str, args: tuple) -> tuple:
     return _cast(op, device, args) if enabled else args
 
 
-def force_reference(op: str, *args) -> Tensor:
-    """The floor as a plain function, with what the dispatcher does about autocast before it."""
+def force_plain(backend: str, op: str, *args) -> Tensor:
+    """`run_plain`, with what the dispatcher does about autocast before it."""
     args = autocasted(op, args)
     with _no_autocast(device_type(args)):
-        return run_reference(op, *args)
+        return run_plain(backend, op, *args)
 
 
 def _register(library: torch.library.Library) -> None:
@@ -334,13 +344,13 @@ def _register(library: torch.library.Library) -> None:
         op, _, overload = name.partition(".")
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-        def floor(*args, op=op, **kwargs):
-            return run_reference(op, *args, **kwargs)
+        def floor_of(*args, op=op, **kwargs):
+            return run_floor(op, *args, **kwargs)
 
         def fake(*args, op=op, **kwargs):
             return _fake(op, *args, **kwargs)
 
-        library.impl(name, floor, "CompositeExplicitAutograd")
+        library.impl(name, floor_of, "CompositeExplicitAutograd")
         torch.library.register_fake(f"nag::{name}", fake, lib=library)
         call = getattr(getattr(torch.ops.nag, op), overload or "default")
         library.impl(name, _autograd(call), "Autograd", with_keyset=True)
@@ -361,7 +371,7 @@ def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str, be
 
     def serve(op: str, *args, **kwargs) -> Tensor:
         if args[0].dtype == torch.float64:
-            return run_reference(op, *args, **kwargs)
+            return run_floor(op, *args, **kwargs)
         CHECKS[op](*args, **kwargs)
         with torch.cuda.device(args[0].device) if args[0].is_cuda else contextlib.nullcontext():
             return kernels()[op](*args, **kwargs)

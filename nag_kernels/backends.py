@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels are here, which of them serves a call, why the others do not, and how often each has run.
 
-A backend is a name: "reference" (plain PyTorch, every device), "cpu" (C++, `csrc/cpu`), "cuda" (C++, `csrc/cuda`) or
-"triton" (`triton_kernels`). `NAG_BACKEND` forces one for every call of the front doors, or, as "gpu", turns both kinds of GPU
-kernels on and leaves each call to the table of gpu.py. What they refuse goes to the reference. `NAG_LOG=debug` logs why a
-backend is not here and each call that the reference serves.
+A backend is a name: "cuda" (C++, `csrc/cuda`), "triton" (`triton_kernels`), "cpu" (C++, `csrc/cpu`), "sdpa" (torch's own attention
+and then the formula, every device) or "reference" (the formulas alone, every device). `NAG_BACKEND` forces one for every call of the front doors, or, as "gpu", turns both kinds of GPU
+kernels on and leaves each call to the table of gpu.py. What they refuse goes to "sdpa", float64 to "reference".
+`NAG_LOG=debug` logs why a backend is not here and each call that these two serve.
 """
 
 import importlib
@@ -26,7 +26,7 @@ if os.environ.get("NAG_LOG"):
     logging.basicConfig()
     LOG.setLevel(_level)
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+BACKENDS = ("cuda", "triton", "cpu", "sdpa", "reference")
 ASKED = os.environ.get("NAG_BACKEND") or None  # read once: a compiled caller must not depend on the environment
 FORCED = None if ASKED == "gpu" else ASKED
 OPERATIONS = tuple(_ops.CHECKS)
@@ -76,10 +76,10 @@ def cpu_capability() -> str | None:
     return _CPU.capability() if _CPU is not None else None
 
 
-def refusal(backend: str, device: str) -> str | None:
-    """Why `backend` cannot run on a device type ("cpu", "cuda", ...), or None if it can."""
-    if backend == "reference":
-        return None
+def refusal(backend: str, device: str, op: str = "fused_guided_attention") -> str | None:
+    """Why `backend` cannot run `op` on a device type ("cpu", "cuda", ...), or None if it can."""
+    if backend in _ops.PLAIN:
+        return None if op in _ops.PLAIN[backend] else "there is no attention in it"
     if backend == "cpu":
         if _CPU is None:
             return _CPU_MISSING
@@ -100,7 +100,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     """
     forced = backend or FORCED
     for name in (forced,) if forced else BACKENDS:
-        reason = refusal(name, device)
+        reason = refusal(name, device, op)
         if reason is None:
             return name
         LOG.debug("%s cannot run nag::%s: %s", name, op, reason)
@@ -119,14 +119,16 @@ def explain(op: str = "fused_guided_attention", device: str = "cpu", **call) -> 
         if op != "fused_guided_attention":
             raise ValueError(f"only fused_guided_attention is chosen by call, not {op}")
         return gpu.explain(gpu.Call(**call))
-    if FORCED and refusal(FORCED, device):
-        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {FORCED}, but {refusal(FORCED, device)}"
+    if FORCED and refusal(FORCED, device, op):
+        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {FORCED}, but {refusal(FORCED, device, op)}"
     chosen, lines = choose(op, device), []
     for name in BACKENDS:
         if name == chosen:
             lines.append(f"{name} serves nag::{op} on {device}")
         else:
-            reason = refusal(name, device) or (f"NAG_BACKEND forces {FORCED}" if FORCED else f"{chosen} comes first")
+            reason = refusal(name, device, op) or (
+                f"NAG_BACKEND forces {FORCED}" if FORCED else f"{chosen} comes first"
+            )
             lines.append(f"{name} does not serve nag::{op} on {device}: {reason}")
     return "\n".join(lines)
 
@@ -138,5 +140,5 @@ def counts() -> dict[str, int]:
         "cuda": sum(_CUDA.launches().values()) if _CUDA is not None else 0,
         "triton": sum(triton.calls.values()) if triton else 0,
         "cpu": sum(_CPU.calls().values()) if _CPU is not None else 0,
-        "reference": sum(_ops.reference_calls.values()),
+        **{name: _ops.torch_calls[name] for name in ("sdpa", "reference")},
     }

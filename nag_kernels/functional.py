@@ -23,8 +23,9 @@ def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
 def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
     forced = backend or backends.FORCED
     if forced is not None:
-        if backends.choose(op, _ops.device_type(arguments), forced) == "reference":
-            return _ops.force_reference(op, *arguments)
+        chosen = backends.choose(op, _ops.device_type(arguments), forced)
+        if chosen in _ops.PLAIN:
+            return _ops.force_plain(chosen, op, *arguments)
         if backend in ("cuda", "triton"):
             with gpu.only(backend):
                 return _call(op, None, operation, arguments, tensors)

@@ -6,7 +6,7 @@ lengths and whether there are shared keys, never by batch (the same bits alone a
     cuda text               C++, one launch, two short texts           cuda branches    C++, any lengths, then the blend
     triton                  one walk over the keys, then the blend
     triton finish flash     FlashAttention over the shared keys, then both texts and the blend; "cudnn": by cuDNN
-    reference               plain PyTorch
+    sdpa                    torch's own attention, then the formula; float64: reference, the formula alone
 
 A row's source is the benchmark row that it came from, or `unmeasured`; `python -m benchmarks.tune_gpu` rewrites the file.
 Calls whose row begins with a plan in C++ meet this module once: from then on csrc/cuda/choice.cpp knows the rows.
@@ -154,7 +154,7 @@ def turned_on() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def only(family: str) -> Iterator[None]:
-    """Within it, only the plans of one family ("cuda", "triton") may serve; what it refuses goes to the reference."""
+    """Within it, only the plans of one family ("cuda", "triton") may serve; what it refuses goes to plain PyTorch."""
     token = _only.set(family)
     paused = torch.ops.nag_cuda.pause(True) if "cuda" in _families() else True
     try:
@@ -201,9 +201,10 @@ def choose(call: Call, families: tuple[str, ...]) -> tuple[str, tuple[tuple[str,
                 continue
             why = why or f"{chosen} comes first ({row.source if row else 'no row of the table fits'})"
         others.append((plan, why))
+    floor = _ops.floor("fused_guided_attention", call.dtype)
     if chosen is None:
-        return "reference", tuple(others)
-    return chosen, (*others, ("reference", f"{chosen} comes first"))
+        return floor, tuple(others)
+    return chosen, (*others, (floor, f"{chosen} comes first"))
 
 
 def explain(call: Call, families: tuple[str, ...] | None = None) -> str:
@@ -211,7 +212,7 @@ def explain(call: Call, families: tuple[str, ...] | None = None) -> str:
     families = turned_on() if families is None else families
     chosen, others = choose(call, families)
     row = find(call)
-    source = "" if row is None or chosen == "reference" else f" (table row of chip {row.chip / 10}: {row.source})"
+    source = "" if row is None or chosen in _ops.PLAIN else f" (table row of chip {row.chip / 10}: {row.source})"
     return "\n".join([f"{chosen} serves this call{source}", *(f"{plan} does not: {why}" for plan, why in others)])
 
 
@@ -247,7 +248,7 @@ def run_plan(
         scale = query.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
         state = prefix(query, key_shared, value_shared, scale)
         return _triton().finish(*arguments, *state, mask_positive, mask_negative, *options)
-    return _ops.run_reference("fused_guided_attention", *arguments, *shared, *options)
+    return _ops.run_plain(plan, "fused_guided_attention", *arguments, *shared, *options)
 
 
 @functools.cache
@@ -273,7 +274,7 @@ def fused_guided_attention(
         _hand_over()
     call = call_of(query, key_positive, key_negative, key_shared, mask_shared, rule)
     plan, others = choose(call, turned_on())
-    if plan == "reference":
+    if plan in _ops.PLAIN:
         _ops.LOG.debug("no GPU kernel serves nag::fused_guided_attention: %s", "; ".join(map(": ".join, others)))
     return run_plan(
         plan, query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha, key_shared,
@@ -290,7 +291,7 @@ def guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule="nag") -> T
     if "triton" in families:
         calls["triton guidance"] += 1
         return _triton().guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule)
-    return _ops.run_reference("guidance", positive, negative, nag_scale, nag_tau, nag_alpha, rule)
+    return _ops.run_plain("reference", "guidance", positive, negative, nag_scale, nag_tau, nag_alpha, rule)
 
 
 KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nag_kernels.info",
         description="Say what is installed, what is missing and why, and which backend serves each operation. "
-        "NAG_BACKEND forces one; NAG_LOG=debug logs what the reference serves.",
+        "NAG_BACKEND forces one; NAG_LOG=debug logs what plain PyTorch serves.",
     )
     parser.parse_args(arguments)
     print(report())

@@ -28,9 +28,9 @@ def attend(inputs, *settings):
 
 
 def python_calls(call):
-    before = sum(gpu.calls.values()) + sum(_ops.reference_calls.values())
+    before = sum(gpu.calls.values()) + sum(_ops.torch_calls.values())
     call()
-    return sum(gpu.calls.values()) + sum(_ops.reference_calls.values()) - before
+    return sum(gpu.calls.values()) + sum(_ops.torch_calls.values()) - before
 
 
 def served():

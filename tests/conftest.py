@@ -21,7 +21,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["cpu", "sdpa", "reference"])
 def backend(request) -> str:
     """Every backend for tensors on the CPU in turn; one that is not here is skipped by name, or fails if
     NAG_REQUIRE_BACKENDS names it."""

@@ -38,6 +38,7 @@ def test_the_call_is_served_by_the_first_backend_that_can():
     assert backends.counts()[first] == before + 1
     assert backends.choose("guidance", "cpu") == first
     assert backends.choose("guidance", "mps") == "reference"
+    assert backends.choose("fused_guided_attention", "mps") == "sdpa"
 
 
 def test_an_unknown_backend_is_refused_by_name():
@@ -63,7 +64,8 @@ def test_explain_names_every_backend_once():
 
 
 def test_forced_by_the_environment():
-    assert "'cpu': 0, 'reference': 1" in python(CALL, NAG_BACKEND="reference")
+    assert "'cpu': 0, 'sdpa': 0, 'reference': 1" in python(CALL, NAG_BACKEND="reference")
+    assert "'cpu': 0, 'sdpa': 1, 'reference': 0" in python(CALL, NAG_BACKEND="sdpa")
 
 
 def test_the_environment_is_read_once():
@@ -84,9 +86,9 @@ def test_the_environment_cannot_force_what_is_not_there():
 
 def test_without_the_extension_the_reference_serves_and_says_so():
     out = python(HIDE_THE_EXTENSION + CALL + "; from nag_kernels import info; print(info.report())", NAG_LOG="debug")
-    assert "'cpu': 0, 'reference': 1" in out
+    assert "'cpu': 0, 'sdpa': 1, 'reference': 0" in out
     assert "cpu kernels     not here: it was not built" in out
-    assert "reference serves nag::fused_guided_attention on cpu" in out
+    assert "sdpa serves nag::fused_guided_attention on cpu" in out
     assert "DEBUG:nag_kernels:cpu is not available" in out
 
 

@@ -35,15 +35,15 @@ def change(call, **what):
 @pytest.mark.parametrize(("call", "families", "plan"), [
     (SDXL, BOTH, "cuda text"),
     (SDXL, ("triton",), "triton"),
-    (SDXL, (), "reference"),
+    (SDXL, (), "sdpa"),
     (change(SDXL, dtype=torch.float32), BOTH, "triton"),
-    (change(SDXL, dtype=torch.float32), ("cuda",), "reference"),
+    (change(SDXL, dtype=torch.float32), ("cuda",), "sdpa"),
     (change(SDXL, dtype=torch.float64), BOTH, "reference"),
     (change(SDXL, length=32760, positive=512), BOTH, "triton"),
     (change(SDXL, length=32760, positive=600), ("cuda",), "cuda branches"),
     (change(SDXL, size=100), BOTH, "triton"),
-    (change(SDXL, size=264), BOTH, "reference"),
-    (change(SDXL, chip=75), BOTH, "reference"),
+    (change(SDXL, size=264), BOTH, "sdpa"),
+    (change(SDXL, chip=75), BOTH, "sdpa"),
     (change(SDXL, chip=86), BOTH, "cuda text"),
     (change(SDXL, chip=120), BOTH, "cuda text"),
     (FLUX, BOTH, "triton finish cudnn"),
@@ -61,7 +61,8 @@ def test_the_plan_of_a_call(call, families, plan):
 def test_every_plan_but_one_is_refused_with_a_reason():
     for call, families in itertools.product((SDXL, FLUX, change(FLUX, dtype=torch.float64)), (BOTH, ("cuda",), ())):
         plan, others = gpu.choose(call, families)
-        assert {plan, "reference"} | {name for name, _ in others} == {*gpu.PLANS, "reference"}
+        floor = "reference" if call.dtype == torch.float64 else "sdpa"
+        assert {plan, floor} | {name for name, _ in others} == {*gpu.PLANS, floor}
         assert len(others) == len(gpu.PLANS)
         assert all(len(why) > 10 for _, why in others)
 
@@ -129,7 +130,7 @@ def test_a_tile_for_every_head_size_and_chip():
 
 def test_explain_by_call():
     said = nag_kernels.explain(chip=90, length=4096, heads=10, size=64, positive=77, negative=77)
-    assert said.splitlines()[0] == "reference serves this call"
+    assert said.splitlines()[0] == "sdpa serves this call"
     assert "cuda text does not: cuda is off or not here" in said
     with pytest.raises(ValueError, match="only fused_guided_attention is chosen by call"):
         nag_kernels.explain("guidance", chip=90)
@@ -233,7 +234,7 @@ print(dict(gpu.calls), backends.counts())
 @triton
 def test_the_chooser_behind_the_operation():
     said = python(HIDE_THE_EXTENSION + CHOSEN, TRITON_INTERPRET="1", NAG_BACKEND="gpu", NAG_LOG="debug")
-    assert "{'triton finish flash': 1, 'triton': 2, 'reference': 1, 'triton guidance': 1}" in said
+    assert "{'triton finish flash': 1, 'triton': 2, 'sdpa': 1, 'triton guidance': 1}" in said
     assert "head size 264 is above 256" in said
 
 

@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guided attention by torch's own scaled_dot_product_attention, then the formula: what serves a device without a kernel of ours.
+
+Where torch has a fused attention for the device nothing holds the logits, and the time is that of published code. So is
+the error: Z+ and Z- are rounded to the dtype of the inputs before the formula, which the reference and our kernels avoid.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None, scale: float | None
+):
+    """Z [B, S, H, D]; a row that sees no key gives zeros.
+
+    query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits, or None.
+    """
+    if key.shape[1] == 0 or query.numel() == 0:
+        return torch.zeros_like(query)
+    mask = None if visible is None else visible[:, None, None, :]
+    if visible is not None:  # what is hidden in a padded key or value (NaN too) must not come through
+        key, value = (x.masked_fill(~visible[:, :, None, None], 0) for x in (key, value))
+    if bias is not None:
+        mask = bias.view(1, 1, 1, -1) if mask is None else torch.where(mask, bias, -torch.inf)
+    rows = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))  # torch's fused attentions want it
+    out = F.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in rows),
+        attn_mask=mask, scale=scale, enable_gqa=key.shape[2] != query.shape[2],
+    ).transpose(1, 2)  # fmt: skip
+    return out if visible is None else torch.where(visible.any(1)[:, None, None, None], out, 0)
+
+
+def fused_guided_attention(
+    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
+    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
+    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
+    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
+) -> Tensor:  # fmt: skip
+    """As `nag_kernels.fused_guided_attention`; settings are floats or tensors [] or [B]."""
+    batch = query.shape[0]
+    if rule == "vsf":  # (6): one softmax over all keys
+        value_negative = (-reference.as_tensor(nag_scale, value_negative) * value_negative).to(query.dtype)
+    parts = [(key_negative, value_negative, mask_negative), (key_shared, value_shared, mask_shared),
+             (key_positive, value_positive, mask_positive)]  # fmt: skip
+    parts = [(key, value, mask) for key, value, mask in parts if key is not None]
+    lengths = [key.shape[1] for key, _, _ in parts]
+    masked = any(mask is not None for _, _, mask in parts)
+    joined = len(parts) == 3 or rule == "vsf"
+
+    def whole(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([x.expand(batch, *x.shape[1:]) for x in tensors], 1)
+
+    def attend(first: int, last: int) -> Tensor:
+        """To the parts from `first` up to `last`, which lie side by side."""
+        begin, length = sum(lengths[:first]), sum(lengths[first:last])
+        if joined:
+            key, value = (x.narrow(1, begin, length) for x in rows)
+        else:
+            key, value = (x.expand(batch, *x.shape[1:]) for x in parts[first][:2])
+        bias = None
+        if first == 0 and negative_logit_bias != 0:
+            bias = torch.cat([key.new_full((lengths[0],), negative_logit_bias), key.new_zeros(length - lengths[0])])
+        visible = seen.narrow(1, begin, length) if masked else None
+        return attention(query, key, value, visible, bias, softmax_scale)
+
+    if joined:
+        rows = [whole([part[i] for part in parts]) for i in (0, 1)]
+    if masked:
+        seen = whole([key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m in parts])
+    if rule == "vsf":
+        return attend(0, len(parts)).contiguous()
+    positive, negative = attend(1, len(parts)), attend(0, len(parts) - 1)
+    guided = reference.guidance(positive.flatten(2), negative.flatten(2), nag_scale, nag_tau, nag_alpha, rule)
+    return guided.view(query.shape)

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels are here, which of them serves a call, why the others do not, and how often each has run.
 
-A backend is a name: "cuda" (C++, `csrc/cuda`), "triton" (`triton_kernels`), "cpu" (C++, `csrc/cpu`), "sdpa" (torch's own attention
-and then the formula, every device) or "reference" (the formulas alone, every device). `NAG_BACKEND` forces one for every call of the front doors, or, as "gpu", turns both kinds of GPU
-kernels on and leaves each call to the table of gpu.py. What they refuse goes to "sdpa", float64 to "reference".
-`NAG_LOG=debug` logs why a backend is not here and each call that these two serve.
+A backend is a name: "cuda" (C++, `csrc/cuda`), "triton" (`triton_kernels`), "cpu" (C++, `csrc/cpu`), "sdpa" (torch's own
+attention and then the formula, every device) or "reference" (the formulas alone, every device). `NAG_BACKEND` forces one for
+every call of the front doors, or, as "gpu", turns both kinds of GPU kernels on and leaves each call to the table of gpu.py.
+What they refuse goes to "sdpa", float64 to "reference". `NAG_LOG=debug` logs why a backend is not here and each call that
+these two serve.
 """
 
 import importlib

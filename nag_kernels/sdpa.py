@@ -20,7 +20,7 @@ def attention(
 
     query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits, or None.
     """
-    if key.shape[1] == 0 or query.numel() == 0:
+    if key.shape[1] == 0 or query.numel() == 0:  # which not each of torch's attentions takes
         return torch.zeros_like(query)
     mask = None if visible is None else visible[:, None, None, :]
     if visible is not None:  # what is hidden in a padded key or value (NaN too) must not come through
@@ -32,6 +32,7 @@ def attention(
         *(x.transpose(1, 2) for x in rows),
         attn_mask=mask, scale=scale, enable_gqa=key.shape[2] != query.shape[2],
     ).transpose(1, 2)  # fmt: skip
+    # Some of torch's attentions make NaN of a row that sees no key.
     return out if visible is None else torch.where(visible.any(1)[:, None, None, None], out, 0)
 
 

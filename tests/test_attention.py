@@ -172,6 +172,13 @@ def test_alone_or_in_a_batch_the_same_bits(rule):
     assert torch.equal(run(inputs, *OWN[rule], backend="cpu", rule=rule), whole)
 
 
+@rules
+@pytest.mark.parametrize("scale", [0.31, 0.0, -0.2])
+def test_softmax_scale(scale, rule, backend):
+    inputs = testing.make_inputs(length=20, shared=9)
+    check(inputs | {"softmax_scale": scale}, backend, rule)
+
+
 class TestStrides:
     """Any strides give what contiguous copies give, bit for bit, and nothing outside the views is touched."""
 

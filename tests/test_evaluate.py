@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,10 +181,60 @@ def test_packages_that_are_there_are_called(tmp_path, monkeypatch):
         found = {x.metric: x for x in judges.all(drawn)}
     assert loaded == [("ImageReward-v1.0", "cpu")]
     assert found["image_reward"].value == 1
-    assert seen[:3] == [(str(x.path), x.prompt, "v2.1") for x in drawn]
-    assert found["hpsv2"].value == pytest.approx(25 + 5)
+    assert [x[1:] for x in seen[:1]] == [("", "v2.1")]  # to load its weights
+    assert seen[1:4] == [(str(x.path), x.prompt, "v2.1") for x in drawn]
+    assert found["hpsv2"].value == pytest.approx(25 + 6)
     assert found["clip_score"].value is None
     assert found["fid"].note == "missing: ValueError: no folder of real pictures was given (--reference)"
+
+
+def test_what_cannot_be_had_is_tried_once_and_what_fails_for_some_pictures_again(tmp_path, monkeypatch):
+    drawn = [Drawn(path, f"prompt {i}", "red") for i, path in enumerate(pictures(tmp_path / "a", 3))]
+    bad = [replace(each, prompt="prompt ?") for each in drawn]
+    tried = []
+
+    def once(name):
+        tried.append(name)
+        raise OSError(f"no weights of {name}\nin any mirror")
+
+    monkeypatch.setattr(scores, "_Clip", once)
+    monkeypatch.setitem(sys.modules, "hpsv2", types.SimpleNamespace(score=lambda *_, **__: once("hpsv2")))
+    reward = types.SimpleNamespace(score=lambda prompt, path: float(prompt[-1]))
+    monkeypatch.setitem(sys.modules, "ImageReward", types.SimpleNamespace(load=lambda *_, **__: reward))
+    judges = Judges("clip", tmp_path / "a", "cpu")
+    sets = {"none": drawn, "nag": bad, "vsf": drawn}
+    found = {name: judges.all(each) for name, each in sets.items()}
+    by = {(method, x.metric): x for method, each in found.items() for x in each}
+    assert tried == ["clip", "hpsv2"]
+    for method in found:
+        for metric, name in (("clip_score", "clip"), ("frechet_clip", "clip"), ("hpsv2", "hpsv2")):
+            assert by[method, metric] == Score(metric, 0, note=f"missing: OSError: no weights of {name}")
+    failed = Score("image_reward", 0, note="failed: ValueError: could not convert string to float: '?'")
+    assert by["nag", "image_reward"] == failed
+    assert by["none", "image_reward"].value == by["vsf", "image_reward"].value == 1
+    said = evaluate.reasons(found)
+    assert "hpsv2: missing: OSError: no weights of hpsv2" in said
+    assert f"image_reward: {failed.note} (nag)" in said
+    options = types.SimpleNamespace(model="shapes", steps=4)
+    shown = dict(zip(found, list(evaluate.table(found, options).columns[5].cells), strict=True))
+    assert list(shown.values()) == ["1.000 [0.000, 2.000]", "failed", "1.000 [0.000, 2.000]"]
+    evaluate.write_scores(found, tmp_path / "scores.csv")
+    assert [rows_of(tmp_path)["nag", "image_reward"][name] for name in ("value", "samples")] == ["", "0"]
+
+
+def test_a_distance_that_fails_for_some_pictures_is_tried_again(tmp_path, clip):
+    drawn = [Drawn(path, "a circle", "red") for path in pictures(tmp_path / "a", 3)]
+    pictures(tmp_path / "real", 3, seed=1)
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    judges = Judges(str(clip), tmp_path / "real", "cpu")
+    sets = (drawn, [*drawn, replace(drawn[0], path=broken)], drawn[:1], drawn)
+    first, *failed, again = [{x.metric: x for x in judges.all(each)} for each in sets]
+    assert first == again
+    assert first["frechet_clip"].value > 0
+    assert [x["frechet_clip"].value for x in failed] == [None, None]
+    assert failed[0]["frechet_clip"].note.startswith("failed: UnidentifiedImageError")
+    assert failed[1]["frechet_clip"].note == "failed: ValueError: a distance needs at least two pictures, got 1"
 
 
 def test_patches_are_the_middle(tmp_path):

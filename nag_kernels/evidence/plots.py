@@ -21,7 +21,7 @@ from .cells import (
     PARTS,
     SCALES,
     TAUS,
-    VARIANTS,
+    VARIANTS_OF,
     VSF,
     Cell,
     Method,
@@ -55,7 +55,7 @@ def plot_all(rows: Rows, architecture: str, folder: Path) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    few, teacher, _ = VARIANTS[architecture]
+    few, teacher, _ = VARIANTS_OF[architecture]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, drawing in (("curves", _plot_curves), ("steps", _plot_steps), ("sweeps", _plot_sweeps)):
@@ -146,7 +146,7 @@ def _plot_sweeps(plt, rows: Rows, few: str, teacher: str):
 
 def grids(work: Path, architecture: str, folder: Path) -> list[str]:
     """Pictures side by side, same seeds in every column; the names of the files that were written."""
-    few, teacher, student = VARIANTS[architecture]
+    few, teacher, student = VARIANTS_OF[architecture]
     strong = [replace(NAG[0], scale=11.0, formula=formula) for formula in ("full", *PARTS)]
     shown = {
         "methods": [Cell(few, 4, method) for method in (NONE, CFG[1], CFG[2], NASA[1], NAG[0], NAG[1], VSF[0])],

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m nag_kernels.evaluate` end to end: on shapes, with a tiny random CLIP, resumed, and with scores that are missing."""
 
+import contextlib
 import csv
 import json
 import re
@@ -128,6 +129,37 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
     evaluate.main(arguments)
     with pytest.raises(ValueError, match="was begun with steps 2, now 3: give another --out"):
         evaluate.main([*arguments, "--steps", "3"])
+
+
+@pytest.mark.parametrize(("text", "call", "settings"), [
+    ("none", {"guidance_scale": 1.0}, None),
+    ("cfg:3", {"guidance_scale": 3.0, "negative_prompt": ["red", "on white"]}, None),
+    ("nag:5:2.5:0.2", {"guidance_scale": 1.0}, {"rule": "nag", "nag_scale": 5.0, "nag_tau": 2.5, "nag_alpha": 0.2}),
+    ("nasa", {"guidance_scale": 1.0}, {"rule": "nasa"}),
+    ("cfg:2+vsf:1.5:-0.1", {"guidance_scale": 2.0, "negative_prompt": ["red", "on white"]},
+     {"rule": "vsf", "nag_scale": 1.5, "negative_logit_bias": -0.1}),
+])  # fmt: skip
+def test_a_method_is_the_call_that_it_says(text, call, settings, monkeypatch):
+    seen = {}
+
+    class Pipe:
+        def __call__(self, prompt, generator, guidance_scale=7.5, **more):
+            seen["call"] = {"guidance_scale": guidance_scale} | more
+            return types.SimpleNamespace(images=[(prompt, [each.initial_seed() for each in generator])])
+
+    def guide(pipe, negatives, **given):
+        seen["guide"] = (negatives, given)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(evaluate, "guide", guide)
+    monkeypatch.setattr(evaluate, "family_of", lambda denoiser: types.SimpleNamespace(cfg_above=1.0))
+    monkeypatch.setattr(evaluate, "find_denoisers", lambda pipe: [pipe])
+    options = types.SimpleNamespace(steps=3, end=0.5, call={"height": 32})
+    items = [Item("a circle", "red"), Item("a square", "on white")]
+    (found,) = evaluate.draw(Pipe(), parse_method(text), items, [7, 9], options)
+    assert found == (["a circle", "a square"], [7, 9])
+    assert seen["call"] == call | {"num_inference_steps": 3, "height": 32}
+    assert seen.get("guide") == (settings and (["red", "on white"], settings | {"end": 0.5}))
 
 
 def test_pictures_do_not_depend_on_the_batch(tmp_path):

@@ -18,7 +18,19 @@ import nag_kernels
 from nag_kernels.evidence import __main__ as command
 from nag_kernels.evidence import run as running
 from nag_kernels.evidence.cells import (
-    CFG, FULL, MANY, NAG, NONE, PAIRS, QUICK, TABLES, VARIANTS_OF, Cell, Size, Steering, cells_of,
+    CFG,
+    FULL,
+    MANY,
+    NAG,
+    NONE,
+    PAIRS,
+    QUICK,
+    TABLES,
+    VARIANTS_OF,
+    Cell,
+    Size,
+    Steering,
+    cells_of,
 )  # fmt: skip
 from nag_kernels.evidence.claims import claims_of, outcome, verdict
 from nag_kernels.evidence.frechet import frechet, moments

@@ -24,7 +24,7 @@ from .cells import (
     VARIANTS_OF,
     VSF,
     Cell,
-    Method,
+    Steering,
 )
 from .run import SHOWN, digest
 
@@ -32,7 +32,7 @@ COLOURS = {"CFG": "#d08000", "NASA": "#1060c0", "NAG": "#108030", "NAG by alpha"
 Rows = dict[str, dict[str, str]]
 
 
-def _curves() -> dict[str, list[Method]]:
+def _curves() -> dict[str, list[Steering]]:
     """Method: its settings from weak to strong."""
     rules = {"NASA": "nasa", "VSF": "vsf"}
     found = {"CFG": sorted([*CFG, *(each for each in MORE if each.cfg > 1)], key=lambda method: method.cfg)}
@@ -44,7 +44,7 @@ def _curves() -> dict[str, list[Method]]:
     return found
 
 
-def _setting(method: Method) -> str:
+def _setting(method: Steering) -> str:
     return f"{method.cfg:g}" if method.cfg > 1 else f"{method.scale:g}"
 
 

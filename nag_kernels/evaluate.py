@@ -250,6 +250,19 @@ def kept_scores(scores: dict[str, list[Score]], path: Path) -> dict[str, list[Sc
     return merged
 
 
+def reasons(scores: dict[str, list[Score]]) -> list[str]:
+    """Why values are not there, each reason once with the methods that it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for method, each in scores.items():
+        for x in each:
+            if x.value is None:
+                found.setdefault((x.metric, x.note), []).append(method)
+    return [
+        f"{metric}: {note}" + (f" ({', '.join(methods)})" if len(methods) < len(scores) else "")
+        for (metric, note), methods in found.items()
+    ]
+
+
 def table(scores: dict[str, list[Score]], options: argparse.Namespace) -> Table:
     found = Table(title=f"{options.model}, {options.steps} steps")
     found.add_column("method")
@@ -257,7 +270,7 @@ def table(scores: dict[str, list[Score]], options: argparse.Namespace) -> Table:
         found.add_column(score.metric, justify="right")
     for method, each in scores.items():
         values = (
-            "missing"
+            x.note.partition(":")[0]  # missing, or failed
             if x.value is None
             else f"{x.value:.3f}" + ("" if x.low is None else f" [{x.low:.3f}, {x.high:.3f}]")
             for x in each
@@ -343,9 +356,8 @@ def main(arguments: list[str] | None = None) -> None:
     write_scores(scores, options.out / "scores.csv")
     contact_sheet(drawn, options.images, options.out / "contact_sheet.png")
     Console(width=None if sys.stdout.isatty() else 160).print(table(scores, options))
-    for score in next(iter(scores.values())):
-        if score.value is None:
-            print(f"{score.metric}: {score.note}")
+    for line in reasons(scores):
+        print(line)
     print(f"written: {options.out / 'scores.csv'}, {options.out / 'contact_sheet.png'}")
 
 

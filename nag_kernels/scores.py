@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of generated pictures by libraries that others keep: CLIP score, Fréchet distances, ImageReward, HPSv2.
 
-A score whose package or weights cannot be had says why, and has no value.
+A score without a value says why: "missing" where its package, weights or real pictures cannot be had, which is tried once, or
+"failed" where it could not be computed for these pictures, which is tried again for others.
 """
 
 from collections.abc import Callable, Iterable
@@ -101,6 +102,17 @@ class _ClipFeatures(nn.Module):
         return self.clip.get_image_features(inputs.to(device))
 
 
+class Missing(Exception):
+    """What a score needs cannot be had; in the words of the first error."""
+
+    def __init__(self, error: Exception):
+        super().__init__(_named(error))
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 class Judges:
     """All scores, each loaded once and used for every method.
 
@@ -112,7 +124,6 @@ class Judges:
         self.clip, self.reference, self.device = clip, reference, device
         self.hps_version, self.judge = hps_version, judge
         self._loaded: dict[str, Any] = {}
-        self._refused: dict[str, str] = {}
         self.real: list[Path] = []
         if reference is not None:
             self.real = sorted(
@@ -136,32 +147,41 @@ class Judges:
         return scores
 
     def _guarded(self, name: str, score: Callable[[list[Drawn]], Score], drawn: list[Drawn]) -> Score:
-        if name in self._refused:  # a download that failed once is not tried for every method
-            return Score(name, 0, note=self._refused[name])
         try:
             return score(drawn)
-        except Exception as error:  # other people's packages: a missing score must not cost the others
-            first = next(iter(str(error).splitlines()), "")
-            self._refused[name] = f"missing: {type(error).__name__}: {first}"
-            return Score(name, 0, note=self._refused[name])
+        except Missing as error:
+            return Score(name, 0, note=f"missing: {error}")
+        except Exception as error:  # other people's packages: a score that fails must not cost the others
+            return Score(name, 0, note=f"failed: {_named(error)}")
 
     def _once(self, name: str, load: Callable[[], Any]) -> Any:
+        """What `load` gives, or `Missing`: a package or a download that failed once is not tried for every method."""
         if name not in self._loaded:
-            self._loaded[name] = load()
+            try:
+                self._loaded[name] = load()
+            except Missing as error:  # of a part, which has its own name
+                self._loaded[name] = error
+            except Exception as error:
+                self._loaded[name] = Missing(error)
+        if isinstance(self._loaded[name], Missing):
+            raise self._loaded[name]
         return self._loaded[name]
 
     def _clip_and_processor(self) -> tuple[_Clip, Any]:
-        from transformers import CLIPProcessor
-
         def load() -> tuple[_Clip, Any]:
+            from transformers import CLIPProcessor
+
             return _Clip(self.clip).to(self.device), CLIPProcessor.from_pretrained(self.clip)
 
         return self._once("clip", load)
 
     def _clip_score(self, drawn: list[Drawn]) -> Score:
-        from torchmetrics.multimodal.clip_score import CLIPScore
+        def load() -> nn.Module:
+            from torchmetrics.multimodal.clip_score import CLIPScore
 
-        metric = self._once("clip_score", lambda: CLIPScore(self._clip_and_processor).to(self.device))
+            return CLIPScore(self._clip_and_processor).to(self.device)
+
+        metric = self._once("clip_score", load)
         values = []
         for each in drawn:
             metric.reset()
@@ -174,42 +194,55 @@ class Judges:
 
         Without an interval: it is biased by the number of pictures. Real pictures smaller than a patch are left out.
         """
-        if not self.real:
-            wanted = "no folder of real pictures was given (--reference)"
-            raise ValueError(wanted if self.reference is None else f"{self.reference} holds no pictures")
-        if min(len(self.real), len(drawn)) < 2:
-            raise ValueError("a distance needs at least two pictures of each kind")
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        real = [x for x in self.real if name != "pfid" or min(Image.open(x).size) >= PATCH]
 
         def picture(path: Path) -> Tensor:
             return (middle(path) if name == "pfid" else pixels(path))[None].to(self.device)
 
-        def load() -> FrechetInceptionDistance:
+        def load() -> tuple[Any, int]:
+            if not self.real:
+                wanted = "no folder of real pictures was given (--reference)"
+                raise ValueError(wanted if self.reference is None else f"{self.reference} holds no pictures")
+            real = [x for x in self.real if name != "pfid" or min(Image.open(x).size) >= PATCH]
+            if len(real) < 2:
+                small = f", of which {len(real)} are large enough for a patch" if name == "pfid" else ""
+                raise ValueError(f"a distance needs at least two real pictures, got {len(self.real)}{small}")
+            from torchmetrics.image.fid import FrechetInceptionDistance
+
             feature = _ClipFeatures(*self._clip_and_processor()) if name == "frechet_clip" else 2048
             metric = FrechetInceptionDistance(feature=feature, reset_real_features=False).to(self.device)
             for path in real:
                 metric.update(picture(path), real=True)
-            return metric
+            return metric, len(real)
 
-        metric = self._once(name, load)
+        metric, real = self._once(name, load)
+        if len(drawn) < 2:
+            raise ValueError(f"a distance needs at least two pictures, got {len(drawn)}")
         metric.reset()
         for each in drawn:
             metric.update(picture(each.path), real=False)
-        return Score(name, len(drawn), float(metric.compute()), note=f"to {len(real)} real pictures")
+        return Score(name, len(drawn), float(metric.compute()), note=f"to {real} real pictures")
 
     def _image_reward(self, drawn: list[Drawn]) -> Score:
-        import ImageReward
+        def load() -> Any:
+            import ImageReward
 
-        model = self._once("image_reward", lambda: ImageReward.load("ImageReward-v1.0", device=self.device))
+            return ImageReward.load("ImageReward-v1.0", device=self.device)
+
+        model = self._once("image_reward", load)
         return mean_score(
             "image_reward", (float(model.score(x.prompt, str(x.path))) for x in drawn), "ImageReward-v1.0"
         )
 
     def _hpsv2(self, drawn: list[Drawn]) -> Score:
         """Times 100, as it is published."""
-        import hpsv2
 
+        def load() -> Any:
+            import hpsv2
+
+            # The package loads its weights as it scores.
+            hpsv2.score(Image.new("RGB", (PATCH, PATCH)), "", hps_version=self.hps_version)
+            return hpsv2
+
+        hpsv2 = self._once("hpsv2", load)
         values = (100 * float(hpsv2.score(str(x.path), x.prompt, hps_version=self.hps_version)[0]) for x in drawn)
         return mean_score("hpsv2", values, self.hps_version)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: the formulas in float64, the gradient of the guided student, resuming, several processes."""
+"""Distillation: the formulas in float64, the models, the gradient of the guided student."""
 
 import copy
 from dataclasses import replace
@@ -14,28 +14,19 @@ pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from tiny_distillation import DIFFUSION, TINY, levels, prompts, tiny, tiny_model, tiny_unet
 from tiny_models import pipeline
 
 from nag_kernels.diffusers import guided_processor
-from nag_kernels.distill.__main__ import parser, settings_of
-from nag_kernels.distill.command import become, file_prompts, shapes_prompts
+from nag_kernels.distill.command import shapes_prompts
 from nag_kernels.distill.levels import PREDICTIONS, Levels, levels_of, like
 from nag_kernels.distill.models import Model, call_joint, call_unet, model_of, steered
-from nag_kernels.distill.settings import SHAPES, Settings, kappa_at
+from nag_kernels.distill.settings import Settings, kappa_at
 from nag_kernels.distill.teachers import Teachers
-from nag_kernels.distill.train import Distillation, distil
+from nag_kernels.distill.train import Distillation
 from nag_kernels.shapes.generator import build_pipeline, build_transformer
-from nag_kernels.shapes.parallel import free_port
 from nag_kernels.shapes.pipeline import load
-
-TINY = Settings(steps=4, batch=4, lora_rank=2, lora_alpha=2.0, warmup=1, student_rate=1e-3, average=0.9)
-DIFFUSION = DDIMScheduler(num_train_timesteps=1000).alphas_cumprod.double()
-
-
-def levels(prediction: str) -> Levels:
-    return Levels(prediction, None if prediction == "flow" else DIFFUSION, shift=2.0)
-
 
 # Noise levels and conversions
 
@@ -99,8 +90,8 @@ def exact(x, mean, alpha, sigma, spread):
     return eps, (x - sigma * eps) / alpha
 
 
-def gaussian(prediction: str) -> Model:
-    known = levels(prediction)
+def gaussian(prediction: str, flow: bool = False) -> Model:
+    known = Levels(prediction) if flow else levels(prediction)
     encode = lambda prompts: {"embeds": torch.zeros(len(prompts), 3, dtype=torch.float64)}  # noqa: E731
     return Model(Gaussian(known), known, lambda module, x, t, text, negative: module(x, t, text), encode, (6,))
 
@@ -131,6 +122,31 @@ def test_gradient_equals_the_formula(prediction, kind):
     torch.testing.assert_close(got, w[:, None] * (eps[0] - eps[1]), rtol=1e-9, atol=1e-10)
 
 
+def test_levels_at_which_the_gradient_is_not_finite_are_refused():
+    no_snr = levels_of(DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    for known in (levels("flow"), no_snr):
+        for kind in ("x0", "dmd"):
+            with pytest.raises(ValueError, match=f"t_high .* for weight '{kind}'.* got 1.0: pure noise"):
+                Teachers(replace(tiny_model(), levels=known), Settings(weight=kind, t_high=1.0))
+    with pytest.raises(ValueError, match=r"t_low .* predicts 'sample', got 0.0"):
+        Teachers(gaussian("sample", flow=True), Settings(t_low=0.0, lora_targets="all"))
+    # At the last level that is taken, and in pure noise with the weight that has no alpha in it.
+    text, no_text = ({"embeds": torch.randn(n, 5, 6)} for n in (3, 1))
+    flow = levels("flow")
+    for known, fraction, kind in (
+        (flow, 1.0, "sigma2"),
+        (no_snr, 1.0, "sigma2"),
+        (no_snr, 0.99, "x0"),
+        (flow, 0.99, "dmd"),
+    ):
+        teachers = Teachers(replace(tiny_model(), levels=known), Settings(weight=kind, t_high=fraction, lora_rank=2))
+        for each in teachers.lora.values():
+            each.data.normal_()
+        found = teachers.gradient(*torch.randn(2, 3, 2, 4, 4), torch.full((3,), fraction), text, no_text, (2.0, 1.0))
+        assert found.isfinite().all()
+        assert (found.abs().max() > 0) == (fraction < 1)  # in pure noise x_t is all that says what the noise is
+
+
 def test_lora_starts_as_the_frozen_teacher_and_leaves_its_weights_alone():
     model = gaussian("flow")
     before = model.module.mean.weight.detach().clone()
@@ -158,7 +174,12 @@ def test_dropped_text_is_no_text():
     none = teachers.loss(*call, text, no_text, torch.zeros(5, dtype=torch.bool))
     as_text = teachers.loss(*call, {"embeds": torch.ones(5, 3).double()}, text, torch.ones(5, dtype=torch.bool))
     assert none.item() == pytest.approx(as_text.item(), abs=1e-12)
-    assert none.item() != pytest.approx(teachers.loss(*call, text, no_text, torch.ones(5, dtype=torch.bool)).item())
+    with_text = teachers.loss(*call, text, no_text, torch.ones(5, dtype=torch.bool))
+    assert none.item() != pytest.approx(with_text.item())
+    timestep, alpha, sigma = model.levels.at(call[2])
+    x = like(alpha, picture) * picture + like(sigma, picture) * noise
+    by_hand = (model.output(model.module, x, timestep, text) - noise).square().mean()
+    assert with_text.item() == pytest.approx(by_hand.item(), abs=1e-12)
 
 
 def test_kappa_is_one_draw_for_both_teachers():
@@ -174,32 +195,6 @@ def test_kappa_is_one_draw_for_both_teachers():
 
 
 # Models
-
-
-def tiny_unet() -> UNet2DConditionModel:
-    torch.manual_seed(1)
-    return UNet2DConditionModel(
-        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(8, 8), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2, cross_attention_dim=6, norm_num_groups=4,
-    ).eval()  # fmt: skip
-
-
-def tiny_model(prediction: str = "epsilon") -> Model:
-    def encode(prompts):
-        rows = [torch.randn(5, 6, generator=torch.Generator().manual_seed(len(x))) for x in prompts]
-        return {"embeds": torch.stack(rows)}
-
-    return Model(tiny_unet(), levels(prediction), call_unet, encode, (2, 4, 4))
-
-
-def prompts(step, count):
-    return ["x" * (1 + (step * count + k) % 7) for k in range(count)]
-
-
-def tiny(settings: Settings, prediction: str = "epsilon") -> Distillation:
-    model = tiny_model(prediction)
-    return Distillation(model, copy.deepcopy(model.module), prompts, settings, Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -312,95 +307,3 @@ def test_training_with_nasa_draws_a_scale_per_step_and_leaves_the_processors():
     scales = [run.step()["nasa_scale"] for _ in range(3)]
     assert len({scale for scale in scales if 0 < scale < 1}) == 3
     assert {name: type(each) for name, each in run.student.attn_processors.items()} == before
-
-
-# Runs
-
-
-def weights(run: Distillation) -> list[torch.Tensor]:
-    return [*run.student.parameters(), *run.average.mean, *run.teachers.lora.values()]
-
-
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
-    distil(whole := tiny(TINY), tmp_path / "whole")
-    distil(tiny(TINY), tmp_path / "parts", until=2, save_every=1)
-    torch.manual_seed(99)
-    distil(second := tiny(TINY), tmp_path / "parts")
-    assert second.done == 4
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
-    whole, parts = ((tmp_path / x / "metrics.csv").read_text().splitlines() for x in ("whole", "parts"))
-    assert [x.rsplit(",", 1)[0] for x in whole] == [x.rsplit(",", 1)[0] for x in parts]  # but for the seconds
-    assert len(whole) == 5
-    with pytest.raises(ValueError, match="other settings"):
-        distil(tiny(Settings(batch=4, lora_rank=2)), tmp_path / "parts")
-
-
-def test_the_student_and_its_average_move_apart_from_the_teacher(tmp_path):
-    run = tiny(TINY)
-    first, seen = copy.deepcopy(run.student), []
-    look = lambda student: seen.append(student.conv_out.weight.clone()) or {"mean": 1.0}  # noqa: E731
-    distil(run, tmp_path, look, watch_every=2)
-    assert len(seen) == 3
-    assert torch.equal(seen[0], first.conv_out.weight)
-    assert not torch.equal(seen[2], first.conv_out.weight)
-    assert not torch.equal(seen[2], run.student.conv_out.weight)  # it is the averaged one that is looked at
-    base = {name.replace(".base_layer", ""): each for name, each in run.model.module.named_parameters()}
-    assert all(torch.equal(each, base[name]) for name, each in first.named_parameters())
-    (tmp_path / "state.pt").unlink()  # a run that was cut before its first checkpoint looks before its first step again
-    distil(tiny(TINY), tmp_path, look, watch_every=2)
-    assert [line[0] for line in (tmp_path / "watch.csv").open()] == ["s", "0", "2", "4"]
-
-
-def worker(rank: int, port: int, folder: str) -> None:
-    become(rank, 2, port)
-    torch.set_default_dtype(torch.float64)
-    run = tiny(TINY)
-    assert (run.accelerator.num_processes, run.part) == (2, slice(2 * rank, 2 * rank + 2))
-    run.step(), run.step()
-    torch.save([each.detach() for each in weights(run)], f"{folder}/{rank}.pt")
-
-
-def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    """In float64: AdamW divides by the gradient, and where that is tiny it would make much of float32's rounding."""
-    torch.multiprocessing.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    torch.set_default_dtype(torch.float64)
-    try:
-        run = tiny(TINY)
-        start = [each.detach().clone() for each in weights(run)]
-        run.step(), run.step()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert start[0].dtype == torch.float64
-    away = lambda x: sum((a - b).square().sum() for a, b in zip(x, weights(run), strict=True)).sqrt()  # noqa: E731
-    assert away(first) < 1e-4 * away(start)
-
-
-def test_prompts_of_a_file_come_once_each(tmp_path):
-    (tmp_path / "p.txt").write_text("a\nb\n\nc\n")
-    prompts = file_prompts(tmp_path / "p.txt", 0)
-    said = [text for step in range(3) for text in prompts(step, 2)]
-    assert sorted(said[:3]) == sorted(said[3:]) == ["a", "b", "c"]
-    assert prompts(1, 2) == said[2:4]
-    (tmp_path / "p.txt").write_text("\n")
-    with pytest.raises(ValueError, match="has none"):
-        file_prompts(tmp_path / "p.txt", 0)
-
-
-def test_the_command_line_sets_the_settings():
-    read = lambda *words: settings_of(parser().parse_args(words))  # noqa: E731
-    assert read("cross") == SHAPES
-    assert read("cross", "--kappa", "2").kappa_frozen == 2.0
-    ranges = read("joint", "--kappa", "0.5", "3", "--kappa-lora", "1", "--steps", "7")
-    assert (ranges.kappa_frozen, ranges.kappa_lora, ranges.steps) == ((0.5, 3.0), 1.0, 7)
-    assert read("--model", "x").student_rate == Settings().student_rate
-
-
-@pytest.mark.parametrize("wrong", [
-    {"kappa_frozen": (4.0, 0.5)}, {"weight": "sds"}, {"lora_targets": "some"}, {"t_low": 0.9, "t_high": 0.1},
-    {"text_dropped": 1.5}, {"lora_steps": 0},
-])  # fmt: skip
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Settings(**wrong)

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m nag_kernels.evaluate` end to end: on shapes, with a tiny random CLIP, resumed, and with scores that are missing."""
 
+import contextlib
 import csv
 import json
 import re
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +131,37 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
         evaluate.main([*arguments, "--steps", "3"])
 
 
+@pytest.mark.parametrize(("text", "call", "settings"), [
+    ("none", {"guidance_scale": 1.0}, None),
+    ("cfg:3", {"guidance_scale": 3.0, "negative_prompt": ["red", "on white"]}, None),
+    ("nag:5:2.5:0.2", {"guidance_scale": 1.0}, {"rule": "nag", "nag_scale": 5.0, "nag_tau": 2.5, "nag_alpha": 0.2}),
+    ("nasa", {"guidance_scale": 1.0}, {"rule": "nasa"}),
+    ("cfg:2+vsf:1.5:-0.1", {"guidance_scale": 2.0, "negative_prompt": ["red", "on white"]},
+     {"rule": "vsf", "nag_scale": 1.5, "negative_logit_bias": -0.1}),
+])  # fmt: skip
+def test_a_method_is_the_call_that_it_says(text, call, settings, monkeypatch):
+    seen = {}
+
+    class Pipe:
+        def __call__(self, prompt, generator, guidance_scale=7.5, **more):
+            seen["call"] = {"guidance_scale": guidance_scale} | more
+            return types.SimpleNamespace(images=[(prompt, [each.initial_seed() for each in generator])])
+
+    def guide(pipe, negatives, **given):
+        seen["guide"] = (negatives, given)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(evaluate, "guide", guide)
+    monkeypatch.setattr(evaluate, "family_of", lambda denoiser: types.SimpleNamespace(cfg_above=1.0))
+    monkeypatch.setattr(evaluate, "find_denoisers", lambda pipe: [pipe])
+    options = types.SimpleNamespace(steps=3, end=0.5, call={"height": 32})
+    items = [Item("a circle", "red"), Item("a square", "on white")]
+    (found,) = evaluate.draw(Pipe(), parse_method(text), items, [7, 9], options)
+    assert found == (["a circle", "a square"], [7, 9])
+    assert seen["call"] == call | {"num_inference_steps": 3, "height": 32}
+    assert seen.get("guide") == (settings and (["red", "on white"], settings | {"end": 0.5}))
+
+
 def test_pictures_do_not_depend_on_the_batch(tmp_path):
     drawn = []
     for batch in ("1", "5"):
@@ -180,10 +213,60 @@ def test_packages_that_are_there_are_called(tmp_path, monkeypatch):
         found = {x.metric: x for x in judges.all(drawn)}
     assert loaded == [("ImageReward-v1.0", "cpu")]
     assert found["image_reward"].value == 1
-    assert seen[:3] == [(str(x.path), x.prompt, "v2.1") for x in drawn]
-    assert found["hpsv2"].value == pytest.approx(25 + 5)
+    assert [x[1:] for x in seen[:1]] == [("", "v2.1")]  # to load its weights
+    assert seen[1:4] == [(str(x.path), x.prompt, "v2.1") for x in drawn]
+    assert found["hpsv2"].value == pytest.approx(25 + 6)
     assert found["clip_score"].value is None
     assert found["fid"].note == "missing: ValueError: no folder of real pictures was given (--reference)"
+
+
+def test_what_cannot_be_had_is_tried_once_and_what_fails_for_some_pictures_again(tmp_path, monkeypatch):
+    drawn = [Drawn(path, f"prompt {i}", "red") for i, path in enumerate(pictures(tmp_path / "a", 3))]
+    bad = [replace(each, prompt="prompt ?") for each in drawn]
+    tried = []
+
+    def once(name):
+        tried.append(name)
+        raise OSError(f"no weights of {name}\nin any mirror")
+
+    monkeypatch.setattr(scores, "_Clip", once)
+    monkeypatch.setitem(sys.modules, "hpsv2", types.SimpleNamespace(score=lambda *_, **__: once("hpsv2")))
+    reward = types.SimpleNamespace(score=lambda prompt, path: float(prompt[-1]))
+    monkeypatch.setitem(sys.modules, "ImageReward", types.SimpleNamespace(load=lambda *_, **__: reward))
+    judges = Judges("clip", tmp_path / "a", "cpu")
+    sets = {"none": drawn, "nag": bad, "vsf": drawn}
+    found = {name: judges.all(each) for name, each in sets.items()}
+    by = {(method, x.metric): x for method, each in found.items() for x in each}
+    assert tried == ["clip", "hpsv2"]
+    for method in found:
+        for metric, name in (("clip_score", "clip"), ("frechet_clip", "clip"), ("hpsv2", "hpsv2")):
+            assert by[method, metric] == Score(metric, 0, note=f"missing: OSError: no weights of {name}")
+    failed = Score("image_reward", 0, note="failed: ValueError: could not convert string to float: '?'")
+    assert by["nag", "image_reward"] == failed
+    assert by["none", "image_reward"].value == by["vsf", "image_reward"].value == 1
+    said = evaluate.reasons(found)
+    assert "hpsv2: missing: OSError: no weights of hpsv2" in said
+    assert f"image_reward: {failed.note} (nag)" in said
+    options = types.SimpleNamespace(model="shapes", steps=4)
+    shown = dict(zip(found, list(evaluate.table(found, options).columns[5].cells), strict=True))
+    assert list(shown.values()) == ["1.000 [0.000, 2.000]", "failed", "1.000 [0.000, 2.000]"]
+    evaluate.write_scores(found, tmp_path / "scores.csv")
+    assert [rows_of(tmp_path)["nag", "image_reward"][name] for name in ("value", "samples")] == ["", "0"]
+
+
+def test_a_distance_that_fails_for_some_pictures_is_tried_again(tmp_path, clip):
+    drawn = [Drawn(path, "a circle", "red") for path in pictures(tmp_path / "a", 3)]
+    pictures(tmp_path / "real", 3, seed=1)
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    judges = Judges(str(clip), tmp_path / "real", "cpu")
+    sets = (drawn, [*drawn, replace(drawn[0], path=broken)], drawn[:1], drawn)
+    first, *failed, again = [{x.metric: x for x in judges.all(each)} for each in sets]
+    assert first == again
+    assert first["frechet_clip"].value > 0
+    assert [x["frechet_clip"].value for x in failed] == [None, None]
+    assert failed[0]["frechet_clip"].note.startswith("failed: UnidentifiedImageError")
+    assert failed[1]["frechet_clip"].note == "failed: ValueError: a distance needs at least two pictures, got 1"
 
 
 def test_patches_are_the_middle(tmp_path):

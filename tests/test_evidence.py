@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m nag_kernels.evidence`: distances, intervals, ablated formulas, the cache, verdicts and the page."""
+"""`python -m nag_kernels.evidence`: distances, intervals, the cache, verdicts and the page."""
 
 import itertools
 import shutil
@@ -15,22 +15,31 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import nag_kernels
-from nag_kernels import backends, reference
 from nag_kernels.evidence import __main__ as command
 from nag_kernels.evidence import run as running
-from nag_kernels.evidence.ablation import FORMULAS, formula, heads_of
-from nag_kernels.evidence.cells import CFG, NAG, NONE, PAIRS, PARTS, TABLES, VARIANTS, Cell, Method, Size, cells_of
+from nag_kernels.evidence.cells import (
+    CFG,
+    FULL,
+    MANY,
+    NAG,
+    NONE,
+    PAIRS,
+    QUICK,
+    TABLES,
+    VARIANTS_OF,
+    Cell,
+    Size,
+    Steering,
+    cells_of,
+)  # fmt: skip
 from nag_kernels.evidence.claims import claims_of, outcome, verdict
 from nag_kernels.evidence.frechet import frechet, moments
-from nag_kernels.evidence.measures import contrast, draws, interval
-from nag_kernels.evidence.methods import draw, noise_for
-from nag_kernels.evidence.perturbed import TextAndSelf, ValueAlone, perturbed, perturbed_layers
+from nag_kernels.evidence.measures import Replicates, contrast, draws, interval
 from nag_kernels.evidence.renders import real, there, wanted_scenes
 from nag_kernels.evidence.report import write
 from nag_kernels.evidence.rows import load_rows, update
 from nag_kernels.evidence.students import add_student, measure_student, welch
 from nag_kernels.shapes.classifier import load_classifier, matches, read, shows
-from nag_kernels.shapes.generator import build_pipeline
 from nag_kernels.shapes.pipeline import load
 
 ROOT = Path(nag_kernels.__file__).parent.parent
@@ -109,11 +118,14 @@ def test_replicates_are_paired_from_cell_to_cell():
     assert np.array_equal(draws(4, 16, 200), counts)  # in another process as well
     flags = np.random.default_rng(1).random((4, 16)) < 0.5
     shares = (counts * flags).sum(-1).mean(1) / 16
-    assert contrast([(1.0, {"match": shares}), (-1.0, {"match": shares})], "match") == (0, 0, 0)
+    cell = Replicates(64, {"match": shares})
+    assert contrast([(1.0, cell), (-1.0, cell)], "match") == (0, 0, 0)
     alone = interval(shares, "match")
     assert alone[1] < alone[0] < alone[2]
-    with pytest.raises(ValueError, match="same number of replicates"):
-        contrast([(1.0, {"match": shares}), (1.0, {"match": shares[:-1]})], "match")
+    shorter = replace(cell, values={"match": shares[:-1]})
+    for what, other in (("replicates", shorter), ("samples", replace(cell, samples=256))):
+        with pytest.raises(ValueError, match=rf"the same number of {what} to be paired, got \["):
+            contrast([(1.0, cell), (-1.0, other)], "match")
 
 
 def test_the_verdict_follows_from_the_intervals():
@@ -125,139 +137,7 @@ def test_the_verdict_follows_from_the_intervals():
     assert verdict(["for", "for", "against"]) == verdict(["open", "against"]) == "contradicted"
 
 
-# --- ablated formulas
-
-
-def by_hand(positive, negative, scale, tau, alpha, name):
-    """The docstring of `ablation`, token by token and head by head; positive, negative [B, S, H, D]."""
-    out = torch.empty_like(positive)
-    norm = (lambda x: x.square().sum().sqrt()) if name == "L2 norm" else (lambda x: x.abs().sum())
-    for b in range(positive.shape[0]):
-        for s in range(positive.shape[1]):
-            plus, guided = positive[b, s], scale * positive[b, s] - (scale - 1) * negative[b, s]
-            for h in range(positive.shape[2]):
-                part = slice(h, h + 1) if name == "per-head norm" else slice(None)
-                ratio = norm(guided[part]) / norm(plus[part])
-                factor = 1 / ratio if name == "no clip" else min(1, tau / ratio)
-                factor = 1 if name.startswith("no normalisation") else factor
-                share = 1 if "no refinement" in name else alpha
-                out[b, s, h] = share * factor * guided[h] + (1 - share) * plus[h]
-    return out
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-def test_ablated_formulas_are_those_written_by_hand_and_leave_nothing_behind(name):
-    generator = torch.Generator().manual_seed(0)
-    query, key, other = (torch.randn(2, 5, 3, 8, generator=generator) for _ in range(3))
-    value, other_value = torch.randn(2, 5, 3, 8, generator=generator), 2 * torch.randn(2, 5, 3, 8, generator=generator)
-    settings = {"nag_scale": 4.0, "nag_tau": 1.6, "nag_alpha": 0.4}
-    before = reference.row_factors, backends.FORCED
-    arguments = query, key, value, other, other_value
-    plain = nag_kernels.fused_guided_attention(*arguments, **settings)
-    with formula(name, heads=3):
-        found = nag_kernels.fused_guided_attention(*arguments, **settings)
-    positive = nag_kernels.fused_guided_attention(query, key, value, key, value, nag_scale=1.0)
-    negative = nag_kernels.fused_guided_attention(query, other, other_value, other, other_value, nag_scale=1.0)
-    expected = by_hand(positive.double(), negative.double(), 4.0, 1.6, 0.4, name)
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
-    assert (reference.row_factors, backends.FORCED) == before
-    again = nag_kernels.fused_guided_attention(*arguments, **settings)
-    assert torch.equal(again, plain)
-    if name != "full":
-        assert not torch.allclose(found, plain, atol=1e-3)
-
-
-def test_formulas_are_put_back_after_an_error_and_unknown_ones_refused():
-    before = reference.row_factors, backends.FORCED
-    with pytest.raises(RuntimeError, match="stop"), formula("L2 norm"):
-        assert reference.row_factors is not before[0]
-        raise RuntimeError("stop")
-    assert (reference.row_factors, backends.FORCED) == before
-    with pytest.raises(ValueError, match="formula must be one of full"), formula("L3 norm"):
-        pass
-    with pytest.raises(ValueError, match="rule must be 'nag'"), formula("no clip"):
-        nag_kernels.guidance(torch.ones(1, 4), torch.ones(1, 4), 1.0, rule="nasa")
-    assert set(PARTS) | {"full"} == set(FORMULAS)
-
-
-def test_without_a_part_the_model_draws_what_the_extreme_setting_draws(pipe):
-    """No normalisation is tau = inf of the shipped kernel, no refinement alpha = 1: the ablation reaches the layers."""
-    assert heads_of(pipe.denoiser) == 2
-    for name, setting in (("no normalisation", {"tau": float("inf")}), ("no refinement", {"alpha": 1.0})):
-        left_out = draw(pipe, replace(NAG[0], formula=name), 2, 1, batch=8)
-        torch.testing.assert_close(left_out, draw(pipe, replace(NAG[0], **setting), 2, 1, batch=8), atol=2e-3, rtol=0)
-        assert (left_out - draw(pipe, NAG[0], 2, 1, batch=8)).abs().amax() > 0.1
-
-
-# --- drawing
-
-
-def test_every_method_of_a_size_starts_from_the_same_noise(pipe):
-    large, small = noise_for(pipe, 3).unflatten(0, (len(PAIRS), 3)), noise_for(pipe, 2).unflatten(0, (len(PAIRS), 2))
-    assert torch.equal(large[:, :2], small)
-    assert len(large.flatten(0, 1).unique(dim=0)) == 3 * len(PAIRS)
-
-
-def euler_with_pag(pipe, prompt, negative, latents, steps, cfg, scale, standin):
-    """PAG and CFG written out: v = v- + cfg (v+ - v-) + scale (v+ - v without self-attention)."""
-    texts = pipe.encode_prompt([prompt] * len(latents), True, [negative] * len(latents))
-    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
-    layers = perturbed_layers(pipe.denoiser)
-    for step, timestep in enumerate(pipe.scheduler.timesteps):
-        plus, minus = pipe.predict(latents, timestep, *texts[:2]), pipe.predict(latents, timestep, *texts[2:])
-        stock = [layer.processor for layer in layers]
-        for layer in layers:
-            layer.processor = standin
-        without = pipe.predict(latents, timestep, *texts[:2])
-        for layer, processor in zip(layers, stock, strict=True):
-            layer.processor = processor
-        velocity = minus + cfg * (plus - minus) + scale * (plus - without)
-        latents = latents + (pipe.scheduler.sigmas[step + 1] - pipe.scheduler.sigmas[step]) * velocity
-    return latents
-
-
-@pytest.mark.parametrize("joint", [False, True])
-@torch.no_grad()
-def test_perturbed_guidance_is_its_formula_and_is_taken_off(pipe, joint):
-    if joint:
-        torch.manual_seed(0)
-        pipe = build_pipeline(2.0, joint=True)
-        for parameter in pipe.denoiser.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))  # its modulations are zero at the start
-    pipe.set_progress_bar_config(disable=True)
-    noise = noise_for(pipe, 1)[:2]
-    call = {"prompt": ["a red circle"] * 2, "negative_prompt": ["on white"] * 2, "guidance_scale": 1.5,
-            "num_inference_steps": 3, "latents": noise, "output_type": "latent"}  # fmt: skip
-    plain = pipe(**call).images
-    stock = [layer.processor for layer in perturbed_layers(pipe.denoiser)]
-    with perturbed(pipe, call["prompt"], noise, 2.0) as more:
-        found = pipe(**call, **more).images
-    expected = euler_with_pag(
-        pipe, "a red circle", "on white", noise, 3, 1.5, 2.0, TextAndSelf() if joint else ValueAlone()
-    )
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert (found - plain).abs().amax() > 1e-2
-    assert [layer.processor for layer in perturbed_layers(pipe.denoiser)] == stock
-    assert not pipe.denoiser._forward_hooks
-    assert torch.equal(pipe(**call).images, plain)
-
-
-@torch.no_grad()
-def test_the_joint_stand_in_is_the_stock_attention_but_for_its_mask(monkeypatch):
-    layer = perturbed_layers(build_pipeline(2.0, joint=True).denoiser)[0]
-    generator = torch.Generator().manual_seed(0)
-    image, text = torch.randn(2, 64, 128, generator=generator), torch.randn(2, 16, 128, generator=generator)
-    expected = layer(image, encoder_hidden_states=text)
-    perturbed_out = TextAndSelf()(layer, image, text)
-    torch.testing.assert_close(perturbed_out[1], expected[1])  # the text sees everything
-    assert (perturbed_out[0] - expected[0]).abs().amax() > 1e-3
-    moved = image.clone()
-    moved[:, 5] += 1  # what one token is changes no other image token
-    again = TextAndSelf()(layer, moved, text)[0]
-    others = torch.arange(64) != 5
-    torch.testing.assert_close(again[:, others], perturbed_out[0][:, others])
-    monkeypatch.setattr(torch, "eye", lambda n, dtype, device: torch.ones(n, n, dtype=dtype, device=device))
-    torch.testing.assert_close(TextAndSelf()(layer, image, text)[0], expected[0])
+# --- renders, the run and the page
 
 
 def test_renders_satisfy_the_prompt_and_not_the_negative():
@@ -274,17 +154,17 @@ def test_renders_satisfy_the_prompt_and_not_the_negative():
         wanted_scenes(replace(PAIRS[0], negative="star"), 4, np.random.default_rng(0))
 
 
-# --- the run and the page
-
-
 def test_cells_are_drawn_once_each_and_have_names_of_their_own():
     cells = cells_of(tuple(TABLES))
     assert len({cell.name for cell in cells}) == len({cell.stem for cell in cells}) == len(cells)
     places = [cell.variant for cell in cells]
     assert sum(a != b for a, b in itertools.pairwise(places)) == len(set(places)) - 1
-    for kind, variants in VARIANTS.items():
+    for kind, variants in VARIANTS_OF.items():
         wanted = {cell for claim in claims_of(kind) for each in claim.contrasts for _, cell in each.terms}
         assert wanted <= set(cells)
+        for contrasted in (each for claim in claims_of(kind) for each in claim.contrasts):
+            for size in (FULL, QUICK):  # paired: of as many samples
+                assert len({size.samples(cell) for _, cell in contrasted.terms}) == 1, contrasted.says
         assert {cell.variant for cell in wanted} == set(variants)
 
 
@@ -338,6 +218,8 @@ def test_the_page_is_made_from_the_csv_files_alone(quick_run, tmp_path):
     claims = load_rows(tmp_path / "evidence" / "claims.csv")
     assert {row["claim"] for row in claims} >= {"NAG removes in few steps", "CFG collapses in few steps"}
     assert "not measured whole (1 of 5)" in text
+    assert running.replicates_of(Cell("few", 1), quick_run).samples == TINY.samples(Cell("few", 1)) * len(PAIRS)
+    assert TINY.samples(Cell("teacher", MANY)) != TINY.samples(Cell("few", 1))
 
 
 def test_rows_that_are_not_kept_stay_while_their_weights_do(quick_run, tmp_path):
@@ -397,4 +279,4 @@ def test_the_command_line_says_what_it_needs(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in TABLES)
     assert command.parse(["--quick"]).docs == command.parse(["--quick"]).work != command.parse([]).work
-    assert Method(cfg=2, empty=True, pag=1, rule="nag", scale=5).label == "CFG 2 (empty) + PAG 1 + NAG 5 / 2.5 / 0.25"
+    assert Steering(cfg=2, empty=True, pag=1, rule="nag", scale=5).label == "CFG 2 (empty) + PAG 1 + NAG 5 / 2.5 / 0.25"

@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nag_kernels.diffusers import guide
-from nag_kernels.shapes import variants
+from nag_kernels.shapes import parallel, variants
 from nag_kernels.shapes.classifier import load_classifier
 from nag_kernels.shapes.evaluate import evaluate
 from nag_kernels.shapes.generator import build_pipeline, build_transformer, load_generator
@@ -100,7 +100,22 @@ def test_weights_of_an_older_training_load(tmp_path):
     assert all(torch.equal(x, pipe.unet.state_dict()[name]) for name, x in own.unet.state_dict().items())
 
 
-def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys):
+@pytest.fixture
+def here(monkeypatch):
+    """Training in this process, which has imported everything already."""
+
+    def launch(work, workers, *arguments):
+        assert workers == 1
+        threads = torch.get_num_threads()
+        try:
+            parallel._enter(0, workers, parallel.free_port(), work, arguments)
+        finally:
+            torch.set_num_threads(threads)
+
+    monkeypatch.setattr(variants, "launch", launch)
+
+
+def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys, here):
     bare = shutil.ignore_patterns(*(name for name in VARIANTS.values() if name != "unet"))
     shutil.copytree(WEIGHTS, tmp_path / "weights", ignore=bare)
     variants.main(
@@ -111,11 +126,22 @@ def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys):
         assert f"{variant}, {variants.STEPS[variant]} steps: one: objects and clean" in said
         folder = tmp_path / "weights" / VARIANTS[variant]
         assert "_name_or_path" not in json.loads((folder / "config.json").read_text())
+        file = load_file(folder / "diffusion_pytorch_model.safetensors")
+        assert {value.dtype for value in file.values()} == {torch.float16}
         pipe = load(tmp_path / "weights", variant=variant)
         assert (pipe.unet is None) == variant.startswith("joint")
         assert pipe("a circle", num_inference_steps=1).images[0].size == (32, 32)
-    teacher = load(tmp_path / "weights", variant="teacher").unet.state_dict()
-    assert any(not torch.equal(value, teacher[name]) for name, value in load().unet.state_dict().items())
+    # Each from what it is to start from: a few steps leave it near, but not as it was.
+    far = lambda one, other: max((a - b).abs().max() for a, b in zip(one.parameters(), other.parameters(), strict=True))  # noqa: E731
+    made = {variant: load(tmp_path / "weights", variant=variant).denoiser for variant in variants.SETTINGS}
+    for variant, before in (("teacher", load().unet), ("joint_few", made["joint_teacher"])):
+        assert 0 < far(made[variant], before) < 0.02
+    variants.main(["teacher", "--quick", "--go-on", "--folder", str(tmp_path / "weights"), "--work",
+                   str(tmp_path / "work"), "--workers", "1"])  # fmt: skip
+    record = json.loads((tmp_path / "weights" / "teacher" / "training.json").read_text())
+    assert record["before"]["settings"] == record["settings"]
+    gone_on = load(tmp_path / "weights", variant="teacher").unet
+    assert 0 < far(gone_on, made["teacher"]) < far(gone_on, load().unet)
     for wrong in (["few"], ["teacher", "--adopt", str(tmp_path)], ["--adopt", str(tmp_path)]):
         with pytest.raises(SystemExit):
             variants.main(wrong)
@@ -131,6 +157,8 @@ def test_a_student_is_adopted_with_its_record(tmp_path, monkeypatch):
     variants.main(["student", "--adopt", str(run), "--folder", str(folder)])
     found = json.loads((folder / "student" / "training.json").read_text())
     assert (found["minutes"], found["settings"], found["samples"]) == (1.5, {"kappa_frozen": 2.0}, {"pictures": 1000})
+    name = "diffusion_pytorch_model.safetensors"
+    assert (folder / "student" / name).read_bytes() == (run / "student" / name).read_bytes()  # float16, as it was
     assert load(folder, variant="student").unet is not None
 
 

@@ -4,6 +4,7 @@
 
 import argparse
 import copy
+import functools
 import os
 import time
 from pathlib import Path
@@ -39,12 +40,13 @@ def file_prompts(path: Path, seed: int):
     if not lines:
         raise ValueError(f"prompts must have a line at least, {path} has none")
 
+    @functools.lru_cache(maxsize=2)
+    def order(time: int) -> np.ndarray:
+        return np.random.default_rng((seed, time)).permutation(len(lines))
+
     def prompts(step: int, count: int) -> list[str]:
         places = range(step * count, (step + 1) * count)
-        orders = {
-            e: np.random.default_rng((seed, e)).permutation(len(lines)) for e in {p // len(lines) for p in places}
-        }
-        return [lines[orders[place // len(lines)][place % len(lines)]] for place in places]
+        return [lines[order(place // len(lines))[place % len(lines)]] for place in places]
 
     return prompts
 

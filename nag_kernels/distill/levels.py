@@ -12,6 +12,7 @@ Every output is linear in (x_0, eps), so with x_t it gives both, at any alpha an
     sample        x_0
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,13 @@ class Levels:
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+
+    def __str__(self) -> str:
+        """All of it, in a few words."""
+        if self.alphas_cumprod is None:
+            return f"{self.prediction}, shift {self.shift:g}, {self.timesteps} timesteps"
+        table = self.alphas_cumprod.double().cpu()
+        return f"{self.prediction}, {len(table)} timesteps {hashlib.sha256(table.numpy()).hexdigest()[:12]}"
 
     def at(self, fraction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(timestep, alpha, sigma), each [B], at fractions [B] of the schedule: 0 is the picture, 1 is noise."""

@@ -3,6 +3,7 @@
 """How each kind of model is called with text: all that distillation must know about a denoiser."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class Model:
         a `negative` text (None but in training with NASA) both go in as one, [text ; negative], to guided layers.
     encode: `encode(prompts)` is the text of a list of prompts.
     shape: of one picture, or latent.
+    encoders: the modules that `encode` runs, for a run's record of what it came from; without them it cannot tell others.
     """
 
     module: Module
@@ -35,6 +37,7 @@ class Model:
     call: Callable[[Module, Tensor, Tensor, Text, Text | None], Tensor]
     encode: Callable[[list[str]], Text]
     shape: tuple[int, ...]
+    encoders: tuple[Module, ...] = ()
 
     def output(self, module: Module, x: Tensor, timestep: Tensor, text: Text, negative: Text | None = None) -> Tensor:
         """What `module` (the teacher or a student) gives, in x's dtype; x comes to it in its own."""
@@ -45,6 +48,16 @@ class Model:
 
 def _to(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device, dtype if x.is_floating_point() else None)
+
+
+def digest(*modules: Module) -> str:
+    """Of the names, dtypes, shapes and values of all weights and buffers, in 12 hex digits."""
+    found = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
 
 
 def joined(*texts: Text) -> Text:
@@ -147,7 +160,8 @@ def model_of(pipe: Any) -> Model:
 
     side = unet.config.sample_size
     side = (side, side) if isinstance(side, int) else tuple(side)
-    return Model(unet, levels_of(pipe.scheduler), call_unet, encode, (unet.config.in_channels, *side))
+    shape = (unet.config.in_channels, *side)
+    return Model(unet, levels_of(pipe.scheduler), call_unet, encode, shape, (pipe.text_encoder,))
 
 
 def _shapes(pipe: Any) -> Model:
@@ -159,4 +173,4 @@ def _shapes(pipe: Any) -> Model:
     pipe.denoiser.to(memory_format=torch.channels_last)
     call = call_unet if pipe.transformer is None else call_joint
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    return Model(pipe.denoiser, levels_of(pipe.scheduler), call, encode, shape)
+    return Model(pipe.denoiser, levels_of(pipe.scheduler), call, encode, shape, (pipe.text_encoder,))

@@ -14,6 +14,8 @@ TARGETS = ("all", "attention")
 class Settings:
     """Everything that decides the student's weights, but the models and the prompts.
 
+    A run's folder records both (`train.Distillation.record`).
+
     steps: student steps.  batch: pictures a step, over all processes together.
     kappa_frozen, kappa_lora: guidance scale of each teacher. A number is SwiftBrush's; a range is PG-SB's, where one draw
         per step serves both (its place in the one range and in the other). The paper's FID with a range for neither, the

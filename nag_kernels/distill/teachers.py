@@ -30,6 +30,8 @@ def weight(name: str, alpha: Tensor, sigma: Tensor, picture: Tensor, frozen_pict
     sigma2  sigma^2                                      DreamFusion (arXiv 2209.14988), SwiftBrush
     x0      sigma / alpha: the gradient is the difference of the teachers' x_0
     dmd     x0 over the mean of |x_student - x_0|        DMD (arXiv 2311.18828, equation 8)
+
+    x0 and dmd are infinite in pure noise, alpha = 0, which `Teachers` refuses.
     """
     if name == "sigma2":
         return sigma**2
@@ -50,10 +52,25 @@ def layers(module: nn.Module, targets: str) -> list[str]:
 
 
 class Teachers:
-    """The frozen teacher, which is `model.module` with its adapters off, and the LoRA teacher, the same with them on."""
+    """The frozen teacher, which is `model.module` with its adapters off, and the LoRA teacher, the same with them on.
+
+    Raises: ValueError where no layer is a target, and where `t_low` or `t_high` is a level at which the gradient is not finite:
+        pure noise with the weight "x0" or "dmd", the picture itself for a model that predicts it.
+    """
 
     def __init__(self, model: Model, settings: Settings):
         self.model, self.settings = model, settings
+        _, alpha, sigma = model.levels.at(torch.tensor([settings.t_low, settings.t_high]))
+        if settings.weight != "sigma2" and alpha[1] < 1e-6:
+            raise ValueError(
+                f"t_high must be a level at which the picture shows through for weight {settings.weight!r}, a multiple of "
+                f"sigma / alpha, got {settings.t_high}: pure noise, alpha = {float(alpha[1]):.1g}"
+            )
+        if model.levels.prediction == "sample" and sigma[0] < 1e-6:
+            raise ValueError(
+                f"t_low must be a level with noise for a model that predicts 'sample', got {settings.t_low}: "
+                f"sigma = {float(sigma[0]):.1g}"
+            )
         module = model.module.requires_grad_(False)
         names = layers(module, settings.lora_targets)
         if not names:

@@ -6,6 +6,9 @@ All that is random in a step comes from (seed, step), not from a generator that 
 batch; each process takes its part. So a resumed run draws what an uninterrupted one would, and the number of processes
 changes nothing but the rounding.
 
+A checkpoint is that of one run alone: it says which settings, teacher and start (`Distillation.record`) and which texts it came
+from, and is refused where any of them is another.
+
 Of `accelerate` come processes, devices, autocast and the averaging of gradients. Its `save_state` is not used: it would
 write the frozen teacher into every checkpoint, and knows neither the averaged student nor which parameters of the teacher
 are adapters. Nor is its `prepare`: DistributedDataParallel wants one forward for each backward, and the teacher here runs with
@@ -14,6 +17,7 @@ its adapters off, on without a gradient, and on with one.
 
 import contextlib
 import csv
+import hashlib
 import json
 import math
 import os
@@ -30,7 +34,7 @@ from tqdm import tqdm
 
 from nag_kernels.shapes.parallel import Average
 
-from .models import Model, rows, steered
+from .models import Model, digest, rows, steered
 from .settings import Settings, kappa_at
 from .teachers import Teachers
 
@@ -42,6 +46,20 @@ def generator(seed: int, step: int, name: str, place: int = 0) -> torch.Generato
     """Of what `name` draws in a step; on the CPU, so that every device draws the same."""
     words = np.random.SeedSequence((seed, step, DRAWS.index(name), place)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]) >> 1)
+
+
+def refuse_another(kept: dict, asked: dict, where: str) -> None:
+    """Raises ValueError that names what differs between two `Distillation.record`."""
+    names = [name for name in asked | kept if name not in kept or name not in asked or kept[name] != asked[name]]
+    if names:
+        both = ((name, *(repr(x[name]) if name in x else "not recorded" for x in (kept, asked))) for name in names)
+        said = "; ".join(f"{name} {held}, asked is {ours}" for name, held, ours in both)
+        raise ValueError(f"{where} holds a run with {said}: remove it or name another folder")
+
+
+def chained(before: str, texts: list[str]) -> str:
+    """A digest of the texts of a step and, by `before`, of those of all steps that it follows."""
+    return hashlib.sha256((before + json.dumps(texts)).encode()).hexdigest()
 
 
 class Descent:
@@ -90,9 +108,12 @@ class Distillation:
     Args:
         model: the teacher and how it is called.
         student: a module that is called alike; it predicts what the teacher does.
-        prompts: `prompts(step, count)` gives the texts of a step.
+        prompts: `prompts(step, count)` gives the texts of a step; asked again for steps that a checkpoint has behind it.
         settings: see `Settings`.
         accelerator: of `accelerate`; its processes share the batch. None makes one.
+    record: what decides the student's weights but the prompts, for a run's folder: the settings by name, and "teacher",
+        "start_student", "text_encoders" (digests of weights; `Model.encoders`), "levels", "shape", "mixed_precision".
+    texts: a digest of all texts so far.
     Raises: ValueError for a batch that the processes cannot share.
     """
 
@@ -107,6 +128,7 @@ class Distillation:
         first = self.accelerator.process_index * each
         self.part = slice(first, first + each)
         self.device = self.accelerator.device
+        teacher = digest(model.module)  # before it gets its adapters
         self.teachers = Teachers(model, settings)
         student.requires_grad_(True)
         total = self.total = settings.lora_warmup + settings.steps
@@ -123,7 +145,12 @@ class Distillation:
         self.average = Average([student], settings.average) if settings.average else None
         self.no_text = model.encode([""])
         self.negative = None if settings.nasa_negative is None else model.encode([settings.nasa_negative])
-        self.done = 0
+        origin = {
+            "teacher": teacher, "start_student": digest(student), "text_encoders": digest(*model.encoders),
+            "levels": str(model.levels), "shape": model.shape, "mixed_precision": self.accelerator.mixed_precision,
+        }  # fmt: skip
+        self.record = json.loads(json.dumps(asdict(settings) | origin))
+        self.done, self.texts = 0, ""
 
     def _drawn(self, name: str, kind: Callable, place: int = 0, shape: tuple[int, ...] = ()) -> Tensor:
         """This process's part of what is drawn for the whole batch."""
@@ -154,7 +181,8 @@ class Distillation:
         s, shape = self.settings, self.model.shape
         # Only a model with dropout draws from it.
         torch.manual_seed(generator(s.seed, self.done, "dropout", self.accelerator.process_index).initial_seed())
-        text = self.model.encode(self.prompts(self.done, s.batch)[self.part])
+        texts = self.prompts(self.done, s.batch)
+        text = self.model.encode(texts[self.part])
         learns = self.done >= s.lora_warmup
         place, nasa = self._one("kappa"), None
         if self.negative is not None:
@@ -179,12 +207,14 @@ class Distillation:
                 loss = self.teachers.loss(fixed, noise, self._levels("lora", 3 * k + 2), text, self.no_text, kept)
             numbers["lora_norm"] = self.lora_descent.step(loss)
             numbers["lora_loss"] = float(loss.detach())
-        self.done += 1
+        self.done, self.texts = self.done + 1, chained(self.texts, texts)
         return numbers
 
     def state_dict(self) -> dict:
-        """All that a step changes."""
+        """All that a step changes, and what run it belongs to."""
         return {
+            "record": self.record,
+            "texts": self.texts,
             "student": self.student.state_dict(),
             "average": None if self.average is None else [self.average.count, self.average.mean],
             "lora": {name: each.detach() for name, each in self.teachers.lora.items()},
@@ -194,6 +224,22 @@ class Distillation:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        """Go on from a `state_dict`, with the same bits.
+
+        Raises: ValueError, which names what differs, for that of a run with another `record`, or where `prompts` does not give
+            the steps that it has behind it the texts that they had. (With prompts that differ only later, what follows is
+            what a run with these from the start would do.)
+        """
+        refuse_another(state.get("record", {}), self.record, "the checkpoint")
+        texts = ""
+        for step in range(state["done"][0]):
+            texts = chained(texts, self.prompts(step, self.settings.batch))
+        if texts != state["texts"]:
+            raise ValueError(
+                f"prompts must give the {state['done'][0]} steps that the checkpoint has behind it the texts that they had, got "
+                "others: is the file, or the number of its lines, another? Give the same, or name another folder"
+            )
+        self.texts = texts
         self.student.load_state_dict(state["student"])
         if self.average is not None:
             self.average.count, means = state["average"]
@@ -221,20 +267,20 @@ def distil(run: Distillation, folder: Path, watch: Callable[[nn.Module], dict[st
            watch_every: int = 100, save_every: int = 200, until: int | None = None) -> None:  # fmt: skip
     """Train to the end, or `until` a step, going on from what `folder` holds.
 
-    folder: gets settings.json, state.pt (the checkpoint), metrics.csv (one row a step) and watch.csv: what `watch` says of
-        the averaged student every `watch_every` steps, and before the first.
-    Raises: ValueError where folder holds a run with other settings.
+    folder: gets settings.json (`run.record`), state.pt (the checkpoint), metrics.csv (one row a step) and watch.csv: what
+        `watch` says of the averaged student every `watch_every` steps, and before the first.
+    Raises: ValueError, which names what differs, where folder holds a run with other settings, models or prompts.
     """
-    main, settings = run.accelerator.is_main_process, json.loads(json.dumps(asdict(run.settings)))
+    main = run.accelerator.is_main_process
     state, known = folder / "state.pt", folder / "settings.json"
-    if known.exists() and json.loads(known.read_text()) != settings:
-        raise ValueError(f"{folder} holds a run with other settings; remove it or name another folder")
+    if known.exists():
+        refuse_another(json.loads(known.read_text()), run.record, str(folder))
     if state.exists():
         run.load_state_dict(torch.load(state, map_location=run.device, weights_only=True))
     run.accelerator.wait_for_everyone()
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(settings, indent=1))
+        known.write_text(json.dumps(run.record, indent=1))
         for name in ("metrics.csv", "watch.csv"):
             _cut(folder / name, run.done or -1)  # the look before the first step comes again
     last = run.total if until is None else min(until, run.total)

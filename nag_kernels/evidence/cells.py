@@ -14,7 +14,7 @@ REAL = (
     "renders",
     "decoded renders",
 )  # in the place of a variant: real pictures, as they are and through the autoencoder
-VARIANTS = {"cross": ("few", "teacher", "student"), "joint": ("joint_few", "joint_teacher", "joint_student")}
+VARIANTS_OF = {"cross": ("few", "teacher", "student"), "joint": ("joint_few", "joint_teacher", "joint_student")}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Method:
+class Steering:
     """How a sample is steered; the default is the prompt alone."""
 
     cfg: float = 1.0  # classifier-free guidance, 1 = none
@@ -84,7 +84,7 @@ class Cell:
 
     variant: str
     steps: int
-    method: Method = Method()
+    method: Steering = Steering()
 
     @property
     def name(self) -> str:
@@ -128,12 +128,12 @@ class Size:
 FULL = Size("full", per_pair=64, per_pair_many=16, replicates=1000, reference=512)  # 1024 and 256 samples a cell
 QUICK = Size("quick", per_pair=4, per_pair_many=2, replicates=50, reference=32)
 
-NONE = Method()
-CFG = tuple(Method(cfg=scale) for scale in (1.5, 2.0, 3.0))
-NASA = tuple(Method(rule="nasa", scale=scale) for scale in (0.2, 0.5))  # published for SD2.1 and for PixArt-alpha
+NONE = Steering()
+CFG = tuple(Steering(cfg=scale) for scale in (1.5, 2.0, 3.0))
+NASA = tuple(Steering(rule="nasa", scale=scale) for scale in (0.2, 0.5))  # published for SD2.1 and for PixArt-alpha
 # Published for Flux (phi 4 = scale 5, tau 2.5, alpha 0.25), and twice its alpha, that of SDXL.
-NAG = tuple(Method(rule="nag", scale=5.0, alpha=alpha) for alpha in (0.25, 0.5))
-VSF = tuple(Method(rule="vsf", scale=scale) for scale in (1.0, 2.0))  # the plain change of sign, and twice it
+NAG = tuple(Steering(rule="nag", scale=5.0, alpha=alpha) for alpha in (0.25, 0.5))
+VSF = tuple(Steering(rule="vsf", scale=scale) for scale in (1.0, 2.0))  # the plain change of sign, and twice it
 METHODS = (NONE, *CFG, *NASA, *NAG, *VSF)
 FEW_STEPS = (1, 2, 4, 8)
 MANY = 25
@@ -144,8 +144,8 @@ PARTS = ("no normalisation", "no clip", "no refinement", "no normalisation, no r
 PART_SCALES = (5.0, 11.0)  # phi 4 (published for Flux) and 10, where the paper's Figure 8 has the gap at its widest
 ENDS = (0.25, 0.5)
 # For the curves alone, so that every method is seen from weak to strong.
-MORE = (*(Method(rule="nasa", scale=scale) for scale in (0.1, 0.3, 0.8)), Method(cfg=1.25), Method(cfg=5.0),
-        Method(rule="vsf", scale=0.5), Method(rule="vsf", scale=4.0))  # fmt: skip
+MORE = (*(Steering(rule="nasa", scale=scale) for scale in (0.1, 0.3, 0.8)), Steering(cfg=1.25), Steering(cfg=5.0),
+        Steering(rule="vsf", scale=0.5), Steering(rule="vsf", scale=4.0))  # fmt: skip
 
 
 def few_steps(few: str, teacher: str, student: str) -> Iterator[Cell]:
@@ -165,11 +165,11 @@ def with_guidance(few: str, teacher: str, student: str) -> Iterator[Cell]:
     for scale in CFG_MANY:
         for empty in (False, True):
             for pag in (0.0, PAG):
-                plain = Cell(teacher, MANY, Method(cfg=scale, empty=empty, pag=pag))
+                plain = Cell(teacher, MANY, Steering(cfg=scale, empty=empty, pag=pag))
                 yield plain
                 yield plain.with_(rule="nag", scale=NAG[0].scale)
     yield Cell(teacher, MANY)
-    yield Cell(teacher, MANY, Method(pag=PAG))
+    yield Cell(teacher, MANY, Steering(pag=PAG))
     yield Cell(teacher, MANY, NAG[0])
 
 
@@ -190,7 +190,7 @@ def sweeps(few: str, teacher: str, student: str) -> Iterator[Cell]:
 
 def early_stopping(few: str, teacher: str, student: str) -> Iterator[Cell]:
     """NAG in the first quarter, the first half and all of the steps."""
-    for plain in (Cell(few, 4), Cell(teacher, MANY, Method(cfg=CFG_MANY[0]))):
+    for plain in (Cell(few, 4), Cell(teacher, MANY, Steering(cfg=CFG_MANY[0]))):
         yield plain
         for end in (*ENDS, 1.0):
             yield plain.with_(rule="nag", scale=NAG[0].scale, end=end)
@@ -210,6 +210,6 @@ TABLES = {
 def cells_of(tables: list[str] | tuple[str, ...], architectures: tuple[str, ...] = ARCHITECTURES) -> list[Cell]:
     """The cells of these tables, each once, in an order that stays with one variant as long as it can."""
     found = {Cell(variant, steps): None for variant in REAL for steps in (4, MANY)}  # the floors
-    found |= {cell: None for name in tables for kind in architectures for cell in TABLES[name](*VARIANTS[kind])}
-    variants = [*REAL, *(variant for kind in ARCHITECTURES for variant in VARIANTS[kind])]
+    found |= {cell: None for name in tables for kind in architectures for cell in TABLES[name](*VARIANTS_OF[kind])}
+    variants = [*REAL, *(variant for kind in ARCHITECTURES for variant in VARIANTS_OF[kind])]
     return sorted(found, key=lambda cell: variants.index(cell.variant))

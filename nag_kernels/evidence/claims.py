@@ -5,7 +5,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .cells import ALPHAS, CFG, CFG_MANY, FEW_STEPS, MANY, NAG, NASA, NONE, PAG, SCALES, VARIANTS, VSF, Cell, Method
+from .cells import (
+    ALPHAS,
+    CFG,
+    CFG_MANY,
+    FEW_STEPS,
+    MANY,
+    NAG,
+    NASA,
+    NONE,
+    PAG,
+    SCALES,
+    VARIANTS_OF,
+    VSF,
+    Cell,
+    Steering,
+)
 
 NAG_PAPER, SNOOPI, VSF_PAPER = "NAG, arXiv 2505.21179", "SNOOPI, arXiv 2412.02687", "VSF, arXiv 2508.10931"
 
@@ -54,7 +69,7 @@ def _more(measure: str, more: Cell, less: Cell, says: str = "") -> Contrast:
 
 def claims_of(architecture: str) -> list[Claim]:
     """Every claim, for one architecture."""
-    few, teacher, student = VARIANTS[architecture]
+    few, teacher, student = VARIANTS_OF[architecture]
     return [
         *_few_steps(few, teacher), *_with_guidance(teacher), *_ablation(few), *_sweeps(few),
         *_early_stopping(few, teacher), *_one_step(student),
@@ -64,7 +79,7 @@ def claims_of(architecture: str) -> list[Claim]:
 def _few_steps(few: str, teacher: str) -> Iterator[Claim]:
     places = [*((few, steps) for steps in FEW_STEPS), (teacher, MANY)]
 
-    def at(place: tuple[str, int], method: Method) -> Cell:
+    def at(place: tuple[str, int], method: Steering) -> Cell:
         return Cell(*place, method)
 
     yield Claim(
@@ -115,7 +130,7 @@ def _with_guidance(teacher: str) -> Iterator[Claim]:
         contrasts = []
         for scale in CFG_MANY:
             for empty in (False, True):
-                plain = Cell(teacher, MANY, Method(cfg=scale, empty=empty, pag=pag))
+                plain = Cell(teacher, MANY, Steering(cfg=scale, empty=empty, pag=pag))
                 both = plain.with_(rule="nag", scale=NAG[0].scale)
                 contrasts += [_more("shows", plain, both), _more("clean_match", both, plain)]
         yield Claim(
@@ -175,7 +190,7 @@ def _sweeps(few: str) -> Iterator[Claim]:
 
 def _early_stopping(few: str, teacher: str) -> Iterator[Claim]:
     contrasts = []
-    for plain in (Cell(few, 4), Cell(teacher, MANY, Method(cfg=CFG_MANY[0]))):
+    for plain in (Cell(few, 4), Cell(teacher, MANY, Steering(cfg=CFG_MANY[0]))):
         full = plain.with_(rule="nag", scale=NAG[0].scale)
         early = full.with_(end=0.25)
         says = (
@@ -191,7 +206,7 @@ def _early_stopping(few: str, teacher: str) -> Iterator[Claim]:
 
 
 def _one_step(student: str) -> Iterator[Claim]:
-    def at(method: Method) -> Cell:
+    def at(method: Steering) -> Cell:
         return Cell(student, 1, method)
 
     table_2 = f"{SNOOPI} (v3, 2025), Table 2"

@@ -3,7 +3,6 @@
 """What is measured on a cell's samples, with bootstrap replicates that are paired from cell to cell."""
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +34,14 @@ class Samples:
     flags: dict[str, np.ndarray]  # "shows", "match", "clean", "clean_match": [N] bool
     whole: np.ndarray  # [N, 64]
     quadrants: np.ndarray  # [N, 4, 64]
+
+
+@dataclass
+class Replicates:
+    """What is kept of a cell's measures."""
+
+    samples: int
+    values: dict[str, np.ndarray]  # as `measure` gives them
 
 
 @dataclass
@@ -125,12 +132,14 @@ def interval(values: np.ndarray, name: str) -> tuple[float, float, float]:
     return float(value), float(low), float(high)
 
 
-def contrast(terms: list[tuple[float, Mapping[str, np.ndarray]]], name: str) -> tuple[float, float, float]:
+def contrast(terms: list[tuple[float, Replicates]], name: str) -> tuple[float, float, float]:
     """(value, low, high) of a weighted sum of one measure over cells of one size; the replicates are paired.
 
-    Raises ValueError where the cells are not of one size.
+    Raises ValueError where the cells are not of one size: `draws` of another number of samples or replicates are other draws.
     """
-    values = [weight * measures[name] for weight, measures in terms]
-    if len({len(each) for each in values}) != 1:
-        raise ValueError(f"cells must have the same number of replicates, got {[len(each) for each in values]}")
+    values = [weight * cell.values[name] for weight, cell in terms]
+    samples, replicates = [cell.samples for _, cell in terms], [len(each) for each in values]
+    for what, counts in (("samples", samples), ("replicates", replicates)):
+        if len(set(counts)) != 1:
+            raise ValueError(f"cells must have the same number of {what} to be paired, got {counts}")
     return interval(sum(values), name)

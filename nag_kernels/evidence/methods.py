@@ -11,7 +11,7 @@ from nag_kernels.diffusers import guide
 from nag_kernels.shapes.pipeline import ShapesPipeline
 
 from .ablation import formula, heads_of
-from .cells import PAIRS, Method
+from .cells import PAIRS, Steering
 from .perturbed import perturbed
 
 BATCH = 64
@@ -29,7 +29,7 @@ def noise_for(pipe: ShapesPipeline, each: int) -> Tensor:
     return torch.cat([torch.randn(shape, generator=seed) for seed in seeds])
 
 
-def draw(pipe: ShapesPipeline, method: Method, steps: int, each: int, batch: int = BATCH) -> Tensor:
+def draw(pipe: ShapesPipeline, method: Steering, steps: int, each: int, batch: int = BATCH) -> Tensor:
     """Pictures [N, 3, 32, 32] in [-1, 1], `each` of every pair, pair by pair."""
     pairs = [pair for pair in PAIRS for _ in range(each)]
     noise, pictures = noise_for(pipe, each), []

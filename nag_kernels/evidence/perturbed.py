@@ -61,6 +61,7 @@ def perturbed(pipe: ShapesPipeline, prompts: list[str], latents: Tensor, scale: 
         v = v' + scale (v(prompt) - v(prompt, self-attention replaced by the identity))
 
     where v' is what the call computes anyway (CFG or not) and v(prompt) its prediction for the prompt, steered or not. The
+    second v(prompt, ...) is never steered: `guide` lets what a callback does alone. The
     call's Euler step has been taken when its callback adds the second term: x_next = x + (s_next - s) v is linear in v.
     """
     denoiser, scheduler = pipe.denoiser, pipe.scheduler

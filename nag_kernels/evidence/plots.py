@@ -21,10 +21,10 @@ from .cells import (
     PARTS,
     SCALES,
     TAUS,
-    VARIANTS,
+    VARIANTS_OF,
     VSF,
     Cell,
-    Method,
+    Steering,
 )
 from .run import SHOWN, digest
 
@@ -32,7 +32,7 @@ COLOURS = {"CFG": "#d08000", "NASA": "#1060c0", "NAG": "#108030", "NAG by alpha"
 Rows = dict[str, dict[str, str]]
 
 
-def _curves() -> dict[str, list[Method]]:
+def _curves() -> dict[str, list[Steering]]:
     """Method: its settings from weak to strong."""
     rules = {"NASA": "nasa", "VSF": "vsf"}
     found = {"CFG": sorted([*CFG, *(each for each in MORE if each.cfg > 1)], key=lambda method: method.cfg)}
@@ -44,7 +44,7 @@ def _curves() -> dict[str, list[Method]]:
     return found
 
 
-def _setting(method: Method) -> str:
+def _setting(method: Steering) -> str:
     return f"{method.cfg:g}" if method.cfg > 1 else f"{method.scale:g}"
 
 
@@ -55,7 +55,7 @@ def plot_all(rows: Rows, architecture: str, folder: Path) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    few, teacher, _ = VARIANTS[architecture]
+    few, teacher, _ = VARIANTS_OF[architecture]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, drawing in (("curves", _plot_curves), ("steps", _plot_steps), ("sweeps", _plot_sweeps)):
@@ -146,7 +146,7 @@ def _plot_sweeps(plt, rows: Rows, few: str, teacher: str):
 
 def grids(work: Path, architecture: str, folder: Path) -> list[str]:
     """Pictures side by side, same seeds in every column; the names of the files that were written."""
-    few, teacher, student = VARIANTS[architecture]
+    few, teacher, student = VARIANTS_OF[architecture]
     strong = [replace(NAG[0], scale=11.0, formula=formula) for formula in ("full", *PARTS)]
     shown = {
         "methods": [Cell(few, 4, method) for method in (NONE, CFG[1], CFG[2], NASA[1], NAG[0], NAG[1], VSF[0])],

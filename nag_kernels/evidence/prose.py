@@ -53,7 +53,8 @@ TABLE_TEXT = {
     "with_guidance": """\
 25 steps of the teacher with CFG 2 and 3, whose other text is the negative or empty, with PAG (arXiv 2403.17377; scale
 1, self-attention replaced by the identity in the UNet's middle block or the transformer's second, as diffusers does by
-default) or not, and each of them with NAG or not.""",
+default) or not, and each of them with NAG or not. PAG's extra pass is not steered: beside NAG it is subtracted
+from the prediction that NAG steers, so that PAG's scale lengthens what NAG did as well.""",
     "ablation": """\
 NAG at four steps, tau 2.5, alpha 0.25, with a part left out or replaced; at scale 5 (phi 4) and 11 (phi 10). The formulas,
 exactly:""",

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from .ablation import __doc__ as FORMULAS_TEXT
-from .cells import ARCHITECTURES, FULL, MANY, PAIRS, QUICK, REAL, TABLES, VARIANTS, Cell
+from .cells import ARCHITECTURES, FULL, MANY, PAIRS, QUICK, REAL, TABLES, VARIANTS_OF, Cell
 from .claims import SNOOPI, Claim, claims_of, outcome, verdict
 from .measures import MEASURES
 from .prose import FIGURES, HEAD, METHOD, PROMPTS, READING, STUDENTS, TABLE_TEXT, TITLES
@@ -111,8 +111,8 @@ def _missing(cells: dict[str, dict[str, str]]) -> list[str]:
     """Which variants have no rows at all, or not all of them."""
     lines = []
     for architecture in ARCHITECTURES:
-        wanted = {cell: None for table in TABLES.values() for cell in table(*VARIANTS[architecture])}
-        for variant in VARIANTS[architecture]:
+        wanted = {cell: None for table in TABLES.values() for cell in table(*VARIANTS_OF[architecture])}
+        for variant in VARIANTS_OF[architecture]:
             own = [cell for cell in wanted if cell.variant == variant]
             there = sum(cell.name in cells for cell in own)
             if there == 0:
@@ -201,7 +201,7 @@ def write(folder: Path, page: Path) -> None:
         if name == "ablation":
             lines += [*FORMULAS_TEXT.strip().splitlines()[2:], ""]
         for architecture in ARCHITECTURES:
-            own = list(dict.fromkeys(table(*VARIANTS[architecture])))
+            own = list(dict.fromkeys(table(*VARIANTS_OF[architecture])))
             if any(cell.name in cells for cell in own):
                 floors = [Cell(variant, steps) for variant in REAL
                           for steps in dict.fromkeys(4 if cell.steps <= 8 else MANY for cell in own)]  # fmt: skip

@@ -57,7 +57,7 @@ def cell_row(cell: Cell, size: Size, work: Path) -> dict[str, str] | None:
     row = {"name": cell.name, "variant": cell.variant, "steps": str(cell.steps), "method": cell.method.label,
            "size": size.name, "samples": str(row_of(cell, size, work)["samples"]), "weights": digest(cell.variant)}  # fmt: skip
     for name in MEASURES:
-        row |= _numbers(name, interval(found[name], name))
+        row |= _numbers(name, interval(found.values[name], name))
     if plain != cell and row_of(plain, size, work) is not None:
         without = replicates_of(plain, work)
         for name in MEASURES:

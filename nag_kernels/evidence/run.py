@@ -24,7 +24,7 @@ from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load
 
 from .cells import PAIRS, REAL, Cell, Size
 from .frechet import Features
-from .measures import MEASURES, Reference, interval, judge, measure, reference
+from .measures import MEASURES, Reference, Replicates, interval, judge, measure, reference
 from .methods import draw
 from .renders import real
 
@@ -132,10 +132,10 @@ def row_of(cell: Cell, size: Size, work: Path) -> dict | None:
     return row if same and set(row["measures"]) == set(MEASURES) else None
 
 
-def replicates_of(cell: Cell, work: Path) -> dict[str, np.ndarray]:
-    """Every measure of a kept cell, [replicates + 1]."""
+def replicates_of(cell: Cell, work: Path) -> Replicates:
+    """Every measure of a kept cell."""
     with np.load(work / f"{cell.stem}.npz") as kept:
-        return {name: kept[f"replicates {name}"] for name in MEASURES}
+        return Replicates(len(kept["flag match"]), {name: kept[f"replicates {name}"] for name in MEASURES})
 
 
 def missing_variants(cells: list[Cell]) -> list[str]:

@@ -277,7 +277,7 @@ def _sana_video():
     )  # fmt: skip
 
 
-def _wan_like(name, **config):
+def wan_like(name, **config):
     config = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
               "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **config}  # fmt: skip
     config = {name: x for name, x in config.items() if x is not None}
@@ -291,7 +291,7 @@ def _from_an_image(name):
     def arguments(rows, dtype):
         return _video(rows, dtype) | {"encoder_hidden_states_image": noise(rows, 6, 8, seed=4, dtype=dtype)}
 
-    return Tiny(_wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=_attention_to_first_frame)
+    return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=_attention_to_first_frame)
 
 
 def _attention_to_first_frame(stack, site):
@@ -343,7 +343,7 @@ def _far(call):
         return given | {"kv_cache": [kept, kept], "kv_cache_flag": flag}
 
     config = {"rope_max_seq_len": 32, "full_chunk_limit": 2, "chunk_partition": (2, 1, 1)}
-    return Tiny(_wan_like("AnyFlowFARTransformer3DModel", **config), arguments, WHOLE)
+    return Tiny(wan_like("AnyFlowFARTransformer3DModel", **config), arguments, WHOLE)
 
 
 def ltx2(**config):
@@ -409,11 +409,12 @@ def _hunyuan_image(second):
     )  # fmt: skip
 
 
-def _hunyuan_video15():
+def hunyuan_video15(**config):
+    config = {"in_channels": 4, "task_type": "t2v", **config}
     return diffusers.HunyuanVideo15Transformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, num_refiner_layers=1,
+        out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, num_refiner_layers=1,
         patch_size=2, patch_size_t=1, text_embed_dim=TEXT, text_embed_2_dim=TEXT, image_embed_dim=8,
-        rope_axes_dim=(4, 4, 4), task_type="t2v",
+        rope_axes_dim=(4, 4, 4), **config,
     )  # fmt: skip
 
 
@@ -655,7 +656,7 @@ TINY = {
         lambda: _hunyuan_image(True), _timed_image, 16, _two_masked_texts, text_first=False, seen=((7, 3, 5), (5, 4, 1))
     ),
     "HunyuanVideo15Transformer3DModel": Tiny(
-        _hunyuan_video15,
+        hunyuan_video15,
         _hunyuan_video15_arguments,
         16,
         _two_masked_texts,
@@ -663,7 +664,7 @@ TINY = {
         seen=((7, 3, 5), (5, 4, 1)),
     ),
     "HunyuanVideo15Transformer3DModel from an image": Tiny(
-        _hunyuan_video15,
+        hunyuan_video15,
         _hunyuan_video15_from_an_image,
         16,
         _two_masked_texts,
@@ -691,14 +692,14 @@ TINY = {
     "WanTransformer3DModel from an image": _from_an_image("WanTransformer3DModel"),
     "ChronoEditTransformer3DModel from an image": _from_an_image("ChronoEditTransformer3DModel"),
     "SkyReelsV2Transformer3DModel from an image": _from_an_image("SkyReelsV2Transformer3DModel"),
-    "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
+    "SkyReelsV2Transformer3DModel": Tiny(wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
     "SkyReelsV2Transformer3DModel forced": Tiny(
-        _wan_like("SkyReelsV2Transformer3DModel", inject_sample_info=True, num_frame_per_block=2), _forced, 16, rows=1
+        wan_like("SkyReelsV2Transformer3DModel", inject_sample_info=True, num_frame_per_block=2), _forced, 16, rows=1
     ),
     "HeliosTransformer3DModel": Tiny(
-        _wan_like("HeliosTransformer3DModel", rope_max_seq_len=None, rope_dim=(4, 4, 4)), _helios_arguments, 16
+        wan_like("HeliosTransformer3DModel", rope_max_seq_len=None, rope_dim=(4, 4, 4)), _helios_arguments, 16
     ),
-    "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "AnyFlowTransformer3DModel": Tiny(wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
     "AnyFlowFARTransformer3DModel": _far("at once"),
     "AnyFlowFARTransformer3DModel step": _far("step"),
     "AnyFlowFARTransformer3DModel cache": _far("cache"),
@@ -737,7 +738,9 @@ class Pipeline:
 
 
 def output(model, arguments):
-    cache = copy.deepcopy({name: x for name, x in arguments.items() if name.startswith("kv_cache")})  # it is written into
+    cache = copy.deepcopy(
+        {name: x for name, x in arguments.items() if name.startswith("kv_cache")}
+    )  # it is written into
     sample, *sound = model(**arguments | cache, return_dict=False)
     if sample is None:  # all that the call gives is what it keeps
         return torch.cat([x.flatten() for layer in sound[0] for x in layer.values()])[None]

@@ -178,6 +178,11 @@ class Packer:
         if image is None:
             return {}
         hidden = self.family.hides_zeros and not image.any()
+        if not hidden and self.text.rule == "vsf":
+            raise ValueError(
+                f"guide: rule 'vsf' flips all values of the negative, and {name} puts an image among them, from which it would "
+                "turn away as well; take 'nag' or 'nasa'"
+            )
         place = len(parts) if hidden else 0
         lengths = (image.shape[1], 0 if hidden else image.shape[1])
         parts.insert(place, lengths)

@@ -323,9 +323,9 @@ def supported() -> str:
         model twice, as classifier-free guidance does, where texts cannot be packed.
     exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
     """
-    lines = [f"{'denoiser':32s} {'route':8s} {'exact in':34s} tested with"]
+    lines = [f"{'denoiser':40s} {'route':8s} {'exact in':34s} tested with"]
     lines += [
-        f"{name:32s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}" for name, family in FAMILIES.items()
+        f"{name:40s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}" for name, family in FAMILIES.items()
     ]
     return "\n".join(lines)
 

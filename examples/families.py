@@ -45,6 +45,10 @@ EXAMPLES = {
     "chroma": Example("lodestones/Chroma1-HD", 30, "chroma", FREE),
     "z-image": Example("Tongyi-MAI/Z-Image-Turbo", 8, "z image", {"guidance_scale": 0.0}),
     "hunyuan-video": Example("hunyuanvideo-community/HunyuanVideo", 30, "hunyuan video"),
+    "framepack": Example("", 30, "framepack"),
+    "hunyuan-1.5-i2v": Example(
+        "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", 50, "hunyuan video 1.5 from an image"
+    ),
     "hunyuan-image": Example("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers", 8, "hunyuan image"),
     "wan": Example("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 30, "wan", FREE),
     "wan-i2v": Example("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 30, "wan from an image", FREE),
@@ -57,11 +61,14 @@ EXAMPLES = {
     "mochi": Example("genmo/mochi-1-preview", 30, "mochi", FREE),
     "sana-video": Example("Efficient-Large-Model/SANA-Video_2B_480p_diffusers", 30, "sana video", FREE),
     "skyreels": Example("Skywork/SkyReels-V2-T2V-14B-540P-Diffusers", 30, "skyreels", FREE),
+    "skyreels-i2v": Example("Skywork/SkyReels-V2-I2V-14B-720P-Diffusers", 50, "skyreels from an image", FREE),
+    "chronoedit": Example("nvidia/ChronoEdit-14B-Diffusers", 50, "chronoedit", FREE),
     "prx": Example("Photoroom/prx-512-t2i-sft", 28, "prx", FREE),
     "qwen-image-2.1": Example("", 40, "qwen image 2.1"),
     "krea-2": Example("", 8, "krea 2", {"guidance_scale": 0.0}),
     "ovis": Example("AIDC-AI/Ovis-Image-7B", 30, "ovis", FREE),
     "anyflow": Example("", 4, "anyflow", FREE),
+    "anyflow-i2v": Example("", 4, "anyflow from an image", FREE),
 }
 
 
@@ -98,10 +105,15 @@ def tiny(example: Example, options: argparse.Namespace):
     pipe, call, prompt, negative = tiny_pipelines.FURTHER[example.tiny]()
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe, "guider"):
-        pipe.guider = None  # its classifier-free guidance
+        pipe.guider.disable()  # its classifier-free guidance
     call = {name: x for name, x in call.items() if not name.startswith("negative_")} | example.call | prompt
     call |= {"num_inference_steps": 3, "output_type": "latent", "return_dict": False}
-    return pipe, lambda: pipe(**call, generator=torch.Generator().manual_seed(options.seed))[0], negative
+
+    def draw():
+        latents = pipe(**call, generator=torch.Generator().manual_seed(options.seed))[0]
+        return latents[-1] if isinstance(latents, list) else latents  # of all parts of a video
+
+    return pipe, draw, negative
 
 
 def save(output: Any, name: str) -> None:

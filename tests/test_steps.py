@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
 )
 from tiny_models import denoiser, draw, one_thread, pipeline  # noqa: F401
+from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.families import checked_sites
@@ -126,3 +127,29 @@ def test_sigma_end_where_the_last_steps_are_left_out():
     with guide(pipe, NEGATIVE, sigma_end=sigmas[1].item() - 1e-6):
         draw(pipe, num_inference_steps=6, denoising_end=0.6)
     assert guided_steps == [True] * 2 + [False] * (steps - 2)
+
+
+PARTS = [  # of four steps, by the calls of the denoiser
+    ("framepack", {}, {"end": 0.5}, "YYnn YYnn"),
+    ("framepack", {}, {"start": 0.25, "end": 0.75}, "nYYn nYYn"),
+    # Keys and values of a part are kept by a call of their own, which goes with the step before it.
+    ("anyflow from an image", {}, {"end": 0.5}, "Y YYnn n YYnn"),
+    ("anyflow from an image", {}, {"start": 0.5}, "n nnYY Y nnYY"),
+    ("skyreels forced", {"base_num_frames": 5, "overlap_history": 1}, {"end": 0.5}, "YYnn YYnn"),
+    # Frames that come in one after another: it is the noisiest that counts.
+    ("skyreels forced", {"ar_step": 1}, {"end": 0.5}, "YYYYnn"),
+]
+
+
+@pytest.mark.parametrize(("kind", "more", "window", "wanted"), [x for x in PARTS if x[0] in FURTHER])
+def test_videos_in_parts_go_through_their_steps_anew(kind, more, window, wanted):
+    pipe, call, prompt, negative = FURTHER[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    call = {name: x for name, x in call.items() if not name.startswith("negative_")}  # no classifier-free guidance
+    call = {"guidance_scale": 1.0} | call | {"num_inference_steps": 4, "output_type": "latent"} | more
+    calls = []
+    layer = checked_sites(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: calls.append("NAG" in type(layer.processor).__name__))
+    with guide(pipe, negative, **window):
+        pipe(**call, **prompt)
+    assert "".join("Y" if x else "n" for x in calls) == wanted.replace(" ", "")

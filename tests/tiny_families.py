@@ -3,7 +3,9 @@
 """Tiny random models of the families that are tested without a pipeline of their own: a stand-in for one, and an oracle."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ class Tiny:
     tau: with which the clip fires on a part of the tokens.
     double: whether the model runs in float64.
     alone: whether the oracle must run each row by itself, as the image's place in the sequence differs from row to row.
+    beside: beside(stack, site) -> a function of no argument that gives what a guided layer adds to its attention to the text, and
+        which is not guided, [B, S, C] or None.
     rows: how many images a call draws.
     """
 
@@ -48,6 +52,7 @@ class Tiny:
     tau: float = 1.25
     double: bool = True
     alone: bool = False
+    beside: Callable = lambda stack, site: lambda: None
     rows: int = ROWS
 
 
@@ -272,16 +277,73 @@ def _sana_video():
     )  # fmt: skip
 
 
-def _wan_like(name, **config):
+def wan_like(name, **config):
     config = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
               "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **config}  # fmt: skip
     config = {name: x for name, x in config.items() if x is not None}
     return lambda: getattr(diffusers, name)(**config)
 
 
+def _from_an_image(name):
+    """Wan and the like with a first frame, of which the model takes all tokens but the last 512."""
+    config = {"image_dim": 8, "added_kv_proj_dim": 24}
+
+    def arguments(rows, dtype):
+        return _video(rows, dtype) | {"encoder_hidden_states_image": noise(rows, 6, 8, seed=4, dtype=dtype)}
+
+    return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=_attention_to_first_frame)
+
+
+def _attention_to_first_frame(stack, site):
+    caught = threading.local()
+
+    def keep(layer, inputs, out, name):
+        setattr(caught, name, out)
+
+    for name in ("norm_q", "norm_added_k", "add_v_proj"):
+        layer = getattr(site, name)
+        stack.callback(layer.register_forward_hook(functools.partial(keep, name=name)).remove)
+
+    def attention():
+        query, key, value = (
+            x.unflatten(-1, (site.heads, -1)).transpose(1, 2)
+            for x in (caught.norm_q, caught.norm_added_k, caught.add_v_proj)
+        )
+        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+    return attention
+
+
+def _forced(rows, dtype):
+    """Frames with timesteps of their own."""
+    time = torch.linspace(300, 700, 2 * rows).view(rows, 2).long()
+    return _video(rows, dtype) | {"timestep": time, "enable_diffusion_forcing": True, "fps": [1] * rows}
+
+
 def _anyflow_arguments(rows, dtype):
     time = _time(rows).float()[:, None].expand(-1, 2)
     return {"hidden_states": noise(rows, 2, 4, 4, 8, seed=3, dtype=dtype), "timestep": time, "r_timestep": time / 2}
+
+
+def _far(call):
+    """Three parts of a video, of which the first is seen coarsely: drawn at once, the last of them by itself, or kept."""
+
+    def arguments(rows, dtype):
+        parts = [2, 1, 1]
+        frames = {"at once": 4, "step": 1, "cache": 4}[call]
+        time = _time(rows).float()[:, None].expand(-1, frames)
+        video = noise(rows, frames, 4, 4, 8, seed=3, dtype=dtype)
+        given = {"hidden_states": video, "timestep": time, "r_timestep": time / 2, "chunk_partition": parts}
+        if call == "at once":
+            return given
+        flag = {"num_cached_chunks": 2, "is_cache_step": call == "cache"}
+        kept = {"full_cache": noise(2, rows, 2, 32, 12, seed=5, dtype=dtype),
+                "compressed_cache": noise(2, rows, 2, 8, 12, seed=6, dtype=dtype)}  # fmt: skip
+        return given | {"kv_cache": [kept, kept], "kv_cache_flag": flag}
+
+    config = {"rope_max_seq_len": 32, "full_chunk_limit": 2, "chunk_partition": (2, 1, 1)}
+    return Tiny(wan_like("AnyFlowFARTransformer3DModel", **config), arguments, WHOLE)
 
 
 def ltx2(**config):
@@ -347,17 +409,39 @@ def _hunyuan_image(second):
     )  # fmt: skip
 
 
-def _hunyuan_video15():
+def hunyuan_video15(**config):
+    config = {"in_channels": 4, "task_type": "t2v", **config}
     return diffusers.HunyuanVideo15Transformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, num_refiner_layers=1,
+        out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, num_refiner_layers=1,
         patch_size=2, patch_size_t=1, text_embed_dim=TEXT, text_embed_2_dim=TEXT, image_embed_dim=8,
-        rope_axes_dim=(4, 4, 4), task_type="t2v",
+        rope_axes_dim=(4, 4, 4), **config,
     )  # fmt: skip
 
 
 def _hunyuan_video15_arguments(rows, dtype):
     image = torch.zeros(rows, 6, 8, dtype=dtype)
     return _video(rows, dtype) | {"timestep": _time(rows, dtype), "image_embeds": image}
+
+
+def _hunyuan_video15_from_an_image(rows, dtype):
+    return _hunyuan_video15_arguments(rows, dtype) | {"image_embeds": noise(rows, 6, 8, seed=4, dtype=dtype)}
+
+
+def _framepack():
+    return diffusers.HunyuanVideoFramepackTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=TEXT, pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4), has_image_proj=True, image_proj_dim=8, has_clean_x_embedder=True,
+    )  # fmt: skip
+
+
+def _framepack_arguments(rows, dtype):
+    """With frames drawn before, at three sizes, which see the text too."""
+    frames = {"latents_clean": 2, "latents_history_2x": 2, "latents_history_4x": 4}
+    history = {name: noise(rows, 4, n, 4, 8, seed=5 + n, dtype=dtype) for name, n in frames.items()}
+    indices = {f"indices_{name}": torch.arange(n) for name, n in frames.items()}
+    image = {"image_embeds": noise(rows, 6, 8, seed=4, dtype=dtype), "indices_latents": torch.arange(2)}
+    return _hunyuan_video_arguments(rows, dtype) | image | history | indices
 
 
 def mochi():
@@ -572,12 +656,29 @@ TINY = {
         lambda: _hunyuan_image(True), _timed_image, 16, _two_masked_texts, text_first=False, seen=((7, 3, 5), (5, 4, 1))
     ),
     "HunyuanVideo15Transformer3DModel": Tiny(
-        _hunyuan_video15,
+        hunyuan_video15,
         _hunyuan_video15_arguments,
         16,
         _two_masked_texts,
         text_first=False,
         seen=((7, 3, 5), (5, 4, 1)),
+    ),
+    "HunyuanVideo15Transformer3DModel from an image": Tiny(
+        hunyuan_video15,
+        _hunyuan_video15_from_an_image,
+        16,
+        _two_masked_texts,
+        text_first=False,
+        seen=((7, 3, 5), (5, 4, 1)),
+    ),
+    "HunyuanVideoFramepackTransformer3DModel": Tiny(
+        _framepack, _framepack_arguments, WHOLE, _masked_text, text_first=False, seen=SEEN
+    ),
+    "HunyuanVideoFramepackTransformer3DModel left": Tiny(
+        _framepack, _framepack_arguments, WHOLE, _left_padded_text, text_first=False, seen=SEEN
+    ),
+    "HunyuanVideoFramepackTransformer3DModel one": Tiny(
+        _framepack, _framepack_arguments, WHOLE, _left_padded_text, text_first=False, seen=((4,), (3,)), rows=1
     ),
     "MochiTransformer3DModel": Tiny(_mochi_pooled_alike, _video, 16, _masked_text, text_first=False, seen=SEEN),
     # As many tokens seen of both texts, for the oracle: the image's positions begin after them.
@@ -588,11 +689,20 @@ TINY = {
     ),
     "CosmosTransformer3DModel": Tiny(_cosmos, _video, 16),
     "SanaVideoTransformer3DModel": Tiny(_sana_video, _video, 16, _masked_text, seen=SEEN),
-    "SkyReelsV2Transformer3DModel": Tiny(_wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
-    "HeliosTransformer3DModel": Tiny(
-        _wan_like("HeliosTransformer3DModel", rope_max_seq_len=None, rope_dim=(4, 4, 4)), _helios_arguments, 16
+    "WanTransformer3DModel from an image": _from_an_image("WanTransformer3DModel"),
+    "ChronoEditTransformer3DModel from an image": _from_an_image("ChronoEditTransformer3DModel"),
+    "SkyReelsV2Transformer3DModel from an image": _from_an_image("SkyReelsV2Transformer3DModel"),
+    "SkyReelsV2Transformer3DModel": Tiny(wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
+    "SkyReelsV2Transformer3DModel forced": Tiny(
+        wan_like("SkyReelsV2Transformer3DModel", inject_sample_info=True, num_frame_per_block=2), _forced, 16, rows=1
     ),
-    "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "HeliosTransformer3DModel": Tiny(
+        wan_like("HeliosTransformer3DModel", rope_max_seq_len=None, rope_dim=(4, 4, 4)), _helios_arguments, 16
+    ),
+    "AnyFlowTransformer3DModel": Tiny(wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "AnyFlowFARTransformer3DModel": _far("at once"),
+    "AnyFlowFARTransformer3DModel step": _far("step"),
+    "AnyFlowFARTransformer3DModel cache": _far("cache"),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
@@ -628,7 +738,14 @@ class Pipeline:
 
 
 def output(model, arguments):
-    sample, *sound = model(**arguments, return_dict=False)
+    cache = copy.deepcopy(
+        {name: x for name, x in arguments.items() if name.startswith("kv_cache")}
+    )  # it is written into
+    sample, *sound = model(**arguments | cache, return_dict=False)
+    if sample is None:  # all that the call gives is what it keeps
+        return torch.cat([x.flatten() for layer in sound[0] for x in layer.values()])[None]
+    if cache:
+        sound = ()
     whole = [torch.stack(x) if isinstance(x, list) else x for x in (sample, *sound) if x is not None]
     return torch.cat([x.flatten(1) for x in whole], dim=1)
 
@@ -653,18 +770,18 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     meeting, which = threading.Barrier(2, timeout=60), threading.local()
     outputs, results, shares = [None, None], [None, None], []
 
-    def steered(x):
+    def steered(x, beside=None):
         if x.ndim == 2:
             return steered(x[None])[0]
         image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
-        outputs[which.run] = x[:, image].clone()
+        outputs[which.run] = x[:, image].clone() if beside is None else x - beside
         meeting.wait()
         out, share = guided(*outputs, scale, tau, alpha)
         if which.run == 0:
             shares.append(share)
         meeting.wait()
         x = x.clone()
-        x[:, image] = out
+        x[:, image] = out if beside is None else out + beside
         return x
 
     def of_output(layer, inputs, out):
@@ -675,7 +792,8 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
         if layer is None:
             return site.register_forward_hook(of_output)
         layer = layer[0] if isinstance(layer, (torch.nn.ModuleList, torch.nn.Sequential)) else layer
-        return layer.register_forward_pre_hook(lambda _, inputs: (steered(inputs[0]),))
+        beside = tiny.beside(stack, site)
+        return layer.register_forward_pre_hook(lambda _, inputs: (steered(inputs[0], beside()),))
 
     def run(place, text):
         which.run = place

@@ -8,10 +8,25 @@ import types
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_families import TINY
+from PIL import Image
+from tiny_families import TINY, wan_like
+from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
 from tiny_models import TEXT, Tokenizer, flux, pipeline, seeded, wan
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 NEGATIVE = "a large blue dog on grass"
 
@@ -81,25 +96,125 @@ def ltx2():
                             audio_modality_scale=1.0, audio_guidance_scale=None)  # fmt: skip
 
 
-def wan_from_an_image():
-    parts = pipeline("wan").components
-    vae = {
-        "base_dim": 3,
-        "z_dim": 16,
-        "dim_mult": [1, 1, 1, 1],
-        "num_res_blocks": 1,
-        "temperal_downsample": [False, True, True],
-    }
-    parts["vae"] = seeded(lambda: diffusers.AutoencoderKLWan(**vae))
-    parts["transformer"] = seeded(lambda: wan(image_dim=8, added_kv_proj_dim=24, in_channels=36, out_channels=16))
+def wan_vae(z_dim=16):
+    config = {"base_dim": 3, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    own = {} if z_dim == 16 else {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
+    return seeded(lambda: diffusers.AutoencoderKLWan(z_dim=z_dim, **config, **own))
+
+
+def image_encoder():
     vision = CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
-    parts["image_encoder"] = seeded(lambda: CLIPVisionModel(vision))
-    parts["image_processor"] = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    return {"image_encoder": seeded(lambda: CLIPVisionModel(vision)), "image_processor": processor}
+
+
+def siglip():
+    vision = SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    processor = SiglipImageProcessor(size={"height": 8, "width": 8})
+    return {"image_encoder": seeded(lambda: SiglipVisionModel(vision)), "feature_extractor": processor}
+
+
+IMAGE = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+FROM_AN_IMAGE = {"image_dim": 8, "added_kv_proj_dim": 24, "in_channels": 36, "out_channels": 16}
+
+
+def wan_from_an_image():
+    parts = pipeline("wan").components | image_encoder() | {"vae": wan_vae()}
+    parts["transformer"] = seeded(lambda: wan(**FROM_AN_IMAGE))
     texts = [{"prompt_embeds": embeds(n, 1, 512, TEXT)} for n in (7, 5, 6)]  # the only length that this model knows
-    image = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
-    return diffusers.WanImageToVideoPipeline(**parts), *with_text(texts, image=image, height=32, width=32, num_frames=5)
+    call = {"image": IMAGE, "height": 32, "width": 32, "num_frames": 5}
+    return diffusers.WanImageToVideoPipeline(**parts), *with_text(texts, **call)
+
+
+def unipc():
+    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+def wan_relative(name, model, **call):
+    """From an image; `model` is one with a first frame's tokens."""
+
+    def build():
+        parts = image_encoder() | {"vae": wan_vae(), "scheduler": unipc(), "text_encoder": None, "tokenizer": None}
+        pipe = getattr(diffusers, name)(**parts, transformer=seeded(wan_like(model, **FROM_AN_IMAGE)))
+        texts = [{"prompt_embeds": embeds(n, 1, 512, TEXT)} for n in (7, 5, 6)]
+        return pipe, *with_text(texts, image=IMAGE, height=32, width=32, num_frames=9, **call)
+
+    return build
+
+
+def skyreels_forced(name, rows=1, **call):
+    """Frames at noise levels of their own; `call` has what the pipeline starts from."""
+
+    def build():
+        transformer = seeded(wan_like("SkyReelsV2Transformer3DModel", inject_sample_info=rows == 1))
+        pipe = getattr(diffusers, name)(None, None, transformer, wan_vae(4), unipc())
+        texts = [{"prompt_embeds": embeds(n, rows, n, TEXT)} for n in (7, 5, 6)]
+        return pipe, *with_text(texts, prompt=None, height=32, width=32, num_frames=9, **call)
+
+    return build
+
+
+def anyflow_far():
+    """From an image: a part of the video of its own, which is not drawn. Two others follow."""
+    transformer = seeded(
+        wan_like("AnyFlowFARTransformer3DModel", full_chunk_limit=2, chunk_partition=(1, 1, 1), rope_max_seq_len=32)
+    )
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler()
+    pipe = diffusers.AnyFlowFARPipeline(None, None, transformer, wan_vae(4), scheduler)
+    texts = [{"prompt_embeds": embeds(n, 2, 7, TEXT)} for n in (7, 5, 6)]
+    return pipe, *with_text(texts, video=IMAGE[None].expand(2, -1, -1, -1, -1), height=32, width=32, num_frames=9)
+
+
+def hunyuan_video15(from_an_image):
+    """Classifier-free guidance is a part of the pipeline, on or off; the second text may have no token."""
+
+    def build():
+        vae = seeded(lambda: diffusers.AutoencoderKLHunyuanVideo15(
+            latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
+        ))  # fmt: skip
+        transformer = seeded(lambda: tiny_hunyuan_video15(
+            in_channels=9, target_size=64, task_type="i2v" if from_an_image else "t2v"
+        ))  # fmt: skip
+        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        parts |= {"vae": vae, "transformer": transformer, "scheduler": FlowMatchEulerDiscreteScheduler()}
+        parts |= {"guider": diffusers.ClassifierFreeGuidance(guidance_scale=3.0)} | (siglip() if from_an_image else {})
+        texts = []
+        for n in (7, 5, 6):
+            text = {"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_2": embeds(n + 9, 2, n - 1, TEXT)}
+            text["prompt_embeds_mask"] = torch.arange(n) < torch.tensor([[n], [n - 2]])
+            text["prompt_embeds_mask_2"] = torch.arange(n - 1) < torch.tensor([[2], [0]])
+            texts.append(text)
+        name = "HunyuanVideo15ImageToVideoPipeline" if from_an_image else "HunyuanVideo15Pipeline"
+        picture = Image.fromarray((IMAGE[0] * 255).byte().permute(1, 2, 0).numpy())
+        call = {"image": picture} if from_an_image else {"height": 64, "width": 64}
+        return getattr(diffusers, name)(**parts), *with_text(texts, num_frames=5, **call)
+
+    return build
+
+
+def framepack():
+    """With text encoders; two parts of a video, of which each sees the frames of the other."""
+    llama = LlamaConfig(
+        vocab_size=64, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4
+    )
+    clip = CLIPTextConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, eos_token_id=2
+    )
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+    )
+    pipe = diffusers.HunyuanVideoFramepackPipeline(
+        seeded(lambda: LlamaModel(llama)), Tokenizer(16), denoiser("HunyuanVideoFramepackTransformer3DModel"),
+        seeded(lambda: vae), FlowMatchEulerDiscreteScheduler(), seeded(lambda: CLIPTextModel(clip)),
+        Tokenizer(77, last=2, pad=2), **siglip(),
+    )  # fmt: skip
+    call = {"image": IMAGE, "height": 32, "width": 32, "num_frames": 9, "latent_window_size": 2, "guidance_scale": 6.0,
+            "prompt_template": {"template": "{}", "crop_start": 0}, "max_sequence_length": 12, "negative_prompt": ""}  # fmt: skip
+    return pipe, call, {"prompt": "a small red cat"}, NEGATIVE
 
 
 def flux_fill():
@@ -173,7 +288,7 @@ def ready_made(
 
 
 def hunyuan_image():
-    """Its classifier-free guidance is a part of the pipeline, on or off; the second text may have no token."""
+    """As Hunyuan Video 1.5."""
     parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae"))
     parts |= {"transformer": denoiser("HunyuanImageTransformer2DModel of two texts")}
     guider = diffusers.AdaptiveProjectedMixGuidance(guidance_scale=3.0, adaptive_projected_guidance_start_step=9)
@@ -209,11 +324,21 @@ FURTHER = {
         more=lambda: dict.fromkeys(("processor", "vision_language_encoder")),
     ),
     "lumina 2": ready_made("Lumina2Pipeline", "Lumina2Transformer2DModel", **MASKED),
+    "skyreels from an image": wan_relative("SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Transformer3DModel"),
+    "skyreels forced": skyreels_forced("SkyReelsV2DiffusionForcingPipeline", rows=2),
+    "skyreels forced from an image": skyreels_forced("SkyReelsV2DiffusionForcingImageToVideoPipeline", image=IMAGE),
+    "chronoedit": wan_relative(
+        "ChronoEditPipeline", "ChronoEditTransformer3DModel", enable_temporal_reasoning=True, num_temporal_reasoning_steps=2
+    ),
+    "anyflow from an image": anyflow_far,
+    "hunyuan video 1.5": hunyuan_video15(False), "hunyuan video 1.5 from an image": hunyuan_video15(True),
+    "framepack": framepack,
     "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
     "hunyuan image": hunyuan_image,
     "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
     "wan from an image": wan_from_an_image, "flux fill": flux_fill,
 }  # fmt: skip
-for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosmos3OmniPipeline")):
+for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosmos3OmniPipeline"),
+                   ("anyflow from an image", "AnyFlowFARPipeline")):  # fmt: skip
     if not hasattr(diffusers, name):  # an older library has fewer
         del FURTHER[kind]

@@ -19,6 +19,8 @@ from diffusers.models.attention_processor import (
     JointAttnProcessor2_0,
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_chronoedit import WanAttention as ChronoEditAttention
+from diffusers.models.transformers.transformer_chronoedit import WanAttnProcessor as ChronoEditAttnProcessor
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
@@ -34,6 +36,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
     LTX2PerturbedAttnProcessor,
 )
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch.nn import Module
@@ -92,10 +95,23 @@ def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
             yield name, module
 
 
-def _wan_attentions(denoiser: Module) -> Iterator[tuple[str, WanAttention]]:
+def _wan_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
     for name, module in denoiser.named_modules():
-        if isinstance(module, WanAttention) and module.is_cross_attention:
+        if isinstance(module, (WanAttention, SkyReelsV2Attention, ChronoEditAttention)) and module.is_cross_attention:
             yield name, module
+
+
+def _wan_like(processor: type, **more: Any) -> Family:
+    """Wan, and models with its layers under other names."""
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=_wan_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        processors={processor: NAGWanAttnProcessor2_0},
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        two_calls=True,
+        **more,
+    )
 
 
 def _unet_sites(unet: Module) -> int:
@@ -265,16 +281,9 @@ FAMILIES: dict[str, Family] = {
         },
         negative_call={"enable_prompt_enhancement": False},
     ),
-    "WanTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=(),
-        sites=_wan_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
-        processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
-        two_calls=True,
-        context_parallel=True,
-    ),
+    "WanTransformer3DModel": _wan_like(WanAttnProcessor, context_parallel=True),
+    "SkyReelsV2Transformer3DModel": _wan_like(SkyReelsV2AttnProcessor, by_timestep=True),
+    "ChronoEditTransformer3DModel": _wan_like(ChronoEditAttnProcessor),
     "WanVACETransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=(),
@@ -314,9 +323,9 @@ def supported() -> str:
         model twice, as classifier-free guidance does, where texts cannot be packed.
     exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
     """
-    lines = [f"{'denoiser':32s} {'route':8s} {'exact in':34s} tested with"]
+    lines = [f"{'denoiser':40s} {'route':8s} {'exact in':34s} tested with"]
     lines += [
-        f"{name:32s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}" for name, family in FAMILIES.items()
+        f"{name:40s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}" for name, family in FAMILIES.items()
     ]
     return "\n".join(lines)
 

@@ -45,12 +45,18 @@ class Family:
     cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
     prompt_first: whether the doubled batch is [conditional; unconditional], and not the other way round.
+    by_timestep: whether a step is known by its timestep, and not counted: a pipeline runs through its schedule for each part of a
+        video anew, or its frames have timesteps of their own, of which the highest then counts.
+    fills_cache: whether a call with these arguments of forward draws nothing and only keeps keys and values for later calls; it
+        is guided as the step before it.
     unknown: arguments of forward that must be None, as they would change attention.
     keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
         and are small beside the model.
     apart: the parts of the model that see a whole text and have to see each text by itself (`texts_apart`).
     parts: where attention has several texts one after another: their arguments in that order, each with its mask or None. The
-        model is then given masks in which all is seen. An argument that is no text is an image, which must be zero.
+        model is then given masks in which all is seen. An argument that is no text is an image, which lies before the texts and
+        is given to each.
+    hides_zeros: whether the model hides an image among the texts that is all zero, and puts it after them.
     masks_for_image: whether the masks are [B, T + image], with ones for the image. The model is then given None.
     hard_masks: whether a text of which nothing is seen is not seen at all. (A mask that is made a bias, alike for all tokens,
         changes nothing: such a text is seen whole.)
@@ -75,10 +81,13 @@ class Family:
     cfg_above: float = 1.0
     two_calls: bool = False
     prompt_first: bool = False
+    by_timestep: bool = False
+    fills_cache: Callable[[Mapping[str, Any]], bool] = lambda arguments: False
     unknown: tuple[str, ...] = ()
     keeps_text: bool = False
     apart: Callable[[Module, PackedText], Iterable[Part]] = lambda denoiser, text: ()
     parts: tuple[tuple[str, str | None], ...] = ()
+    hides_zeros: bool = False
     masks_for_image: bool = False
     hard_masks: bool = False
     counted_masks: bool = False

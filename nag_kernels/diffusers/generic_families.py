@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .texts_apart import auraflow, cogvideox, framepack, hunyuan_image, kandinsky, krea2, lumina2, mochi
 from .two_runs import Beside
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
@@ -30,12 +30,6 @@ def _named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
 
 def _blocks(*names: str) -> Callable[[Module], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
-
-
-def _first_frame(denoiser: Module) -> str | None:
-    if denoiser.config.get("added_kv_proj_dim") is not None or denoiser.config.get("image_dim") is not None:
-        return "it takes its text for the last 512 tokens, after those of a first frame"
-    return None
 
 
 def _last_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
@@ -69,6 +63,21 @@ def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: i
     height, width = arguments["hidden_states"].shape[-2:]
     start = 0 if min(counts) < max(counts) else max(counts)
     return slice(start, start + height * width // config.patch_size**2)
+
+
+def _anyflow(**more: Any) -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
+        unknown=("encoder_hidden_states_image",),  # no pipeline gives one: an image goes before the frames to be drawn
+        **more,
+    )
+
+
+def _anyflow_fills_cache(arguments: Mapping[str, Any]) -> bool:
+    return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
 
 
 _COSMOS3_PLACES = [f"{x}_{of}_indexes" for x in ("vision", "sound", "action") for of in ("sequence", "mse_loss")]
@@ -160,12 +169,24 @@ GENERIC_FAMILIES: dict[str, Family] = {
             ("encoder_hidden_states", "encoder_attention_mask"),
             ("image_embeds", None),
         ),
+        hides_zeros=True,
         hard_masks=True,
         sites=_named("attn"),
         site_count=_blocks("num_layers"),
         layout=Layout("last", ("HunyuanVideo15AttnProcessor2_0",), masks=True),
         apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
         two_calls=True,
+    ),
+    "HunyuanVideoFramepackTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        hard_masks=True,
+        sites=_named("attn"),
+        site_count=_blocks("num_layers", "num_single_layers"),
+        layout=Layout("last", ("HunyuanVideoAttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", framepack)],
+        two_calls=True,
+        by_timestep=True,
     ),
     "MochiTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
@@ -235,14 +256,6 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
         negative_call={"complex_human_instruction": None},
     ),
-    "SkyReelsV2Transformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        sites=_named("attn2"),
-        site_count=_blocks("num_layers"),
-        layout=Layout("cross", ("SkyReelsV2AttnProcessor",)),
-        refuse=_first_frame,
-        two_calls=True,
-    ),
     "HeliosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=_named("attn2"),
@@ -250,13 +263,8 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("HeliosAttnProcessor",)),
         two_calls=True,
     ),
-    "AnyFlowTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        sites=_named("attn2"),
-        site_count=_blocks("num_layers"),
-        layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
-        refuse=_first_frame,
-    ),
+    "AnyFlowTransformer3DModel": _anyflow(),
+    "AnyFlowFARTransformer3DModel": _anyflow(by_timestep=True, fills_cache=_anyflow_fills_cache),
     "QwenImage21Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=_named("attn"),

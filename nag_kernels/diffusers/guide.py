@@ -238,7 +238,7 @@ class _SteeredRun:
         self.calls = self.guided = 0
         self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
         self.rests = False
-        self.steps = Steps(pipe, *guidance.window)
+        self.steps = Steps(pipe, *guidance.window, self.family)
         self.latest = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.seen = (None, None, None)  # sample, text and timestep of the latest call that was not unconditional
@@ -278,7 +278,7 @@ class _SteeredRun:
         for name in self.family.unknown:
             if arguments.get(name) is not None:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
-        if self._is_unconditional(arguments) or not self.steps.visit():
+        if self._is_unconditional(arguments) or not self.steps.visit(arguments):
             return original(*args, **kwargs)
         check_gradients(denoiser)
         self._keep_texts(arguments)

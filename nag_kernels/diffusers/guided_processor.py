@@ -85,6 +85,11 @@ def whole_if_unseen(seen: Tensor) -> Tensor:
     return seen | ~seen.any(dim=1, keepdim=True)
 
 
+def counted(seen: Tensor) -> Tensor:
+    """As many tokens as are seen in each row, from the first, [B, T]."""
+    return torch.arange(seen.shape[1], device=seen.device) < seen.sum(dim=1, keepdim=True)
+
+
 def not_plain(where: str, name: str) -> str:
     return (
         f"{where}: {name} must be plain yes or no (0 and {MASKED:g} or less as a bias, 1 and 0 or bool as a mask): "

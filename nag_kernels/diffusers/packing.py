@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .families import Family
-from .guided_processor import PackedText, not_plain, seen_tokens, whole_if_unseen
+from .guided_processor import PackedText, counted, not_plain, seen_tokens, whole_if_unseen
 from .parallel import interleaved
 
 
@@ -79,7 +79,7 @@ class Packer:
             mask = _look_up(arguments, self.family.masks[0])
             self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
         if seen and self.family.counted_masks:
-            self.text.mask_positive, self.text.mask_negative = map(_counted, seen)
+            self.text.mask_positive, self.text.mask_negative = map(counted, seen)
         degree = 1 if self.mesh is None else self.mesh.size()
         self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
         packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along} | lists
@@ -111,7 +111,7 @@ class Packer:
         parts, seen, masks = [], [], {}
         for name, mask in self.family.parts:
             if name not in self.family.text:
-                self._no_image(name, arguments.get(name), parts, seen)
+                packed |= self._image(name, arguments.get(name), parts, seen)
                 continue
             if name not in packed:
                 continue
@@ -126,7 +126,7 @@ class Packer:
         self.text.length_positive, self.text.length_negative = (sum(lengths) for lengths in zip(*parts, strict=True))
         both = [torch.cat(x, dim=1) for x in zip(*seen, strict=True)] or (None, None)
         self.text.mask_positive, self.text.mask_negative = both
-        return {name: torch.cat(pair, dim=along[name]) for name, pair in packed.items()} | masks
+        return {name: torch.cat(pair, dim=along.get(name, 1)) for name, pair in packed.items()} | masks
 
     def _set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
@@ -172,14 +172,24 @@ class Packer:
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]
 
-    def _no_image(self, name: str, image: Tensor | None, parts: list[tuple[int, int]], seen: list[tuple[Tensor, ...]]):
-        """The place of an image among the texts, which must be empty: the model itself hides it then."""
+    def _image(self, name: str, image: Tensor | None, parts: list[tuple[int, int]], seen: list[tuple[Tensor, ...]]
+               ) -> dict[str, list[Tensor]]:  # fmt: skip
+        """An image among the texts, [B, T, C]: each text has its own, as it changes with the text from layer to layer."""
         if image is None:
-            return
-        if image.any():
-            raise ValueError(f"guide: {name} must be zero: an image among the texts is not supported")
-        parts.append((image.shape[1], 0))
-        seen.append(tuple(torch.zeros(self.rows, n, dtype=torch.bool, device=self.device) for n in parts[-1]))
+            return {}
+        hidden = self.family.hides_zeros and not image.any()
+        if not hidden and self.text.rule == "vsf":
+            raise ValueError(
+                f"guide: rule 'vsf' flips all values of the negative, and {name} puts an image among them, from which it would "
+                "turn away as well; take 'nag' or 'nasa'"
+            )
+        place = len(parts) if hidden else 0
+        lengths = (image.shape[1], 0 if hidden else image.shape[1])
+        parts.insert(place, lengths)
+        seen.insert(
+            place, tuple(torch.full((self.rows, n), not hidden, dtype=torch.bool, device=self.device) for n in lengths)
+        )
+        return {} if hidden else {name: [image, image]}
 
     def _rows_of(self, name: str, dim: int, positive: Tensor, negative: Any) -> Tensor:
         """The recorded negative with the rows of this call; they lie before the tokens."""
@@ -279,11 +289,6 @@ def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     outer, _, inner = name.partition(".")
     value = arguments.get(outer)
     return {outer: {k: v for k, v in value.items() if k != inner} if inner and value is not None else None}
-
-
-def _counted(seen: Tensor) -> Tensor:
-    """As many tokens as are seen, from the first."""
-    return torch.arange(seen.shape[1], device=seen.device) < seen.sum(dim=1, keepdim=True)
 
 
 def _lengthened(positive: Tensor, negative: Tensor, dim: int) -> list[Tensor]:

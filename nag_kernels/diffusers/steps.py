@@ -3,9 +3,12 @@
 """Which steps of a pipeline's run are guided: by fraction of the steps, and by noise level."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from .family import Family
 
 
 class Steps:
@@ -13,23 +16,34 @@ class Steps:
 
     start, end: step i of n is guided if start <= i / n < end.
     sigma_end: and if its noise level is above this; None is no bound.
+    family: of the denoiser. Its steps are counted, or known by their timestep (`Family.by_timestep`).
     """
 
-    def __init__(self, pipe: Any, start: float, end: float, sigma_end: float | None):
-        self.pipe, self.start, self.end, self.sigma_end = pipe, start, end, sigma_end
+    def __init__(self, pipe: Any, start: float, end: float, sigma_end: float | None, family: Family):
+        self.pipe, self.start, self.end, self.sigma_end, self.family = pipe, start, end, sigma_end, family
+        self.latest = start == 0  # whether the latest step was guided
         self.everything = start == 0 and end == 1 and sigma_end is None
         self.visits = 0
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
 
-    def visit(self) -> bool:
-        """Counts one visit; whether it is guided."""
+    def visit(self, arguments: Mapping[str, Any]) -> bool:
+        """Counts one visit, with these arguments of forward; whether it is guided."""
         now, self.visits = self.visits, self.visits + 1
         if self.everything:
             return True
+        if not self.family.fills_cache(arguments):
+            self.latest = self._inside(now, arguments)
+        return self.latest
+
+    def _inside(self, now: int, arguments: Mapping[str, Any]) -> bool:
         if not self.step_of:
             self._read_scheduler()
-        if now == len(self.step_of):
+        if self.family.by_timestep:
+            timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
+            # The noisiest of the frames: given ones have an earlier time.
+            now = int((timesteps - float(arguments[self.family.timestep].max())).abs().argmin())
+        elif now == len(self.step_of):
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
                 f"({len(self.step_of)}): start, end and sigma_end cannot be placed"
@@ -57,6 +71,8 @@ class Steps:
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         stop = len(timesteps)
+        if self.family.by_timestep:
+            used = stop
         if isinstance(end := getattr(self.pipe, "denoising_end", None), float) and 0 < end < 1:
             # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.
             trained = self.pipe.scheduler.config.num_train_timesteps

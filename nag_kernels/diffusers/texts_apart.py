@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 
-from .guided_processor import PackedText
+from .guided_processor import PackedText, counted
 
 # The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
 Part = tuple[Any, str, Callable]
@@ -166,6 +166,13 @@ def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, ti
     masks = (mask.split(list(all_lengths), dim=1)[place] for mask, all_lengths in pairs)
     texts = zip(hidden_states.split(lengths, dim=1), masks, strict=True)
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def framepack(forward: Callable, text: PackedText, *call: Tensor) -> Tensor:
+    """As `hunyuan_image`; after it the model takes no more of a mask than how many tokens are seen."""
+    refined = hunyuan_image(forward, text, *call)
+    text.mask_positive, text.mask_negative = counted(text.mask_positive), counted(text.mask_negative)
+    return refined
 
 
 def lumina2(model: Module) -> list[Part]:

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 import diffusers
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-from tiny_families import ROWS, TINY, Pipeline, krea2, mochi, two_runs_oracle
+from tiny_families import ROWS, TINY, Pipeline, hunyuan_dit, krea2, mochi, two_runs_oracle
 from tiny_models import (
     TEXT,
     denoiser,
@@ -110,7 +110,7 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
     assert other > 1e-4
 
 
-WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2}  # of which the oracle takes a part
+WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2, "HunyuanDiT2DModel": hunyuan_dit}  # of which the oracle takes a part
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
@@ -171,7 +171,7 @@ def test_refusals(kind):
 
 COMPILED = ["ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
             "AuraFlowTransformer2DModel", "Krea2Transformer2DModel", "PRXTransformer2DModel", "CosmosTransformer3DModel",
-            "Kandinsky5Transformer3DModel"]  # fmt: skip
+            "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COMPILED)

@@ -116,6 +116,10 @@ def _video(rows, dtype):
     return {"hidden_states": noise(rows, 4, 2, 4, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
 
 
+def _video_of_squares(rows, dtype):
+    return _video(rows, dtype) | {"hidden_states": noise(rows, 4, 2, 8, 8, seed=3, dtype=dtype)}
+
+
 def _hunyuan_video_arguments(rows, dtype):
     pooled = noise(rows, 8, seed=4, dtype=dtype)
     return _video(rows, dtype) | {"pooled_projections": pooled, "guidance": _time(rows)}
@@ -518,6 +522,46 @@ def _kandinsky_arguments(rows, dtype):
             "visual_rope_pos": [torch.arange(n) for n in (2, 2, 4)]}  # fmt: skip
 
 
+def hunyuan_dit():
+    """Its texts have one length, and it sees all of them: what a mask hides is filled up with embeddings of the model."""
+    return diffusers.HunyuanDiT2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, patch_size=2, sample_size=8, hidden_size=32,
+        num_layers=4, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT, pooled_projection_dim=8, text_len=7,
+        text_len_t5=6, use_style_cond_and_image_meta_size=False,
+    )  # fmt: skip
+
+
+def _hunyuan_dit_pooled_alike():
+    """The oracle's run with the negative would have the pooled negative in its time."""
+    model = hunyuan_dit()
+    model.time_extra_emb.pooler = _Pooled()
+    return model
+
+
+class _Pooled(torch.nn.Module):
+    def forward(self, x):
+        return torch.linspace(-1, 1, 8).to(x).expand(len(x), -1)
+
+
+def _hunyuan_dit_arguments(rows, dtype):
+    angles = noise(16, 8, seed=5).repeat_interleave(2, dim=1).float()
+    return _image(rows, dtype) | {"timestep": _time(rows).to(dtype), "image_rotary_emb": (angles.cos(), angles.sin())}
+
+
+def _hunyuan_dit_text(x, mask):
+    mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    return {"encoder_hidden_states": x, "text_embedding_mask": mask.long(), "encoder_hidden_states_t5": x[:, 1:].flip(-1),
+            "text_embedding_mask_t5": mask[:, :-1].long()}  # fmt: skip
+
+
+def _latte():
+    return diffusers.LatteTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, cross_attention_dim=32,
+        sample_size=8, patch_size=2, norm_type="ada_norm_single", norm_elementwise_affine=False, caption_channels=TEXT,
+        video_length=2, attention_bias=True, num_embeds_ada_norm=1000, activation_fn="gelu-approximate",
+    )  # fmt: skip
+
+
 TINY = {
     "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=UNSEEN),
     "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=UNSEEN),
@@ -593,6 +637,11 @@ TINY = {
         _wan_like("HeliosTransformer3DModel", rope_max_seq_len=None, rope_dim=(4, 4, 4)), _helios_arguments, 16
     ),
     "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
+    "HunyuanDiT2DModel": Tiny(
+        _hunyuan_dit_pooled_alike, _hunyuan_dit_arguments, 16, _hunyuan_dit_text, lengths=(7, 7),
+        seen=((7, 3, 5), (5, 0, 1)),
+    ),
+    "LatteTransformer3DModel": Tiny(_latte, _video_of_squares, 16),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .texts_apart import auraflow, cogvideox, hunyuan_dit, hunyuan_image, kandinsky, krea2, lumina2, mochi
 from .two_runs import Beside
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
@@ -26,6 +26,13 @@ def _named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
         and name.split(".")[-1] in names
         and name.split(".")[0].endswith(("blocks", "layers"))
     )
+
+
+def _latte_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    """Of the blocks within a frame; those between frames see no text."""
+    for name, module in _named("attn2")(denoiser):
+        if name.startswith("transformer_blocks."):
+            yield name, module
 
 
 def _blocks(*names: str) -> Callable[[Module], int]:
@@ -256,6 +263,26 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=_blocks("num_layers"),
         layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
         refuse=_first_frame,
+    ),
+    "HunyuanDiT2DModel": Family(
+        text={
+            "encoder_hidden_states": 1,
+            "text_embedding_mask": 1,  # of embeddings that stand in for padding: attention sees all of them
+            "encoder_hidden_states_t5": 1,
+            "text_embedding_mask_t5": 1,
+        },
+        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0")),
+        apart=lambda transformer, text: hunyuan_dit(transformer),
+    ),
+    "LatteTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_latte_attentions,
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
+        unknown=("encoder_attention_mask",),
     ),
     "QwenImage21Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},

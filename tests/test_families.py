@@ -110,7 +110,8 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
     assert other > 1e-4
 
 
-WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2, "HunyuanDiT2DModel": hunyuan_dit}  # of which the oracle takes a part
+# Of which the oracle takes a part.
+WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2, "HunyuanDiT2DModel": hunyuan_dit}
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])

@@ -527,7 +527,7 @@ def hunyuan_dit():
     return diffusers.HunyuanDiT2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, patch_size=2, sample_size=8, hidden_size=32,
         num_layers=4, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT, pooled_projection_dim=8, text_len=7,
-        text_len_t5=6, use_style_cond_and_image_meta_size=False,
+        text_len_t5=6,
     )  # fmt: skip
 
 
@@ -545,7 +545,9 @@ class _Pooled(torch.nn.Module):
 
 def _hunyuan_dit_arguments(rows, dtype):
     angles = noise(16, 8, seed=5).repeat_interleave(2, dim=1).float()
-    return _image(rows, dtype) | {"timestep": _time(rows).to(dtype), "image_rotary_emb": (angles.cos(), angles.sin())}
+    sizes = {"image_meta_size": torch.full((rows, 6), 8.0, dtype=dtype), "style": torch.zeros(rows, dtype=torch.long)}
+    turns = {"image_rotary_emb": (angles.cos(), angles.sin())}
+    return _image(rows, dtype) | {"timestep": _time(rows).to(dtype)} | sizes | turns
 
 
 def _hunyuan_dit_text(x, mask):
@@ -560,6 +562,21 @@ def _latte():
         sample_size=8, patch_size=2, norm_type="ada_norm_single", norm_elementwise_affine=False, caption_channels=TEXT,
         video_length=2, attention_bias=True, num_embeds_ada_norm=1000, activation_fn="gelu-approximate",
     )  # fmt: skip
+
+
+def stable_audio():
+    return diffusers.StableAudioDiTModel(
+        sample_size=16, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        num_key_value_attention_heads=2, out_channels=4, cross_attention_dim=16, cross_attention_input_dim=TEXT,
+        time_proj_dim=16, global_states_input_dim=2 * TEXT,
+    )  # fmt: skip
+
+
+def _stable_audio_arguments(rows, dtype):
+    angles = noise(17, 2, seed=5).repeat(1, 2).float()
+    return {"hidden_states": noise(rows, 4, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
+            "global_hidden_states": noise(rows, 1, 2 * TEXT, seed=4, dtype=dtype),
+            "rotary_embedding": (angles.cos(), angles.sin())}  # fmt: skip
 
 
 TINY = {
@@ -638,10 +655,15 @@ TINY = {
     ),
     "AnyFlowTransformer3DModel": Tiny(_wan_like("AnyFlowTransformer3DModel"), _anyflow_arguments, 16),
     "HunyuanDiT2DModel": Tiny(
-        _hunyuan_dit_pooled_alike, _hunyuan_dit_arguments, 16, _hunyuan_dit_text, lengths=(7, 7),
+        _hunyuan_dit_pooled_alike,
+        _hunyuan_dit_arguments,
+        16,
+        _hunyuan_dit_text,
+        lengths=(7, 7),
         seen=((7, 3, 5), (5, 0, 1)),
     ),
     "LatteTransformer3DModel": Tiny(_latte, _video_of_squares, 16),
+    "StableAudioDiTModel": Tiny(stable_audio, _stable_audio_arguments, 17),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),

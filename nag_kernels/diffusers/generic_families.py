@@ -284,6 +284,13 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
         unknown=("encoder_attention_mask",),
     ),
+    "StableAudioDiTModel": Family(
+        text={"encoder_hidden_states": 1},  # and the length of the sound after it
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("StableAudioAttnProcessor2_0",)),
+        unknown=("attention_mask", "encoder_attention_mask"),
+    ),
     "QwenImage21Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=_named("attn"),

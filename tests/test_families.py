@@ -278,6 +278,11 @@ def test_texts_and_masks_that_do_not_fit():
         guide(pipe, "negative"),
     ):
         pipe(pipe.prompt)
+    pipe = filled("HunyuanDiT2DModel")
+    for name in ("encoder_hidden_states", "text_embedding_mask"):
+        pipe.texts["negative"][name] = pipe.texts["negative"][name][:, :5]
+    with pytest.raises(ValueError, match=r"must have 7 tokens for the negative .*got 5"), guide(pipe, "negative"):
+        pipe(pipe.prompt)
     pipe = filled("BriaFiboTransformer2DModel")
     for options, message in (
         ({"pad": True}, "a text for each layer"),

@@ -28,13 +28,6 @@ def _named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
     )
 
 
-def _latte_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
-    """Of the blocks within a frame; those between frames see no text."""
-    for name, module in _named("attn2")(denoiser):
-        if name.startswith("transformer_blocks."):
-            yield name, module
-
-
 def _blocks(*names: str) -> Callable[[Module], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
 
@@ -279,7 +272,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
     ),
     "LatteTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
-        sites=_latte_attentions,
+        sites=_named("attn2"),  # the blocks between frames have none
         site_count=_blocks("num_layers"),
         layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
         unknown=("encoder_attention_mask",),

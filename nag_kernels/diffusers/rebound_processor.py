@@ -101,7 +101,8 @@ class _Attention(JointAttentionProcessor):
         if self.layout.row_by_row:
             return self._attend_row(query, key, value)
         self._count()
-        self._rows = len(query)
+        if self.layout.by_frame:
+            self._rows = len(query)
         return self._attend_batch(query, key, value)
 
     def _attend_row(self, *row: Tensor) -> Tensor:

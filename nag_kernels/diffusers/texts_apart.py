@@ -206,13 +206,20 @@ def hunyuan_dit(model: Module) -> list[Part]:
     So the texts go through it as a batch, [text+ of all rows, text- of all rows], up to the blocks, where they lie along the
     sequence again. The time is that of text+.
     """
-    texts = ("encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5")
+    names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
 
     def enter(forward, text, **arguments):
-        return forward(**arguments | {name: torch.cat(arguments[name].chunk(2, dim=1)) for name in texts})
+        for of_part, (positive, negative) in zip(names, text.parts, strict=True):
+            if positive != negative:
+                raise ValueError(
+                    f"guide: {of_part[0]} must have {positive} tokens for the negative as for the prompt, got {negative}: this "
+                    "model knows texts of one length alone"
+                )
+            arguments |= {name: torch.cat(arguments[name].chunk(2, dim=1)) for name in of_part}
+        return forward(**arguments)
 
     def embed(forward, text, timestep, both, *sizes, **options):
-        return forward(timestep, both[: len(timestep)], *sizes, **options)
+        return forward(timestep, both.chunk(2)[0], *sizes, **options)
 
     def attend(forward, text, hidden_states, encoder_hidden_states=None, **options):
         packed = torch.cat(encoder_hidden_states.chunk(2), dim=1)

@@ -57,6 +57,8 @@ EXAMPLES = {
     "cogview4": Example("THUDM/CogView4-6B", 30, "cogview4", FREE),
     "cogvideox": Example("THUDM/CogVideoX-2b", 30, "cogvideox", FREE),
     "auraflow": Example("fal/AuraFlow-v0.3", 30, "auraflow", FREE),
+    "hunyuan-dit": Example("Tencent-Hunyuan/HunyuanDiT-Diffusers", 30, "hunyuan dit", FREE),
+    "latte": Example("maxin-cn/Latte-1", 50, "latte", FREE),
     "lumina-2": Example("Alpha-VLLM/Lumina-Image-2.0", 30, "lumina 2", FREE),
     "mochi": Example("genmo/mochi-1-preview", 30, "mochi", FREE),
     "sana-video": Example("Efficient-Large-Model/SANA-Video_2B_480p_diffusers", 30, "sana video", FREE),

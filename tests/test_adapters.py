@@ -8,7 +8,11 @@ import torch
 pytest.importorskip("diffusers")
 
 import diffusers
-from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    IPAdapterAttnProcessor2_0,
+    SD3IPAdapterJointAttnProcessor2_0,
+)
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor
 from tiny_models import (
     denoiser,
@@ -22,7 +26,13 @@ from tiny_models import (
     texts,
 )
 
-from nag_kernels.diffusers import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0, PackedText, guide
+from nag_kernels.diffusers import (
+    NAGFluxIPAdapterAttnProcessor,
+    NAGIPAdapterAttnProcessor2_0,
+    NAGSD3IPAdapterJointAttnProcessor2_0,
+    PackedText,
+    guide,
+)
 from nag_kernels.diffusers.families import checked_sites
 
 NEGATIVE = "a large blue dog on grass"
@@ -197,3 +207,112 @@ def test_a_layer_with_an_ip_adapter(kind):
         attn(x, packed, ip_hidden_states=[prompt], **mask) if kind == "flux" else attn(x, (packed, [prompt]), **mask)
     with pytest.raises(ValueError, match="needs an adapter"):
         attn(x, packed)
+
+
+# --- IP-Adapter of SD3 ------------------------------------------------------------------------------------------------
+
+
+def sd3_with_an_image_prompt(kind, dtype=torch.float32):
+    """The pipeline after its own load_ip_adapter, with weights of an adapter made at random."""
+    pipe = pipeline(kind)
+    model = pipe.transformer.to(dtype)
+    image_proj = diffusers.models.embeddings.IPAdapterTimeImageProjection(
+        embed_dim=12, output_dim=32, hidden_dim=64, heads=1, num_queries=3, timestep_in_dim=8
+    )
+    names = list(model.attn_processors)
+    layers = torch.nn.ModuleList(SD3IPAdapterJointAttnProcessor2_0(32, 32, 8, 64) for _ in names)
+    weights = {"image_proj": seeded(lambda: image_proj, dtype, 5), "ip_adapter": seeded(lambda: layers, dtype, 6)}
+    with torch.no_grad():
+        for layer in layers:
+            layer.norm_q.weight.mul_(4)
+    pipe.load_ip_adapter({name: x.state_dict() for name, x in weights.items()}, image_encoder_folder=None)
+    pipe.set_ip_adapter_scale(0.7)
+    return pipe
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", ["sd3", "sd35"])
+def test_ip_adapter_of_sd3(kind, guidance_scale):
+    pipe, prompt = sd3_with_an_image_prompt(kind), noise(1, 2, 12, seed=9, dtype=torch.float32)
+    options = {"guidance_scale": guidance_scale}
+    without = draw(pipe, **options)
+    options["ip_adapter_image_embeds"] = prompt if guidance_scale == 1 else torch.cat([-prompt, prompt])
+    plain = draw(pipe, **options)
+    assert error(plain, without) > 1e-2
+    processors = list(pipe.transformer.attn_processors.values())
+    with guide(pipe, "a small red cat", nag_scale=8.0, nag_tau=1.0, nag_alpha=1.0):
+        same = error(draw(pipe, **options), plain)
+        assert same < 2e-5
+    for pooled in (False, True):
+        with guide(pipe, NEGATIVE, **FIRM, negative_pooled=pooled):
+            assert error(draw(pipe, **options), plain) > max(1e-3, 10 * same)
+    with guide(pipe, NEGATIVE, **FIRM):  # the adapter is loaded, and there is no image prompt
+        assert error(draw(pipe, guidance_scale=guidance_scale), without) > 1e-3
+    assert torch.equal(draw(pipe, **options), plain)
+    now = pipe.transformer.attn_processors.values()
+    assert all(x is before for x, before in zip(now, processors, strict=True))
+
+
+def doubled_with_image_prompts(site, scale, tau, alpha, shares):
+    """Hooks by which a batch [positive; negative] through an untouched layer is guided in both halves, but for its attention to
+    the image prompt: what the stock layer gives to `to_out` beyond what it gives without the prompt."""
+    own, calls = [], []
+
+    def note(layer, args, kwargs):
+        if not own:
+            calls[:] = [(args, kwargs)]
+
+    def steer(layer, inputs):
+        if own:  # the layer runs again, without the image prompt
+            own.append(inputs[0])
+            return None
+        own.append(None)
+        args, kwargs = calls[0]
+        site(*args, **kwargs | {"ip_hidden_states": None})
+        texts, beside = own[1], inputs[0] - own[1]
+        own.clear()
+        out, share = guided(*texts.chunk(2), scale, tau, alpha)
+        shares.append(share)
+        return (torch.cat([out, out]) + beside,)
+
+    return [site.register_forward_pre_hook(note, with_kwargs=True), site.to_out[0].register_forward_pre_hook(steer)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", ["sd3", "sd35"])
+@torch.no_grad()
+def test_sd3_with_an_ip_adapter_equals_two_runs(kind, dtype):
+    pipe = sd3_with_an_image_prompt(kind, dtype)
+    model, settings, shares = pipe.transformer, (8.0, 1.5, 0.5), []
+    positive, negative = texts(3, 7, 7, 64, dtype)
+    image, pooled, prompt = (noise(3, *n, seed=3 + i, dtype=dtype) for i, n in enumerate([(4, 8, 8), (48,), (2, 12)]))
+    time = torch.linspace(300, 700, 3).long()
+
+    def run(text, rows):
+        kwargs = {"ip_adapter_image_embeds": torch.cat([prompt] * rows)}
+        more = (torch.cat([x] * rows) for x in (pooled, time))
+        return model(torch.cat([image] * rows), text, *more, joint_attention_kwargs=kwargs).sample
+
+    plain, sites = run(positive, 1), checked_sites(model)
+    hooks = [hook for site in sites for hook in doubled_with_image_prompts(site, *settings, shares)]
+    wanted = run(torch.cat([positive, negative]), 2)[:3]
+    for hook in hooks:
+        hook.remove()
+    assert any(0 < share < 1 for share in shares), shares
+    for site in sites:
+        adapter = site.processor
+        site.set_processor(NAGSD3IPAdapterJointAttnProcessor2_0(*settings, adapter=adapter))
+    assert torch.equal(run(positive, 1), plain)
+    for site in sites:
+        site.processor.text = PackedText(7, 7)
+    got = run(torch.cat([positive, negative], dim=1), 1)
+    assert error(got, wanted) < {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    assert error(wanted, plain) > 1e-3
+
+
+def test_the_processor_for_sd3_needs_its_adapter():
+    attn = checked_sites(pipeline("sd3").transformer)[0]
+    attn.set_processor(NAGSD3IPAdapterJointAttnProcessor2_0(text=PackedText(7, 5)))
+    x = noise(2, 9, 32, seed=7, dtype=torch.float32)
+    with pytest.raises(ValueError, match="needs an adapter"):
+        attn(x, torch.cat([x, x], dim=1)[:, :12])

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 import diffusers
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-from tiny_families import ROWS, TINY, Pipeline, krea2, mochi, two_runs_oracle
+from tiny_families import ROWS, TINY, Pipeline, hunyuan_dit, krea2, mochi, two_runs_oracle
 from tiny_models import (
     TEXT,
     denoiser,
@@ -110,7 +110,8 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
     assert other > 1e-4
 
 
-WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2}  # of which the oracle takes a part
+# Of which the oracle takes a part.
+WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2, "HunyuanDiT2DModel": hunyuan_dit}
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
@@ -171,7 +172,7 @@ def test_refusals(kind):
 
 COMPILED = ["ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
             "AuraFlowTransformer2DModel", "Krea2Transformer2DModel", "PRXTransformer2DModel", "CosmosTransformer3DModel",
-            "Kandinsky5Transformer3DModel"]  # fmt: skip
+            "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COMPILED)
@@ -275,6 +276,11 @@ def test_texts_and_masks_that_do_not_fit():
         pytest.raises(ValueError, match="image_embeds puts an image among them, from which it would turn away"),
         guide(pipe, "negative", rule="vsf", nag_scale=2.0),
     ):
+        pipe(pipe.prompt)
+    pipe = filled("HunyuanDiT2DModel")
+    for name in ("encoder_hidden_states", "text_embedding_mask"):
+        pipe.texts["negative"][name] = pipe.texts["negative"][name][:, :5]
+    with pytest.raises(ValueError, match=r"must have 7 tokens for the negative .*got 5"), guide(pipe, "negative"):
         pipe(pipe.prompt)
     pipe = filled("BriaFiboTransformer2DModel")
     for options, message in (

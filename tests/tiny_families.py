@@ -121,6 +121,10 @@ def _video(rows, dtype):
     return {"hidden_states": noise(rows, 4, 2, 4, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
 
 
+def _video_of_squares(rows, dtype):
+    return _video(rows, dtype) | {"hidden_states": noise(rows, 4, 2, 8, 8, seed=3, dtype=dtype)}
+
+
 def _hunyuan_video_arguments(rows, dtype):
     pooled = noise(rows, 8, seed=4, dtype=dtype)
     return _video(rows, dtype) | {"pooled_projections": pooled, "guidance": _time(rows)}
@@ -602,6 +606,63 @@ def _kandinsky_arguments(rows, dtype):
             "visual_rope_pos": [torch.arange(n) for n in (2, 2, 4)]}  # fmt: skip
 
 
+def hunyuan_dit():
+    """Its texts have one length, and it sees all of them: what a mask hides is filled up with embeddings of the model."""
+    return diffusers.HunyuanDiT2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, patch_size=2, sample_size=8, hidden_size=32,
+        num_layers=4, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT, pooled_projection_dim=8, text_len=7,
+        text_len_t5=6,
+    )  # fmt: skip
+
+
+def _hunyuan_dit_pooled_alike():
+    """The oracle's run with the negative would have the pooled negative in its time."""
+    model = hunyuan_dit()
+    model.time_extra_emb.pooler = _Pooled()
+    return model
+
+
+class _Pooled(torch.nn.Module):
+    def forward(self, x):
+        return torch.linspace(-1, 1, 8).to(x).expand(len(x), -1)
+
+
+def _hunyuan_dit_arguments(rows, dtype):
+    angles = noise(16, 8, seed=5).repeat_interleave(2, dim=1).float()
+    sizes = {"image_meta_size": torch.full((rows, 6), 8.0, dtype=dtype), "style": torch.zeros(rows, dtype=torch.long)}
+    turns = {"image_rotary_emb": (angles.cos(), angles.sin())}
+    return _image(rows, dtype) | {"timestep": _time(rows).to(dtype)} | sizes | turns
+
+
+def _hunyuan_dit_text(x, mask):
+    mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    return {"encoder_hidden_states": x, "text_embedding_mask": mask.long(), "encoder_hidden_states_t5": x[:, 1:].flip(-1),
+            "text_embedding_mask_t5": mask[:, :-1].long()}  # fmt: skip
+
+
+def _latte():
+    return diffusers.LatteTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, cross_attention_dim=32,
+        sample_size=8, patch_size=2, norm_type="ada_norm_single", norm_elementwise_affine=False, caption_channels=TEXT,
+        video_length=2, attention_bias=True, num_embeds_ada_norm=1000, activation_fn="gelu-approximate",
+    )  # fmt: skip
+
+
+def stable_audio():
+    return diffusers.StableAudioDiTModel(
+        sample_size=16, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        num_key_value_attention_heads=2, out_channels=4, cross_attention_dim=16, cross_attention_input_dim=TEXT,
+        time_proj_dim=16, global_states_input_dim=2 * TEXT,
+    )  # fmt: skip
+
+
+def _stable_audio_arguments(rows, dtype):
+    angles = noise(17, 2, seed=5).repeat(1, 2).float()
+    return {"hidden_states": noise(rows, 4, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
+            "global_hidden_states": noise(rows, 1, 2 * TEXT, seed=4, dtype=dtype),
+            "rotary_embedding": (angles.cos(), angles.sin())}  # fmt: skip
+
+
 TINY = {
     "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=UNSEEN),
     "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=UNSEEN),
@@ -703,6 +764,16 @@ TINY = {
     "AnyFlowFARTransformer3DModel": _far("at once"),
     "AnyFlowFARTransformer3DModel step": _far("step"),
     "AnyFlowFARTransformer3DModel cache": _far("cache"),
+    "HunyuanDiT2DModel": Tiny(
+        _hunyuan_dit_pooled_alike,
+        _hunyuan_dit_arguments,
+        16,
+        _hunyuan_dit_text,
+        lengths=(7, 7),
+        seen=((7, 3, 5), (5, 0, 1)),
+    ),
+    "LatteTransformer3DModel": Tiny(_latte, _video_of_squares, 16),
+    "StableAudioDiTModel": Tiny(stable_audio, _stable_audio_arguments, 17),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),

@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import TINY, wan_like
+from tiny_families import hunyuan_dit as tiny_hunyuan_dit
 from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
 from tiny_models import TEXT, Tokenizer, flux, pipeline, seeded, wan
@@ -302,6 +303,33 @@ def hunyuan_image():
     return pipe, *with_text(texts, height=256, width=256)
 
 
+def hunyuan_dit():
+    known = inspect.signature(diffusers.HunyuanDiTPipeline.__init__).parameters
+    parts = {part: None for part in known if part != "self"} | {"requires_safety_checker": False}
+    parts |= {"transformer": seeded(tiny_hunyuan_dit), "scheduler": diffusers.DDIMScheduler()}
+    pipe, texts = diffusers.HunyuanDiTPipeline(**parts), []
+    for n in (7, 5, 6):  # tokens that are no padding, of as many as there always are
+        text = {"prompt_embeds": embeds(n, 2, 7, TEXT), "prompt_embeds_2": embeds(n + 9, 2, 6, TEXT)}
+        text["prompt_attention_mask"] = (torch.arange(7) < torch.tensor([[n], [n - 2]])).long()
+        text["prompt_attention_mask_2"] = text["prompt_attention_mask"][:, 1:]
+        texts.append(text)
+    return pipe, *with_text(texts, height=64, width=64, use_resolution_binning=False)
+
+
+def stable_audio():
+    """A sound of 16 samples; the length of a sound is a part of its text."""
+    vae = seeded(lambda: diffusers.AutoencoderOobleck(
+        encoder_hidden_size=4, downsampling_ratios=[1, 2], decoder_channels=3, decoder_input_channels=4, audio_channels=2,
+        channel_multiples=[1, 2], sampling_rate=4,
+    ))  # fmt: skip
+    lengths = seeded(lambda: diffusers.StableAudioProjectionModel(TEXT, TEXT, 0, 10))
+    pipe = diffusers.StableAudioPipeline(
+        vae, **t5(), projection_model=lengths, transformer=denoiser("StableAudioDiTModel"),
+        scheduler=diffusers.EDMDPMSolverMultistepScheduler(),
+    )  # fmt: skip
+    return pipe, {"num_waveforms_per_prompt": 2}, {"prompt": "a small red cat"}, NEGATIVE
+
+
 MASKED = {"masks": "prompt_attention_mask", "length": 7}
 FURTHER = {
     "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
@@ -335,6 +363,10 @@ FURTHER = {
     "framepack": framepack,
     "mochi": ready_made("MochiPipeline", "MochiTransformer3DModel", num_frames=7, **MASKED),
     "hunyuan image": hunyuan_image,
+    "hunyuan dit": hunyuan_dit,
+    "latte": ready_made("LattePipeline", "LatteTransformer3DModel", length=7, scheduler=diffusers.DDIMScheduler, video_length=2,
+                        mask_feature=False, clean_caption=False, negative_prompt=None),
+    "stable audio": stable_audio,
     "chroma": chroma, "z image": z_image, "hunyuan video": hunyuan_video, "ltx 2": ltx2,
     "wan from an image": wan_from_an_image, "flux fill": flux_fill,
 }  # fmt: skip

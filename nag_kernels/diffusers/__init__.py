@@ -24,7 +24,11 @@ from .diagnose import diagnose
 from .families import supported
 from .guide import disable_guidance, enable_guidance, guide
 from .guided_processor import PackedText
-from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
+from .ip_adapter import (
+    NAGFluxIPAdapterAttnProcessor,
+    NAGIPAdapterAttnProcessor2_0,
+    NAGSD3IPAdapterJointAttnProcessor2_0,
+)
 from .joint_attention import (
     NAGFluxAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
@@ -46,6 +50,7 @@ __all__ = [
     "NAGLTX2PerturbedAttnProcessor",
     "NAGLTXVideoAttnProcessor",
     "NAGQwenDoubleStreamAttnProcessor2_0",
+    "NAGSD3IPAdapterJointAttnProcessor2_0",
     "NAGSanaAttnProcessor2_0",
     "NAGWanAttnProcessor2_0",
     "NAGZSingleStreamAttnProcessor",

@@ -107,6 +107,12 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
 
 
+def image_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """How many images, videos or sounds a pipeline call makes."""
+    names = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+    return prompt_count(pipe, arguments) * next((arguments[name] for name in names if name in arguments), 1)
+
+
 def with_callbacks(
     function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
 ) -> tuple[tuple, dict[str, Any]]:

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import (
     FusedJointAttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
     JointAttnProcessor2_0,
+    SD3IPAdapterJointAttnProcessor2_0,
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from diffusers.models.transformers.transformer_chronoedit import WanAttention as ChronoEditAttention
@@ -52,7 +53,11 @@ from .cross_attention import (
 )
 from .family import Family, Settings
 from .generic_families import GENERIC_FAMILIES
-from .ip_adapter import NAGFluxIPAdapterAttnProcessor, NAGIPAdapterAttnProcessor2_0
+from .ip_adapter import (
+    NAGFluxIPAdapterAttnProcessor,
+    NAGIPAdapterAttnProcessor2_0,
+    NAGSD3IPAdapterJointAttnProcessor2_0,
+)
 from .joint_attention import (
     NAGFluxAttnProcessor2_0,
     NAGJointAttnProcessor2_0,
@@ -175,6 +180,7 @@ FAMILIES: dict[str, Family] = {
         processors={
             JointAttnProcessor2_0: NAGJointAttnProcessor2_0,
             FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+            SD3IPAdapterJointAttnProcessor2_0: NAGSD3IPAdapterJointAttnProcessor2_0,
         },
         settings=lambda transformer: Settings(5.0, 2.5, 0.125),
         refuse=_sd3_refuse,

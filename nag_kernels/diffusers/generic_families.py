@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, framepack, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .texts_apart import auraflow, cogvideox, framepack, hunyuan_dit, hunyuan_image, kandinsky, krea2, lumina2, mochi
 from .two_runs import Beside
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
@@ -265,6 +265,33 @@ GENERIC_FAMILIES: dict[str, Family] = {
     ),
     "AnyFlowTransformer3DModel": _anyflow(),
     "AnyFlowFARTransformer3DModel": _anyflow(by_timestep=True, fills_cache=_anyflow_fills_cache),
+    "HunyuanDiT2DModel": Family(
+        text={
+            "encoder_hidden_states": 1,
+            "text_embedding_mask": 1,  # of embeddings that stand in for padding: attention sees all of them
+            "encoder_hidden_states_t5": 1,
+            "text_embedding_mask_t5": 1,
+        },
+        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0")),
+        apart=lambda transformer, text: hunyuan_dit(transformer),
+    ),
+    "LatteTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=_named("attn2"),  # the blocks between frames have none
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
+        unknown=("encoder_attention_mask",),
+    ),
+    "StableAudioDiTModel": Family(
+        text={"encoder_hidden_states": 1},  # and the length of the sound after it
+        sites=_named("attn2"),
+        site_count=_blocks("num_layers"),
+        layout=Layout("cross", ("StableAudioAttnProcessor2_0",)),
+        unknown=("attention_mask", "encoder_attention_mask"),
+    ),
     "QwenImage21Transformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=_named("attn"),

@@ -27,8 +27,8 @@ from .dry_run import (
     checked_negative,
     contexts_noticed,
     denoiser_arguments,
+    image_count,
     intercepted,
-    prompt_count,
     record_negative,
     with_callbacks,
 )
@@ -190,8 +190,7 @@ class _Guidance:
             for denoiser in denoisers:
                 stack.enter_context(_claimed(denoiser))
             negative = record_negative(function, pipe, denoisers, arguments, self.negative)
-            each = arguments.get("num_images_per_prompt", arguments.get("num_videos_per_prompt", 1))
-            images = prompt_count(pipe, arguments) * each
+            images = image_count(pipe, arguments)
             scale = arguments.get("guidance_scale")
             family = family_of(denoisers[0])
             halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)

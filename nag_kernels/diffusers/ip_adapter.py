@@ -4,14 +4,19 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    IPAdapterAttnProcessor2_0,
+    SD3IPAdapterJointAttnProcessor2_0,
+)
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor
 from torch import Tensor
 
 from .cross_attention import NAGAttnProcessor2_0
 from .guided_processor import PackedText, heads
-from .joint_attention import NAGFluxAttnProcessor2_0
+from .joint_attention import NAGFluxAttnProcessor2_0, NAGJointAttnProcessor2_0
 
 
 def _attention_to_images(
@@ -107,3 +112,50 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
         (query, _, _), _ = self._project_each(attn, hidden_states, None)  # not turned by positions
         images = _attention_to_images(where, attn, self.adapter, query, ip_hidden_states, ip_adapter_masks)
         return *outputs, images.expand_as(outputs[0])
+
+
+class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
+    """Guided attention of SD3 and SD3.5 with an IP-Adapter, in the place of `SD3IPAdapterJointAttnProcessor2_0`.
+
+        image:  to_out(guidance(Z+, Z-) + scale Z_prompt),
+        Z_prompt = softmax(Q' [K'_image | K_prompt]^T / sqrt(D)) [V_image | V_prompt],  with the adapter's own norms
+
+    Z_prompt, attention to the image prompt and the image itself, sees no text. The texts are as in `NAGJointAttnProcessor2_0`.
+
+    Args:
+        nag_scale, nag_tau, nag_alpha, text: as there.  adapter: as in `NAGIPAdapterAttnProcessor2_0`.
+    Raises: as there; ValueError without an adapter.
+    """
+
+    _takes_doubled_batch = False
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
+                 text: PackedText | None = None, adapter: SD3IPAdapterJointAttnProcessor2_0 | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self.adapter = adapter
+
+    def stands_for(self, stock: SD3IPAdapterJointAttnProcessor2_0) -> None:
+        self.adapter, self.fused = stock, False  # which knows no fused projections
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, ip_hidden_states: Tensor | None = None, temb: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        if self.adapter is None:
+            raise ValueError(f"{type(self).__name__}: needs an adapter (the processor that it stands for)")
+        if self.text is None or encoder_hidden_states is None:
+            return self.adapter(attn, hidden_states, encoder_hidden_states, attention_mask, ip_hidden_states, temb)
+        beside = None
+        if ip_hidden_states is not None and self.adapter.scale != 0:
+            beside = self.adapter.scale * self._to_prompt(attn, hidden_states, ip_hidden_states, temb)
+        return self._run(attn, hidden_states, encoder_hidden_states, attention_mask, beside)
+
+    def _to_prompt(self, attn: Attention, image: Tensor, prompt: Tensor, temb: Tensor) -> Tensor:
+        """Attention of the image to itself and to the image prompt, [B, S, C]."""
+        adapter = self.adapter
+        query, key, value = (heads(attn, project(image)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        prompt = adapter.norm_ip(prompt, temb=temb)
+        key = torch.cat([adapter.norm_k(key), adapter.norm_ip_k(heads(attn, adapter.to_k_ip(prompt)))], dim=1)
+        value = torch.cat([value, heads(attn, adapter.to_v_ip(prompt))], dim=1)
+        parts = (x.transpose(1, 2) for x in (adapter.norm_q(query), key, value))
+        return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)

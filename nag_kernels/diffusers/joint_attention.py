@@ -138,6 +138,13 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         if encoder_hidden_states is None:
             return self._stock(attn, hidden_states)
+        return self._run(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    def _run(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
+        beside: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Both streams; `beside` is added to the image's attention, [B, S, C]."""
         self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         doubled = self._is_doubled(hidden_states, encoder_hidden_states)
         if self.text is None and not doubled:
@@ -150,6 +157,8 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         else:
             *streams, hidden_states = self._attend(image, text)
             encoder_hidden_states = torch.cat(streams, dim=1)
+        if beside is not None:
+            hidden_states = hidden_states + beside
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         if not attn.context_pre_only:
             encoder_hidden_states = attn.to_add_out(encoder_hidden_states)

@@ -42,6 +42,7 @@ class Layout:
         mask is refused.
     own_tokens: how many tokens the model itself puts before each text.
     row_by_row: whether attention is called for each row of the batch, with the tokens that are seen alone.
+    by_frame: whether each frame of a video is a row of attention of its own: the frames of a row of the batch follow each other.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Layout:
     masks: bool = False
     own_tokens: int = 0
     row_by_row: bool = False
+    by_frame: bool = False
 
 
 def why_not_rebound(processor: Any, layout: Layout) -> str | None:
@@ -74,11 +76,24 @@ class _Attention(JointAttentionProcessor):
     def __init__(self, layout: Layout, text: PackedText):
         super().__init__(1.0, 2.5, 0.25, text)
         self.layout = layout
-        self._row = 0
+        self._row = self._rows = 0
 
     def _lengths(self) -> tuple[int, int]:
         positive, negative = super()._lengths()
         return positive + self.layout.own_tokens, negative + self.layout.own_tokens
+
+    def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self._for_frames(x) for x in super()._settings_for(query, steered))
+
+    def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
+        options = super()._text_options(masks, length_negative)
+        return options | {x: self._for_frames(options[x]) for x in ("mask_positive", "mask_negative")}
+
+    def _for_frames(self, x: Tensor | None) -> Tensor | None:
+        """What holds for a row of the batch, for each row of attention."""
+        if not self.layout.by_frame or x is None or not x.ndim:
+            return x
+        return x.repeat_interleave(self._rows // len(x), dim=0)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and not self.layout.masks:
@@ -86,6 +101,8 @@ class _Attention(JointAttentionProcessor):
         if self.layout.row_by_row:
             return self._attend_row(query, key, value)
         self._count()
+        if self.layout.by_frame:
+            self._rows = len(query)
         return self._attend_batch(query, key, value)
 
     def _attend_row(self, *row: Tensor) -> Tensor:

@@ -205,3 +205,32 @@ def mochi(model: Module) -> Callable:
         return conditioning, model.time_embed.caption_proj(texts)
 
     return embed
+
+
+def hunyuan_dit(model: Module) -> list[Part]:
+    """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
+
+    So the texts go through it as a batch, [text+ of all rows, text- of all rows], up to the blocks, where they lie along the
+    sequence again. The time is that of text+.
+    """
+    names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
+
+    def enter(forward, text, **arguments):
+        for of_part, (positive, negative) in zip(names, text.parts, strict=True):
+            if positive != negative:
+                raise ValueError(
+                    f"guide: {of_part[0]} must have {positive} tokens for the negative as for the prompt, got {negative}: this "
+                    "model knows texts of one length alone"
+                )
+            arguments |= {name: torch.cat(arguments[name].chunk(2, dim=1)) for name in of_part}
+        return forward(**arguments)
+
+    def embed(forward, text, timestep, both, *sizes, **options):
+        return forward(timestep, both.chunk(2)[0], *sizes, **options)
+
+    def attend(forward, text, hidden_states, encoder_hidden_states=None, **options):
+        packed = torch.cat(encoder_hidden_states.chunk(2), dim=1)
+        return forward(hidden_states, encoder_hidden_states=packed, **options)
+
+    blocks = [(block, "forward", attend) for block in model.blocks]
+    return [(model, "forward", enter), (model.time_extra_emb, "forward", embed), *blocks]

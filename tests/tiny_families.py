@@ -772,8 +772,8 @@ TINY = {
         lengths=(7, 7),
         seen=((7, 3, 5), (5, 0, 1)),
     ),
-    "LatteTransformer3DModel": Tiny(_latte, _video_of_squares, 16),
-    "StableAudioDiTModel": Tiny(stable_audio, _stable_audio_arguments, 17),
+    "LatteTransformer3DModel": Tiny(_latte, _video_of_squares, 16, tau=4.0),
+    "StableAudioDiTModel": Tiny(stable_audio, _stable_audio_arguments, 17, tau=4.0),
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
@@ -810,7 +810,7 @@ class Pipeline:
 
 def output(model, arguments):
     cache = copy.deepcopy(
-        {name: x for name, x in arguments.items() if name.startswith("kv_cache")}
+        {name: x for name, x in arguments.items() if name in ("kv_cache", "kv_cache_flag")}
     )  # it is written into
     sample, *sound = model(**arguments | cache, return_dict=False)
     if sample is None:  # all that the call gives is what it keeps

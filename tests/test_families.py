@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 import diffusers
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-from tiny_families import ROWS, TINY, Pipeline, hunyuan_dit, krea2, mochi, two_runs_oracle
+from tiny_families import FIRST_COSMOS3, ROWS, TINY, Pipeline, cosmos3, hunyuan_dit, krea2, mochi, two_runs_oracle
 from tiny_models import (
     TEXT,
     denoiser,
@@ -495,6 +495,12 @@ def test_arguments_that_must_be_none(kind, name):
         guide(pipe, "negative"),
     ):
         pipe(pipe.prompt)
+
+
+@pytest.mark.skipif(not FIRST_COSMOS3, reason="this diffusers has a newer form of Cosmos 3, or none")
+def test_the_first_form_of_cosmos3_is_refused():
+    with pytest.raises(ValueError, match="take a newer diffusers"):
+        enable_guidance(Pipeline("CosmosTransformer3DModel", build=cosmos3), "negative")
 
 
 def test_keys_of_another_image():

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -568,11 +569,11 @@ def _fibo2_text(x, mask):
     return {"encoder_hidden_states": torch.stack([x, x.flip(-1)], dim=1), "encoder_attention_mask": mask}
 
 
-def _cosmos3():
+def cosmos3():
     return diffusers.Cosmos3OmniTransformer(
         head_dim=12, hidden_size=24, intermediate_size=32, latent_channel=4, latent_patch_size=2, num_attention_heads=2,
         num_hidden_layers=2, num_key_value_heads=1, patch_latent_dim=16, sound_dim=4, sound_gen=True, vocab_size=64,
-        rope_axes_dim=(2, 2, 2),
+        rope_scaling={"mrope_section": [2, 2, 2]},
     )  # fmt: skip
 
 
@@ -779,7 +780,7 @@ TINY = {
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
     "BriaFibo2Transformer2DModel": Tiny(_fibo2, _timed_image, 16, _fibo2_text, seen=SEEN, alone=True),
     "Cosmos3OmniTransformer": Tiny(
-        _cosmos3, _cosmos3_arguments, WHOLE, _cosmos3_text, layer=lambda site: site.to_add_out, rows=1
+        cosmos3, _cosmos3_arguments, WHOLE, _cosmos3_text, layer=lambda site: site.to_add_out, rows=1
     ),
     "Kandinsky5Transformer3DModel": Tiny(
         _kandinsky,
@@ -793,6 +794,12 @@ TINY = {
 }
 
 TINY = {kind: tiny for kind, tiny in TINY.items() if hasattr(diffusers, kind.split()[0])}  # an older library has fewer
+FIRST_COSMOS3 = (
+    "Cosmos3OmniTransformer" in TINY
+    and "return_dict" not in inspect.signature(diffusers.Cosmos3OmniTransformer.forward).parameters
+)  # which is refused
+if FIRST_COSMOS3:
+    del TINY["Cosmos3OmniTransformer"]
 
 
 class Pipeline:

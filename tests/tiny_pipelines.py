@@ -9,7 +9,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import TINY, wan_like
+from tiny_families import FIRST_COSMOS3, TINY, wan_like
 from tiny_families import hunyuan_dit as tiny_hunyuan_dit
 from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
@@ -372,5 +372,5 @@ FURTHER = {
 }  # fmt: skip
 for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosmos3OmniPipeline"),
                    ("anyflow from an image", "AnyFlowFARPipeline")):  # fmt: skip
-    if not hasattr(diffusers, name):  # an older library has fewer
+    if not hasattr(diffusers, name) or (kind == "cosmos 3" and FIRST_COSMOS3):  # an older library has fewer
         del FURTHER[kind]

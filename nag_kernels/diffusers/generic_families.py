@@ -3,6 +3,7 @@
 """The part of the table of families that goes the generic route, by the model's own processors, of which only the call of
 attention is replaced (`rebound_processor`), or the slow one (`two_runs`)."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -78,6 +79,12 @@ def _anyflow(**more: Any) -> Family:
 
 def _anyflow_fills_cache(arguments: Mapping[str, Any]) -> bool:
     return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
+
+
+def _first_cosmos3(denoiser: Module) -> str | None:
+    if "return_dict" not in inspect.signature(type(denoiser).forward).parameters:
+        return "the first form of Cosmos 3 in diffusers (0.39) calls its model otherwise: take a newer diffusers"
+    return None
 
 
 _COSMOS3_PLACES = [f"{x}_{of}_indexes" for x in ("vision", "sound", "action") for of in ("sequence", "mse_loss")]
@@ -315,6 +322,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         negative_call={"add_resolution_template": False, "add_duration_template": False},
         two_calls=True,
         timestep="vision_timesteps",
+        refuse=_first_cosmos3,
     ),
     "BriaFibo2Transformer2DModel": Family(
         text={"encoder_hidden_states": 2},

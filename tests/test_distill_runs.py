@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny_distillation import TINY, levels, prompts, tiny, tiny_model, weights
 
 from nag_kernels.distill.__main__ import parser, settings_of
@@ -134,6 +135,7 @@ def test_the_student_and_its_average_move_apart_from_the_teacher(tmp_path):
 
 
 def worker(rank: int, port: int, folder: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked process has that of the tests before
     become(rank, 2, port)
     torch.set_default_dtype(torch.float64)
     run = tiny(TINY)

@@ -4,8 +4,8 @@
 
 python -m benchmarks                 attention, layer, model and report, under 10 minutes on two cores
 python -m benchmarks attention       one operation beside its rivals
-python -m benchmarks layer           one attention layer of five models, with its projections, norms and rotary embedding
-python -m benchmarks model           one denoising step of five models: unguided, CFG, NAG as published, NAG ours
+python -m benchmarks layer           one attention layer of six models, with its projections, norms and rotary embedding
+python -m benchmarks model           one denoising step of six models: unguided, CFG, NAG as published, NAG ours
 python -m benchmarks report          RESULTS.md and the plots from the CSVs that are there
 """
 

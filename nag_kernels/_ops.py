@@ -344,13 +344,10 @@ def _register(library: torch.library.Library) -> None:
         op, _, overload = name.partition(".")
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-        def floor_of(*args, op=op, **kwargs):
-            return run_floor(op, *args, **kwargs)
-
         def fake(*args, op=op, **kwargs):
             return _fake(op, *args, **kwargs)
 
-        library.impl(name, floor_of, "CompositeExplicitAutograd")
+        library.impl(name, functools.partial(run_floor, op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"nag::{name}", fake, lib=library)
         call = getattr(getattr(torch.ops.nag, op), overload or "default")
         library.impl(name, _autograd(call), "Autograd", with_keyset=True)
@@ -391,9 +388,8 @@ def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str, be
 
 
 BEHIND = torch.library.Library("nag_gpu", "DEF")
-BEHIND_FAILED = (
-    "the Python that serves this call failed"  # so says choice.cpp: no exception comes through the stable ABI
-)
+# So says choice.cpp: no exception comes through the stable ABI.
+BEHIND_FAILED = "the Python that serves this call failed"
 _thread = threading.local()
 
 

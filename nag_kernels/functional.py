@@ -38,9 +38,7 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
             raise
         importlib.import_module(sharding)  # the first DTensor
         return run(*arguments)
-    except (
-        RuntimeError
-    ) as error:  # all that a kernel can raise, and what torch raises for an argument that is no tensor
+    except RuntimeError as error:  # all that a kernel can raise, and torch for an argument that is no tensor
         if _ops.BEHIND_FAILED in str(error):
             raise _ops.error_behind() from None
         _ops.CHECKS[op](*_ops.autocasted(op, arguments))  # the same words as a ValueError or TypeError

@@ -170,6 +170,17 @@ def anyflow_far():
     return pipe, *with_text(texts, video=IMAGE[None].expand(2, -1, -1, -1, -1), height=32, width=32, num_frames=9)
 
 
+def two_encoders():
+    """Prompt, negative and the pipeline's own negative as Hunyuan's two text encoders give them, of two rows, with masks."""
+    texts = []
+    for n in (7, 5, 6):
+        text = {"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_2": embeds(n + 9, 2, n - 1, TEXT)}
+        text["prompt_embeds_mask"] = torch.arange(n) < torch.tensor([[n], [n - 2]])
+        text["prompt_embeds_mask_2"] = torch.arange(n - 1) < torch.tensor([[2], [0]])
+        texts.append(text)
+    return texts
+
+
 def hunyuan_video15(from_an_image):
     """Classifier-free guidance is a part of the pipeline, on or off; the second text may have no token."""
 
@@ -183,16 +194,10 @@ def hunyuan_video15(from_an_image):
         parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         parts |= {"vae": vae, "transformer": transformer, "scheduler": FlowMatchEulerDiscreteScheduler()}
         parts |= {"guider": diffusers.ClassifierFreeGuidance(guidance_scale=3.0)} | (siglip() if from_an_image else {})
-        texts = []
-        for n in (7, 5, 6):
-            text = {"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_2": embeds(n + 9, 2, n - 1, TEXT)}
-            text["prompt_embeds_mask"] = torch.arange(n) < torch.tensor([[n], [n - 2]])
-            text["prompt_embeds_mask_2"] = torch.arange(n - 1) < torch.tensor([[2], [0]])
-            texts.append(text)
         name = "HunyuanVideo15ImageToVideoPipeline" if from_an_image else "HunyuanVideo15Pipeline"
         picture = Image.fromarray((IMAGE[0] * 255).byte().permute(1, 2, 0).numpy())
         call = {"image": picture} if from_an_image else {"height": 64, "width": 64}
-        return getattr(diffusers, name)(**parts), *with_text(texts, num_frames=5, **call)
+        return getattr(diffusers, name)(**parts), *with_text(two_encoders(), num_frames=5, **call)
 
     return build
 
@@ -294,13 +299,7 @@ def hunyuan_image():
     parts |= {"transformer": denoiser("HunyuanImageTransformer2DModel of two texts")}
     guider = diffusers.AdaptiveProjectedMixGuidance(guidance_scale=3.0, adaptive_projected_guidance_start_step=9)
     pipe = diffusers.HunyuanImagePipeline(**parts, scheduler=FlowMatchEulerDiscreteScheduler(), guider=guider)
-    texts = []
-    for n in (7, 5, 6):
-        text = {"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_2": embeds(n + 9, 2, n - 1, TEXT)}
-        text["prompt_embeds_mask"] = torch.arange(n) < torch.tensor([[n], [n - 2]])
-        text["prompt_embeds_mask_2"] = torch.arange(n - 1) < torch.tensor([[2], [0]])
-        texts.append(text)
-    return pipe, *with_text(texts, height=256, width=256)
+    return pipe, *with_text(two_encoders(), height=256, width=256)
 
 
 def hunyuan_dit():

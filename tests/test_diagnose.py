@@ -14,7 +14,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from tiny_families import TINY, Pipeline, two_runs_oracle
+from tiny_families import TINY, Pipeline
+from tiny_family import two_runs_oracle
 from tiny_models import TEXT, denoiser, draw, one_thread, pipeline, texts  # noqa: F401
 
 from nag_kernels import diagnose as command

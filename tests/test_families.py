@@ -16,7 +16,8 @@ pytest.importorskip("diffusers")
 import diffusers
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-from tiny_families import FIRST_COSMOS3, ROWS, TINY, Pipeline, cosmos3, hunyuan_dit, krea2, mochi, two_runs_oracle
+from tiny_families import FIRST_COSMOS3, TINY, Pipeline, cosmos3, hunyuan_dit, krea2, mochi
+from tiny_family import ROWS, two_runs_oracle
 from tiny_models import (
     TEXT,
     denoiser,

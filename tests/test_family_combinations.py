@@ -12,7 +12,8 @@ pytest.importorskip("diffusers")
 
 from test_combinations import group_offload, quantised, sequential_offload
 from test_families import filled, firm
-from tiny_families import TINY, two_runs_oracle
+from tiny_families import TINY
+from tiny_family import two_runs_oracle
 from tiny_models import error, one_thread  # noqa: F401
 
 from nag_kernels.diffusers import enable_guidance, guide

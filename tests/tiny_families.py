@@ -1,70 +1,28 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models of the families that are tested without a pipeline of their own: a stand-in for one, and an oracle."""
+"""Tiny random models of the families that are tested without a pipeline of their own, and a stand-in for one."""
 
-import contextlib
-import copy
-import dataclasses
 import functools
 import inspect
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import diffusers
 import torch
-from tiny_models import TEXT, guided, noise, seeded
-
-ROWS = 3
-SAME = torch.arange(9) < torch.tensor([[5], [3], [4]])
-WHOLE = 1000  # more tokens than there are
-SEEN = (7, 3, 5), (5, 4, 1)
-UNSEEN = (7, 3, 5), (5, 0, 1)
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """How a family is built and called.
-
-    build: the model.
-    arguments: all arguments of forward but the text, for this many rows.
-    text: the arguments that hold a text [B, T, C] and its mask [B, T] (or None).
-    image: how many tokens of it a guided layer sees.
-    layer: the layer after attention in a guided one, or None where it has none; its input is [text, image], [image, text] or
-        the image alone.
-    text_first: which of these, where it is not the image alone.
-    lengths: of text+ and text-, in tokens.  seen: how many of them a mask shows in each row, or None where there are no masks.
-    tau: with which the clip fires on a part of the tokens.
-    double: whether the model runs in float64.
-    alone: whether the oracle must run each row by itself, as the image's place in the sequence differs from row to row.
-    beside: beside(stack, site) -> a function of no argument that gives what a guided layer adds to its attention to the text, and
-        which is not guided, [B, S, C] or None.
-    rows: how many images a call draws.
-    """
-
-    build: Callable
-    arguments: Callable
-    image: int
-    text: Callable = lambda x, mask: {"encoder_hidden_states": x}
-    layer: Callable = lambda site: getattr(site, "to_out", None)
-    text_first: bool = True
-    lengths: tuple[int, int] = (7, 5)
-    seen: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    tau: float = 1.25
-    double: bool = True
-    alone: bool = False
-    beside: Callable = lambda stack, site: lambda: None
-    rows: int = ROWS
-
-
-def _ids(*shape):
-    """Positions of an image's tokens, each with as many numbers as the shape has."""
-    return torch.cartesian_prod(*map(torch.arange, shape)).float()
-
-
-def _time(rows, dtype=None):
-    time = torch.linspace(300, 700, rows)
-    return time.long() if dtype is None else (time / 1000).to(dtype)
+from tiny_family import (
+    SAME,
+    SEEN,
+    UNSEEN,
+    WHOLE,
+    Tiny,
+    images,
+    masked_text,
+    output,
+    timed_images,
+    times,
+    token_ids,
+    videos,
+)
+from tiny_models import TEXT, noise, seeded
 
 
 def _flux_text(x, mask):
@@ -90,8 +48,8 @@ def _chroma_text_with_numbers(x, mask):
 
 
 def _flux_arguments(rows, dtype):
-    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
-            "img_ids": _ids(1, 4, 4)}  # fmt: skip
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": times(rows, dtype),
+            "img_ids": token_ids(1, 4, 4)}  # fmt: skip
 
 
 def _z_image():
@@ -102,7 +60,7 @@ def _z_image():
 
 
 def _z_image_arguments(rows, dtype):
-    return {"x": list(noise(rows, 4, 1, 8, 8, seed=3, dtype=dtype)), "t": _time(rows, dtype)}
+    return {"x": list(noise(rows, 4, 1, 8, 8, seed=3, dtype=dtype)), "t": times(rows, dtype)}
 
 
 def _z_image_text(x, mask):
@@ -118,22 +76,13 @@ def _hunyuan_video():
     )  # fmt: skip
 
 
-def _video(rows, dtype):
-    return {"hidden_states": noise(rows, 4, 2, 4, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
-
-
 def _video_of_squares(rows, dtype):
-    return _video(rows, dtype) | {"hidden_states": noise(rows, 4, 2, 8, 8, seed=3, dtype=dtype)}
+    return videos(rows, dtype) | {"hidden_states": noise(rows, 4, 2, 8, 8, seed=3, dtype=dtype)}
 
 
 def _hunyuan_video_arguments(rows, dtype):
     pooled = noise(rows, 8, seed=4, dtype=dtype)
-    return _video(rows, dtype) | {"pooled_projections": pooled, "guidance": _time(rows)}
-
-
-def _masked_text(x, mask):
-    mask = torch.ones(x.shape[:2], dtype=torch.long) if mask is None else mask.long()
-    return {"encoder_hidden_states": x, "encoder_attention_mask": mask}
+    return videos(rows, dtype) | {"pooled_projections": pooled, "guidance": times(rows)}
 
 
 def _flux_like(name, **config):
@@ -149,17 +98,9 @@ def _cogview4():
     )  # fmt: skip
 
 
-def _image(rows, dtype):
-    return {"hidden_states": noise(rows, 4, 8, 8, seed=3, dtype=dtype), "timestep": _time(rows)}
-
-
-def _timed_image(rows, dtype):
-    return _image(rows, dtype) | {"timestep": _time(rows, dtype)}
-
-
 def _cogview4_arguments(rows, dtype):
     sizes = {"original_size": 8.0, "target_size": 8.0, "crop_coords": 0.0}
-    return _image(rows, dtype) | {name: torch.full((rows, 2), x, dtype=dtype) for name, x in sizes.items()}
+    return images(rows, dtype) | {name: torch.full((rows, 2), x, dtype=dtype) for name, x in sizes.items()}
 
 
 def _cogview3():
@@ -182,14 +123,14 @@ def _glm_image_arguments(rows, dtype):
         "prior_token_id": torch.arange(16).expand(rows, -1),
         "prior_token_drop": torch.zeros(rows, 16, dtype=torch.bool),
     }
-    return _image(rows, dtype) | sizes | prior
+    return images(rows, dtype) | sizes | prior
 
 
 def _helios_arguments(rows, dtype):
     """With frames drawn before, which do not see the text."""
     history = {"indices_hidden_states": torch.arange(1, 3), "indices_latents_history_short": torch.arange(1),
                "latents_history_short": noise(rows, 4, 1, 4, 8, seed=4, dtype=dtype)}  # fmt: skip
-    return _video(rows, dtype) | {k: x if x.ndim > 1 else x.expand(rows, -1) for k, x in history.items()}
+    return videos(rows, dtype) | {k: x if x.ndim > 1 else x.expand(rows, -1) for k, x in history.items()}
 
 
 def _allegro():
@@ -209,7 +150,7 @@ def _cogvideox(rotary):
 
 def _cogvideox_arguments(rotary):
     def arguments(rows, dtype):
-        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": _time(rows)}
+        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": times(rows)}
         angles = noise(24, 8, seed=5).repeat_interleave(2, dim=1).float()
         return video | ({"image_rotary_emb": (angles.cos(), angles.sin())} if rotary else {})
 
@@ -251,12 +192,12 @@ class _Open(torch.nn.Module):
 
 
 def _krea2_arguments(rows, dtype):
-    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype)}
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": times(rows, dtype)}
 
 
 def _krea2_text(x, mask):
     layers = torch.stack([x, x.flip(-1)], dim=2)
-    ids = torch.cat([torch.zeros(x.shape[1], 3), _ids(1, 4, 4)])
+    ids = torch.cat([torch.zeros(x.shape[1], 3), token_ids(1, 4, 4)])
     return {"encoder_hidden_states": layers, "position_ids": ids, "encoder_attention_mask": mask}
 
 
@@ -294,7 +235,7 @@ def _from_an_image(name):
     config = {"image_dim": 8, "added_kv_proj_dim": 24}
 
     def arguments(rows, dtype):
-        return _video(rows, dtype) | {"encoder_hidden_states_image": noise(rows, 6, 8, seed=4, dtype=dtype)}
+        return videos(rows, dtype) | {"encoder_hidden_states_image": noise(rows, 6, 8, seed=4, dtype=dtype)}
 
     return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=_attention_to_first_frame)
 
@@ -323,11 +264,11 @@ def _attention_to_first_frame(stack, site):
 def _forced(rows, dtype):
     """Frames with timesteps of their own."""
     time = torch.linspace(300, 700, 2 * rows).view(rows, 2).long()
-    return _video(rows, dtype) | {"timestep": time, "enable_diffusion_forcing": True, "fps": [1] * rows}
+    return videos(rows, dtype) | {"timestep": time, "enable_diffusion_forcing": True, "fps": [1] * rows}
 
 
 def _anyflow_arguments(rows, dtype):
-    time = _time(rows).float()[:, None].expand(-1, 2)
+    time = times(rows).float()[:, None].expand(-1, 2)
     return {"hidden_states": noise(rows, 2, 4, 4, 8, seed=3, dtype=dtype), "timestep": time, "r_timestep": time / 2}
 
 
@@ -337,7 +278,7 @@ def _far(call):
     def arguments(rows, dtype):
         parts = [2, 1, 1]
         frames = {"at once": 4, "step": 1, "cache": 4}[call]
-        time = _time(rows).float()[:, None].expand(-1, frames)
+        time = times(rows).float()[:, None].expand(-1, frames)
         video = noise(rows, frames, 4, 4, 8, seed=3, dtype=dtype)
         given = {"hidden_states": video, "timestep": time, "r_timestep": time / 2, "chunk_partition": parts}
         if call == "at once":
@@ -363,7 +304,7 @@ def ltx2(**config):
 
 def _ltx2_arguments(rows, dtype):
     shape = {"num_frames": 2, "height": 2, "width": 4, "audio_num_frames": 6}
-    return {"hidden_states": noise(rows, 16, 4, seed=3, dtype=dtype), "timestep": _time(rows), "sigma": _time(rows),
+    return {"hidden_states": noise(rows, 16, 4, seed=3, dtype=dtype), "timestep": times(rows), "sigma": times(rows),
             "audio_hidden_states": noise(rows, 6, 4, seed=4, dtype=dtype), **shape}  # fmt: skip
 
 
@@ -397,7 +338,7 @@ def _hidream():
 
 
 def _hidream_arguments(rows, dtype):
-    image = _image(rows, dtype)
+    image = images(rows, dtype)
     return {"hidden_states": image["hidden_states"], "timesteps": image["timestep"],
             "pooled_embeds": noise(rows, 8, seed=4, dtype=dtype)}  # fmt: skip
 
@@ -425,7 +366,7 @@ def hunyuan_video15(**config):
 
 def _hunyuan_video15_arguments(rows, dtype):
     image = torch.zeros(rows, 6, 8, dtype=dtype)
-    return _video(rows, dtype) | {"timestep": _time(rows, dtype), "image_embeds": image}
+    return videos(rows, dtype) | {"timestep": times(rows, dtype), "image_embeds": image}
 
 
 def _hunyuan_video15_from_an_image(rows, dtype):
@@ -470,11 +411,11 @@ class _Nothing(torch.nn.Module):
 
 def _left_padded_text(x, mask):
     """HunyuanVideo then counts what is seen, and sees as many tokens from the first."""
-    return _masked_text(x, None if mask is None else mask.flip(1))
+    return masked_text(x, None if mask is None else mask.flip(1))
 
 
 def _two_masked_texts(x, mask):
-    first = _masked_text(x, mask)
+    first = masked_text(x, mask)
     seen = first["encoder_attention_mask"][:, 1:]
     return first | {"encoder_hidden_states_2": x[:, 1:].flip(-1), "encoder_attention_mask_2": seen}
 
@@ -488,7 +429,7 @@ def _lumina2():
 
 
 def _lumina2_text(x, mask):
-    return _masked_text(x, SAME[: len(x), : x.shape[1]] if mask is None else mask)
+    return masked_text(x, SAME[: len(x), : x.shape[1]] if mask is None else mask)
 
 
 def _qwen21():
@@ -519,7 +460,7 @@ def _ideogram4():
 
 def _ideogram4_arguments(rows, dtype):
     image = noise(rows, 16, 16, seed=3, dtype=dtype)
-    return {"hidden_states": torch.nn.functional.pad(image, (0, 0, 7, 0)), "timestep": _time(rows, dtype)}
+    return {"hidden_states": torch.nn.functional.pad(image, (0, 0, 7, 0)), "timestep": times(rows, dtype)}
 
 
 def _ideogram4_text(x, mask):
@@ -543,7 +484,7 @@ def _omnigen():
 
 
 def _omnigen_arguments(rows, dtype):
-    return _image(rows, dtype) | {"timestep": _time(rows, dtype), "input_img_latents": []}
+    return images(rows, dtype) | {"timestep": times(rows, dtype), "input_img_latents": []}
 
 
 def _omnigen_text(x, mask):
@@ -602,7 +543,7 @@ def _kandinsky():
 
 
 def _kandinsky_arguments(rows, dtype):
-    return {"hidden_states": noise(rows, 2, 4, 8, 4, seed=3, dtype=dtype), "timestep": _time(rows).float(),
+    return {"hidden_states": noise(rows, 2, 4, 8, 4, seed=3, dtype=dtype), "timestep": times(rows).float(),
             "pooled_projections": noise(rows, 8, seed=4, dtype=dtype),
             "visual_rope_pos": [torch.arange(n) for n in (2, 2, 4)]}  # fmt: skip
 
@@ -632,7 +573,7 @@ def _hunyuan_dit_arguments(rows, dtype):
     angles = noise(16, 8, seed=5).repeat_interleave(2, dim=1).float()
     sizes = {"image_meta_size": torch.full((rows, 6), 8.0, dtype=dtype), "style": torch.zeros(rows, dtype=torch.long)}
     turns = {"image_rotary_emb": (angles.cos(), angles.sin())}
-    return _image(rows, dtype) | {"timestep": _time(rows).to(dtype)} | sizes | turns
+    return images(rows, dtype) | {"timestep": times(rows).to(dtype)} | sizes | turns
 
 
 def _hunyuan_dit_text(x, mask):
@@ -659,7 +600,7 @@ def stable_audio():
 
 def _stable_audio_arguments(rows, dtype):
     angles = noise(17, 2, seed=5).repeat(1, 2).float()
-    return {"hidden_states": noise(rows, 4, 16, seed=3, dtype=dtype), "timestep": _time(rows, dtype),
+    return {"hidden_states": noise(rows, 4, 16, seed=3, dtype=dtype), "timestep": times(rows, dtype),
             "global_hidden_states": noise(rows, 1, 2 * TEXT, seed=4, dtype=dtype),
             "rotary_embedding": (angles.cos(), angles.sin())}  # fmt: skip
 
@@ -678,7 +619,7 @@ TINY = {
         seen=((40, 3, 5), (36, 4, 1)),
     ),
     "HunyuanVideoTransformer3DModel": Tiny(
-        _hunyuan_video, _hunyuan_video_arguments, 16, _masked_text, text_first=False, seen=SEEN
+        _hunyuan_video, _hunyuan_video_arguments, 16, masked_text, text_first=False, seen=SEEN
     ),
     "LTX2VideoTransformer3DModel": Tiny(ltx2(), _ltx2_arguments, WHOLE, _ltx2_text, seen=SEEN),
     "LTX2VideoTransformer3DModel 2.3": Tiny(
@@ -702,20 +643,20 @@ TINY = {
     "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
     "GlmImageTransformer2DModel": Tiny(_glm_image, _glm_image_arguments, 16),
     "CogView3PlusTransformer2DModel": Tiny(_cogview3, _cogview4_arguments, 16),
-    "AllegroTransformer3DModel": Tiny(_allegro, _video, WHOLE, _masked_text, seen=SEEN, tau=4.0),
+    "AllegroTransformer3DModel": Tiny(_allegro, videos, WHOLE, masked_text, seen=SEEN, tau=4.0),
     "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
     "CogVideoXTransformer3DModel 2b": Tiny(lambda: _cogvideox(False), _cogvideox_arguments(False), 24, lengths=(6, 6)),
-    "AuraFlowTransformer2DModel": Tiny(_auraflow, _image, 16),
+    "AuraFlowTransformer2DModel": Tiny(_auraflow, images, 16),
     "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
     "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),
     "OvisImageTransformer2DModel": _flux_like("OvisImageTransformer2DModel", out_channels=16),
     "BriaFiboTransformer2DModel": Tiny(_fibo, _flux_arguments, 16, _fibo_text, seen=SEEN),
     "HiDreamImageTransformer2DModel": Tiny(_hidream, _hidream_arguments, 16, _hidream_text, text_first=False),
     "HunyuanImageTransformer2DModel": Tiny(
-        lambda: _hunyuan_image(False), _timed_image, 16, _masked_text, text_first=False, seen=SEEN
+        lambda: _hunyuan_image(False), timed_images, 16, masked_text, text_first=False, seen=SEEN
     ),
     "HunyuanImageTransformer2DModel of two texts": Tiny(
-        lambda: _hunyuan_image(True), _timed_image, 16, _two_masked_texts, text_first=False, seen=((7, 3, 5), (5, 4, 1))
+        lambda: _hunyuan_image(True), timed_images, 16, _two_masked_texts, text_first=False, seen=((7, 3, 5), (5, 4, 1))
     ),
     "HunyuanVideo15Transformer3DModel": Tiny(
         hunyuan_video15,
@@ -734,7 +675,7 @@ TINY = {
         seen=((7, 3, 5), (5, 4, 1)),
     ),
     "HunyuanVideoFramepackTransformer3DModel": Tiny(
-        _framepack, _framepack_arguments, WHOLE, _masked_text, text_first=False, seen=SEEN
+        _framepack, _framepack_arguments, WHOLE, masked_text, text_first=False, seen=SEEN
     ),
     "HunyuanVideoFramepackTransformer3DModel left": Tiny(
         _framepack, _framepack_arguments, WHOLE, _left_padded_text, text_first=False, seen=SEEN
@@ -742,19 +683,19 @@ TINY = {
     "HunyuanVideoFramepackTransformer3DModel one": Tiny(
         _framepack, _framepack_arguments, WHOLE, _left_padded_text, text_first=False, seen=((4,), (3,)), rows=1
     ),
-    "MochiTransformer3DModel": Tiny(_mochi_pooled_alike, _video, 16, _masked_text, text_first=False, seen=SEEN),
+    "MochiTransformer3DModel": Tiny(_mochi_pooled_alike, videos, 16, masked_text, text_first=False, seen=SEEN),
     # As many tokens seen of both texts, for the oracle: the image's positions begin after them.
-    "Lumina2Transformer2DModel": Tiny(_lumina2, _image, 16, _lumina2_text, seen=((4, 3, 5), (4, 3, 5)), alone=True),
+    "Lumina2Transformer2DModel": Tiny(_lumina2, images, 16, _lumina2_text, seen=((4, 3, 5), (4, 3, 5)), alone=True),
     "Krea2Transformer2DModel": Tiny(_krea2_open, _krea2_arguments, 16, _krea2_text, seen=SEEN),
     "PRXTransformer2DModel": Tiny(
-        _prx, _image, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN
+        _prx, images, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN
     ),
-    "CosmosTransformer3DModel": Tiny(_cosmos, _video, 16),
-    "SanaVideoTransformer3DModel": Tiny(_sana_video, _video, 16, _masked_text, seen=SEEN),
+    "CosmosTransformer3DModel": Tiny(_cosmos, videos, 16),
+    "SanaVideoTransformer3DModel": Tiny(_sana_video, videos, 16, masked_text, seen=SEEN),
     "WanTransformer3DModel from an image": _from_an_image("WanTransformer3DModel"),
     "ChronoEditTransformer3DModel from an image": _from_an_image("ChronoEditTransformer3DModel"),
     "SkyReelsV2Transformer3DModel from an image": _from_an_image("SkyReelsV2Transformer3DModel"),
-    "SkyReelsV2Transformer3DModel": Tiny(wan_like("SkyReelsV2Transformer3DModel"), _video, 16),
+    "SkyReelsV2Transformer3DModel": Tiny(wan_like("SkyReelsV2Transformer3DModel"), videos, 16),
     "SkyReelsV2Transformer3DModel forced": Tiny(
         wan_like("SkyReelsV2Transformer3DModel", inject_sample_info=True, num_frame_per_block=2), _forced, 16, rows=1
     ),
@@ -778,7 +719,7 @@ TINY = {
     "QwenImage21Transformer2DModel": Tiny(_qwen21, _qwen21_arguments, 16, _qwen21_text, seen=SEEN),
     "Ideogram4Transformer2DModel": Tiny(_ideogram4, _ideogram4_arguments, 16, _ideogram4_text, seen=SEEN),
     "OmniGenTransformer2DModel": Tiny(_omnigen, _omnigen_arguments, 16, _omnigen_text, seen=SEEN),
-    "BriaFibo2Transformer2DModel": Tiny(_fibo2, _timed_image, 16, _fibo2_text, seen=SEEN, alone=True),
+    "BriaFibo2Transformer2DModel": Tiny(_fibo2, timed_images, 16, _fibo2_text, seen=SEEN, alone=True),
     "Cosmos3OmniTransformer": Tiny(
         cosmos3, _cosmos3_arguments, WHOLE, _cosmos3_text, layer=lambda site: site.to_add_out, rows=1
     ),
@@ -813,84 +754,3 @@ class Pipeline:
 
     def __call__(self, prompt):
         return output(self.transformer, self.arguments | self.texts[prompt[0]])
-
-
-def output(model, arguments):
-    cache = copy.deepcopy(
-        {name: x for name, x in arguments.items() if name in ("kv_cache", "kv_cache_flag")}
-    )  # it is written into
-    sample, *sound = model(**arguments | cache, return_dict=False)
-    if sample is None:  # all that the call gives is what it keeps
-        return torch.cat([x.flatten() for layer in sound[0] for x in layer.values()])[None]
-    if cache:
-        sound = ()
-    whole = [torch.stack(x) if isinstance(x, list) else x for x in (sample, *sound) if x is not None]
-    return torch.cat([x.flatten(1) for x in whole], dim=1)
-
-
-def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha):
-    """The output of the untouched model, run twice side by side, with the prompt and with the negative.
-
-    At each guided layer the runs wait for each other, and both go on with what the formula makes of their two outputs of
-    attention: as a doubled batch does, for texts of any length. It replaces the input of the layer after attention, and
-    never meets an attention function. Returns (output, shares of tokens that the clip changed, one for each layer met).
-    """
-    if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
-        rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)
-        each = (
-            [{k: v if v is None else v[i : i + 1] for k, v in x.items()} for x in (arguments, positive, negative)]
-            for i in rows
-        )
-        outs, shares = zip(
-            *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha) for one in each), strict=True
-        )
-        return torch.cat(outs), [sum(x) / len(x) for x in zip(*shares, strict=True)]
-    meeting, which = threading.Barrier(2, timeout=60), threading.local()
-    outputs, results, shares = [None, None], [None, None], []
-
-    def steered(x, beside=None):
-        if x.ndim == 2:
-            return steered(x[None])[0]
-        image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
-        outputs[which.run] = x[:, image].clone() if beside is None else x - beside
-        meeting.wait()
-        out, share = guided(*outputs, scale, tau, alpha)
-        if which.run == 0:
-            shares.append(share)
-        meeting.wait()
-        x = x.clone()
-        x[:, image] = out if beside is None else out + beside
-        return x
-
-    def of_output(layer, inputs, out):
-        return (steered(out[0]), *out[1:]) if isinstance(out, tuple) else steered(out)
-
-    def hook(site):
-        layer = tiny.layer(site)
-        if layer is None:
-            return site.register_forward_hook(of_output)
-        layer = layer[0] if isinstance(layer, (torch.nn.ModuleList, torch.nn.Sequential)) else layer
-        beside = tiny.beside(stack, site)
-        return layer.register_forward_pre_hook(lambda _, inputs: (steered(inputs[0], beside()),))
-
-    def run(place, text):
-        which.run = place
-        try:
-            with torch.no_grad():
-                results[place] = output(model, arguments | text)
-        except BaseException as error:
-            results[place] = error
-            meeting.abort()
-
-    with contextlib.ExitStack() as stack:
-        for site in sites:
-            stack.callback(hook(site).remove)
-        threads = [threading.Thread(target=run, args=call) for call in enumerate((positive, negative))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results[0], shares

@@ -63,6 +63,7 @@ from .joint_attention import (
     NAGJointAttnProcessor2_0,
     NAGQwenDoubleStreamAttnProcessor2_0,
 )
+from .slow_families import SLOW_FAMILIES
 from .text_last import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor
 from .texts_apart import token_refiner, z_image
 
@@ -148,158 +149,162 @@ def _sd3_refuse(transformer: Module) -> str | None:
     return None
 
 
-FAMILIES: dict[str, Family] = {
-    "UNet2DConditionModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        sites=_cross_attentions,
-        site_count=_unet_sites,
-        processors={
-            AttnProcessor2_0: NAGAttnProcessor2_0,
-            FusedAttnProcessor2_0: NAGAttnProcessor2_0,
-            IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
-        },
-        settings=_unet_settings,
-        refuse=_unet_refuse,
-        keeps_text=True,
-    ),
-    "PixArtTransformer2DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        sites=_cross_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
-        processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
-        keeps_text=True,
-    ),
-    "SD3Transformer2DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=(),
-        sites=_joint_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
-        processors={
-            JointAttnProcessor2_0: NAGJointAttnProcessor2_0,
-            FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,
-            SD3IPAdapterJointAttnProcessor2_0: NAGSD3IPAdapterJointAttnProcessor2_0,
-        },
-        settings=lambda transformer: Settings(5.0, 2.5, 0.125),
-        refuse=_sd3_refuse,
-        pooled="pooled_projections",
-    ),
-    "SanaTransformer2DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        sites=_cross_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
-        processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.375),
-        negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
-        keeps_text=True,
-    ),
-    "FluxTransformer2DModel": Family(
-        text={"encoder_hidden_states": 1, "txt_ids": -2},
-        masks=(),
-        sites=_all_of(FluxAttention),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        processors={
-            FluxAttnProcessor: NAGFluxAttnProcessor2_0,
-            FluxIPAdapterAttnProcessor: NAGFluxIPAdapterAttnProcessor,
-        },
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
-        two_calls=True,
-        pooled="pooled_projections",
-        context_parallel=True,
-    ),
-    "ChromaTransformer2DModel": Family(
-        text={"encoder_hidden_states": 1, "txt_ids": -2},
-        masks=("attention_mask",),
-        masks_for_image=True,
-        hard_masks=True,
-        sites=_all_of(FluxAttention),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        processors={FluxAttnProcessor: NAGChromaAttnProcessor2_0},
-        two_calls=True,
-    ),
-    "ZImageTransformer2DModel": Family(
-        text={"cap_feats": 0},
-        in_lists=True,
-        sites=_attentions_in("layers"),
-        site_count=lambda transformer: transformer.config.n_layers,
-        processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},
-        apart=lambda transformer, text: z_image(transformer),
-        prompt_first=True,
-        cfg_above=0.0,
-        unknown=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
-        timestep="t",
-    ),
-    "HunyuanVideoTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        counted_masks=True,
-        hard_masks=True,
-        sites=_attentions_in("transformer_blocks", "single_transformer_blocks"),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        processors={HunyuanVideoAttnProcessor2_0: NAGHunyuanVideoAttnProcessor2_0},
-        apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
-        two_calls=True,
-    ),
-    "Flux2Transformer2DModel": Family(
-        text={"encoder_hidden_states": 1, "txt_ids": -2},
-        masks=(),
-        sites=_all_of(Flux2Attention, Flux2ParallelSelfAttention),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
-        processors={
-            Flux2AttnProcessor: NAGFlux2AttnProcessor,
-            Flux2ParallelSelfAttnProcessor: NAGFlux2ParallelSelfAttnProcessor,
-        },
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
-        two_calls=True,
-        unknown=("kv_cache_mode",),
-        context_parallel=True,
-    ),
-    "QwenImageTransformer2DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_hidden_states_mask",),
-        hard_masks=True,
-        sites=_joint_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
-        processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
-        two_calls=True,
-    ),
-    "LTXVideoTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        sites=_ltx_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
-        processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
-        context_parallel=True,
-    ),
-    "LTX2VideoTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1, "audio_encoder_hidden_states": 1},
-        masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
-        sites=_ltx_attentions,
-        site_count=lambda transformer: 2 * transformer.config.num_layers,
-        processors={
-            LTX2AudioVideoAttnProcessor: NAGLTX2AudioVideoAttnProcessor,
-            LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,
-        },
-        negative_call={"enable_prompt_enhancement": False},
-    ),
-    "WanTransformer3DModel": _wan_like(WanAttnProcessor, context_parallel=True),
-    "SkyReelsV2Transformer3DModel": _wan_like(SkyReelsV2AttnProcessor, by_timestep=True),
-    "ChronoEditTransformer3DModel": _wan_like(ChronoEditAttnProcessor),
-    "WanVACETransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=(),
-        sites=_wan_attentions,
-        site_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
-        processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
-        two_calls=True,
-    ),
-} | GENERIC_FAMILIES
+FAMILIES: dict[str, Family] = (
+    {
+        "UNet2DConditionModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=("encoder_attention_mask",),
+            sites=_cross_attentions,
+            site_count=_unet_sites,
+            processors={
+                AttnProcessor2_0: NAGAttnProcessor2_0,
+                FusedAttnProcessor2_0: NAGAttnProcessor2_0,
+                IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
+            },
+            settings=_unet_settings,
+            refuse=_unet_refuse,
+            keeps_text=True,
+        ),
+        "PixArtTransformer2DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=("encoder_attention_mask",),
+            sites=_cross_attentions,
+            site_count=lambda transformer: transformer.config.num_layers,
+            processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
+            settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
+            keeps_text=True,
+        ),
+        "SD3Transformer2DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=(),
+            sites=_joint_attentions,
+            site_count=lambda transformer: transformer.config.num_layers,
+            processors={
+                JointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+                FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,
+                SD3IPAdapterJointAttnProcessor2_0: NAGSD3IPAdapterJointAttnProcessor2_0,
+            },
+            settings=lambda transformer: Settings(5.0, 2.5, 0.125),
+            refuse=_sd3_refuse,
+            pooled="pooled_projections",
+        ),
+        "SanaTransformer2DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=("encoder_attention_mask",),
+            sites=_cross_attentions,
+            site_count=lambda transformer: transformer.config.num_layers,
+            processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
+            settings=lambda transformer: Settings(5.0, 2.5, 0.375),
+            negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
+            keeps_text=True,
+        ),
+        "FluxTransformer2DModel": Family(
+            text={"encoder_hidden_states": 1, "txt_ids": -2},
+            masks=(),
+            sites=_all_of(FluxAttention),
+            site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+            processors={
+                FluxAttnProcessor: NAGFluxAttnProcessor2_0,
+                FluxIPAdapterAttnProcessor: NAGFluxIPAdapterAttnProcessor,
+            },
+            settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+            two_calls=True,
+            pooled="pooled_projections",
+            context_parallel=True,
+        ),
+        "ChromaTransformer2DModel": Family(
+            text={"encoder_hidden_states": 1, "txt_ids": -2},
+            masks=("attention_mask",),
+            masks_for_image=True,
+            hard_masks=True,
+            sites=_all_of(FluxAttention),
+            site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+            processors={FluxAttnProcessor: NAGChromaAttnProcessor2_0},
+            two_calls=True,
+        ),
+        "ZImageTransformer2DModel": Family(
+            text={"cap_feats": 0},
+            in_lists=True,
+            sites=_attentions_in("layers"),
+            site_count=lambda transformer: transformer.config.n_layers,
+            processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},
+            apart=lambda transformer, text: z_image(transformer),
+            prompt_first=True,
+            cfg_above=0.0,
+            unknown=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
+            timestep="t",
+        ),
+        "HunyuanVideoTransformer3DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=("encoder_attention_mask",),
+            counted_masks=True,
+            hard_masks=True,
+            sites=_attentions_in("transformer_blocks", "single_transformer_blocks"),
+            site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+            processors={HunyuanVideoAttnProcessor2_0: NAGHunyuanVideoAttnProcessor2_0},
+            apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
+            two_calls=True,
+        ),
+        "Flux2Transformer2DModel": Family(
+            text={"encoder_hidden_states": 1, "txt_ids": -2},
+            masks=(),
+            sites=_all_of(Flux2Attention, Flux2ParallelSelfAttention),
+            site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+            processors={
+                Flux2AttnProcessor: NAGFlux2AttnProcessor,
+                Flux2ParallelSelfAttnProcessor: NAGFlux2ParallelSelfAttnProcessor,
+            },
+            settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
+            two_calls=True,
+            unknown=("kv_cache_mode",),
+            context_parallel=True,
+        ),
+        "QwenImageTransformer2DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=("encoder_hidden_states_mask",),
+            hard_masks=True,
+            sites=_joint_attentions,
+            site_count=lambda transformer: transformer.config.num_layers,
+            processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},
+            settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
+            two_calls=True,
+        ),
+        "LTXVideoTransformer3DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=("encoder_attention_mask",),
+            sites=_ltx_attentions,
+            site_count=lambda transformer: transformer.config.num_layers,
+            processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
+            settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
+            context_parallel=True,
+        ),
+        "LTX2VideoTransformer3DModel": Family(
+            text={"encoder_hidden_states": 1, "audio_encoder_hidden_states": 1},
+            masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
+            sites=_ltx_attentions,
+            site_count=lambda transformer: 2 * transformer.config.num_layers,
+            processors={
+                LTX2AudioVideoAttnProcessor: NAGLTX2AudioVideoAttnProcessor,
+                LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,
+            },
+            negative_call={"enable_prompt_enhancement": False},
+        ),
+        "WanTransformer3DModel": _wan_like(WanAttnProcessor, context_parallel=True),
+        "SkyReelsV2Transformer3DModel": _wan_like(SkyReelsV2AttnProcessor, by_timestep=True),
+        "ChronoEditTransformer3DModel": _wan_like(ChronoEditAttnProcessor),
+        "WanVACETransformer3DModel": Family(
+            text={"encoder_hidden_states": 1},
+            masks=(),
+            sites=_wan_attentions,
+            site_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
+            processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
+            settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+            two_calls=True,
+        ),
+    }
+    | GENERIC_FAMILIES
+    | SLOW_FAMILIES
+)
 
 
 TESTED_WITH = "0.42.1"

@@ -92,26 +92,33 @@ def architectures(wanted: str | None = None) -> list[tuple[int, bool]]:
     return sorted(set(found))
 
 
-def flags(targets: list[tuple[int, bool]]) -> list[str]:
-    """What every compile of csrc/cuda is given, for the tests as well."""
+def flags(targets: list[tuple[int, bool]], source: str = "") -> list[str]:
+    """What every compile of csrc/cuda is given, for the tests as well.
+
+    A source named *_sm90a.cu uses what only sm_90a has: where 9.0 is a target it is compiled for that alone, elsewhere for
+    all targets, without it.
+    """
+    debug = os.environ.get("NAG_DEBUG") == "1"
+    common = ["-std=c++20", *(["-O0", "-g"] if debug else ["-O3"])]
+    if source.endswith("_sm90a.cu") and any(number == 90 for number, _ in targets):
+        return [*common, "-DNAG_SM90A", "-gencode", "arch=compute_90a,code=sm_90a"]
     codes = []
     for number, ptx in targets:
         codes += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         codes += ["-gencode", f"arch=compute_{number},code=compute_{number}"] if ptx else []
-    debug = os.environ.get("NAG_DEBUG") == "1"
-    return ["-std=c++20", *(["-O0", "-g"] if debug else ["-O3"]), *codes]
+    return [*common, *codes]
 
 
 def compile_all(sources: list[str], include: list[str], folder: Path, jobs: int) -> list[str]:
     """Objects of the kernels (`sources`, which include no torch header) in `folder`, `jobs` at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = [str(nvcc()), "-c", *flags(architectures()), "-Xcompiler", "-fPIC,-fvisibility=hidden",
-              *(f"-I{path}" for path in include)]  # fmt: skip
+    targets = architectures()
+    common = [str(nvcc()), "-c", "-Xcompiler", "-fPIC,-fvisibility=hidden", *(f"-I{path}" for path in include)]
 
     def one(source: str) -> str:
         to = str(folder / (Path(source).stem + ".cuda.o"))
         print(f"nvcc {source} -> {to}", flush=True)
-        subprocess.run([*common, source, "-o", to], check=True)
+        subprocess.run([*common, *flags(targets, source), source, "-o", to], check=True)
         return to
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -4,6 +4,7 @@
 lengths and whether there are shared keys, never by batch (the same bits alone and in one).
 
     cuda text               C++, one launch, two short texts           cuda branches    C++, any lengths, then the blend
+    cuda cluster            C++ for an H100, one launch, any lengths
     triton                  one walk over the keys, then the blend
     triton finish flash     FlashAttention over the shared keys, then both texts and the blend; "cudnn": by cuDNN
     sdpa                    torch's own attention, then the formula; float64: reference, the formula alone
@@ -17,6 +18,7 @@ import contextvars
 import csv
 import functools
 import importlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,8 +30,9 @@ from torch import Tensor
 from . import _ops
 
 TABLE = Path(__file__).with_name("gpu_choices.csv")
-PLANS = ("cuda text", "cuda branches", "triton", "triton finish flash", "triton finish cudnn")
+PLANS = ("cuda text", "cuda cluster", "cuda branches", "triton", "triton finish flash", "triton finish cudnn")
 TEXT_MAX_SIZE, TEXT_MAX_LENGTH, BRANCH_MAX_SIZE = 160, 512, 256  # csrc/cuda/tile_size.h; a test reads both
+CLUSTER_MAX_HEADS = {64: 40, 128: 24}  # by head size: those whose Z+ and Z- a cluster can hold; the same
 TRITON_MAX_SIZE = 256
 # The other attention rounds its output to the element type. In float16 the finish form then makes 0.55 to 0.60 of the eager
 # formula's error from here on, and up to 0.70 with few keys, where 0.65 is allowed.
@@ -110,6 +113,18 @@ def refusal(plan: str, call: Call) -> str | None:
             return "its matrix units take bfloat16 and float16, not float32"
         if call.size % 8 or call.size > BRANCH_MAX_SIZE:
             return f"head size {call.size} is no multiple of 8 up to {BRANCH_MAX_SIZE}"
+        if plan == "cuda cluster":
+            if call.chip != 90:
+                return f"it is machine code of compute capability 9.0, this GPU has {call.chip / 10}"
+            if not _cluster_is_built():
+                return "this library was not compiled for compute capability 9.0"
+            if call.dtype != torch.bfloat16:
+                return "it takes bfloat16, as what it keeps of a head has 16 bits"
+            if call.size > max(CLUSTER_MAX_HEADS):
+                return f"head size {call.size} is above {max(CLUSTER_MAX_HEADS)}, where the cluster kernel ends"
+            room = next(heads for size, heads in CLUSTER_MAX_HEADS.items() if call.size <= size)
+            if call.heads > room:
+                return f"a cluster has room for {room} heads of size {call.size}, not for {call.heads}"
         if plan == "cuda text":
             if call.shared:
                 return "the one-launch kernel takes no shared keys"
@@ -137,6 +152,12 @@ def refusal(plan: str, call: Call) -> str | None:
         if plan.endswith("flash") and call.size % 8:
             return f"FlashAttention takes head sizes in multiples of 8, not {call.size}"
     return None
+
+
+def _cluster_is_built() -> bool:
+    """Whether the library at hand has that kernel; where there is no library, whether one could."""
+    library = sys.modules.get(f"{__package__}._C_cuda")
+    return library is None or library.limits()["cluster_size"] > 0
 
 
 @functools.cache
@@ -176,7 +197,7 @@ def rows_for_cpp(families: tuple[str, ...]) -> list[int]:
     numbers = []
     for row in read():
         first = next(plan for plan in _order(row) if plan.split()[0] in families)
-        form = {"cuda text": 1, "cuda branches": 2}.get(first, 0)
+        form = {"cuda text": 1, "cuda branches": 2, "cuda cluster": 3}.get(first, 0)
         numbers += [row.chip, row.shared, row.size_to, row.length_to, row.text_to, form]
     return numbers
 

@@ -52,9 +52,9 @@ def served():
 def handed_on():
     """What no plan in C++ is first for, or what it refuses: each by Python, once, and right."""
     for change, plan in (
-        ({"dtype": torch.float32, "shared": 5, "masks": True}, "triton"), ({"shared": 5}, "triton"),
-        ({"positive": 129}, "triton"), ({"size": 20}, "triton"), ({"size": 264, "heads": 1}, None),
-        ({"dtype": torch.float64}, None),
+        ({"dtype": torch.float32, "shared": 5, "masks": True}, "triton"), ({"shared": 5}, "cuda cluster"),
+        ({"shared": 5, "dtype": torch.float16}, "triton"), ({"positive": 129}, "triton"), ({"size": 20}, "triton"),
+        ({"size": 264, "heads": 1}, None), ({"dtype": torch.float64}, None),
     ):  # fmt: skip
         inputs = testing.make_inputs(**CROSS | {"length": 17} | change)
         before = gpu.calls[plan]

@@ -8,6 +8,7 @@ the PTX behind `csrc/cuda/device.cuh`, which only a GPU can run.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -27,38 +28,66 @@ ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "tests" / "native"
 SOURCES = [
     *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh")),
-    *sorted((ROOT / "csrc" / "cuda").glob("*.h")), NATIVE / "device_emulated.h", NATIVE / "kernels_emulated.cpp",
+    *sorted((ROOT / "csrc" / "cuda").glob("*.h")), *sorted(NATIVE.glob("*_emulated.h")),
+    NATIVE / "kernels_emulated.cpp", NATIVE / "broken_emulated.cpp",
 ]  # fmt: skip
+FORMS = ("", "text", "branches", "cluster")
 RULES = {"nag": 0, "nasa": 1, "vsf": 2}
 LOG2E = 1.4426950408889634
 
 
-def build(folder: Path, replace: tuple[str, str] | None = None) -> Path:
-    """The module, compiled in `folder`; `replace` breaks a kernel on purpose: text and what comes in its place."""
+def _compile(source: Path, to: Path, *flags: str) -> Path:
+    compiler = os.environ.get("CXX") or "c++"
+    (to.parent / "build.ninja").write_text(
+        f"rule compile\n  command = {compiler} -std=c++20 -O1 -fPIC -shared -w -DNAG_EMULATED {' '.join(flags)} $in -o $out\n"
+        f"build {to.name}: compile {source}\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "ninja", "-C", to.parent], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return to
+
+
+def _build(folder: Path) -> Path:
     import pybind11
 
-    sources = folder / "sources"
-    sources.mkdir(parents=True, exist_ok=True)
-    found = 0
-    for path in SOURCES:
-        text = path.read_text()
-        if replace:
-            found += text.count(replace[0])
-            text = text.replace(*replace)
-        (sources / path.name).write_text(text)
-    name = f"nag_emulated_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-    assert replace is None or found == 1, f"{replace[0]!r} stands {found} times in the kernels"
-    compiler = os.environ.get("CXX") or "c++"
-    includes = f"-I{sources} -I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
-    (folder / "build.ninja").write_text(
-        f"rule compile\n  command = {compiler} -std=c++20 -O1 -fPIC -shared -fvisibility=hidden -w -DNAG_EMULATED "
-        f"-DNAG_MODULE={name} "
-        f"{'-DNAG_EMULATED_SMALL ' if replace else ''}"
-        f"{includes} $in -o $out\nbuild {name}.so: compile sources/kernels_emulated.cpp\n"
-    )
-    done = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
-    return folder / f"{name}.so"
+    folders = [NATIVE, ROOT / "csrc", ROOT / "csrc" / "cuda", pybind11.get_include(), sysconfig.get_path("include")]
+    flags = [f"-I{path}" for path in folders] + ["-fvisibility=hidden"]
+    return _compile(NATIVE / "kernels_emulated.cpp", folder / "nag_emulated.so", *flags)
+
+
+class Broken:
+    """The module with the kernel of one form broken on purpose: `text` in it became `other`. bfloat16, head size 64."""
+
+    def __init__(self, folder: Path, form: str, text: str, other: str):
+        found = 0
+        for path in SOURCES:
+            source = path.read_text()
+            found += source.count(text)
+            (folder / path.name).write_text(source.replace(text, other))
+        assert found == 1, f"{text!r} stands {found} times in the kernels"
+        flags = (f"-I{folder}", f"-DNAG_EMULATED_FORM={FORMS.index(form)}")
+        self._library = ctypes.CDLL(_compile(folder / "broken_emulated.cpp", folder / "broken.so", *flags))
+        self.guidance, self.Segment = module().guidance, module().Segment
+        self.AttentionParams, self.Settings = module().AttentionParams, module().Settings
+
+    def set_ranges(self, readable, writable) -> None:
+        module().set_ranges(readable, writable)
+
+    def text_attention(self, params, half: bool, tiles: int, order: int, early: bool) -> None:
+        self._run("text_attention", params, order, early)
+
+    def branches(self, params, half: bool, order: int, early: bool) -> None:
+        self._run("branches", params, order, early)
+
+    def cluster(self, params, blocks: int, maps: bool, order: int, early: bool) -> None:
+        self._run("cluster", params, blocks, maps, order, early)
+
+    def _run(self, name: str, params, *options) -> None:
+        function = getattr(self._library, name)
+        function.restype = ctypes.c_char_p
+        error = function(ctypes.c_void_p(params.address), *(ctypes.c_int(x) for x in options))
+        if error is not None:
+            raise RuntimeError(error.decode())
 
 
 @contextlib.contextmanager
@@ -72,13 +101,6 @@ def alone(folder: Path):
         yield
 
 
-def load(library: Path):
-    spec = importlib.util.spec_from_file_location(library.stem, library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @functools.cache
 def module():
     """The module of the kernels as they are, kept between runs by the hash of its sources."""
@@ -87,7 +109,11 @@ def module():
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES) + sys.version.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nag_emulated-{os.getuid()}-{digest}"
     with alone(folder):
-        return load(next(folder.glob("*.so"), None) or build(folder))
+        library = next(folder.glob("*.so"), None) or _build(folder)
+    spec = importlib.util.spec_from_file_location(library.stem, library)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 @functools.cache
@@ -111,7 +137,7 @@ def host_library(choice: bool = False) -> Path:
 def _build_host(folder: Path, hosts: list[Path]) -> Path:
     library, cuda, torch_root = folder / "nag_cuda_emulated.so", ROOT / "csrc" / "cuda", Path(torch.__file__).parent
     includes = [NATIVE / "fake_cuda", NATIVE, ROOT / "csrc", cuda, torch_root / "include"]
-    flags = "-std=c++20 -O1 -fPIC -fvisibility=hidden -w -DNAG_EMULATED -DNAG_CUDA_KEY=CPU -DUSE_CUDA=1 "
+    flags = "-std=c++20 -O1 -fPIC -fvisibility=hidden -w -DNAG_EMULATED -DNAG_SM90A -DNAG_CUDA_KEY=CPU -DUSE_CUDA=1 "
     flags += "-DTORCH_TARGET_VERSION=0x020a000000000000 " + " ".join(f"-I{x}" for x in includes)
     compiler, objects = os.environ.get("CXX") or "c++", [f"{path.stem}.o" for path in hosts]
     (folder / "build.ninja").write_text(
@@ -146,9 +172,11 @@ def fused_guided_attention(
     nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
     mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
     softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag", *,
-    form: str, tiles: int = 1, keep: bool = True, order: int = 0, early: bool = False, native=None,
+    form: str, tiles: int = 1, keep: bool = True, blocks: int = 0, maps: bool = True, order: int = 0, early: bool = False,
+    native=None,
 ) -> Tensor:  # fmt: skip
-    """As the operation, by the one-launch kernel (`form` "text") or by the branches kernel and the blend ("branches")."""
+    """As the operation, by the one-launch kernels (`form` "text" or "cluster") or by the branches kernel and the blend
+    ("branches")."""
     native = native or module()
     batch, length, heads, size = query.shape
     out = torch.full((batch, length, heads, size), float("nan"), dtype=query.dtype)
@@ -179,6 +207,11 @@ def fused_guided_attention(
     if form == "text":
         native.set_ranges([_storage(x) for x in read], [_storage(out)])
         native.text_attention(params, half, tiles, order, early)
+        return out
+    if form == "cluster":
+        assert query.dtype == torch.bfloat16
+        native.set_ranges([_storage(x) for x in read], [_storage(out)])
+        native.cluster(params, blocks, maps, order, early)
         return out
     native.set_ranges([_storage(x) for x in read], [_storage(wide)])
     native.branches(params, half, order, early)

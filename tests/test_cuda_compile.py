@@ -94,6 +94,8 @@ def test_every_kernel_is_there_for_each_architecture():
         assert sum("text_attention_kernel" in k for k in kernels) == 2 * 7
         assert sum("branches_kernel" in k for k in kernels) == 2 * 5
         assert sum("guidance_kernel" in k for k in kernels) == 2 * 5
+    assert {found for found, kernel in usage() if "cluster_kernel" in kernel} == {"sm_90a"}
+    assert len(named("cluster_kernel")) == 2
 
 
 def test_no_kernel_spills():
@@ -141,6 +143,34 @@ def test_the_matrix_instructions_are_the_ones_meant(chip):
     assert "STG.E.128" in guidance
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_cluster_kernel_uses_what_sm_90a_has(size):
+    """Matrix instructions of four warps, asynchronous (several before a wait), the bulk copy engine, its barriers, registers
+    moved from the warps that fetch to those that attend, the shared memory of other blocks."""
+    text = machine_code(f"cluster_kernelINS_6device8BFloat16ELi{size}E", "sm_90a")
+    scores, values = (f"HGMMA.64x{n}x16.F32.BF16" for n in ((128, 64) if size == 64 else (64, 128)))
+    assert text.count(scores) == 3 * 2 * size // 16  # three segments, two places each
+    assert text.count(values) == 3 * 2 * (64 * 128 // size) // 16
+    for name in ("UTMALDG.4D", "SYNCS.PHASECHK", "USETMAXREG", "UCGABAR_ARV", "LDGSTS", "STG.E.128"):
+        assert name in text, name
+    assert text.count("WARPGROUP.DEPBAR") < text.count("HGMMA") / 2  # not one wait after each
+
+
+def test_where_only_sm_90a_goes(tmp_path):
+    cluster, other = "csrc/cuda/cluster_sm90a.cu", "csrc/cuda/attention_bf16.cu"
+    both = [(80, False), (90, True)]
+    assert [x for x in cuda_build.flags(both, cluster) if "code=" in x] == ["arch=compute_90a,code=sm_90a"]
+    assert "-DNAG_SM90A" in cuda_build.flags(both, cluster)
+    assert [x for x in cuda_build.flags(both, other) if "code=" in x] == [
+        f"arch=compute_{x}" for x in ("80,code=sm_80", "90,code=sm_90", "90,code=compute_90")
+    ]
+    assert cuda_build.flags([(80, True)], cluster) == cuda_build.flags([(80, True)], other)
+    # Without sm_90a the file still compiles, to a library that says it lacks the kernel.
+    include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cuda")]
+    command = [cuda_build.nvcc(), "-c", *cuda_build.flags([(80, False)], cluster), *(f"-I{x}" for x in include)]
+    subprocess.run([*command, ROOT / cluster, "-o", tmp_path / "without.o"], check=True)
+
+
 def test_a_public_auditor_finds_only_stable_symbols():
     auditor = Path(sys.executable).with_name("torch-abi-audit")
     audit = subprocess.run([auditor, "--check", "both", library()], capture_output=True, text=True)
@@ -176,8 +206,9 @@ def test_it_defines_its_operations_when_imported(tmp_path):
                          env={**os.environ, "LD_PRELOAD": str(tmp_path / "stub.so")})  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     limits, operations, kernel = ran.stdout.splitlines()
-    found = {"text_size": gpu.TEXT_MAX_SIZE, "text_length": gpu.TEXT_MAX_LENGTH, "branch_size": gpu.BRANCH_MAX_SIZE}
-    assert limits == f"{found} {dict.fromkeys(('guidance', 'text', 'branches'), 0)}"
+    found = {"text_size": gpu.TEXT_MAX_SIZE, "text_length": gpu.TEXT_MAX_LENGTH, "branch_size": gpu.BRANCH_MAX_SIZE,
+             "cluster_size": max(gpu.CLUSTER_MAX_HEADS)}  # fmt: skip
+    assert limits == f"{found} {dict.fromkeys(('guidance', 'text', 'branches', 'cluster'), 0)}"
     assert operations == "['default', 'tensor'] ['default', 'tensor']"
     assert kernel == "True"
 

@@ -15,8 +15,14 @@ from nag_kernels import backends, gpu, reference, testing
 
 SETTINGS = (5.0, 2.5, 0.25)
 OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
-PLANS = ("cuda text", "cuda branches")
+PLANS = ("cuda text", "cuda branches", "cuda cluster")
 plans = pytest.mark.parametrize("plan", PLANS)
+
+
+@pytest.fixture(autouse=True)
+def an_h100(monkeypatch):
+    monkeypatch.setenv("NAG_EMULATED_CHIP", "90")
+    monkeypatch.setenv("NAG_EMULATED_SHARED_KIB", "227")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,6 +62,8 @@ CASES = {
 def test_cases(plan, rule, case):
     if plan == "cuda text" and "shared" in CASES[case]:
         pytest.skip("the one-launch kernel takes no shared keys")
+    if plan == "cuda cluster" and "dtype" in CASES[case]:
+        pytest.skip("the cluster kernel takes bfloat16")
     inputs = make_inputs(**CASES[case])
     before = gpu.calls[plan]
     testing.assert_within_baseline(run(plan, inputs, *OWN[rule], rule=rule), inputs, *OWN[rule], rule=rule)
@@ -148,7 +156,10 @@ def full(inputs: dict, form: str | None) -> dict:
     ({"size": 168}, "text", "head sizes up to 160"),
     ({"positive": 513}, "text", "texts up to 512"),
     ({"shared": 3}, "text", "takes no shared keys"),
-    ({}, "other", "form must be 'text' or 'branches', got 'other'"),
+    ({}, "other", "form must be 'text', 'branches' or 'cluster', got 'other'"),
+    ({"dtype": torch.float16}, "cluster", "the cluster kernel takes bfloat16"),
+    ({"size": 136}, "cluster", "head sizes up to 128"),
+    ({"heads": 41}, "cluster", "no room for 41 heads of 24"),
 ], ids=str)  # fmt: skip
 def test_limits(operations, change, form, said):
     inputs = testing.with_settings(make_inputs(**{"positive": 5, "negative": 4} | change), SETTINGS)
@@ -156,10 +167,29 @@ def test_limits(operations, change, form, said):
         operations.fused_guided_attention(**full(inputs, form), rule="nag")
 
 
+@pytest.mark.parametrize("chip", [80, 89, 100, 120])
+def test_the_cluster_kernel_is_for_one_chip(operations, monkeypatch, chip):
+    monkeypatch.setenv("NAG_EMULATED_CHIP", str(chip))
+    inputs = make_inputs(positive=5, negative=4)
+    with pytest.raises(RuntimeError, match="machine code of sm_90a, and this GPU has another"):
+        run("cuda cluster", inputs)
+
+
+def test_rows_that_the_copy_engine_does_not_take():
+    """Keys of one token, one head or one sample that stand for many, as `expand` makes them."""
+    inputs = make_inputs(batch=2, heads=4, positive=9, negative=7, shared=70)
+    for part in ("positive", "negative", "shared"):
+        for dim in (0, 1, 2):
+            one = {name: inputs[name].narrow(dim, 0, 1) for name in (f"key_{part}", f"value_{part}")}
+            expanded = {name: x.expand_as(inputs[name]) for name, x in one.items()}
+            whole = {name: x.contiguous() for name, x in expanded.items()}
+            assert torch.equal(run("cuda cluster", inputs | expanded), run("cuda cluster", inputs | whole))
+
+
 def test_what_the_chooser_lets_through_is_taken_here(operations):
     """Both know the limits: the sentence in Python comes before the error in C++."""
     for size, text, shared, dtype in itertools.product(
-        (8, 20, 160, 168, 256, 264), (4, 512, 513), (0, 3), (torch.float16, torch.float32)
+        (8, 20, 128, 160, 168, 256, 264), (4, 512, 513), (0, 3), (torch.float16, torch.bfloat16, torch.float32)
     ):
         inputs = make_inputs(length=1, heads=1, size=size, positive=text, negative=1, shared=shared, dtype=dtype)
         call = gpu.Call(90, 1, 1, size, text, 1, shared, dtype=dtype)

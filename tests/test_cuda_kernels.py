@@ -17,7 +17,7 @@ OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 rules = pytest.mark.parametrize("rule", OWN)
-forms = pytest.mark.parametrize("form", ["text", "branches"])
+forms = pytest.mark.parametrize("form", ["text", "branches", "cluster"])
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,16 @@ CASES = {
     "empty positive": {"positive": 0, "negative": 9},
     "both texts empty": {"positive": 0, "negative": 0},
 }
-FORMS = [(case, form) for case, options in CASES.items() for form in ("text", "branches")
-         if form == "branches" or "shared" not in options]  # fmt: skip
+FORMS = [(case, form) for case, options in CASES.items() for form in ("text", "branches", "cluster")
+         if form != "text" or "shared" not in options]  # fmt: skip
 
 
 @dtypes
 @rules
 @pytest.mark.parametrize(("case", "form"), FORMS)
 def test_cases(native, case, form, rule, dtype):
+    if form == "cluster" and dtype != torch.bfloat16:
+        pytest.skip("the cluster kernel takes bfloat16")
     inputs = make_inputs(**{"length": 66, "heads": 2, "size": 24, "dtype": dtype, **CASES[case]})
     out = run(inputs, *OWN[rule], rule=rule, form=form, tiles=2, keep=case != "cross masks")
     testing.assert_within_baseline(out, inputs, *OWN[rule], rule=rule)
@@ -65,7 +67,10 @@ def test_cases(native, case, form, rule, dtype):
 def test_head_sizes(native, size, form):
     if form == "text" and size > 160:
         pytest.skip("the one-launch kernel ends at head size 160")
-    inputs = make_inputs(size=size, heads=2, length=64, positive=9, negative=12, dtype=torch.float16)
+    if form == "cluster" and size > 128:
+        pytest.skip("the cluster kernel ends at head size 128")
+    dtype = torch.bfloat16 if form == "cluster" else torch.float16
+    inputs = make_inputs(size=size, heads=2, length=64, positive=9, negative=12, dtype=dtype)
     testing.assert_within_baseline(run(inputs, *SETTINGS, form=form), inputs, *SETTINGS)
 
 
@@ -153,12 +158,13 @@ def test_what_is_not_seen_does_not_come_through(native, rule, form):
 def test_a_stride_beyond_32_bits(native):
     """Offsets are 64-bit: rows 2^31 elements apart, in memory of which only those rows are ever touched."""
     inputs = make_inputs(length=2, heads=2, size=16, positive=2, negative=2)
-    expected = [run(inputs, *SETTINGS, form=form) for form in ("text", "branches")]
+    forms = ("text", "branches", "cluster")
+    expected = [run(inputs, *SETTINGS, form=form) for form in forms]
     far = torch.empty(2**31 + 64, dtype=torch.bfloat16)
     for name in ("query", "key_positive", "value_negative"):
         apart = far.as_strided((1, 2, 2, 16), (0, 2**31, 16, 1))
         apart.copy_(inputs[name])
-        found = [run(inputs | {name: apart}, *SETTINGS, form=form) for form in ("text", "branches")]
+        found = [run(inputs | {name: apart}, *SETTINGS, form=form) for form in forms]
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
@@ -238,26 +244,26 @@ def test_tile_tables(native):
 
 BROKEN = {
     "norm of one warp's heads": (
+        "text",
         "for (int w = 0; w < (heads < kTextWarps ? heads : kTextWarps); ++w)",
         "for (int w = 0; w < 1; ++w)",
     ),
-    "fork not taken up": ("states[0] = fork[0];", "states[0] = empty_state();"),
-    "no wait for the copies": ("copies_wait<1>();", ""),
-    "no barrier after a stage": ("query, states, z);\n    sync_threads();", "query, states, z);"),
+    "fork not taken up": ("branches", "states[0] = fork[0];", "states[0] = empty_state();"),
+    "no wait for the copies": ("branches", "copies_wait<1>();", ""),
+    "no barrier after a stage": ("branches", "query, states, z);\n    sync_threads();", "query, states, z);"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_kernel_is_seen(tmp_path, name):
-    emulated.module()
-    broken = emulated.load(emulated.build(tmp_path, BROKEN[name]))
-    joint = make_inputs(length=66, heads=2, size=64, positive=140, negative=150, shared=150, masks=True)
-    cross = {k: x for k, x in joint.items() if "shared" not in k}
+    form = BROKEN[name][0]
+    broken = emulated.Broken(tmp_path, *BROKEN[name])
+    shared = {} if form == "text" else {"shared": 150}
+    inputs = make_inputs(length=66, heads=2, size=64, positive=140, negative=150, masks=True, **shared)
     with pytest.raises((AssertionError, RuntimeError)):
-        for form, inputs in (("text", cross), ("branches", joint)):
-            first = None
-            for order in (0, 1, 7):
-                out = run(inputs, *SETTINGS, form=form, order=order, native=broken)
-                testing.assert_within_baseline(out, inputs, *SETTINGS)
-                assert first is None or torch.equal(out, first)
-                first = out
+        first = None
+        for order in (0, 1, 7):
+            out = run(inputs, *SETTINGS, form=form, order=order, native=broken)
+            testing.assert_within_baseline(out, inputs, *SETTINGS)
+            assert first is None or torch.equal(out, first)
+            first = out

@@ -40,17 +40,24 @@ def change(call, **what):
     (change(SDXL, dtype=torch.float32), ("cuda",), "sdpa"),
     (change(SDXL, dtype=torch.float64), BOTH, "reference"),
     (change(SDXL, length=32760, positive=512), BOTH, "triton"),
-    (change(SDXL, length=32760, positive=600), ("cuda",), "cuda branches"),
+    (change(SDXL, length=32760, positive=600), ("cuda",), "cuda cluster"),
+    (change(SDXL, length=32760, positive=600, chip=89), ("cuda",), "cuda branches"),
     (change(SDXL, size=100), BOTH, "triton"),
     (change(SDXL, size=264), BOTH, "sdpa"),
     (change(SDXL, chip=75), BOTH, "sdpa"),
     (change(SDXL, chip=86), BOTH, "cuda text"),
     (change(SDXL, chip=120), BOTH, "cuda text"),
     (FLUX, BOTH, "triton finish cudnn"),
-    (FLUX, ("cuda",), "cuda branches"),
+    (FLUX, ("cuda",), "cuda cluster"),
+    (change(FLUX, mask_shared=True), ("cuda",), "cuda cluster"),
+    (change(FLUX, heads=25), ("cuda",), "cuda branches"),
+    (change(FLUX, dtype=torch.float16), ("cuda",), "cuda branches"),
+    (change(FLUX, chip=120), ("cuda",), "cuda branches"),
     (change(FLUX, chip=80), BOTH, "triton finish flash"),
-    (change(FLUX, mask_shared=True), BOTH, "triton"),
-    (change(FLUX, kv_heads=8), BOTH, "triton"),
+    (change(FLUX, mask_shared=True), BOTH, "cuda cluster"),
+    (change(FLUX, mask_shared=True, dtype=torch.float16), BOTH, "triton"),
+    (change(FLUX, kv_heads=8), BOTH, "cuda cluster"),
+    (change(FLUX, kv_heads=8, chip=80), BOTH, "triton"),
     (change(FLUX, size=256), BOTH, "triton"),
 ], ids=str)  # fmt: skip
 def test_the_plan_of_a_call(call, families, plan):
@@ -74,6 +81,11 @@ def test_every_plan_but_one_is_refused_with_a_reason():
     (change(SDXL, size=168), "cuda text", "head size 168 is above 160"),
     (change(SDXL, positive=513), "cuda text", "a text of 513 is above 512"),
     (FLUX, "cuda text", "takes no shared keys"),
+    (change(FLUX, chip=100), "cuda cluster", "compute capability 9.0, this GPU has 10.0"),
+    (change(FLUX, dtype=torch.float16), "cuda cluster", "it takes bfloat16"),
+    (change(FLUX, size=136), "cuda cluster", "head size 136 is above 128"),
+    (change(FLUX, heads=25), "cuda cluster", "room for 24 heads of size 128, not for 25"),
+    (change(FLUX, heads=41, size=64), "cuda cluster", "room for 40 heads of size 64, not for 41"),
     (SDXL, "triton finish flash", "no shared keys"),
     (change(FLUX, mask_shared=True), "triton finish cudnn", "no mask of the shared keys"),
     (change(FLUX, shared=255), "triton finish flash", "255 shared keys are below 256"),
@@ -89,7 +101,8 @@ def test_refusals(call, plan, why):
 
 @pytest.mark.parametrize("rule", OWN)
 def test_every_rule_is_taken_by_every_plan(rule):
-    assert all(gpu.refusal(plan, change(SDXL, rule=rule)) is None for plan in ("cuda text", "cuda branches", "triton"))
+    plans = ("cuda text", "cuda cluster", "cuda branches", "triton")
+    assert all(gpu.refusal(plan, change(SDXL, rule=rule)) is None for plan in plans)
     assert gpu.refusal("triton finish flash", change(FLUX, rule=rule)) is None
 
 
@@ -246,7 +259,7 @@ def test_cpp_finds_the_row_that_python_finds(families):
     module, rows = emulated.module(), gpu.rows_for_cpp(families)
     found = set()
     for chip, shared, size, length, text in itertools.product(
-        (75, 80, 89, 90, 120), (0, 1, 27280), (40, 128, 160, 168, 256, 264), (1, 4096, 4097), (0, 128, 129, 512)
+        (75, 80, 89, 90, 100, 120), (0, 1, 27280), (40, 128, 160, 168, 256, 264), (1, 4096, 4097), (0, 128, 129, 512)
     ):
         call = gpu.Call(chip, length, 8, size, text, 0, shared)
         row = gpu.find(call)
@@ -254,8 +267,8 @@ def test_cpp_finds_the_row_that_python_finds(families):
         expected = first.removeprefix("cuda ") if first.startswith("cuda") else ""
         assert module.first_form(rows, chip, length, size, text, shared) == expected, call
         found.add(expected)
-    assert found == ({"", "text"} if families == BOTH else {"", "text", "branches"})
-    newer_first = rows[24:] + rows[:24]  # the order of chips in the file does not matter
+    assert found == ({"", "text"} if families == BOTH else {"", "text", "branches", "cluster"})
+    newer_first = rows[48:] + rows[24:48] + rows[:24]  # the order of chips in the file does not matter
     assert module.first_form(newer_first, 90, 1, 64, 77, 0) == module.first_form(rows, 90, 1, 64, 77, 0) == "text"
 
 
@@ -270,7 +283,8 @@ def test_the_choice_in_cpp(part):
 def choices_of_a_process() -> dict:
     done = subprocess.run(
         [sys.executable, "-c", HIDE_THE_EXTENSION + "import choice_worker", emulated.host_library(choice=True)],
-        env={**os.environ, "NAG_BACKEND": "gpu", "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parent,
+        env={**os.environ, "NAG_BACKEND": "gpu", "TRITON_INTERPRET": "1", "NAG_EMULATED_SHARED_KIB": "227"},
+        cwd=Path(__file__).parent,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

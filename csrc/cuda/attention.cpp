@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host half of nag_cuda::fused_guided_attention: check, parameters, and one launch (form "text") or two (form
-// "branches", then the blend). Who calls has chosen the form (gpu.py, choice.cpp); what no kernel takes is refused.
+// Host half of nag_cuda::fused_guided_attention: check, parameters, and one launch (forms "text", "cluster") or two
+// (form "branches", then the blend). Who calls has chosen the form (gpu.py, choice.cpp); what no kernel takes is
+// refused.
 
 #include <torch/csrc/stable/library.h>
 
@@ -11,6 +12,7 @@
 
 #include "launch.h"
 #include "operations.h"
+#include "tensor_map.h"
 #include "tile_size.h"
 
 namespace nag {
@@ -54,6 +56,24 @@ std::string said(const Parts&... parts) {
   return message.str();
 }
 
+std::string cluster_refusal(const Tensor& query) {
+  const int64_t size = query.size(3);
+  if (query.scalar_type() != ScalarType::BFloat16) {
+    return "the cluster kernel takes bfloat16";
+  }
+  if (size > kClusterMaxSize) {
+    return said("the cluster kernel takes head sizes up to ", kClusterMaxSize);
+  }
+  if (const int chip = chip_of(query); chip != 90 || !cluster_is_built()) {
+    return said("the cluster kernel is machine code of sm_90a, ",
+                chip == 90 ? "for which this library was not compiled" : "and this GPU has another");
+  }
+  if (cluster_plan(static_cast<int>(query.size(2)), size <= 64 ? 64 : 128).blocks == 0) {
+    return said("the cluster kernel has no room for ", query.size(2), " heads of ", size);
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::string& form) {
@@ -73,8 +93,11 @@ std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::str
   if (form == "branches") {
     return {};
   }
+  if (form == "cluster") {
+    return cluster_refusal(query);
+  }
   if (form != "text") {
-    return said("form must be 'text' or 'branches', got '", form, "'");
+    return said("form must be 'text', 'branches' or 'cluster', got '", form, "'");
   }
   if (sets[2].key != nullptr && sets[2].key->size(1) > 0) {
     return "the one-launch kernel takes no shared keys";
@@ -123,6 +146,12 @@ Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting&
     Launch::check(half ? launch_text_f16(launch.target(), p) : launch_text_bf16(launch.target(), p));
     return out;
   }
+  if (form == "cluster") {
+    const ClusterPlan plan = cluster_plan(p.heads, p.size <= 64 ? 64 : 128);
+    count(Counter::kCluster);
+    Launch::check(launch_cluster(launch.target(), cluster_params(p, plan), plan.shared_bytes));
+    return out;
+  }
 
   const Tensor wide = empty(query, {2, p.batch, p.tokens, p.heads, p.size}, ScalarType::Float);
   p.positive = static_cast<float*>(wide.mutable_data_ptr());
@@ -163,7 +192,7 @@ Tensor attention_cuda(Tensor query,                                           //
                       std::optional<Tensor> mask_negative,                    // bool [B or 1, Tn]
                       std::optional<Tensor> mask_shared,                      // bool [B or 1, Ts]
                       std::optional<double> softmax_scale, double negative_logit_bias, std::string rule,
-                      std::string form) {  // "text" or "branches"
+                      std::string form) {  // "text", "cluster" or "branches"
   const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
                           {"negative", &key_negative, &value_negative, pointer(mask_negative)},
                           {"shared", pointer(key_shared), pointer(value_shared), pointer(mask_shared)}};

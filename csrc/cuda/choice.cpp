@@ -35,14 +35,6 @@ bool pause(bool wanted) {
   return before;
 }
 
-int64_t chip_of(const Tensor& x) {
-  int major = 0;
-  int minor = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.get_device_index()));
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, x.get_device_index()));
-  return 10 * major + minor;
-}
-
 // The form that serves a call, or "" where Python is to say.
 std::string form_of(const Tensor& query, const KeySet (&sets)[3]) {
   const std::vector<Choice>* const rows = choices;

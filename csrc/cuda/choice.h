@@ -10,7 +10,8 @@
 
 namespace nag {
 
-constexpr const char* kForms[] = {"", "text", "branches"};  // "": the plan that comes first is not of this library
+constexpr const char* kForms[] = {"", "text", "branches",
+                                  "cluster"};  // "": the plan that comes first is not of this library
 
 struct Choice {
   int64_t chip, shared, size_to, length_to, text_to;  // as in gpu.Choice; a limit of 0 is none

@@ -14,6 +14,7 @@
 
 #  define NAG_DEVICE __device__ __forceinline__
 #  define NAG_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+#  define NAG_GRID_CONSTANT __grid_constant__
 
 namespace nag {
 namespace device {
@@ -25,7 +26,7 @@ NAG_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 NAG_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
 NAG_DEVICE int64_t block_index() { return static_cast<int64_t>(blockIdx.x); }
 NAG_DEVICE char* shared_memory() {
-  extern __shared__ __align__(16) char bytes[];
+  extern __shared__ __align__(1024) char bytes[];
   return bytes;
 }
 NAG_DEVICE void sync_threads() { __syncthreads(); }

@@ -25,13 +25,16 @@ cudaError_t launch_text_f16(const Target& target, AttentionParams p);
 // Z+ and Z-:
 cudaError_t launch_branches_bf16(const Target& target, const AttentionParams& p);
 cudaError_t launch_branches_f16(const Target& target, const AttentionParams& p);
+// All lengths in one launch, bfloat16, on sm_90a; `shared_bytes` as cluster_plan says.
+cudaError_t launch_cluster(const Target& target, const ClusterParams& p, int shared_bytes);
+bool cluster_is_built();
 // out [N, C] = a Z+ - b Z-; float32 inputs give an output of any type, others their own. `vectors`: rows are aligned.
 cudaError_t launch_guidance(const Target& target, const GuidanceParams& p, Element in, Element out, bool vectors);
 
 #if defined(__CUDACC__)
 template <class Params>
 cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t blocks, int threads,
-                          int64_t shared_bytes, const Params& params) {
+                          int64_t shared_bytes, const Params& params, int cluster = 1) {
   if (blocks > 0x7fffffff) {
     return cudaErrorInvalidConfiguration;
   }
@@ -43,8 +46,21 @@ cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t 
       return error;
     }
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, target.stream>>>(params);
-  return cudaGetLastError();
+  if (cluster == 1) {
+    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, target.stream>>>(params);
+    return cudaGetLastError();
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = target.stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params);
 }
 #endif
 

@@ -46,9 +46,18 @@ class Launch {
 };
 
 // How often each kernel was launched; read by the Python module.
-enum class Counter { kGuidance, kText, kBranches, kCount };
+enum class Counter { kGuidance, kText, kBranches, kCluster, kCount };
 inline std::atomic<int64_t> launches[static_cast<int>(Counter::kCount)];
 inline void count(Counter kernel) { launches[static_cast<int>(kernel)].fetch_add(1, std::memory_order_relaxed); }
+
+// Compute capability times 10.
+inline int chip_of(const Tensor& x) {
+  int major = 0;
+  int minor = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.get_device_index()));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, x.get_device_index()));
+  return 10 * major + minor;
+}
 
 inline Element element_of(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? Element::kBFloat16

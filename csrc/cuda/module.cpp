@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The Python module nag_kernels._C_cuda (abi3). Importing it defines the operations of nag_cuda; it also tells how
-// often each kernel was launched and the limits of the one-launch kernel.
+// often each kernel was launched and how far the kernels go.
 
 #include <Python.h>
 
@@ -12,14 +12,18 @@
 namespace {
 
 PyObject* launches(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:L,s:L,s:L}", "guidance", static_cast<long long>(nag::launches[0].load()), "text",
-                       static_cast<long long>(nag::launches[1].load()), "branches",
-                       static_cast<long long>(nag::launches[2].load()));
+  const auto count = [](nag::Counter kernel) {
+    return static_cast<long long>(nag::launches[static_cast<int>(kernel)].load());
+  };
+  return Py_BuildValue("{s:L,s:L,s:L,s:L}", "guidance", count(nag::Counter::kGuidance), "text",
+                       count(nag::Counter::kText), "branches", count(nag::Counter::kBranches), "cluster",
+                       count(nag::Counter::kCluster));
 }
 
 PyObject* limits(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:i,s:i,s:i}", "text_size", nag::kTextMaxSize, "text_length", nag::kTextMaxLength,
-                       "branch_size", nag::kBranchMaxSize);
+  return Py_BuildValue("{s:i,s:i,s:i,s:i}", "text_size", nag::kTextMaxSize, "text_length", nag::kTextMaxLength,
+                       "branch_size", nag::kBranchMaxSize, "cluster_size",
+                       nag::cluster_is_built() ? nag::kClusterMaxSize : 0);
 }
 
 PyMethodDef methods[] = {

@@ -49,6 +49,21 @@ struct AttentionParams {
   Segment segment[kNumSegments];
 };
 
+// How the bulk copy engine finds tiles of one tensor (a CUtensorMap; encoded by tensor_map.cpp).
+struct alignas(64) TensorMap {
+  uint64_t words[16];
+};
+
+// The cluster kernel, on sm_90a.
+struct ClusterParams {
+  AttentionParams attention;
+  int blocks;                     // of a cluster: block r takes heads r, r + blocks, ...
+  int slots;                      // tiles of keys or values that a block's shared memory holds
+  bool by_threads[kNumSegments];  // its rows have a mask or strides that the copy engine does not take
+  TensorMap key[kNumSegments];    // axes: channel, token, head, sample; one of stride 0 has size 1
+  TensorMap value[kNumSegments];
+};
+
 // out [N, C] = a Z+ - b Z-; a sample is rows_per_sample rows.
 struct GuidanceParams {
   const void* positive;  // [N, C], unit last stride

@@ -15,10 +15,9 @@ namespace device {
 NAG_DEVICE float larger(float x, float y) { return x < y ? y : x; }  // y where x is NaN is of no matter: the sum is NaN
 
 // Logits [16 queries, 8 * kTiles keys] become weights, as the first operand of the product with the values. The lane's
-// sums are over its own columns; `states` are of rows g and g + 8.
-template <class T, int kTiles>
-NAG_DEVICE void softmax_step(const float (&logits)[kTiles][4], SoftmaxState (&states)[2], float (&fades)[2],
-                             uint32_t (&weights)[kTiles][2]) {
+// sums are over its own columns; `states` are of rows g and g + 8. First the exponentials, in the place of the logits:
+template <int kTiles>
+NAG_DEVICE void softmax_raise_rows(float (&logits)[kTiles][4], SoftmaxState (&states)[2], float (&fades)[2]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     float top = no_key();
@@ -32,11 +31,30 @@ NAG_DEVICE void softmax_step(const float (&logits)[kTiles][4], SoftmaxState (&st
     const float base = softmax_base(states[row].maximum);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const uint32_t pair = pack(T(), exp2_of(logits[n][2 * row] - base), exp2_of(logits[n][2 * row + 1] - base));
+      logits[n][2 * row] = exp2_of(logits[n][2 * row] - base);
+      logits[n][2 * row + 1] = exp2_of(logits[n][2 * row + 1] - base);
+    }
+  }
+}
+// Then their sums and 16 bits of each.
+template <class T, int kTiles>
+NAG_DEVICE void softmax_pack(const float (&exponentials)[kTiles][4], SoftmaxState (&states)[2],
+                             uint32_t (&weights)[kTiles][2]) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const uint32_t pair = pack(T(), exponentials[n][2 * row], exponentials[n][2 * row + 1]);
       weights[n][row] = pair;
       states[row].sum += low(T(), pair) + high(T(), pair);  // as rounded: numerator and denominator agree
     }
   }
+}
+template <class T, int kTiles>
+NAG_DEVICE void softmax_step(float (&logits)[kTiles][4], SoftmaxState (&states)[2], float (&fades)[2],
+                             uint32_t (&weights)[kTiles][2]) {
+  softmax_raise_rows<kTiles>(logits, states, fades);
+  softmax_pack<T, kTiles>(logits, states, weights);
 }
 
 // The sum of a row over the four lanes that share it.

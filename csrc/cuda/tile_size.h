@@ -45,6 +45,54 @@ struct BranchTile {
   static constexpr int kSharedBytes = kQueryBytes + 2 * kStageBytes + 2 * kKeys;
 };
 
+// The cluster kernel, on sm_90a: a block holds 128 queries; four warps fetch tiles of keys and values, twice four
+// attend.
+constexpr int kClusterSizes[] = {64, 128};
+constexpr int kClusterMaxSize = 128;
+constexpr int kClusterRows = 128;
+constexpr int kClusterFetching = 128;  // threads
+constexpr int kClusterAttending = 256;
+constexpr int kClusterMaxBlocks = 8;  // that every GPU of sm_90 can run side by side
+constexpr int kClusterMinSlots = 4;
+constexpr int kClusterMaxSlots = 8;
+constexpr int kClusterSharedLimit = 227 << 10;
+
+// Z+ and Z- of a head that waits for the others: 16 bits a number, and four scales a thread.
+constexpr int cluster_kept_bytes(int size) { return kClusterAttending * 2 * size + kClusterAttending * 16; }
+
+template <int kSize>
+struct ClusterTile {
+  static constexpr int kKeys = 64 * 128 / kSize;
+  static constexpr int kBoxBytes = kKeys * 128;  // of 64 channels
+  static constexpr int kBytes = kSize / 64 * kBoxBytes;
+  static constexpr int kKeptBytes = cluster_kept_bytes(kSize);
+};
+constexpr int kClusterTileBytes = 16 << 10;  // of either size
+constexpr int kClusterTileKeys = 128;        // at most
+
+struct ClusterPlan {
+  int blocks = 0;  // of a cluster; 0: there is no place for so many heads
+  int heads = 0;   // of a block, at most
+  int slots = 0;
+  int shared_bytes = 0;
+};
+
+// The cluster with the fewest places left over, and of these the largest. `size` is one of kClusterSizes. Never by
+// batch or length: the order of sums depends on it.
+inline ClusterPlan cluster_plan(int heads, int size) {
+  ClusterPlan best;
+  for (int blocks = heads < kClusterMaxBlocks ? heads : kClusterMaxBlocks; blocks > 0; --blocks) {
+    const int each = (heads + blocks - 1) / blocks;
+    const int fixed = (each - 1) * cluster_kept_bytes(size) + kClusterRows * 8 + kClusterMaxSlots * 16;
+    const int free = (kClusterSharedLimit - fixed) / (kClusterTileBytes + kClusterTileKeys);
+    const int slots = free < kClusterMaxSlots ? free : kClusterMaxSlots;
+    if (slots >= kClusterMinSlots && (best.blocks == 0 || each * blocks < best.heads * best.blocks)) {
+      best = {blocks, each, slots, fixed + slots * (kClusterTileBytes + kClusterTileKeys)};
+    }
+  }
+  return best;
+}
+
 // guidance: one block per row; what its threads do not hold in registers is read twice.
 constexpr int kGuidanceMaxThreads = 512;
 constexpr int kGuidanceHeld = 2;  // vectors of 16 bytes of each input that a thread holds

@@ -1,12 +1,13 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// csrc/cuda/device.cuh in plain C++, so that the kernels run on a CPU as they stand. Every thread of a block is a fiber; a
-// warp's collective instruction and a block's barrier wait for the others. Operand layouts are those of the PTX manual
-// (matrix fragments of mma.m16n8k16 and m16n8k8, ldmatrix), written from it and not from the kernels. Stricter than a GPU:
-// global accesses must lie inside registered memory and be aligned, shared ones inside the block's, shared memory starts
-// as NaN, threads run in an order that the test chooses, and an asynchronous copy takes place at its wait (or at its
-// start, as the test chooses), with NaN in its place until then.
+// csrc/cuda/device.cuh in plain C++, so that the kernels run on a CPU as they stand. Every thread of a block is a
+// fiber; a warp's collective instruction and a block's barrier wait for the others. Operand layouts are those of the
+// PTX manual (matrix fragments of mma.m16n8k16 and m16n8k8, ldmatrix), written from it and not from the kernels.
+// Stricter than a GPU: global accesses must lie inside registered memory and be aligned, shared ones inside the
+// block's, shared memory starts as NaN, threads run in an order that the test chooses, and an asynchronous copy takes
+// place at its wait (or at its start, as the test chooses), with NaN in its place until then. The blocks of a cluster
+// run side by side.
 #pragma once
 
 #include <ucontext.h>
@@ -25,6 +26,7 @@
 
 #define NAG_DEVICE inline
 #define NAG_KERNEL(threads) inline void
+#define NAG_GRID_CONSTANT
 
 namespace nag {
 namespace device {
@@ -40,32 +42,48 @@ struct Copy {
   bool valid;
 };
 
+struct GroupMultiply {  // of hopper_emulated.h
+  float* c;             // [columns / 8][4] of this thread
+  uint32_t a[4];
+  uint64_t descriptor;
+  int columns;
+  bool transposed;
+  bool add;
+  float (*widen)(uint32_t);
+};
+
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   bool done = false;
-  int index = 0;
-  uint32_t in[10];                         // operands of the warp's collective instruction
-  uint32_t out[4];                         // and its result
-  std::vector<std::vector<Copy>> copies;   // committed groups; the last one is open
+  int number = 0;                                    // in the cluster
+  int index = 0;                                     // in its block
+  int rank = 0;                                      // of its block in the cluster
+  uint32_t in[10];                                   // operands of the warp's collective instruction
+  uint32_t out[4];                                   // and its result
+  std::vector<std::vector<Copy>> copies;             // committed groups; the last one is open
+  std::vector<std::vector<GroupMultiply>> products;  // the same of multiplications
+  bool wrote_shared = false;                         // by itself, and no fence for the asynchronous units since then
 };
 
-struct Warp {
+struct Meeting {  // of a warp, four warps, a block or a cluster
   int waiting = 0;
   uint64_t round = 0;
 };
 
 struct Machine {
   std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::vector<char> shared;
+  std::vector<Meeting> warps;
+  std::vector<Meeting> groups;
+  std::vector<Meeting> blocks;
+  Meeting cluster;
+  std::vector<std::vector<char>> shared;  // of each block
   std::vector<std::pair<uintptr_t, uintptr_t>> readable;
   std::vector<std::pair<uintptr_t, uintptr_t>> writable;
   ucontext_t scheduler;
   Thread* current = nullptr;
-  int64_t block = 0;
-  int at_barrier = 0;
-  uint64_t barrier_round = 0;
+  int64_t first_block = 0;  // of the cluster
+  int block_threads = 0;
   bool copy_early = false;
   std::string error;
   std::function<void()> kernel;
@@ -74,12 +92,14 @@ struct Machine {
 
 inline Machine machine;
 
+constexpr int64_t kSharedAlignment = 1024;
+
 inline void yield() { swapcontext(&machine.current->context, &machine.scheduler); }
 
 // An error ends the run: every fiber then returns to the scheduler at its next wait.
 [[noreturn]] inline void fail(const std::string& what) {
   if (machine.error.empty()) {
-    machine.error = what + " (block " + std::to_string(machine.block) + ", thread " +
+    machine.error = what + " (block " + std::to_string(machine.first_block + machine.current->rank) + ", thread " +
                     std::to_string(machine.current->index) + ")";
   }
   machine.current->done = true;
@@ -87,6 +107,9 @@ inline void yield() { swapcontext(&machine.current->context, &machine.scheduler)
     yield();
   }
 }
+
+inline void begin_cluster();  // hopper_emulated.h
+inline void check_products_done();
 
 inline void enter() {
   machine.kernel();
@@ -96,40 +119,50 @@ inline void enter() {
       machine.error = "a thread ended with copies that it never waited for";
     }
   }
+  check_products_done();
   for (;;) {
     yield();
   }
 }
 
-// Runs the kernel for every block. `order` 0: threads in order, 1: last first, other: warps and their lanes shuffled by
-// that seed. In odd orders one warp runs ahead of the others as far as the barriers let it.
+constexpr size_t kStackBytes = 256 << 10;
+
+// Runs the kernel for every block, `cluster` of them at a time. `order` 0: threads in order, 1: last first, other:
+// warps and their lanes shuffled by that seed. In odd orders one warp runs ahead of the others as far as the barriers
+// let it.
 inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order, bool copy_early,
-                   std::function<void()> kernel) {
+                   std::function<void()> kernel, int cluster = 1) {
+  const int all = cluster * threads;
   machine.kernel = std::move(kernel);
   machine.copy_early = copy_early;
   machine.error.clear();
-  machine.threads = std::vector<Thread>(threads);
-  machine.warps.assign(threads / 32, Warp());
-  std::vector<int> turn(threads);
-  for (int i = 0; i < threads; ++i) {
-    turn[i] = order == 1 ? threads - 1 - i : i;
-    machine.threads[i].stack = std::make_unique<char[]>(256 << 10);
-    machine.threads[i].index = i;
+  machine.block_threads = threads;
+  machine.threads = std::vector<Thread>(all);
+  std::vector<int> turn(all);
+  for (int i = 0; i < all; ++i) {
+    turn[i] = order == 1 ? all - 1 - i : i;
+    machine.threads[i].stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+    machine.threads[i].number = i;
+    machine.threads[i].index = i % threads;
+    machine.threads[i].rank = i / threads;
   }
   std::mt19937 random(order);
   const bool greedy = order % 2 == 1;
-  for (machine.block = 0; machine.block < blocks && machine.error.empty(); ++machine.block) {
-    machine.shared.assign(shared_bytes + 16, static_cast<char>(0xff));  // NaN in every format
-    machine.at_barrier = 0;
-    for (Warp& warp : machine.warps) {
-      warp.waiting = 0;
-    }
+  for (machine.first_block = 0; machine.first_block < blocks && machine.error.empty(); machine.first_block += cluster) {
+    machine.shared.assign(cluster, std::vector<char>(shared_bytes + kSharedAlignment, static_cast<char>(0xff)));  // NaN
+    machine.warps.assign(all / 32, Meeting());
+    machine.groups.assign(all / 128 + 1, Meeting());
+    machine.blocks.assign(cluster, Meeting());
+    machine.cluster = Meeting();
+    begin_cluster();
     for (Thread& thread : machine.threads) {
       thread.done = false;
       thread.copies.assign(1, {});
+      thread.products.assign(1, {});
+      thread.wrote_shared = false;
       getcontext(&thread.context);
       thread.context.uc_stack.ss_sp = thread.stack.get();
-      thread.context.uc_stack.ss_size = 256 << 10;
+      thread.context.uc_stack.ss_size = kStackBytes;
       thread.context.uc_link = nullptr;
       makecontext(&thread.context, enter, 0);
     }
@@ -195,14 +228,17 @@ inline void check_access(bool write, const void* at, size_t bytes) {
   }
 }
 
-inline char* shared_begin() {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(machine.shared.data());
-  return machine.shared.data() + (16 - address % 16) % 16;
+// Shared memory of a block of the cluster; this thread's own if none is named.
+inline char* shared_begin(int rank = machine.current->rank) {
+  std::vector<char>& bytes = machine.shared[rank];
+  const uintptr_t address = reinterpret_cast<uintptr_t>(bytes.data());
+  return bytes.data() + (kSharedAlignment - address % kSharedAlignment) % kSharedAlignment;
 }
+inline int64_t shared_size() { return static_cast<int64_t>(machine.shared[0].size()) - kSharedAlignment; }
 
 inline void check_shared(const void* at, size_t bytes) {
   const char* const first = static_cast<const char*>(at);
-  if (first < shared_begin() || first + bytes > shared_begin() + (machine.shared.size() - 16)) {
+  if (first < shared_begin() || first + bytes > shared_begin() + shared_size()) {
     fail("shared memory out of bounds");
   }
   if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
@@ -210,42 +246,38 @@ inline void check_shared(const void* at, size_t bytes) {
   }
 }
 
-// All 32 lanes bring their operands; the last one to come runs `work(lanes)`.
+// `count` threads from `first` on meet; the last one to come runs `work(&threads[first])`.
 template <class F>
-void collective(F work) {
-  Thread* const self = machine.current;
-  Warp& warp = machine.warps[self->index / 32];
-  const uint64_t round = warp.round;
-  if (++warp.waiting == 32) {
-    warp.waiting = 0;
-    ++warp.round;
+void meet(Meeting& meeting, int count, int first, F work) {
+  const uint64_t round = meeting.round;
+  if (++meeting.waiting == count) {
+    meeting.waiting = 0;
+    ++meeting.round;
     ++machine.instructions;
-    work(&machine.threads[self->index / 32 * 32]);
+    work(&machine.threads[first]);
     return;
   }
-  while (warp.round == round) {
+  while (meeting.round == round) {
     yield();
   }
+}
+
+// All 32 lanes bring their operands.
+template <class F>
+void collective(F work) {
+  const int warp = machine.current->number / 32;
+  meet(machine.warps[warp], 32, warp * 32, work);
 }
 
 // --- device.cuh -----------------------------------------------------------------------------------------------------
 
 inline int thread_index() { return machine.current->index; }
-inline int thread_count() { return static_cast<int>(machine.threads.size()); }
-inline int64_t block_index() { return machine.block; }
+inline int thread_count() { return machine.block_threads; }
+inline int64_t block_index() { return machine.first_block + machine.current->rank; }
 inline char* shared_memory() { return shared_begin(); }
 
 inline void sync_threads() {
-  const uint64_t round = machine.barrier_round;
-  if (++machine.at_barrier == thread_count()) {
-    machine.at_barrier = 0;
-    ++machine.barrier_round;
-    ++machine.instructions;
-    return;
-  }
-  while (machine.barrier_round == round) {
-    yield();
-  }
+  meet(machine.blocks[machine.current->rank], thread_count(), 0, [](Thread*) {});
 }
 inline void sync_warp() {
   collective([](Thread*) {});
@@ -477,3 +509,5 @@ void multiply_short(T, float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
 
 }  // namespace device
 }  // namespace nag
+
+#include "hopper_emulated.h"

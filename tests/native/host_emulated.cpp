@@ -9,26 +9,34 @@
 
 #include "device_emulated.h"
 #include "kernel_launch.h"
+#include "tensor_map.h"
 
 namespace nag {
 
 // The emulated <<<>>>: also checks what a real launch would refuse.
 template <class Params>
 cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t blocks, int threads,
-                          int64_t shared_bytes, const Params& params) {
-  if (blocks <= 0 || blocks > 0x7fffffff || threads % 32 != 0 || threads > 1024 || shared_bytes > target.shared_limit) {
+                          int64_t shared_bytes, const Params& params, int cluster = 1) {
+  if (blocks <= 0 || blocks % cluster != 0 || blocks > 0x7fffffff || threads % 32 != 0 || threads > 1024 ||
+      shared_bytes > target.shared_limit) {
     return cudaErrorInvalidConfiguration;
   }
   device::machine.readable.clear();
   device::machine.writable.clear();
-  device::launch(blocks, threads, shared_bytes, 0, false, [&] { kernel(params); });
+  device::launch(blocks, threads, shared_bytes, 0, false, [&] { kernel(params); }, cluster);
   return cudaSuccess;
+}
+
+bool encode_tensor_map(const void* rows, const int64_t (&sizes)[4], const int64_t (&strides)[3], int box_rows,
+                       TensorMap* map) {
+  return device::encode_map(rows, sizes, strides, box_rows, map);
 }
 
 }  // namespace nag
 
 #include "attention_bf16.cu"
 #include "attention_f16.cu"
+#include "cluster_sm90a.cu"
 #include "guidance_kernels.cu"
 
 // In the place of what only a torch with CUDA has, and of the device guard.

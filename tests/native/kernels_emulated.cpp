@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A module for the tests alone, built on demand (tests/emulated.py): the CUDA kernels run thread by thread on the CPU,
-// and the headers that CPU and CUDA share. It never ships. NAG_EMULATED_SMALL: head size 64 alone, for kernels broken
-// on purpose.
+// and the headers that CPU and CUDA share. It never ships.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,10 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "attention_kernel.cuh"
 #include "choice.h"
+#include "forms_emulated.h"
 #include "guidance_kernel.cuh"
-#include "text_kernel.cuh"
 
 namespace py = pybind11;
 using namespace nag;
@@ -84,61 +82,6 @@ AttentionParams attention_params(uintptr_t query, const Strides& query_stride, u
   return p;
 }
 
-template <class T, int kSize, int kTiles>
-void run_text(const AttentionParams& p, int order, bool early) {
-  const int64_t tiles = (p.tokens + 16 * kTiles - 1) / (16 * kTiles);
-  device::launch(tiles * p.batch, kTextWarps * kWarp, text_shared_bytes(kSize, kTiles, p.heads, p.keep), order, early,
-                 [&] { text_attention_kernel<T, kSize, kTiles>(p); });
-}
-
-template <class T, int kTiles>
-void text_of(const AttentionParams& p, int order, bool early) {
-  switch (next_size(kTextSizes, p.size)) {
-#if !defined(NAG_EMULATED_SMALL)
-    case 40:
-      return run_text<T, 40, kTiles>(p, order, early);
-    case 80:
-      return run_text<T, 80, 1>(p, order, early);
-    case 128:
-      return run_text<T, 128, 1>(p, order, early);
-    case 160:
-      return run_text<T, 160, 1>(p, order, early);
-#endif
-    case 64:
-      return run_text<T, 64, kTiles>(p, order, early);
-    default:
-      throw std::invalid_argument("no kernel for this head size");
-  }
-}
-
-template <class T, int kSize>
-void run_branches(const AttentionParams& p, int order, bool early) {
-  using Tile = BranchTile<kSize>;
-  const int64_t tiles = (p.tokens + Tile::kRows - 1) / Tile::kRows;
-  device::launch(tiles * p.heads * p.batch, Tile::kWarps * kWarp, Tile::kSharedBytes, order, early,
-                 [&] { branches_kernel<T, kSize>(p); });
-}
-
-template <class T>
-void branches_of(const AttentionParams& p, int order, bool early) {
-  switch (next_size(kBranchSizes, p.size)) {
-#if !defined(NAG_EMULATED_SMALL)
-    case 96:
-      return run_branches<T, 96>(p, order, early);
-    case 128:
-      return run_branches<T, 128>(p, order, early);
-    case 192:
-      return run_branches<T, 192>(p, order, early);
-    case 256:
-      return run_branches<T, 256>(p, order, early);
-#endif
-    case 64:
-      return run_branches<T, 64>(p, order, early);
-    default:
-      throw std::invalid_argument("no kernel for this head size");
-  }
-}
-
 template <class In, class Out>
 void run_guidance(const GuidanceParams& p, int threads, int vector, int order) {
   device::launch(p.rows, threads, kGuidanceSharedBytes, order, false,
@@ -168,10 +111,12 @@ void guidance(const std::string& types, uintptr_t positive, uintptr_t negative, 
 
 }  // namespace
 
-PYBIND11_MODULE(NAG_MODULE, m) {  // a name per build: pybind11 hands out a module of the same name again
+PYBIND11_MODULE(nag_emulated, m) {
   py::class_<Settings>(m, "Settings", py::module_local()).def(py::init(&settings));
   py::class_<Segment>(m, "Segment", py::module_local()).def(py::init(&segment));
-  py::class_<AttentionParams>(m, "AttentionParams", py::module_local()).def(py::init(&attention_params));
+  py::class_<AttentionParams>(m, "AttentionParams", py::module_local())
+      .def(py::init(&attention_params))
+      .def_property_readonly("address", [](const AttentionParams& p) { return reinterpret_cast<uintptr_t>(&p); });
   m.def("set_ranges", &set_ranges, "Which memory the kernels may read, and which they may write: (address, bytes).");
   m.def("text_attention", [](const AttentionParams& p, bool half, int tiles, int order, bool early) {
     if (half) {
@@ -183,6 +128,7 @@ PYBIND11_MODULE(NAG_MODULE, m) {  // a name per build: pybind11 hands out a modu
   m.def("branches", [](const AttentionParams& p, bool half, int order, bool early) {
     half ? branches_of<device::Half>(p, order, early) : branches_of<device::BFloat16>(p, order, early);
   });
+  m.def("cluster", &cluster);
   m.def("guidance", &guidance);
 
   m.def("factors", [](float positive, float guided, float scale, float tau, float alpha) {
@@ -217,6 +163,10 @@ PYBIND11_MODULE(NAG_MODULE, m) {  // a name per build: pybind11 hands out a modu
           return std::string(first_form(read_choices(rows), chip, length, size, text, shared));
         });
   m.def("text_shared_bytes", &text_shared_bytes);
+  m.def("cluster_plan", [](int heads, int size) {  // blocks, heads of each, slots, bytes
+    const ClusterPlan plan = cluster_plan(heads, size);
+    return std::tuple(plan.blocks, plan.heads, plan.slots, plan.shared_bytes);
+  });
   m.def("branch_shared_bytes", [] {
     return std::vector<int>{BranchTile<64>::kSharedBytes, BranchTile<96>::kSharedBytes, BranchTile<128>::kSharedBytes,
                             BranchTile<192>::kSharedBytes, BranchTile<256>::kSharedBytes};
@@ -225,4 +175,6 @@ PYBIND11_MODULE(NAG_MODULE, m) {  // a name per build: pybind11 hands out a modu
   m.attr("BRANCH_SIZES") = std::vector<int>(std::begin(kBranchSizes), std::end(kBranchSizes));
   m.attr("TEXT_MAX_LENGTH") = kTextMaxLength;
   m.attr("TEXT_WARPS") = kTextWarps;
+  m.attr("CLUSTER_MAX_SIZE") = kClusterMaxSize;
+  m.def("matrix_descriptor", &device::matrix_descriptor);
 }

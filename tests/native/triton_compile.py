@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile the Triton kernels for a GPU that need not be here, and read registers and spills from the machine code.
 
-`triton_compile.py 90` compiles each kernel at its largest head size and prints JSON; `python -m benchmarks.compile_check`
+`triton_compile.py 90` compiles each kernel at its largest head size and prints JSON, `triton_compile.py numbers` the
+constants in the PTX of two products over tiles of 64 keys x 128 channels; `python -m benchmarks.compile_check`
 uses `specifications` and `build` for every row of the tile table."""
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
+import triton.language as tl
 from nag_kernels.triton_kernels import attention, configs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -81,5 +83,23 @@ def largest(capability: int) -> Iterator[tuple[str, dict]]:
     yield "blend", blend(torch.bfloat16, 1024, capability)
 
 
+@triton.jit
+def two_products(query, key, value, out):
+    row, token, channel = tl.arange(0, 64)[:, None], tl.arange(0, 64)[:, None], tl.arange(0, 128)[None, :]
+    z = tl.zeros((64, 128), tl.float32)
+    for start in range(0, 256, 64):
+        logits = tl.dot(tl.load(query + row * 128 + channel), tl.trans(tl.load(key + (token + start) * 128 + channel)))
+        z = tl.dot(logits.to(tl.bfloat16), tl.load(value + (token + start) * 128 + channel), z)
+    tl.store(out + row * 128 + channel, z)
+
+
+def numbers() -> list[int]:
+    source = ASTSource(two_products, {"query": "*bf16", "key": "*bf16", "value": "*bf16", "out": "*fp32"}, {})
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 2}).asm["ptx"]
+    assert "m64n64k16" in ptx
+    assert "m64n128k16" in ptx
+    return [int(x) for x in re.findall(r"(?:or|add)\.\w+\s+%\w+, %\w+, (\d+);", ptx)]
+
+
 if __name__ == "__main__":
-    print(json.dumps(dict(largest(int(sys.argv[1])))))
+    print(json.dumps(numbers() if sys.argv[1] == "numbers" else dict(largest(int(sys.argv[1])))))

@@ -68,7 +68,7 @@ def triton_rows(chips: tuple[int, ...], cache: Path):
 
 def demangled(name: str) -> str:
     """A kernel's name in words: its base name and its template arguments."""
-    base = re.search(r"(text_attention|branches|guidance)_kernel", name)[1]
+    base = re.search(r"(text_attention|branches|cluster|guidance)_kernel", name)[1]
     words = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32"}
     types = [words[t] for t in re.findall(r"\d(BFloat16|Half|Float)E", name)]
     if "S2_" in name:  # the first type again
@@ -89,19 +89,20 @@ def cuda_rows(chips: tuple[int, ...], cache: Path):
     )[1]
     folder = ROOT / "csrc"
     headers = digest(*(p.read_bytes() for p in sorted([*folder.glob("*.h"), *folder.glob("cuda/*h")])), version)
-    jobs = [(source, chip) for source in sorted(folder.glob("cuda/*.cu")) for chip in chips]
+    jobs = [(source, chip) for source in sorted(folder.glob("cuda/*.cu")) for chip in chips
+            if chip == 90 or not source.stem.endswith("_sm90a")]  # fmt: skip
     for source, chip in tqdm(jobs, desc="nvcc", unit="file"):
         kept = cache / f"{digest(headers, source.read_bytes(), chip)}.json"
         if not kept.exists():
             cubin = kept.with_suffix(".cubin")
-            flags = [x for x in cuda_build.flags([(chip, False)]) if not x.startswith(("-gencode", "arch="))]
-            subprocess.run([cuda_build.nvcc(), "-cubin", f"-arch=sm_{chip}", *flags, f"-I{folder}", f"-I{folder / 'cuda'}",
-                            str(source), "-o", str(cubin)], check=True)  # fmt: skip
+            flags = cuda_build.flags([(chip, False)], str(source))  # for one chip
+            subprocess.run([cuda_build.nvcc(), "-cubin", *flags, f"-I{folder}", f"-I{folder / 'cuda'}", str(source),
+                            "-o", str(cubin)], check=True)  # fmt: skip
             said = subprocess.run(
                 [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
             ).stdout
             code = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
-            matrix = {part.split(None, 1)[0]: sorted(set(re.findall(r"\b(HMMA\.\d+\.F32(?:\.BF16)?)", part)))
+            matrix = {part.split(None, 1)[0]: sorted(set(re.findall(r"\b(HG?MMA\.\w+\.F32(?:\.BF16)?)", part)))
                       for part in code.split("Function : ")[1:]}  # fmt: skip
             rows = [
                 [name, *(int(re.search(rf"{x}:(\d+)", numbers)[1]) for x in ("REG", "STACK", "LOCAL", "SHARED")),

@@ -65,6 +65,7 @@ def test_the_committed_compile_report_has_no_spills_and_every_chip():
         assert len(kernels) == len(set(kernels))
         for part, count in (("triton branches", 17), ("triton blend", 3), ("cuda text", 14), ("cuda branches", 10)):
             assert sum(name.startswith(part) for name in kernels) == count, (chip, part)
+        assert sum(name.startswith("cuda cluster") for name in kernels) == (2 if chip == "90" else 0)
     for row in rows:
         assert int(row["registers"]) <= 255, row
         assert row["stack"] == row["local"] == "0", row
@@ -72,9 +73,6 @@ def test_the_committed_compile_report_has_no_spills_and_every_chip():
             assert "MMA" in row["matrix_instructions"], row
     own = {"90": "HGMMA", "100": "UTCHMMA"}  # Hopper's and Blackwell's matrix instructions for the long sequences
     for row in rows:
-        if (
-            row["chip"] in own
-            and row["kernel"].startswith("triton branches, joint, bfloat16")
-            and "256" not in row["kernel"]
-        ):
+        long = row["kernel"].startswith(("triton branches, joint, bfloat16", "cuda cluster"))
+        if row["chip"] in own and long and "256" not in row["kernel"]:
             assert own[row["chip"]] in row["matrix_instructions"], row

@@ -6,7 +6,8 @@ lengths and whether there are shared keys, never by batch (the same bits alone a
     cuda text               C++, one launch, two short texts           cuda branches    C++, any lengths, then the blend
     cuda cluster            C++ for an H100, one launch, any lengths
     triton                  one walk over the keys, then the blend
-    triton finish flash     FlashAttention over the shared keys, then both texts and the blend; "cudnn": by cuDNN
+    triton finish flash     torch's FlashAttention over the shared keys, then both texts and the blend; "cudnn": cuDNN,
+                            "flash-attn": the package of that name
     sdpa                    torch's own attention, then the formula; float64: reference, the formula alone
 
 A row's source is the benchmark row that it came from, or `unmeasured`; `python -m benchmarks.tune_gpu` rewrites the file.
@@ -18,6 +19,7 @@ import contextvars
 import csv
 import functools
 import importlib
+import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +32,10 @@ from torch import Tensor
 from . import _ops
 
 TABLE = Path(__file__).with_name("gpu_choices.csv")
-PLANS = ("cuda text", "cuda cluster", "cuda branches", "triton", "triton finish flash", "triton finish cudnn")
+PLANS = (
+    "cuda text", "cuda cluster", "cuda branches", "triton", "triton finish flash", "triton finish cudnn",
+    "triton finish flash-attn",
+)  # fmt: skip
 TEXT_MAX_SIZE, TEXT_MAX_LENGTH, BRANCH_MAX_SIZE = 160, 512, 256  # csrc/cuda/tile_size.h; a test reads both
 CLUSTER_MAX_HEADS = {64: 40, 128: 24}  # by head size: those whose Z+ and Z- a cluster can hold; the same
 TRITON_MAX_SIZE = 256
@@ -149,9 +154,16 @@ def refusal(plan: str, call: Call) -> str | None:
             return "the other attention takes bfloat16 and float16, not float32"
         if plan.endswith("cudnn") and (call.size > 128 or call.size % 8):
             return f"cuDNN takes head sizes up to 128 in multiples of 8, not {call.size}"
-        if plan.endswith("flash") and call.size % 8:
+        if "flash" in plan and call.size % 8:
             return f"FlashAttention takes head sizes in multiples of 8, not {call.size}"
+        if plan.endswith("flash-attn") and not _has_flash_attn():
+            return "the package flash-attn is not installed"
     return None
+
+
+@functools.cache
+def _has_flash_attn() -> bool:
+    return any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_interface"))
 
 
 def _cluster_is_built() -> bool:
@@ -268,7 +280,7 @@ def run_plan(
         prefix = importlib.import_module(".triton_kernels.prefix", __package__).PREFIXES[plan.split()[2]]
         scale = query.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
         state = prefix(query, key_shared, value_shared, scale)
-        return _triton().finish(*arguments, *state, mask_positive, mask_negative, *options)
+        return _triton().finish(*arguments, *state, mask_positive, mask_negative, *options, spend=True)
     return _ops.run_plain(plan, "fused_guided_attention", *arguments, *shared, *options)
 
 

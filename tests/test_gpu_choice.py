@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import emulated
@@ -93,6 +94,7 @@ def test_every_plan_but_one_is_refused_with_a_reason():
     (change(FLUX, dtype=torch.float32), "triton finish flash", "not float32"),
     (change(FLUX, size=160), "triton finish cudnn", "up to 128"),
     (change(FLUX, size=100), "triton finish flash", "multiples of 8, not 100"),
+    (FLUX, "triton finish flash-attn", "flash-attn is not installed"),
     (change(SDXL, size=264), "triton", "head size 264 is above 256"),
 ], ids=str)  # fmt: skip
 def test_refusals(call, plan, why):
@@ -216,6 +218,61 @@ def test_finish_of_a_shared_part_that_saw_no_key(nothing):
     lse = torch.full((1, 2, 9), nothing, device=DEVICE)
     found = kernels.finish(**inputs, shared_out=junk, shared_lse=lse)
     torch.testing.assert_close(found, kernels.fused_guided_attention(**inputs))
+
+
+@triton
+@pytest.mark.parametrize("rule", OWN)
+def test_finish_in_bfloat16_may_write_over_what_it_is_given(rule):
+    """Then Z- lies there and Z+ in the place of the output; only when told so, and with the same bits."""
+    kernels = importlib.import_module(backends.TRITON_MODULE)
+    prefix = importlib.import_module("nag_kernels.triton_kernels.prefix")
+    inputs = testing.make_inputs(length=66, heads=3, size=24, positive=12, negative=9, shared=70, dtype=torch.bfloat16,
+                                 device=DEVICE)  # fmt: skip
+    shared = inputs.pop("key_shared"), inputs.pop("value_shared")
+    out, lse = prefix.flash(inputs["query"], *shared, 24**-0.5)
+    out = out.contiguous()
+    given, settings = out.clone(), testing.with_settings(inputs, OWN[rule])
+    found = kernels.finish(**settings, shared_out=given, shared_lse=lse, rule=rule)
+    assert torch.equal(given, out)
+    assert torch.equal(kernels.finish(**settings, shared_out=given, shared_lse=lse, rule=rule, spend=True), found)
+    assert not torch.equal(given, out)
+    turned = out.transpose(1, 2).contiguous().transpose(1, 2)  # not the output's layout: it stays
+    kept = turned.clone()
+    assert torch.equal(kernels.finish(**settings, shared_out=turned, shared_lse=lse, rule=rule, spend=True), found)
+    assert torch.equal(turned, kept)
+    whole = inputs | {"key_shared": shared[0], "value_shared": shared[1]}
+    exact = testing.truth(whole, *OWN[rule], rule=rule)
+    eager = testing.error(testing.eager(whole, *OWN[rule], rule=rule), exact)
+    assert testing.error(found, exact) < 2 * eager  # the interpreter cuts off where a GPU rounds
+
+
+@triton
+@pytest.mark.parametrize("package", ["flash_attn", "flash_attn_interface"])
+def test_the_package_flash_attn(monkeypatch, package):
+    """In its place a module that does as it says: out [B, S, H, D] and logsumexp [B, H, S], from version 2 or 3."""
+    prefix = importlib.import_module("nag_kernels.triton_kernels.prefix")
+    monkeypatch.setattr(prefix.importlib.util, "find_spec", lambda name: name == package or None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, *, return_attn_probs=False):
+        assert return_attn_probs
+        return (*prefix.flash(q, k, v, softmax_scale), None)
+
+    monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(flash_attn_func=flash_attn_func))
+    gpu._has_flash_attn.cache_clear()
+    try:
+        assert gpu.refusal("triton finish flash-attn", FLUX) is None
+        assert gpu.choose(FLUX, BOTH)[0] == "triton finish cudnn"
+    finally:
+        gpu.choose.cache_clear()
+        gpu._has_flash_attn.cache_clear()
+    inputs = testing.make_inputs(length=66, heads=2, size=24, positive=12, negative=9, shared=256, device=DEVICE)
+    if DEVICE == "cuda":
+        inputs = {name: x.half() for name, x in inputs.items()}
+    settings = testing.with_settings(inputs, SETTINGS)
+    assert torch.equal(
+        gpu.run_plan("triton finish flash-attn", **settings), gpu.run_plan("triton finish flash", **settings)
+    )
 
 
 def test_the_other_attentions_take_their_arguments_in_this_order():

@@ -76,6 +76,19 @@ def test_cases(kernels, case, rule, dtype):
     check(kernels, inputs, *OWN[rule], rule=rule)
 
 
+def test_bfloat16_between_the_kernels_at_any_magnitude(kernels):
+    """16 bits and a scale for each token and head: a head of 1e30, one of 1e-30, one of zeros."""
+    inputs = make_inputs(length=20, heads=4, size=24, positive=9, negative=12, dtype=torch.bfloat16)
+    for part in ("positive", "negative"):
+        factors = torch.tensor([1e30, 1e-30, 0.0, 1.0], device=DEVICE)[:, None]
+        inputs[f"value_{part}"] = (inputs[f"value_{part}"] * factors).to(torch.bfloat16)
+    settings = (5.0, math.inf, 0.25)
+    out, exact = run(kernels, inputs, *settings), testing.truth(inputs, *settings)
+    for head in (0, 1, 3):
+        assert testing.error(out[:, :, head], exact[:, :, head]) < 2**-7
+    assert (out[:, :, 2] == 0).all()
+
+
 @pytest.mark.parametrize("bias", [-0.7, math.log(3)])
 def test_a_bias_without_shared_keys_in_vsf(kernels, bias):
     inputs = make_inputs(length=33, heads=2, size=16, positive=12, negative=9, bias=bias)

@@ -3,10 +3,13 @@
 """Guided attention in Triton: one walk over the keys gives both branches of a head, a second kernel blends all heads.
 The finish form takes the shared part from another attention, as (out, logsumexp), and walks the two texts alone.
 
-    branches    Z+ and Z- of one tile of queries and one head, float32: the softmax over the shared keys once, then its
+    branches    Z+ and Z- of one tile of queries and one head: the softmax over the shared keys once, then its
                 state (maximum, sum, accumulator) forked over text+ and text-. For rule "vsf" what [shared | text+] and
                 what text- give to one softmax over all keys, in the places of Z+ and Z-
     blend       out = a Z+ - b Z-, with the norms of a token over all heads
+
+Between the two kernels Z+ and Z- lie in memory: for bfloat16 in 16 bits, as float16 times a scale for each token and head, whose
+rounding is an eighth of the output's, and Z+ in the place of the output; else in float32.
 
 Softmax, norms and blend are float32. Offsets are 64-bit. No program waits for another and none adds atomically: the same
 bits on every run, and alone as in a batch.
@@ -62,17 +65,28 @@ def _walk(
 
 
 @triton.jit
+def _keep(z, branch, scales, to, row, head, inside, HEADS: tl.constexpr, NARROW: tl.constexpr):
+    if NARROW:
+        top = tl.maximum(tl.max(tl.abs(z), 1), 1e-37)
+        tl.store(branch + to, (z / top[:, None]).to(tl.float16), mask=inside)
+        tl.store(scales + row * HEADS + head, top, mask=tl.max(inside.to(tl.int32), 1) > 0)
+    else:
+        tl.store(branch + to, z, mask=inside)
+
+
+@triton.jit
 def branches(
     query, key_positive, value_positive, key_negative, value_negative, key_shared, value_shared,
-    mask_positive, mask_negative, mask_shared, shared_out, shared_lse, positive, negative,
+    mask_positive, mask_negative, mask_shared, shared_out, shared_lse, positive, negative, scales_positive, scales_negative,
     length, positive_length, negative_length, shared_length, scale, bias,
     query_b, query_s, query_h, kp_b, kp_s, kp_h, vp_b, vp_s, vp_h, kn_b, kn_s, kn_h, vn_b, vn_s, vn_h,
     ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, mp_b, mp_s, mn_b, mn_s, ms_b, ms_s, so_b, so_s, so_h, sl_b, sl_h, sl_s,
     HEADS: tl.constexpr, REPEATS: tl.constexpr, SIZE: tl.constexpr, SHARED: tl.constexpr, FINISH: tl.constexpr,
     MASK_POSITIVE: tl.constexpr, MASK_NEGATIVE: tl.constexpr, MASK_SHARED: tl.constexpr, VSF: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    NARROW: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Z+ and Z- [B, S, H, D] (float32, contiguous) of one tile of BLOCK_M queries of one head.
+    """Z+ and Z- [B, S, H, D] (contiguous) of one tile of BLOCK_M queries of one head: float32, or float16 and the scales that
+    multiply it, [B, S, H] in float32 (NARROW).
 
     SHARED: the shared keys are walked here. FINISH: their softmax came from elsewhere, as shared_out [B, S, H, D] and
     shared_lse [B, H, S] (natural logarithm; an infinity is a row that saw no key).
@@ -103,7 +117,8 @@ def branches(
         at = sample * so_b + head * so_h + rows[:, None] * so_s + size[None, :]
         found = tl.load(shared_out + at, mask=inside, other=0.0).to(tl.float32)
         accumulator = tl.where(none[:, None], 0.0, found)
-    to = (sample * length + rows)[:, None] * (HEADS * SIZE) + head * SIZE + size[None, :]
+    row = sample * length + rows
+    to = row[:, None] * (HEADS * SIZE) + head * SIZE + size[None, :]
     top_positive, sum_positive, z_positive = _walk(
         tile, key_positive + sample * kp_b + group * kp_h, value_positive + sample * vp_b + group * vp_h,
         mask_positive + sample * mp_b, positive_length, kp_s, vp_s, mp_s, maximum, total, accumulator, scale, 0.0,
@@ -114,7 +129,8 @@ def branches(
         total = tl.zeros([BLOCK_M], tl.float32)
         accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     else:
-        tl.store(positive + to, z_positive / tl.where(sum_positive > 0, sum_positive, 1.0)[:, None], mask=inside)
+        z = z_positive / tl.where(sum_positive > 0, sum_positive, 1.0)[:, None]
+        _keep(z, positive, scales_positive, to, row, head, inside, HEADS, NARROW)
     top_negative, sum_negative, z_negative = _walk(
         tile, key_negative + sample * kn_b + group * kn_h, value_negative + sample * vn_b + group * vn_h,
         mask_negative + sample * mn_b, negative_length, kn_s, vn_s, mn_s, maximum, total, accumulator, scale,
@@ -126,10 +142,13 @@ def branches(
         weight_positive, weight_negative = tl.exp2(top_positive - base), tl.exp2(top_negative - base)
         sum_both = sum_positive * weight_positive + sum_negative * weight_negative
         sum_both = tl.where(sum_both > 0, sum_both, 1.0)
-        tl.store(positive + to, z_positive * (weight_positive / sum_both)[:, None], mask=inside)
-        tl.store(negative + to, z_negative * (weight_negative / sum_both)[:, None], mask=inside)
+        z = z_positive * (weight_positive / sum_both)[:, None]
+        _keep(z, positive, scales_positive, to, row, head, inside, HEADS, NARROW)
+        z = z_negative * (weight_negative / sum_both)[:, None]
+        _keep(z, negative, scales_negative, to, row, head, inside, HEADS, NARROW)
     else:
-        tl.store(negative + to, z_negative / tl.where(sum_negative > 0, sum_negative, 1.0)[:, None], mask=inside)
+        z = z_negative / tl.where(sum_negative > 0, sum_negative, 1.0)[:, None]
+        _keep(z, negative, scales_negative, to, row, head, inside, HEADS, NARROW)
 
 
 @triton.jit
@@ -142,12 +161,22 @@ def _setting(setting, sample, stride, TENSOR: tl.constexpr):
 
 
 @triton.jit
+def _kept(branch, scales, row, at, channels, SIZE: tl.constexpr, NARROW: tl.constexpr):
+    """A branch's numbers in float32."""
+    inside = at < channels
+    z = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    if NARROW:
+        z *= tl.load(scales + row * (channels // SIZE) + at // SIZE, mask=inside, other=0.0)
+    return z
+
+
+@triton.jit
 def blend(
-    positive, negative, out, nag_scale, nag_tau, nag_alpha, rows_per_sample, positive_row, negative_row,
-    scale_stride, tau_stride, alpha_stride, channels,
-    NASA: tl.constexpr, TENSOR: tl.constexpr, BLOCK: tl.constexpr,
+    positive, negative, scales_positive, scales_negative, out, nag_scale, nag_tau, nag_alpha, rows_per_sample,
+    positive_row, negative_row, scale_stride, tau_stride, alpha_stride, channels,
+    NASA: tl.constexpr, TENSOR: tl.constexpr, SIZE: tl.constexpr, NARROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [N, C] = a Z+ - b Z- for one row: two walks over its C numbers, the first for the norms.
+    """out [N, C] = a Z+ - b Z- for one row: two walks over its C numbers, the first for the norms. `out` may be where Z+ lies.
 
     NASA: Z+ - scale Z- instead, for "vsf" as well.
     """
@@ -164,9 +193,8 @@ def blend(
         tau, alpha = _setting(nag_tau, sample, tau_stride, TENSOR), _setting(nag_alpha, sample, alpha_stride, TENSOR)
         norm, extrapolated = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
         for start in range(0, channels, BLOCK):
-            inside = start + block < channels
-            plus = tl.load(positive + start + block, mask=inside, other=0.0).to(tl.float32)
-            minus = tl.load(negative + start + block, mask=inside, other=0.0).to(tl.float32)
+            plus = _kept(positive, scales_positive, row, start + block, channels, SIZE, NARROW)
+            minus = _kept(negative, scales_negative, row, start + block, channels, SIZE, NARROW)
             norm += tl.abs(plus)
             extrapolated += tl.abs(scale * plus - (scale - 1) * minus)
         length, limit = tl.sum(extrapolated, 0), tl.sum(norm, 0)
@@ -176,10 +204,10 @@ def blend(
         factor = tl.where(clipped, limit / tl.where(clipped, length, 1.0), 1.0)
         a, b = alpha * factor * scale + 1 - alpha, alpha * factor * (scale - 1)
     for start in range(0, channels, BLOCK):
-        inside = start + block < channels
-        plus = tl.load(positive + start + block, mask=inside, other=0.0).to(tl.float32)
-        minus = tl.load(negative + start + block, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + start + block, (a * plus - b * minus).to(out.dtype.element_ty), mask=inside)
+        plus = _kept(positive, scales_positive, row, start + block, channels, SIZE, NARROW)
+        minus = _kept(negative, scales_negative, row, start + block, channels, SIZE, NARROW)
+        to = out + start + block
+        tl.store(to, (a * plus - b * minus).to(out.dtype.element_ty), mask=start + block < channels)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -187,16 +215,21 @@ def _unit(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _blend(positive: Tensor, negative: Tensor, out: Tensor, samples: int, settings: tuple, rule: str) -> None:
-    """positive, negative, out [N, C]; a sample is N / samples rows."""
+def _blend(
+    positive: Tensor, negative: Tensor, out: Tensor, samples: int, settings: tuple, rule: str,
+    scales: Tensor | None = None,
+) -> None:  # fmt: skip
+    """positive, negative, out [N, C]; a sample is N / samples rows. scales: [2, N, H], where the two are narrow."""
     count, channels = positive.shape
     tensors = isinstance(settings[0], Tensor)
     settings = settings if tensors else tuple(float(x) for x in settings)
     strides = [x.stride(0) if tensors and x.ndim else 0 for x in settings]
     block = min(1024, triton.next_power_of_2(max(channels, 16)))
     blend[(count,)](
-        positive, negative, out, *settings, max(count // samples, 1), positive.stride(0), negative.stride(0), *strides,
-        channels, NASA=rule != "nag", TENSOR=tensors, BLOCK=block, num_warps=4 if block > 256 else 1,
+        positive, negative, *(out, out) if scales is None else scales, out, *settings, max(count // samples, 1),
+        positive.stride(0), negative.stride(0), *strides, channels, NASA=rule != "nag", TENSOR=tensors,
+        SIZE=1 if scales is None else channels // scales.shape[2], NARROW=scales is not None, BLOCK=block,
+        num_warps=4 if block > 256 else 1,
     )  # fmt: skip
 
 
@@ -211,40 +244,41 @@ def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, 
     return out
 
 
-def _branches(query, pairs, masks, softmax_scale, bias, rule, state=None) -> Tensor:
-    """Z+ and Z- [2, B, S, H, D], float32; pairs and masks of text+, text- and the shared keys (None where there are none),
-    or, in the place of those, `state`: (out, logsumexp) of an attention to them."""
+def _guided(query, pairs, masks, softmax_scale, bias, settings, rule, state=None) -> Tensor:
+    """Both kernels; pairs and masks of text+, text- and the shared keys (None where there are none) or, in the place of those,
+    `state`: (out, logsumexp, whether Z- may lie where `out` does) of an attention to them."""
     batch, length, heads, size = query.shape
     shared = pairs[2] is not None and pairs[2][0].shape[1] > 0
     query = _unit(query)
     texts = [_unit(x) for pair in (*pairs[:2], pairs[2] if shared else pairs[0]) for x in pair]
     masks = [*masks[:2], masks[2] if shared else None]
-    out, lse = state or (query, query)
-    out = _unit(out)
+    prefix, lse, spent = state or (query, query, False)
+    prefix = _unit(prefix)
     strides = [query.stride(i) for i in range(3)]
     for x in texts:
         strides += [x.stride(0) if x.shape[0] == batch else 0, x.stride(1), x.stride(2)]
     for mask in masks:
         strides += [0, 0] if mask is None else [mask.stride(0) if mask.shape[0] == batch else 0, mask.stride(1)]
-    strides += [*(out.stride(i) for i in range(3)), *(lse.stride(i) for i in range(3))]
-    wide = torch.empty((2, batch, length, heads, size), dtype=torch.float32, device=query.device)
+    strides += [*(prefix.stride(i) for i in range(3)), *(lse.stride(i) for i in range(3))]
+    out = torch.empty((batch, length, heads, size), dtype=query.dtype, device=query.device)
+    narrow = query.dtype == torch.bfloat16
+    if narrow:
+        spent = spent and prefix.is_contiguous() and prefix.dtype == out.dtype
+        both = [x.view(torch.float16) for x in (out, prefix if spent else torch.empty_like(out))]
+    else:
+        both = torch.empty((2, *out.shape), dtype=torch.float32, device=query.device)
+    scales = torch.empty((2, batch * length, heads), dtype=torch.float32, device=query.device) if narrow else None
     config = tiles(size, query.dtype, capability(query.device))
     branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
-        query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), out, lse, *wide,
-        length, *(x.shape[1] for x in texts[::2]), size**-0.5 if softmax_scale is None else float(softmax_scale),
-        float(bias), *strides,
+        query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), prefix, lse, *both,
+        *(both if scales is None else scales), length, *(x.shape[1] for x in texts[::2]),
+        size**-0.5 if softmax_scale is None else float(softmax_scale), float(bias), *strides,
         HEADS=heads, REPEATS=heads // texts[0].shape[2], SIZE=size, SHARED=shared, FINISH=state is not None,
         MASK_POSITIVE=masks[0] is not None, MASK_NEGATIVE=masks[1] is not None, MASK_SHARED=masks[2] is not None,
-        VSF=rule == "vsf", WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
+        VSF=rule == "vsf", NARROW=narrow, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
         BLOCK_D=max(16, triton.next_power_of_2(size)), **config,
     )  # fmt: skip
-    return wide
-
-
-def _guided(query: Tensor, wide: Tensor, settings: tuple, rule: str) -> Tensor:
-    batch, length, heads, size = query.shape
-    out = torch.empty((batch, length, heads, size), dtype=query.dtype, device=query.device)
-    _blend(*(x.view(batch * length, heads * size) for x in (*wide, out)), batch, settings, rule)
+    _blend(*(x.view(batch * length, heads * size) for x in (*both, out)), batch, settings, rule, scales)
     return out
 
 
@@ -254,36 +288,32 @@ def fused_guided_attention(
     mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
     softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
 ) -> Tensor:  # fmt: skip
-    """As `nag_kernels.fused_guided_attention`, for inputs that were checked; any dtype but float64.
-
-    Z+ and Z- lie in memory between the two kernels, in float32.
-    """
+    """As `nag_kernels.fused_guided_attention`, for inputs that were checked; any dtype but float64."""
     calls["fused_guided_attention"] += 1
     if not query.numel():
         return torch.empty_like(query, memory_format=torch.contiguous_format)
     pairs = [(key_positive, value_positive), (key_negative, value_negative)]
     pairs.append(None if key_shared is None else (key_shared, value_shared))
     masks = (mask_positive, mask_negative, mask_shared)
-    wide = _branches(query, pairs, masks, softmax_scale, negative_logit_bias, rule)
-    return _guided(query, wide, (nag_scale, nag_tau, nag_alpha), rule)
+    return _guided(query, pairs, masks, softmax_scale, negative_logit_bias, (nag_scale, nag_tau, nag_alpha), rule)
 
 
 def finish(
     query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
     nag_scale, nag_tau, nag_alpha, shared_out: Tensor, shared_lse: Tensor,
     mask_positive: Tensor | None = None, mask_negative: Tensor | None = None,
-    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
+    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag", spend: bool = False,
 ) -> Tensor:  # fmt: skip
     """The same with the shared part given: shared_out [B, S, H, D] (query's dtype or float32) and shared_lse [B, H, S]
-    (float32, natural logarithm), what an attention of query to the shared keys returned at the same softmax_scale."""
+    (float32, natural logarithm), what an attention of query to the shared keys returned at the same softmax_scale.
+    spend: shared_out may be written over."""
     calls["finish"] += 1
     if not query.numel():
         return torch.empty_like(query, memory_format=torch.contiguous_format)
     pairs = [(key_positive, value_positive), (key_negative, value_negative), None]
     masks = (mask_positive, mask_negative, None)
-    state = (shared_out, shared_lse)
-    wide = _branches(query, pairs, masks, softmax_scale, negative_logit_bias, rule, state)
-    return _guided(query, wide, (nag_scale, nag_tau, nag_alpha), rule)
+    settings, state = (nag_scale, nag_tau, nag_alpha), (shared_out, shared_lse, spend)
+    return _guided(query, pairs, masks, softmax_scale, negative_logit_bias, settings, rule, state)
 
 
 KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}

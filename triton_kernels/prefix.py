@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shared part of joint attention from a vendor's attention: (out [B, S, H, D], logsumexp [B, H, S]) for `finish`."""
 
+import importlib
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -29,4 +32,12 @@ def cudnn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     return out.transpose(1, 2), lse.squeeze(-1) if lse.ndim == 4 else lse
 
 
-PREFIXES = {"flash": flash, "cudnn": cudnn}
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The package flash-attn: FlashAttention 3 (its module flash_attn_interface, on sm_90) where it is there, else 2."""
+    third = importlib.util.find_spec("flash_attn_interface") and torch.cuda.get_device_capability(query.device)[0] == 9
+    package = importlib.import_module("flash_attn_interface" if third else "flash_attn")
+    out, lse, *_ = package.flash_attn_func(query, key, value, softmax_scale=scale, return_attn_probs=True)
+    return out, lse
+
+
+PREFIXES = {"flash": flash, "cudnn": cudnn, "flash-attn": flash_attn}

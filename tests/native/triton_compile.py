@@ -52,13 +52,21 @@ def build(kernel, types: dict[str, str], constants: dict, capability: int, **opt
 
 def branches(size: int, dtype: torch.dtype, capability: int, variant: str) -> dict:
     config = configs.tiles(size, dtype, capability)
-    types = {"positive": "*fp32", "negative": "*fp32", "query": POINTERS[dtype], "scale": "fp32", "bias": "fp32",
-             "shared_out": POINTERS[dtype], "shared_lse": "*fp32"}  # fmt: skip
+    narrow = dtype == torch.bfloat16
+    types = {
+        "query": POINTERS[dtype],
+        "scale": "fp32",
+        "bias": "fp32",
+        "shared_out": POINTERS[dtype],
+        "shared_lse": "*fp32",
+    }
+    types |= dict.fromkeys(("positive", "negative"), "*fp16" if narrow else "*fp32")
+    types |= dict.fromkeys(("scales_positive", "scales_negative"), "*fp32")
     for part in ("positive", "negative", "shared"):
         types |= {f"key_{part}": POINTERS[dtype], f"value_{part}": POINTERS[dtype], f"mask_{part}": "*u8"}
     constants = {
         "HEADS": 24, "REPEATS": 1, "SIZE": size, "SHARED": True, "FINISH": False, "MASK_POSITIVE": True,
-        "MASK_NEGATIVE": True, "MASK_SHARED": False, "VSF": False, "WIDEN": False,
+        "MASK_NEGATIVE": True, "MASK_SHARED": False, "VSF": False, "NARROW": narrow, "WIDEN": False,
         "BLOCK_D": max(16, triton.next_power_of_2(size)),
         **{name: value for name, value in config.items() if name.startswith("BLOCK")}, **VARIANTS[variant],
     }  # fmt: skip
@@ -68,10 +76,10 @@ def branches(size: int, dtype: torch.dtype, capability: int, variant: str) -> di
 
 
 def blend(dtype: torch.dtype, block: int, capability: int) -> dict:
-    types = dict.fromkeys(("positive", "negative", "nag_scale", "nag_tau", "nag_alpha"), "*fp32") | {
-        "out": POINTERS[dtype]
-    }
-    constants = {"NASA": False, "TENSOR": True, "BLOCK": block}
+    narrow = dtype == torch.bfloat16
+    types = dict.fromkeys(("nag_scale", "nag_tau", "nag_alpha", "scales_positive", "scales_negative"), "*fp32")
+    types |= dict.fromkeys(("positive", "negative"), "*fp16" if narrow else "*fp32") | {"out": POINTERS[dtype]}
+    constants = {"NASA": False, "TENSOR": True, "SIZE": 64 if narrow else 1, "NARROW": narrow, "BLOCK": block}
     return build(attention.blend, types, constants, capability, num_warps=4 if block > 256 else 1)
 
 

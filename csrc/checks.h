@@ -212,6 +212,8 @@ void check_guidance(const Tensor& positive, const Tensor& negative, const Settin
   check_settings(op, scale, tau, alpha, rule, "positive", positive);
 }
 
+inline const Tensor* pointer(const std::optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
+
 // One text, or the shared keys, as the caller gave them.
 struct KeySet {
   const char* part;

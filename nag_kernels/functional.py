@@ -27,6 +27,9 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
         if chosen in _ops.PLAIN:
             return _ops.force_plain(chosen, op, *arguments)
         if backend in ("cuda", "triton"):
+            if torch.compiler.is_compiling():
+                raise ValueError(f"nag::{op}: backend={backend!r} by name is chosen call by call and cannot be compiled; "
+                                 f"NAG_BACKEND={backend} before the import chooses for the process")  # fmt: skip
             with gpu.only(backend):
                 return _call(op, None, operation, arguments, tensors)
     run = operation.tensor if tensors else operation.default
@@ -85,7 +88,8 @@ def fused_guided_attention(
         negative_logit_bias: added to the logits of key_negative (log r weighs the text like r copies); needs key_shared,
             but for "vsf".
         rule: "nag", "nasa" or "vsf".
-        backend: None takes the fastest that can run here; a name of `available_backends()` forces one.
+        backend: None takes the fastest that can run here; a name of `available_backends()` forces one ("cuda" and "triton" not
+            under torch.compile, where NAG_BACKEND chooses).
 
     Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are in float32 (float64 for float64).
         Differentiable in every tensor but the masks; the gradient recomputes the attention from the inputs.

@@ -161,6 +161,18 @@ def test_turned_on_without_a_gpu(asked):
     assert (triton == "None") == (asked == "gpu")
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_family_by_name_is_refused_under_compile(monkeypatch, backend):
+    """Which kernel serves is then decided in Python, at each call."""
+    monkeypatch.setattr(backends, "choose", lambda op, device, forced: forced)
+    monkeypatch.setattr(gpu, "_families", lambda: ())
+    inputs = testing.with_settings(testing.make_inputs(length=3, heads=2, size=8, positive=3, negative=4), SETTINGS)
+    assert nag_kernels.fused_guided_attention(**inputs, backend=backend).isfinite().all()
+    compiled = torch.compile(nag_kernels.fused_guided_attention, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=f"NAG_BACKEND={backend} before the import chooses for the process"):
+        compiled(**inputs, backend=backend)
+
+
 def test_off_by_default():
     assert "not run on a GPU yet; NAG_BACKEND=cuda or gpu" in backends.refusal("cuda", "cuda")
 

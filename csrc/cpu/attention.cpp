@@ -206,8 +206,6 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   return out;
 }
 
-const Tensor* pointer(const std::optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
-
 template <class Setting>
 Tensor attention_cpu(Tensor query,                                           // [B, S, H, D]
                      Tensor key_positive,                                    // [B, Tp, Hkv, D]

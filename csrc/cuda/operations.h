@@ -12,8 +12,6 @@
 
 namespace nag {
 
-inline const Tensor* pointer(const std::optional<Tensor>& x) { return x.has_value() ? &*x : nullptr; }
-
 // Why the kernels of `form` cannot serve a call whose tensors have the right dimensions; empty if they can.
 std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::string& form);
 

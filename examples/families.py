@@ -66,6 +66,8 @@ EXAMPLES = {
     "skyreels-i2v": Example("Skywork/SkyReels-V2-I2V-14B-720P-Diffusers", 50, "skyreels from an image", FREE),
     "chronoedit": Example("nvidia/ChronoEdit-14B-Diffusers", 50, "chronoedit", FREE),
     "prx": Example("Photoroom/prx-512-t2i-sft", 28, "prx", FREE),
+    "ernie-image": Example("baidu/ERNIE-Image-Turbo", 8, "ernie image", FREE),
+    "kolors": Example("Kwai-Kolors/Kolors-diffusers", 25, "kolors", FREE),
     "qwen-image-2.1": Example("", 40, "qwen image 2.1"),
     "krea-2": Example("", 8, "krea 2", {"guidance_scale": 0.0}),
     "ovis": Example("AIDC-AI/Ovis-Image-7B", 30, "ovis", FREE),

@@ -33,7 +33,8 @@ class Family:
 
     text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch; 0: in
         a model that knows no batch and draws one image a call).
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; "outer.inner" is in a mapping.
+    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T], or say how many of the first tokens are
+        seen, [B] (the model is then told it of text+); "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
     processors: ours for each stock processor; any other at a site is refused.

@@ -10,7 +10,18 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, framepack, hunyuan_dit, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .texts_apart import (
+    auraflow,
+    cogvideox,
+    ernie_image,
+    framepack,
+    hunyuan_dit,
+    hunyuan_image,
+    kandinsky,
+    krea2,
+    lumina2,
+    mochi,
+)
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
@@ -202,6 +213,16 @@ GENERIC_FAMILIES: dict[str, Family] = {
         sites=named("attention"),
         site_count=blocks("depth"),
         layout=Layout("keys", ("PRXAttnProcessor2_0",), masks=True),
+    ),
+    "ErnieImageTransformer2DModel": Family(
+        text={"text_bth": 1},
+        masks=("text_lens",),
+        hard_masks=True,
+        sites=named("self_attention"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last", ("ErnieImageSingleStreamAttnProcessor",), masks=True),
+        apart=lambda transformer, text: [(transformer.pos_embed, "forward", ernie_image)],
+        negative_call={"use_pe": False},  # a language model that enhances prompts
     ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},

@@ -86,7 +86,10 @@ class Packer:
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
             masks = () if self.family.masks_for_image else self.family.masks
-            packed |= {mask: interleaved(*seen, 1, degree, mask) for mask in masks}
+            packed |= {
+                mask: seen[0].sum(dim=1) if _counts(arguments.get(mask)) else interleaved(*seen, 1, degree, mask)
+                for mask in masks
+            }
         if self.family.masks_for_image:
             packed |= _without(arguments, self.family.masks[0])
         return packed
@@ -241,7 +244,9 @@ class Packer:
 
     def _seen(self, name: str, given: Tensor, length: int) -> Tensor:
         mask = given[:, 0, 0] if given.ndim == 4 and given.shape[1:3] == (1, 1) else given
-        if mask.ndim == 2:
+        if _counts(given):
+            seen, plain = torch.arange(length, device=given.device) < given[:, None], True
+        elif mask.ndim == 2:
             seen = mask == 1
             plain = (seen | (mask == 0)).all()
         else:
@@ -283,6 +288,11 @@ def _look_up(arguments: Mapping[str, Any], name: str) -> Any:
     outer, _, inner = name.partition(".")
     value = arguments.get(outer)
     return (value or {}).get(inner) if inner else value
+
+
+def _counts(mask: Any) -> bool:
+    """Whether a mask says no more than how many of a text's tokens are seen."""
+    return isinstance(mask, Tensor) and mask.ndim == 1
 
 
 def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:

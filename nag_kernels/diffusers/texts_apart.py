@@ -152,6 +152,13 @@ def krea2(model: Module) -> list[Part]:
     return [(model.text_fusion, "forward", fuse), (model.rotary_emb, "forward", turn)]
 
 
+def ernie_image(forward: Callable, text: PackedText, positions: Tensor) -> Tensor:
+    """The text's numbers, after the image's positions [B, S + T+ + T-, 3], begin anew for text-."""
+    numbers = positions.narrow(1, positions.shape[1] - text.length_negative, text.length_negative).clone()
+    numbers[..., 0] -= text.length_positive
+    return forward(torch.cat([positions[:, : -text.length_negative], numbers], dim=1))
+
+
 def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor) -> Tensor:
     """Attention within the text; `rope` holds the positions of both."""
     pairs = zip(of_each(texts, text), of_each(rope, text), strict=True)

@@ -283,6 +283,10 @@ def test_texts_and_masks_that_do_not_fit():
         pipe.texts["negative"][name] = pipe.texts["negative"][name][:, :5]
     with pytest.raises(ValueError, match=r"must have 7 tokens for the negative .*got 5"), guide(pipe, "negative"):
         pipe(pipe.prompt)
+    pipe = filled("JoyImageEditPlusTransformer3DModel", masked=True)
+    pipe.arguments["shape_list"] = [[(1, 4, 4)], *pipe.arguments["shape_list"][1:]]
+    with pytest.raises(ValueError, match=r"must fill 22 tokens .*got \[16, 22\]"), guide(pipe, "negative"):
+        pipe(pipe.prompt)
     pipe = filled("BriaFiboTransformer2DModel")
     for options, message in (
         ({"pad": True}, "a text for each layer"),

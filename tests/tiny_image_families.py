@@ -6,8 +6,8 @@ import functools
 
 import diffusers
 import torch
-from tiny_family import SAME, WHOLE, Tiny, images
-from tiny_models import TEXT, model_arguments, unet_sdxl
+from tiny_family import SAME, UNSEEN, WHOLE, Tiny, images, times
+from tiny_models import TEXT, model_arguments, noise, unet_sdxl
 
 
 def _ernie():
@@ -31,6 +31,54 @@ def _ernie_in_one_place():
     return model
 
 
+def _nucleus():
+    model = diffusers.NucleusMoEImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=4, attention_head_dim=16, num_attention_heads=4, num_key_value_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 6, 6), dense_moe_strategy="leave_first_block_dense", num_experts=2,
+        moe_intermediate_dim=16, capacity_factors=1.0,
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if "experts" in name:
+            torch.nn.init.normal_(parameter, std=0.2)  # of which it leaves what was in memory
+    return model
+
+
+def _nucleus_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 16, 16, seed=3, dtype=dtype), "timestep": times(rows, dtype),
+            "img_shapes": [(1, 4, 4)] * rows}  # fmt: skip
+
+
+def _text_with_its_mask(x, mask):
+    return {"encoder_hidden_states": x, "encoder_hidden_states_mask": mask}
+
+
+def _joy(name, **config):
+    return lambda: getattr(diffusers, name)(
+        in_channels=4,
+        hidden_size=32,
+        num_attention_heads=2,
+        text_dim=TEXT,
+        num_layers=2,
+        rope_dim_list=[4, 6, 6],
+        **config,
+    )
+
+
+def _joy_layer(site):
+    return site.img_attn_proj
+
+
+def _joy_arguments(rows, dtype):
+    """The image to be drawn after one that is given."""
+    return {"hidden_states": noise(rows, 2, 4, 1, 8, 8, seed=3, dtype=dtype), "timestep": times(rows)}
+
+
+def _joy_plus_arguments(rows, dtype):
+    """In patches: the image to be drawn and one that is given."""
+    image = noise(rows, 22, 4, 1, 2, 2, seed=3, dtype=dtype)
+    return {"hidden_states": image, "timestep": times(rows), "shape_list": [[(1, 4, 4), (1, 2, 3)]] * rows}
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -42,6 +90,26 @@ IMAGES = {
     ),
     "ErnieImageTransformer2DModel in one place": Tiny(
         _ernie_in_one_place, images, 16, _ernie_text, text_first=False, seen=((7, 3, 5), (5, 4, 3)), tau=2.0
+    ),
+    "NucleusMoEImageTransformer2DModel": Tiny(_nucleus, _nucleus_arguments, 16, _text_with_its_mask, seen=UNSEEN),
+    "JoyImageEditTransformer3DModel": Tiny(
+        _joy("JoyImageEditTransformer3DModel", rope_type="mrope"),
+        _joy_arguments,
+        32,
+        text_first=False,
+        layer=_joy_layer,
+    ),
+    "JoyImageEditTransformer3DModel unnumbered": Tiny(
+        _joy("JoyImageEditTransformer3DModel"), _joy_arguments, 32, text_first=False, layer=_joy_layer
+    ),
+    "JoyImageEditPlusTransformer3DModel": Tiny(
+        _joy("JoyImageEditPlusTransformer3DModel"),
+        _joy_plus_arguments,
+        22,
+        _text_with_its_mask,
+        text_first=False,
+        layer=_joy_layer,
+        seen=UNSEEN,
     ),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

@@ -6,10 +6,14 @@ import sys
 import unittest.mock
 
 import diffusers
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from tiny_image_families import kolors as tiny_kolors
 from tiny_models import POOLED, TEXT, seeded
-from tiny_pipelines import denoiser, embeds, with_text
+from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, wan_vae, with_text
+
+PICTURE = Image.fromarray((IMAGE[0] * 255).byte().permute(1, 2, 0).numpy())
 
 
 def ernie_image():
@@ -33,7 +37,42 @@ def kolors():
     return pipe, *with_text(texts, height=64, width=64)
 
 
+def joy_image_edit():
+    """From an image; the pipeline would draw one of a megapixel."""
+    pipe = diffusers.JoyImageEditPipeline(
+        FlowMatchEulerDiscreteScheduler(), wan_vae(4), None, None, denoiser("JoyImageEditTransformer3DModel"), None
+    )
+    pipe.vae_image_processor.get_default_height_width = lambda image, height, width: (height, width)
+    texts = [{"prompt_embeds": embeds(n, 2, n, TEXT), "prompt_embeds_mask": torch.ones(2, n)} for n in (7, 5, 6)]
+    return pipe, *with_text(texts, image=PICTURE, height=32, width=32)
+
+
+def joy_image_edit_plus():
+    """From two images. It takes no ready-made text, so its encoder is a stand-in."""
+    pipe = diffusers.JoyImageEditPlusPipeline(
+        FlowMatchEulerDiscreteScheduler(), wan_vae(4), None, None, denoiser("JoyImageEditPlusTransformer3DModel"), None
+    )
+    pipe.image_processor.get_default_height_width = lambda *image: (32, 16)
+
+    def encode(prompt, **_):
+        n = max(map(len, prompt)) // 8
+        return embeds(n, len(prompt), n, TEXT), torch.arange(n) < torch.tensor([[n], [n - 2]])
+
+    pipe.encode_prompt_multiple_images = encode
+    call = {"images": [[PICTURE, PICTURE]] * 2, "height": 32, "width": 32, "negative_prompt": [""] * 2}
+    return pipe, call, {"prompt": ["a small red cat"] * 2}, NEGATIVE
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
+    "nucleus": ready_made(
+        "NucleusMoEImagePipeline",
+        "NucleusMoEImageTransformer2DModel",
+        masks="prompt_embeds_mask",
+        length=7,
+        more=lambda: {"processor": None},
+    ),
+    "joy image edit": joy_image_edit,
+    "joy image edit plus": joy_image_edit_plus,
 }

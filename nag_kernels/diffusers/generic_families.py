@@ -17,10 +17,12 @@ from .texts_apart import (
     framepack,
     hunyuan_dit,
     hunyuan_image,
+    joy_image_plus,
     kandinsky,
     krea2,
     lumina2,
     mochi,
+    numbered_anew,
 )
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
@@ -223,6 +225,33 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("last", ("ErnieImageSingleStreamAttnProcessor",), masks=True),
         apart=lambda transformer, text: [(transformer.pos_embed, "forward", ernie_image)],
         negative_call={"use_pe": False},  # a language model that enhances prompts
+    ),
+    "NucleusMoEImageTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_hidden_states_mask",),
+        hard_masks=True,
+        sites=named("attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last keys", ("NucleusMoEAttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.pos_embed, "forward", numbered_anew)],
+        two_calls=True,
+    ),
+    "JoyImageEditTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=named("attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last", ("JoyImageAttnProcessor",)),
+        apart=lambda transformer, text: [(transformer, "get_rotary_pos_embed", numbered_anew)],
+        two_calls=True,
+    ),
+    "JoyImageEditPlusTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_hidden_states_mask",),
+        hard_masks=True,
+        sites=named("attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last", ("JoyImageEditPlusAttnProcessor",), masks=True),
+        apart=lambda transformer, text: [(transformer, "forward", joy_image_plus)],
     ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},

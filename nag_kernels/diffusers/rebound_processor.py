@@ -36,7 +36,7 @@ class Layout:
     """Where the texts lie in the attention of a family.
 
     text: "cross": the keys are [text+ ; text-]; "first": all is [text+ ; text- ; image]; "last": [image ; text+ ; text-];
-        "keys": the queries are the image, the keys [text+ ; text- ; image].
+        "keys": the queries are the image, the keys [text+ ; text- ; image]; "last keys": the keys [image ; text+ ; text-].
     stock: the names of the processors.
     masks: whether the model may give attention a mask of the texts; `PackedText` has them and stands in for it. Without it a
         mask is refused.
@@ -133,15 +133,16 @@ class _Attention(JointAttentionProcessor):
             if key.shape[1] != length:
                 raise ValueError(f"guide: attention to the texts must have {length} keys, got {key.shape[1]}")
             return self._attend_guided(query, key, value)
-        image, at_end = key.shape[1] - length, self.layout.text == "last"
+        image, at_end = key.shape[1] - length, self.layout.text.startswith("last")
         if image <= 0:
             raise ValueError(
                 f"guide: attention must have the texts' {length} tokens and the image's, got {key.shape[1]}"
             )
         sizes = (image, length) if at_end else (length, image)
         (first_key, last_key), (first_value, last_value) = key.split(sizes, dim=1), value.split(sizes, dim=1)
-        if self.layout.text == "keys":
-            return self._attend_guided(query, first_key, first_value, last_key, last_value)
+        if self.layout.text.endswith("keys"):
+            of_texts, of_image = (first_key, first_value), (last_key, last_value)
+            return self._attend_guided(query, *(of_image + of_texts if at_end else of_texts + of_image))
         if query.shape[1] != key.shape[1]:
             raise ValueError(
                 f"guide: attention must have as many keys as queries, {query.shape[1]}, got {key.shape[1]}: keys of another "

@@ -7,6 +7,7 @@ An entry of the table of families names such parts of its model, each with the f
 """
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -157,6 +158,32 @@ def ernie_image(forward: Callable, text: PackedText, positions: Tensor) -> Tenso
     numbers = positions.narrow(1, positions.shape[1] - text.length_negative, text.length_negative).clone()
     numbers[..., 0] -= text.length_positive
     return forward(torch.cat([positions[:, : -text.length_negative], numbers], dim=1))
+
+
+def numbered_anew(method: Callable, text: PackedText, *call: Any, **options: Any) -> tuple[Tensor, Any]:
+    """Positions of the image and of a text whose tokens are numbered: those of text- begin where those of text+ do.
+
+    The text's are a tensor [T, C], several of them, or None where it has none.
+    """
+    image, turns = method(*call, **options)
+    if turns is None:
+        return image, None
+    several = isinstance(turns, tuple)
+    anew = tuple(
+        torch.cat([x[: text.length_positive], x[: text.length_negative]]) for x in (turns if several else [turns])
+    )
+    return image, anew if several else anew[0]
+
+
+def joy_image_plus(forward: Callable, text: PackedText, **arguments: Any) -> Any:
+    """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
+    sizes = {sum(math.prod(image) for image in row) for row in arguments["shape_list"]}
+    length = arguments["hidden_states"].shape[1]
+    if arguments.get("encoder_hidden_states_mask") is not None and sizes != {length}:
+        raise ValueError(
+            f"guide: the images of all prompts must fill {length} tokens while texts have masks, got {sorted(sizes)}"
+        )
+    return forward(**arguments)
 
 
 def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor) -> Tensor:

@@ -117,6 +117,8 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     def steered(x, beside=None):
         if x.ndim == 2:
             return steered(x[None])[0]
+        if x.ndim == 4:  # with its heads apart
+            return steered(x.flatten(2)).view_as(x)
         image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
         outputs[which.run] = x[:, image].clone() if beside is None else x - beside
         meeting.wait()

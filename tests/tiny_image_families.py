@@ -6,7 +6,8 @@ import functools
 
 import diffusers
 import torch
-from tiny_family import SAME, UNSEEN, WHOLE, Tiny, images, times
+from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+from tiny_family import SAME, SEEN, UNSEEN, WHOLE, Tiny, images, masked_text, timed_images, times
 from tiny_models import TEXT, model_arguments, noise, unet_sdxl
 
 
@@ -79,6 +80,52 @@ def _joy_plus_arguments(rows, dtype):
     return {"hidden_states": image, "timestep": times(rows), "shape_list": [[(1, 4, 4), (1, 2, 3)]] * rows}
 
 
+def dreamlite():
+    return diffusers.DreamLiteUNetModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=4,
+        down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"), cross_attention_dim=24, ff_mult=2,
+        encoder_hid_dim=TEXT, encoder_hid_dim_type="text_proj_rms", num_kv_heads=2, addition_embed_type="time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=16, use_linear_projection=True,
+    )  # fmt: skip
+
+
+def _dreamlite_arguments(rows, dtype):
+    sizes = {"time_ids": torch.full((rows, 2), 8.0, dtype=dtype)}
+    return model_arguments("sd15", rows, dtype) | {"added_cond_kwargs": sizes}
+
+
+def lumina_next():
+    model = diffusers.LuminaNextDiT2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_attention_heads=4, num_kv_heads=2,
+        multiple_of=8, cross_attention_dim=TEXT,
+    )  # fmt: skip
+    torch.nn.init.zeros_(model.pad_token)  # of which it leaves what was in memory
+    return model
+
+
+class _Pooled(torch.nn.Module):
+    def forward(self, x):
+        return torch.linspace(-1, 1, 32).to(x).expand(len(x), -1)
+
+
+def _lumina_next_pooled_alike():
+    """The oracle's run with the negative would have the pooled negative in its time."""
+    model = lumina_next()
+    model.time_caption_embed.caption_embedder = _Pooled()
+    return model
+
+
+def _lumina_next_arguments(rows, dtype):
+    turns = get_2d_rotary_pos_embed_lumina(8, 8, 8)
+    return timed_images(rows, dtype) | {"image_rotary_emb": turns, "cross_attention_kwargs": {}}
+
+
+def _lumina_next_text(x, mask):
+    mask = torch.ones(x.shape[:2], dtype=torch.long) if mask is None else mask.long()
+    return {"encoder_hidden_states": x, "encoder_mask": mask}
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -110,6 +157,16 @@ IMAGES = {
         text_first=False,
         layer=_joy_layer,
         seen=UNSEEN,
+    ),
+    "DreamLiteUNetModel": Tiny(dreamlite, _dreamlite_arguments, WHOLE, masked_text, seen=SEEN),
+    "LuminaNextDiT2DModel": Tiny(
+        _lumina_next_pooled_alike,
+        _lumina_next_arguments,
+        WHOLE,
+        _lumina_next_text,
+        layer=lambda site: None,
+        seen=SEEN,
+        tau=4.0,
     ),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

@@ -9,9 +9,11 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from tiny_image_families import dreamlite as tiny_dreamlite
 from tiny_image_families import kolors as tiny_kolors
-from tiny_models import POOLED, TEXT, seeded
+from tiny_models import POOLED, TEXT, Tokenizer, seeded
 from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, wan_vae, with_text
+from transformers import BatchEncoding, LlamaConfig, LlamaModel
 
 PICTURE = Image.fromarray((IMAGE[0] * 255).byte().permute(1, 2, 0).numpy())
 
@@ -63,6 +65,33 @@ def joy_image_edit_plus():
     return pipe, call, {"prompt": ["a small red cat"] * 2}, NEGATIVE
 
 
+def llama():
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    return seeded(lambda: LlamaModel(config), seed=2)
+
+
+class EncodedTokenizer(Tokenizer):
+    """Whose answer is a mapping, too."""
+
+    def __call__(self, *args, **kwargs):
+        return BatchEncoding(vars(super().__call__(*args, **kwargs)))
+
+
+def dreamlite(name, **call):
+    """It draws one image a call, always with classifier-free guidance or, distilled, never."""
+
+    def build():
+        parts = {"unet": seeded(tiny_dreamlite), "vae": seeded(lambda: diffusers.AutoencoderTiny(latent_channels=4))}
+        parts |= {"text_encoder": llama(), "tokenizer": EncodedTokenizer(16), "processor": None}
+        pipe = getattr(diffusers, name)(scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
+        pipe.prompt_template_encode_generate, pipe.prompt_template_encode_generate_start_idx = "{}", 0
+        return pipe, {"height": 64, "width": 64, **call}, {"prompt": "a small red cat"}, NEGATIVE
+
+    return build
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -72,6 +101,15 @@ IMAGES = {
         masks="prompt_embeds_mask",
         length=7,
         more=lambda: {"processor": None},
+    ),
+    "dreamlite": dreamlite("DreamLitePipeline"),
+    "dreamlite mobile": dreamlite("DreamLiteMobilePipeline"),
+    "lumina next": ready_made(
+        "LuminaPipeline",
+        "LuminaNextDiT2DModel",
+        masks="prompt_attention_mask",
+        length=7,
+        clean_caption=False,
     ),
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,

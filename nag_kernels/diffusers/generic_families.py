@@ -3,6 +3,7 @@
 """The part of the table of families that goes the generic route, by the model's own processors, of which only the call of
 attention is replaced (`rebound_processor`)."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from .texts_apart import (
     kandinsky,
     krea2,
     lumina2,
+    lumina_next,
     mochi,
     numbered_anew,
 )
@@ -35,7 +37,7 @@ def named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
         for name, module in denoiser.named_modules()
         if hasattr(module, "processor")
         and name.split(".")[-1] in names
-        and name.split(".")[0].endswith(("blocks", "layers"))
+        and name.split(".")[0].endswith(("block", "blocks", "layers"))
     )
 
 
@@ -56,6 +58,13 @@ def _anyflow(**more: Any) -> Family:
 
 def _anyflow_fills_cache(arguments: Mapping[str, Any]) -> bool:
     return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
+
+
+def _dreamlite_refuse(unet: Module) -> str | None:
+    """What is refused of `UNet2DConditionModel`, which it derives from."""
+    known = {"addition_embed_type": (None, "time"), "encoder_hid_dim_type": (None, "text_proj", "text_proj_rms")}
+    unknown = [f"{name} '{unet.config[name]}'" for name, values in known.items() if unet.config[name] not in values]
+    return f"{' and '.join(unknown)} may read the text outside attention" if unknown else None
 
 
 GENERIC_FAMILIES: dict[str, Family] = {
@@ -252,6 +261,25 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=blocks("num_layers"),
         layout=Layout("last", ("JoyImageEditPlusAttnProcessor",), masks=True),
         apart=lambda transformer, text: [(transformer, "forward", joy_image_plus)],
+    ),
+    "DreamLiteUNetModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=named("attn2"),
+        site_count=lambda unet: sum(type(x).__name__ == "BasicTransformerBlockDreamLite" for x in unet.modules()),
+        layout=Layout("cross", ("DreamLiteAttnProcessor2_0",), masks=True),
+        refuse=_dreamlite_refuse,
+        cfg_above=-math.inf,  # where it has it, it always has it
+    ),
+    "LuminaNextDiT2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_mask",),
+        sites=named("attn2"),
+        site_count=blocks("num_layers"),
+        layout=Layout("cross", ("LuminaAttnProcessor2_0",), masks=True),
+        exact="float64, float32; before the gate",
+        apart=lambda transformer, text: [(transformer.time_caption_embed, "forward", lumina_next)],
+        prompt_first=True,
     ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},

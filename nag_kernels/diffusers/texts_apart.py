@@ -241,6 +241,11 @@ def mochi(model: Module) -> Callable:
     return embed
 
 
+def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+    """As `mochi`: the time is embedded together with a mean of text+."""
+    return forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0])
+
+
 def hunyuan_dit(model: Module) -> list[Part]:
     """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
 

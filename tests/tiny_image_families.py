@@ -126,6 +126,20 @@ def _lumina_next_text(x, mask):
     return {"encoder_hidden_states": x, "encoder_mask": mask}
 
 
+def kandinsky3():
+    return diffusers.Kandinsky3UNet(
+        time_embedding_dim=16, groups=1, attention_head_dim=8, layers_per_block=2, block_out_channels=(16, 16, 16, 32),
+        cross_attention_dim=24, encoder_hid_dim=TEXT,
+    )  # fmt: skip
+
+
+def _kandinsky3_pooled_alike():
+    """As above."""
+    model = kandinsky3()
+    model.add_time_condition.forward = lambda time, *_: time
+    return model
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -167,6 +181,9 @@ IMAGES = {
         layer=lambda site: None,
         seen=SEEN,
         tau=4.0,
+    ),
+    "Kandinsky3UNet": Tiny(
+        _kandinsky3_pooled_alike, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN, tau=2.0
     ),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

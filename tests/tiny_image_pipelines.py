@@ -10,9 +10,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_image_families import dreamlite as tiny_dreamlite
+from tiny_image_families import kandinsky3 as tiny_kandinsky3
 from tiny_image_families import kolors as tiny_kolors
 from tiny_models import POOLED, TEXT, Tokenizer, seeded
-from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, wan_vae, with_text
+from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, t5, wan_vae, with_text
 from transformers import BatchEncoding, LlamaConfig, LlamaModel
 
 PICTURE = Image.fromarray((IMAGE[0] * 255).byte().permute(1, 2, 0).numpy())
@@ -92,6 +93,26 @@ def dreamlite(name, **call):
     return build
 
 
+def kandinsky3():
+    """With a text encoder; texts are cut to the longest of the call."""
+    pipe = diffusers.Kandinsky3Pipeline(
+        t5()["tokenizer"], t5()["text_encoder"], seeded(tiny_kandinsky3), diffusers.DDPMScheduler(), None
+    )
+    return pipe, {"height": 64, "width": 64, "negative_prompt": "blue"}, {"prompt": "a small red cat"}, NEGATIVE
+
+
+def kandinsky3_ready_made():
+    pipe, call, *_ = kandinsky3()
+    texts = []
+    for n in (7, 5, 6):
+        text = {
+            "prompt_embeds": embeds(n, 2, 7, TEXT),
+            "attention_mask": torch.arange(7) < torch.tensor([[n], [n - 2]]),
+        }
+        texts.append(text)
+    return pipe, *with_text(texts, **call | {"negative_prompt": None})
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -111,6 +132,8 @@ IMAGES = {
         length=7,
         clean_caption=False,
     ),
+    "kandinsky 3": kandinsky3,
+    "kandinsky 3 ready made": kandinsky3_ready_made,
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }

@@ -20,6 +20,7 @@ from .texts_apart import (
     hunyuan_image,
     joy_image_plus,
     kandinsky,
+    kandinsky3,
     krea2,
     lumina2,
     lumina_next,
@@ -280,6 +281,14 @@ GENERIC_FAMILIES: dict[str, Family] = {
         exact="float64, float32; before the gate",
         apart=lambda transformer, text: [(transformer.time_caption_embed, "forward", lumina_next)],
         prompt_first=True,
+    ),
+    "Kandinsky3UNet": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=lambda unet: ((x, layer) for x, layer in named("attention")(unet) if ".attentions.0." not in x),
+        site_count=lambda unet: 2 * unet.config.layers_per_block * (len(unet.config.block_out_channels) - 1),
+        layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
+        apart=lambda unet, text: [(unet.add_time_condition, "forward", kandinsky3)],
     ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},

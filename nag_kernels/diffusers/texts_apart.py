@@ -246,6 +246,11 @@ def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Te
     return forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0])
 
 
+def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
+    """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
+    return forward(time, of_each(texts, text)[0], of_each(bias, text, dim=-1)[0])
+
+
 def hunyuan_dit(model: Module) -> list[Part]:
     """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
 

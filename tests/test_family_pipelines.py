@@ -31,7 +31,7 @@ def test_pipeline(kind, guidance_scale):
         del call["guidance_scale"]
         pipe.guider.enable() if guidance_scale > 1 else pipe.guider.disable()
     if guidance_scale == 1:
-        call = {name: x for name, x in call.items() if not name.startswith("negative_prompt_embeds")}
+        call = {name: x for name, x in call.items() if name == "negative_prompt" or not name.startswith("negative_")}
     outputs = []
 
     def note(model, inputs, output):

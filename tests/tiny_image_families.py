@@ -140,6 +140,21 @@ def _kandinsky3_pooled_alike():
     return model
 
 
+def audioldm2():
+    """In each block attention to itself, to a first and to a second text."""
+    return diffusers.AudioLDM2UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=((None, TEXT, TEXT), (None, TEXT, TEXT)),
+    )  # fmt: skip
+
+
+def _two_texts(x, mask):
+    """The second has other lengths; its mask begins where that of the first ends."""
+    mask = None if mask is None else mask[:, : x.shape[1] - 2].long()
+    return {"encoder_hidden_states": x, "encoder_hidden_states_1": x[:, 2:].flip(-1), "encoder_attention_mask_1": mask}
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -184,6 +199,12 @@ IMAGES = {
     ),
     "Kandinsky3UNet": Tiny(
         _kandinsky3_pooled_alike, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN, tau=2.0
+    ),
+    "AudioLDM2UNet2DConditionModel": Tiny(
+        audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, _two_texts, seen=((5, 3, 4), (3, 2, 1))
+    ),
+    "AudioLDM2UNet2DConditionModel of one text": Tiny(
+        audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN
     ),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

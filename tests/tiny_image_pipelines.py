@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pipelines over tiny random models of further families that draw images or sounds, as in `tiny_pipelines`."""
 
+import inspect
 import sys
+import types
 import unittest.mock
 
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from tiny_image_families import audioldm2 as tiny_audioldm2
 from tiny_image_families import dreamlite as tiny_dreamlite
 from tiny_image_families import kandinsky3 as tiny_kandinsky3
 from tiny_image_families import kolors as tiny_kolors
@@ -113,6 +116,23 @@ def kandinsky3_ready_made():
     return pipe, *with_text(texts, **call | {"negative_prompt": None})
 
 
+def audioldm2():
+    """Two texts, one with a mask."""
+    parts = dict.fromkeys(inspect.signature(diffusers.AudioLDM2Pipeline.__init__).parameters)
+    del parts["self"]
+    pipe = diffusers.AudioLDM2Pipeline(
+        **parts | {"unet": seeded(tiny_audioldm2), "scheduler": diffusers.DDIMScheduler()}
+    )
+    shape = {"upsample_rates": [2, 2], "sampling_rate": 16, "model_in_dim": 64, "model_type": "t5"}
+    config = types.SimpleNamespace(**shape)
+    pipe.vocoder = pipe.text_encoder_2 = pipe.language_model = types.SimpleNamespace(config=config, dtype=torch.float32)
+    texts = []
+    for n in (7, 5, 6):
+        text = {"prompt_embeds": embeds(n, 2, 7, TEXT), "generated_prompt_embeds": embeds(n + 9, 2, 4, TEXT)}
+        texts.append(text | {"attention_mask": (torch.arange(7) < torch.tensor([[n], [n - 2]])).long()})
+    return pipe, *with_text(texts)
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -134,6 +154,7 @@ IMAGES = {
     ),
     "kandinsky 3": kandinsky3,
     "kandinsky 3 ready made": kandinsky3_ready_made,
+    "audioldm 2": audioldm2,
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }

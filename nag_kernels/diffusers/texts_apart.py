@@ -192,13 +192,16 @@ def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, 
     return torch.cat([forward(x, time, turns) for x, turns in pairs], dim=1)
 
 
+def masks_of_part(text: PackedText, place: int) -> tuple[Tensor, Tensor]:
+    """Of one of several texts that lie one after another: what of text+ and of text- is seen."""
+    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
+    return tuple(mask.split(list(lengths), dim=1)[place] for mask, lengths in pairs)
+
+
 def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor) -> Tensor:
     """As `token_refiner`, of the last text of several; its mask is not the model's, in which all is seen."""
     place = max(i for i, (_, n) in enumerate(text.parts) if n)  # an image may follow
-    lengths = text.parts[place]
-    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
-    masks = (mask.split(list(all_lengths), dim=1)[place] for mask, all_lengths in pairs)
-    texts = zip(hidden_states.split(lengths, dim=1), masks, strict=True)
+    texts = zip(hidden_states.split(text.parts[place], dim=1), masks_of_part(text, place), strict=True)
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
 
 
@@ -249,6 +252,27 @@ def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Te
 def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
     """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
     return forward(time, of_each(texts, text)[0], of_each(bias, text, dim=-1)[0])
+
+
+def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[Part]:
+    """Two texts, of which each layer sees one, here beside it by its place. Where there is no second text the layers for it see
+    the first, and all of it: so the model has it."""
+
+    def of_part(place):
+        def attend(forward, text, *call, **options):
+            whole = dict(vars(text))
+            there = place < len(text.parts)
+            text.mask_positive, text.mask_negative = masks_of_part(text, place) if there else (None, None)
+            text.length_positive, text.length_negative = text.parts[place if there else 0]
+            try:
+                return forward(*call, **options)
+            finally:
+                for name in ("mask_positive", "mask_negative", "length_positive", "length_negative"):
+                    setattr(text, name, whole[name])
+
+        return attend
+
+    return [(layer, "forward", of_part(place)) for layer, place in layers]
 
 
 def hunyuan_dit(model: Module) -> list[Part]:

@@ -155,6 +155,18 @@ def _two_texts(x, mask):
     return {"encoder_hidden_states": x, "encoder_hidden_states_1": x[:, 2:].flip(-1), "encoder_attention_mask_1": mask}
 
 
+def _stable_audio3():
+    return diffusers.StableAudio3DiTModel(
+        io_channels=4, embed_dim=32, depth=2, num_heads=2, cond_token_dim=TEXT, global_cond_dim=TEXT, local_add_cond_dim=5,
+        timestep_features_dim=16, ff_mult=2.0, num_memory_tokens=3,
+    )  # fmt: skip
+
+
+def _stable_audio3_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 4, 16, seed=3, dtype=dtype), "timestep": times(rows, dtype),
+            "global_hidden_states": noise(rows, TEXT, seed=4, dtype=dtype)}  # fmt: skip
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -205,6 +217,9 @@ IMAGES = {
     ),
     "AudioLDM2UNet2DConditionModel of one text": Tiny(
         audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN
+    ),
+    "StableAudio3DiTModel": Tiny(
+        _stable_audio3, _stable_audio3_arguments, WHOLE, masked_text, seen=UNSEEN, tau=2.0, double=False
     ),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

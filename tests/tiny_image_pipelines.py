@@ -133,6 +133,20 @@ def audioldm2():
     return pipe, *with_text(texts)
 
 
+def stable_audio3():
+    lengths = seeded(lambda: diffusers.StableAudio3DurationEmbedder(output_dim=TEXT, fourier_dim=8))
+    pipe = diffusers.StableAudio3Pipeline(
+        None, None, None, lengths, denoiser("StableAudio3DiTModel"), FlowMatchEulerDiscreteScheduler()
+    )
+    config = types.SimpleNamespace(sampling_rate=4, latent_dim=4)
+    pipe.vae = types.SimpleNamespace(config=config, downsampling_ratio=2)
+    texts = []
+    for n in (7, 5, 6):
+        seen = (torch.arange(7) < torch.tensor([[n], [n - 2]])).long()
+        texts.append({"prompt_embeds": embeds(n, 2, 7, TEXT), "encoder_attention_mask": seen})
+    return pipe, *with_text(texts, duration=8.0)
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -155,6 +169,9 @@ IMAGES = {
     "kandinsky 3": kandinsky3,
     "kandinsky 3 ready made": kandinsky3_ready_made,
     "audioldm 2": audioldm2,
+    "stable audio 3": stable_audio3,
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }
+if not hasattr(diffusers, "StableAudio3Pipeline"):  # an older library has fewer
+    del IMAGES["stable audio 3"]

@@ -64,9 +64,27 @@ def test_pipeline(kind, guidance_scale):
         assert error(guided[1], stock[1]) < 1e-5
     elif guidance_scale > 1 and kind not in ("flux fill", "dreamlite mobile"):  # which have none
         halves = [x[0].chunk(2) for x in (guided, stock)]
-        conditional, unconditional = (0, 1) if kind in ("z image", "lumina next") else (1, 0)
+        conditional, unconditional = (0, 1) if kind in ("z image", "lumina next", "ace step") else (1, 0)
         assert error(halves[0][conditional], halves[1][conditional]) > 1e-3
         assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
+
+
+def test_classifier_free_guidance_that_ends_on_the_way_and_has_the_prompt_first():
+    pipe, call, prompt, negative = FURTHER["ace step"]()
+    pipe.set_progress_bar_config(disable=True)
+    call |= prompt | {"guidance_scale": 3.0, "cfg_interval_end": 0.3, "num_inference_steps": 3, "output_type": "latent"}
+    rows = []
+    pipe.transformer.register_forward_hook(lambda model, inputs, output: rows.append(len(output[0])))
+
+    def draw():
+        return pipe(**call, generator=torch.Generator().manual_seed(7), return_dict=False)[0]
+
+    plain = draw()
+    assert rows == [4, 4, 2]
+    with guide(pipe, prompt["prompt"], nag_scale=8.0):
+        assert error(draw(), plain) < 1e-5
+    with guide(pipe, negative, nag_scale=8.0):
+        assert error(draw(), plain) > 1e-4
 
 
 @pytest.mark.skipif("cosmos 3" not in FURTHER, reason="this diffusers has no Cosmos 3")

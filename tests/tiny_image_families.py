@@ -167,6 +167,19 @@ def _stable_audio3_arguments(rows, dtype):
             "global_hidden_states": noise(rows, TEXT, seed=4, dtype=dtype)}  # fmt: skip
 
 
+def _ace_step():
+    return diffusers.AceStepTransformer1DModel(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        in_channels=12, audio_acoustic_hidden_dim=4, sliding_window=2, encoder_hidden_size=TEXT,
+    )  # fmt: skip
+
+
+def _ace_step_arguments(rows, dtype):
+    time = {"timestep": times(rows, dtype), "timestep_r": times(rows, dtype) / 2}
+    given = {"context_latents": noise(rows, 15, 8, seed=4, dtype=dtype)}
+    return {"hidden_states": noise(rows, 15, 4, seed=3, dtype=dtype)} | time | given
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -221,5 +234,6 @@ IMAGES = {
     "StableAudio3DiTModel": Tiny(
         _stable_audio3, _stable_audio3_arguments, WHOLE, masked_text, seen=UNSEEN, tau=2.0, double=False
     ),
+    "AceStepTransformer1DModel": Tiny(_ace_step, _ace_step_arguments, WHOLE),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

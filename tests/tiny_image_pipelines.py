@@ -147,6 +147,23 @@ def stable_audio3():
     return pipe, *with_text(texts, duration=8.0)
 
 
+def ace_step():
+    """Its text is packed with lyrics and a voice, which the negative has too."""
+    encoder = seeded(lambda: diffusers.AceStepConditionEncoder(
+        hidden_size=TEXT, intermediate_size=32, text_hidden_dim=TEXT, timbre_hidden_dim=4, num_lyric_encoder_hidden_layers=1,
+        num_timbre_encoder_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    ))  # fmt: skip
+    with torch.no_grad():
+        for x in (encoder.silence_latent, encoder.null_condition_emb):
+            x.normal_(generator=torch.Generator().manual_seed(3))
+    pipe = diffusers.AceStepPipeline(
+        None, llama(), Tokenizer(64), denoiser("AceStepTransformer1DModel"), encoder,
+        FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+    )  # fmt: skip
+    call = {"audio_duration": 0.6, "lyrics": ["la la la", "la"]}
+    return pipe, call, {"prompt": ["a small red cat", "two small cats of grey wool"]}, NEGATIVE
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -170,6 +187,7 @@ IMAGES = {
     "kandinsky 3 ready made": kandinsky3_ready_made,
     "audioldm 2": audioldm2,
     "stable audio 3": stable_audio3,
+    "ace step": ace_step,
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }

@@ -317,6 +317,13 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
         apart=lambda unet, text: audioldm2((layer, place) for _, layer, place in _audioldm2_layers(unet)),
     ),
+    "AceStepTransformer1DModel": Family(
+        text={"encoder_hidden_states": 1},  # and lyrics and a voice before it
+        sites=named("cross_attn"),
+        site_count=blocks("num_hidden_layers"),
+        layout=Layout("cross", ("AceStepAttnProcessor2_0",)),
+        prompt_first=True,
+    ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn2"),

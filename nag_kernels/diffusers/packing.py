@@ -167,7 +167,7 @@ class Packer:
         if 0 in self.family.text.values():  # there are no rows
             return negative.to(positive.device)
         if len(negative) != len(positive):
-            negative = self._for_each_image(negative)
+            negative = self._for_each_image(self._conditional(negative))
         if len(negative) != len(positive):
             raise ValueError(f"guide: {name} of the negative must have batch {len(positive)}, got {len(negative)}")
         return negative.to(positive.device)
@@ -199,11 +199,7 @@ class Packer:
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            if negative.shape[dim - 1] == 2 * self.images == 2 * self.rows:
-                negative = negative.narrow(
-                    dim - 1, self.images, self.images
-                )  # classifier-free guidance ended on the way
-            negative = self._for_each_image(negative, dim - 1)
+            negative = self._for_each_image(self._conditional(negative, dim - 1), dim - 1)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(
@@ -233,7 +229,13 @@ class Packer:
             torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
             self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
         ]  # fmt: skip
-        return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
+        return seen[0], self._for_each_image(self._conditional(seen[1])).to(seen[0].device)
+
+    def _conditional(self, negative: Tensor, dim: int = 0) -> Tensor:
+        """The rows that are left where classifier-free guidance ended on the way."""
+        if negative.shape[dim] == 2 * self.images == 2 * self.rows:
+            return negative.narrow(dim, 0 if self.family.prompt_first else self.images, self.images)
+        return negative
 
     def _for_each_image(self, negative: Tensor, dim: int = 0) -> Tensor:
         """Some pipelines do not repeat ready-made text for each of a prompt's images."""

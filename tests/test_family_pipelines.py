@@ -105,6 +105,7 @@ def test_the_negative_of_cosmos3_comes_without_the_sentences_put_after_a_prompt(
 
 TWO_CALLS = {
     "nucleus",
+    "longcat audio",
     "joy image edit",
     "lumina 2",
     "qwen image 2.1",

@@ -180,6 +180,23 @@ def _ace_step_arguments(rows, dtype):
     return {"hidden_states": noise(rows, 15, 4, seed=3, dtype=dtype)} | time | given
 
 
+def longcat_audio(**config):
+    return diffusers.LongCatAudioDiTTransformer(
+        dit_dim=32, dit_depth=2, dit_heads=2, dit_text_dim=TEXT, latent_dim=4, ff_mult=2.0, **config
+    )
+
+
+def _longcat_audio_unpooled():
+    """The oracle's run with the negative would have a mean of it in its time."""
+    return longcat_audio(adaln_use_text_cond=False)
+
+
+def _longcat_audio_arguments(rows, dtype):
+    seen = torch.arange(15) < torch.tensor([[15], [11], [13]])[:rows]
+    return {"hidden_states": noise(rows, 15, 4, seed=3, dtype=dtype), "timestep": times(rows, dtype),
+            "latent_cond": noise(rows, 15, 4, seed=4, dtype=dtype), "attention_mask": seen}  # fmt: skip
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -235,5 +252,15 @@ IMAGES = {
         _stable_audio3, _stable_audio3_arguments, WHOLE, masked_text, seen=UNSEEN, tau=2.0, double=False
     ),
     "AceStepTransformer1DModel": Tiny(_ace_step, _ace_step_arguments, WHOLE),
+    "LongCatAudioDiTTransformer": Tiny(
+        _longcat_audio_unpooled, _longcat_audio_arguments, WHOLE, masked_text, seen=SEEN
+    ),
+    "LongCatAudioDiTTransformer local": Tiny(
+        lambda: longcat_audio(adaln_use_text_cond=False, adaln_type="local", text_conv=False),
+        _longcat_audio_arguments,
+        WHOLE,
+        masked_text,
+        seen=SEEN,
+    ),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

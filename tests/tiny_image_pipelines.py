@@ -15,6 +15,7 @@ from tiny_image_families import audioldm2 as tiny_audioldm2
 from tiny_image_families import dreamlite as tiny_dreamlite
 from tiny_image_families import kandinsky3 as tiny_kandinsky3
 from tiny_image_families import kolors as tiny_kolors
+from tiny_image_families import longcat_audio as tiny_longcat_audio
 from tiny_models import POOLED, TEXT, Tokenizer, seeded
 from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, t5, wan_vae, with_text
 from transformers import BatchEncoding, LlamaConfig, LlamaModel
@@ -164,6 +165,14 @@ def ace_step():
     return pipe, call, {"prompt": ["a small red cat", "two small cats of grey wool"]}, NEGATIVE
 
 
+def longcat_audio():
+    config = types.SimpleNamespace(sample_rate=16, downsampling_ratio=2)
+    pipe = diffusers.LongCatAudioDiTPipeline(
+        unittest.mock.Mock(config=config), **t5(), transformer=seeded(tiny_longcat_audio), scheduler=None
+    )
+    return pipe, {"audio_duration_s": 2.0}, {"prompt": ["a small red cat", "two small cats of grey wool"]}, NEGATIVE
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -188,6 +197,7 @@ IMAGES = {
     "audioldm 2": audioldm2,
     "stable audio 3": stable_audio3,
     "ace step": ace_step,
+    "longcat audio": longcat_audio,
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }

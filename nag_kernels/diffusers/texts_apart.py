@@ -168,11 +168,13 @@ def numbered_anew(method: Callable, text: PackedText, *call: Any, **options: Any
     image, turns = method(*call, **options)
     if turns is None:
         return image, None
-    several = isinstance(turns, tuple)
-    anew = tuple(
-        torch.cat([x[: text.length_positive], x[: text.length_negative]]) for x in (turns if several else [turns])
-    )
-    return image, anew if several else anew[0]
+    if isinstance(turns, tuple):
+        return image, tuple(_begun_anew(x, text) for x in turns)
+    return image, _begun_anew(turns, text)
+
+
+def _begun_anew(x: Tensor, text: PackedText) -> Tensor:
+    return torch.cat([x[: text.length_positive], x[: text.length_negative]])
 
 
 def joy_image_plus(forward: Callable, text: PackedText, **arguments: Any) -> Any:
@@ -252,6 +254,42 @@ def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Te
 def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
     """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
     return forward(time, of_each(texts, text)[0], of_each(bias, text, dim=-1)[0])
+
+
+def longcat_audio(model: Module) -> list[Part]:
+    """Convolutions along the text, its numbers, and a mean of it that is a part of the time: of text+."""
+    known: dict[str, Tensor] = {}
+
+    def keep_time(forward, text, *call):
+        known["time"] = forward(*call)
+        return known["time"]
+
+    def embed(forward, text, x, mask):
+        known["mask"] = of_each(mask, text)[0]
+        known["text"] = forward(x, mask)
+        return known["text"]
+
+    def convolve(forward, text, x):
+        known["text"] = torch.cat([forward(each) for each in of_each(x, text)], dim=1)
+        return known["text"]
+
+    def with_mean(forward, text, *call):
+        seen = known["mask"][..., None]
+        mean = (of_each(known["text"], text)[0] * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return forward(*call[:-1], known["time"] + mean)
+
+    def attend(forward, text, *, prompt_rotary_emb, **options):
+        return forward(prompt_rotary_emb=tuple(_begun_anew(x, text) for x in prompt_rotary_emb), **options)
+
+    local = model.config.adaln_type == "local"
+    of_time = [block.adaln_mlp for block in model.blocks] if local else [model.adaln_global_mlp, model.norm_out]
+    parts = [(model.time_embed, "forward", keep_time), (model.text_embed, "forward", embed)]
+    parts += [(block.cross_attn, "forward", attend) for block in model.blocks]
+    if model.config.text_conv:
+        parts.append((model.text_conv_layer, "forward", convolve))
+    if model.config.adaln_use_text_cond:
+        parts += [(layer, "forward", with_mean) for layer in of_time]
+    return parts
 
 
 def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[Part]:

@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from tiny_families import FIRST_COSMOS3, TINY, Pipeline, cosmos3, hunyuan_dit, krea2, mochi
 from tiny_family import ROWS, two_runs_oracle
-from tiny_image_families import kandinsky3, longcat_audio, lumina_next
+from tiny_image_families import controlnet_xs, kandinsky3, longcat_audio, lumina_next
 from tiny_models import (
     TEXT,
     denoiser,
@@ -116,6 +116,7 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
 WHOLE_MODELS = {
     "LuminaNextDiT2DModel": lumina_next,
     "Kandinsky3UNet": kandinsky3,
+    "UNetControlNetXSModel": controlnet_xs,
     "LongCatAudioDiTTransformer": longcat_audio,
     "LongCatAudioDiTTransformer local": functools.partial(longcat_audio, adaln_type="local", text_conv=False),
     "MochiTransformer3DModel": mochi,

@@ -35,7 +35,7 @@ def test_pipeline(kind, guidance_scale):
     outputs = []
 
     def note(model, inputs, output):
-        sample = output[0]
+        sample = output if isinstance(output, torch.Tensor) else output[0]
         if sample is not None:  # else it only keeps keys and values
             outputs[-1].append(torch.stack(sample) if isinstance(sample, list) else sample)
 

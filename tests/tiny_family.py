@@ -5,6 +5,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,11 +82,17 @@ def timed_images(rows, dtype):
     return images(rows, dtype) | {"timestep": times(rows, dtype)}
 
 
+def model_options(model):
+    """No options where the model gives a tensor, and no more, anyway."""
+    return {"return_dict": False} if "return_dict" in inspect.signature(type(model).forward).parameters else {}
+
+
 def output(model, arguments):
     cache = copy.deepcopy(
         {name: x for name, x in arguments.items() if name in ("kv_cache", "kv_cache_flag")}
     )  # it is written into
-    sample, *sound = model(**arguments | cache, return_dict=False)
+    out = model(**arguments | cache | model_options(model))
+    sample, *sound = out if isinstance(out, tuple) else (out,)
     if sample is None:  # all that the call gives is what it keeps
         return torch.cat([x.flatten() for layer in sound[0] for x in layer.values()])[None]
     if cache:

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from tiny_family import SAME, SEEN, UNSEEN, WHOLE, Tiny, images, masked_text, timed_images, times
-from tiny_models import TEXT, model_arguments, noise, unet_sdxl
+from tiny_models import POOLED, TEXT, model_arguments, noise, unet_sdxl
 
 
 def _ernie():
@@ -197,6 +197,47 @@ def _longcat_audio_arguments(rows, dtype):
             "latent_cond": noise(rows, 15, 4, seed=4, dtype=dtype), "attention_mask": seen}  # fmt: skip
 
 
+def amused():
+    return diffusers.UVit2DModel(
+        hidden_size=32, cond_embed_dim=POOLED, micro_cond_encode_dim=8, micro_cond_embed_dim=40, encoder_hidden_size=TEXT,
+        vocab_size=36, codebook_size=32, in_channels=16, block_out_channels=16, num_res_blocks=1, block_num_heads=2,
+        num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, sample_size=8,
+    )  # fmt: skip
+
+
+def _amused_arguments(rows, dtype):
+    return {"input_ids": (noise(rows, 8, 8, seed=3) * 99).long() % 33, "micro_conds": noise(rows, 5, seed=4, dtype=dtype),
+            "pooled_text_emb": noise(rows, POOLED, seed=5, dtype=dtype)}  # fmt: skip
+
+
+def controlnet_xs():
+    return diffusers.UNetControlNetXSModel(
+        sample_size=8, block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=2, cross_attention_dim=TEXT,
+        transformer_layers_per_block=(2, 1), num_attention_heads=4, ctrl_conditioning_embedding_out_channels=(4, 4),
+        ctrl_block_out_channels=(4, 8), ctrl_num_attention_heads=2, ctrl_max_norm_num_groups=2,
+    )  # fmt: skip
+
+
+class _Nothing(torch.nn.Module):
+    def forward(self, hidden_states, *_, **__):
+        return torch.zeros_like(hidden_states)
+
+
+def _controlnet_xs_blind():
+    """The oracle's run with the negative would have another control."""
+    model = controlnet_xs()
+    for name, block in list(model.named_modules()):
+        if ".ctrl_" in name and hasattr(block, "attn2"):
+            block.attn2 = _Nothing()
+    return model
+
+
+def _controlnet_xs_arguments(rows, dtype):
+    control = {"controlnet_cond": noise(rows, 3, 16, 16, seed=6, dtype=dtype), "conditioning_scale": 0.7}
+    return model_arguments("sd15", rows, dtype) | control
+
+
 def kolors():
     """A UNet like SDXL's, whose text is projected before it reaches attention."""
     return unet_sdxl(encoder_hid_dim_type="text_proj", encoder_hid_dim=TEXT)
@@ -262,5 +303,7 @@ IMAGES = {
         masked_text,
         seen=SEEN,
     ),
+    "UVit2DModel": Tiny(amused, _amused_arguments, WHOLE),
+    "UNetControlNetXSModel": Tiny(_controlnet_xs_blind, _controlnet_xs_arguments, WHOLE),
     "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
 }

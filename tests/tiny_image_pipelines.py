@@ -12,11 +12,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_image_families import audioldm2 as tiny_audioldm2
+from tiny_image_families import controlnet_xs as tiny_controlnet_xs
 from tiny_image_families import dreamlite as tiny_dreamlite
 from tiny_image_families import kandinsky3 as tiny_kandinsky3
 from tiny_image_families import kolors as tiny_kolors
 from tiny_image_families import longcat_audio as tiny_longcat_audio
-from tiny_models import POOLED, TEXT, Tokenizer, seeded
+from tiny_models import POOLED, TEXT, Tokenizer, pipeline, seeded
 from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, t5, wan_vae, with_text
 from transformers import BatchEncoding, LlamaConfig, LlamaModel
 
@@ -173,6 +174,26 @@ def longcat_audio():
     return pipe, {"audio_duration_s": 2.0}, {"prompt": ["a small red cat", "two small cats of grey wool"]}, NEGATIVE
 
 
+def amused():
+    """It draws numbers of a codebook."""
+    parts = pipeline("sdxl").components
+    pipe = diffusers.AmusedPipeline(
+        None, parts["tokenizer_2"], parts["text_encoder_2"], denoiser("UVit2DModel"),
+        diffusers.AmusedScheduler(mask_token_id=33),
+    )  # fmt: skip
+    return pipe, {"height": 64, "width": 64, "negative_prompt": ""}, {"prompt": "a small red cat"}, NEGATIVE
+
+
+def controlnet_xs():
+    """The control is a part of the denoiser."""
+    parts = {k: v for k, v in pipeline("sd15").components.items() if k != "image_encoder"}
+    parts |= {"unet": seeded(tiny_controlnet_xs), "controlnet": None, "requires_safety_checker": False}
+    pipe = diffusers.StableDiffusionControlNetXSPipeline(**parts)
+    pipe.vae_scale_factor = 2  # by which this control makes its image smaller
+    call = {"image": IMAGE[..., :16, :16], "control_guidance_end": 0.7, "negative_prompt": ""}
+    return pipe, call, {"prompt": "a small red cat"}, NEGATIVE
+
+
 IMAGES = {
     "ernie image": ernie_image,
     "kolors": kolors,
@@ -198,6 +219,8 @@ IMAGES = {
     "stable audio 3": stable_audio3,
     "ace step": ace_step,
     "longcat audio": longcat_audio,
+    "amused": amused,
+    "controlnet xs": controlnet_xs,
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }

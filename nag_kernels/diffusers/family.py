@@ -63,7 +63,7 @@ class Family:
         changes nothing: such a text is seen whole.)
     counted_masks: whether the model takes no more of its masks than how many tokens are seen: the first ones.
     in_lists: whether text is a list with one tensor [T, C] for each row.
-    timestep: the argument of forward that holds it.
+    timestep: the argument of forward that holds it, or "" where the model is told none.
     pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
     context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
     exact: in which types the model has been found equal to two runs side by side (below 1e-12 in float64, 1e-5 in float32).

@@ -3,7 +3,6 @@
 """The part of the table of families that goes the generic route, by the model's own processors, of which only the call of
 attention is replaced (`rebound_processor`)."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch.nn import Module
 from .family import Family
 from .rebound_processor import Layout
 from .texts_apart import (
-    audioldm2,
     auraflow,
     cogvideox,
     ernie_image,
@@ -21,7 +19,6 @@ from .texts_apart import (
     hunyuan_image,
     joy_image_plus,
     kandinsky,
-    kandinsky3,
     krea2,
     longcat_audio,
     lumina2,
@@ -44,10 +41,6 @@ def named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
     )
 
 
-def of_type(denoiser: Module, name: str) -> list[Module]:
-    return [module for module in denoiser.modules() if type(module).__name__ == name]
-
-
 def blocks(*names: str) -> Callable[[Module], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
 
@@ -65,24 +58,6 @@ def _anyflow(**more: Any) -> Family:
 
 def _anyflow_fills_cache(arguments: Mapping[str, Any]) -> bool:
     return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
-
-
-def _dreamlite_refuse(unet: Module) -> str | None:
-    """What is refused of `UNet2DConditionModel`, which it derives from."""
-    known = {"addition_embed_type": (None, "time"), "encoder_hid_dim_type": (None, "text_proj", "text_proj_rms")}
-    unknown = [f"{name} '{unet.config[name]}'" for name, values in known.items() if unet.config[name] not in values]
-    return f"{' and '.join(unknown)} may read the text outside attention" if unknown else None
-
-
-def _audioldm2_layers(unet: Module) -> Iterator[tuple[str, Module, int]]:
-    """(name, layer, which of the texts it sees): a block has layers for nothing, a first or a second text, in turns."""
-    for name, block in unet.named_modules():
-        widths = getattr(block, "cross_attention_dim", None) if hasattr(block, "attentions") else None
-        for i, attention in enumerate(block.attentions if widths else ()):
-            turn = i % len(widths)
-            for x, layer in attention.named_modules() if widths[turn] else ():
-                if x.endswith("attn2") and hasattr(layer, "processor"):
-                    yield f"{name}.attentions.{i}.{x}", layer, int(turn > 1)
 
 
 GENERIC_FAMILIES: dict[str, Family] = {
@@ -280,15 +255,6 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("last", ("JoyImageEditPlusAttnProcessor",), masks=True),
         apart=lambda transformer, text: [(transformer, "forward", joy_image_plus)],
     ),
-    "DreamLiteUNetModel": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        sites=named("attn2"),
-        site_count=lambda unet: len(of_type(unet, "BasicTransformerBlockDreamLite")),
-        layout=Layout("cross", ("DreamLiteAttnProcessor2_0",), masks=True),
-        refuse=_dreamlite_refuse,
-        cfg_above=-math.inf,  # where it has it, it always has it
-    ),
     "LuminaNextDiT2DModel": Family(
         text={"encoder_hidden_states": 1},
         masks=("encoder_mask",),
@@ -298,25 +264,6 @@ GENERIC_FAMILIES: dict[str, Family] = {
         exact="float64, float32; before the gate",
         apart=lambda transformer, text: [(transformer.time_caption_embed, "forward", lumina_next)],
         prompt_first=True,
-    ),
-    "Kandinsky3UNet": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        sites=lambda unet: ((x, layer) for x, layer in named("attention")(unet) if ".attentions.0." not in x),
-        site_count=lambda unet: 2 * unet.config.layers_per_block * (len(unet.config.block_out_channels) - 1),
-        layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
-        apart=lambda unet, text: [(unet.add_time_condition, "forward", kandinsky3)],
-    ),
-    "AudioLDM2UNet2DConditionModel": Family(
-        text={"encoder_hidden_states": 1, "encoder_hidden_states_1": 1},
-        parts=(
-            ("encoder_hidden_states", "encoder_attention_mask"),
-            ("encoder_hidden_states_1", "encoder_attention_mask_1"),
-        ),
-        sites=lambda unet: ((name, layer) for name, layer, _ in _audioldm2_layers(unet)),
-        site_count=lambda unet: sum(not x.double_self_attention for x in of_type(unet, "BasicTransformerBlock")),
-        layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
-        apart=lambda unet, text: audioldm2((layer, place) for _, layer, place in _audioldm2_layers(unet)),
     ),
     "AceStepTransformer1DModel": Family(
         text={"encoder_hidden_states": 1},  # and lyrics and a voice before it

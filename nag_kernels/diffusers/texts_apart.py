@@ -256,6 +256,12 @@ def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor,
     return forward(time, of_each(texts, text)[0], of_each(bias, text, dim=-1)[0])
 
 
+def prompt_alone(forward: Callable, text: PackedText, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
+                 ) -> Tensor:  # fmt: skip
+    """Attention that is not guided: to text+."""
+    return forward(hidden_states, of_each(encoder_hidden_states, text)[0], **options)
+
+
 def longcat_audio(model: Module) -> list[Part]:
     """Convolutions along the text, its numbers, and a mean of it that is a part of the time: of text+."""
     known: dict[str, Tensor] = {}

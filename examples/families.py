@@ -74,7 +74,6 @@ EXAMPLES = {
     "dreamlite-mobile": Example("carlofkl/DreamLite-mobile", 4, "dreamlite mobile"),
     "lumina-next": Example("Alpha-VLLM/Lumina-Next-SFT-diffusers", 30, "lumina next", FREE),
     "kandinsky-3": Example("kandinsky-community/kandinsky-3", 25, "kandinsky 3", FREE),
-    "amused": Example("amused/amused-512", 12, "amused", FREE),
     "qwen-image-2.1": Example("", 40, "qwen image 2.1"),
     "krea-2": Example("", 8, "krea 2", {"guidance_scale": 0.0}),
     "ovis": Example("AIDC-AI/Ovis-Image-7B", 30, "ovis", FREE),

@@ -224,5 +224,6 @@ IMAGES = {
     "joy image edit": joy_image_edit,
     "joy image edit plus": joy_image_edit_plus,
 }
-if not hasattr(diffusers, "StableAudio3Pipeline"):  # an older library has fewer
-    del IMAGES["stable audio 3"]
+for kind, name in (("stable audio 3", "StableAudio3Pipeline"), ("joy image edit plus", "JoyImageEditPlusPipeline")):
+    if not hasattr(diffusers, name):  # an older library has fewer
+        del IMAGES[kind]

@@ -84,7 +84,8 @@ def timed_images(rows, dtype):
 
 def model_options(model):
     """No options where the model gives a tensor, and no more, anyway."""
-    return {"return_dict": False} if "return_dict" in inspect.signature(type(model).forward).parameters else {}
+    known = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    return {"return_dict": False} if "return_dict" in known else {}
 
 
 def output(model, arguments):

@@ -272,6 +272,16 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("AceStepAttnProcessor2_0",)),
         prompt_first=True,
     ),
+    "StableAudio3DiTModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_attention_mask": 1},  # an embedding stands in for what is not seen
+        sites=named("cross_attn"),
+        site_count=blocks("depth"),
+        layout=Layout("cross", ("StableAudio3CrossAttnProcessor",), difference=True),
+        refuse=lambda transformer: (
+            None if transformer.config.use_differential_attention else "its attention is not the difference of two"
+        ),
+        exact="float32 (no float64)",
+    ),
     "LongCatAudioDiTTransformer": Family(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),

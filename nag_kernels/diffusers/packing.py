@@ -55,7 +55,7 @@ class Packer:
         for other, at in self.family.text.items():
             if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
                 lists[other] = self._pairs(other, at, arguments[other])
-            elif arguments.get(other) is not None or not self.family.parts:
+            elif arguments.get(other) is not None:
                 along[other] = at % arguments[other].ndim
                 packed[other] = [
                     arguments[other],

@@ -113,13 +113,4 @@ SLOW_FAMILIES: dict[str, Family] = {
         ),
         two_calls=True,  # the other is of a model of its own
     ),
-    "StableAudio3DiTModel": Family(
-        text={"encoder_hidden_states": 1},
-        sites=named("cross_attn"),
-        site_count=blocks("depth"),
-        beside=Beside(
-            text=("encoder_hidden_states", "encoder_attention_mask"), image=_whole, layer=lambda site: site.to_out
-        ),
-        exact="float32 (no float64)",
-    ),
 }

@@ -64,6 +64,7 @@ from .joint_attention import (
     NAGQwenDoubleStreamAttnProcessor2_0,
 )
 from .slow_families import SLOW_FAMILIES
+from .sound_families import SOUND_FAMILIES
 from .text_last import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor
 from .texts_apart import token_refiner, z_image
 from .unet_families import UNET_FAMILIES, unet_settings
@@ -298,6 +299,7 @@ FAMILIES: dict[str, Family] = (
         ),
     }
     | GENERIC_FAMILIES
+    | SOUND_FAMILIES
     | UNET_FAMILIES
     | SLOW_FAMILIES
 )

@@ -20,7 +20,6 @@ from .texts_apart import (
     joy_image_plus,
     kandinsky,
     krea2,
-    longcat_audio,
     lumina2,
     lumina_next,
     mochi,
@@ -265,33 +264,6 @@ GENERIC_FAMILIES: dict[str, Family] = {
         apart=lambda transformer, text: [(transformer.time_caption_embed, "forward", lumina_next)],
         prompt_first=True,
     ),
-    "AceStepTransformer1DModel": Family(
-        text={"encoder_hidden_states": 1},  # and lyrics and a voice before it
-        sites=named("cross_attn"),
-        site_count=blocks("num_hidden_layers"),
-        layout=Layout("cross", ("AceStepAttnProcessor2_0",)),
-        prompt_first=True,
-    ),
-    "StableAudio3DiTModel": Family(
-        text={"encoder_hidden_states": 1, "encoder_attention_mask": 1},  # an embedding stands in for what is not seen
-        sites=named("cross_attn"),
-        site_count=blocks("depth"),
-        layout=Layout("cross", ("StableAudio3CrossAttnProcessor",), difference=True),
-        refuse=lambda transformer: (
-            None if transformer.config.use_differential_attention else "its attention is not the difference of two"
-        ),
-        exact="float32 (no float64)",
-    ),
-    "LongCatAudioDiTTransformer": Family(
-        text={"encoder_hidden_states": 1},
-        masks=("encoder_attention_mask",),
-        hard_masks=True,
-        sites=named("cross_attn"),
-        site_count=blocks("dit_depth"),
-        layout=Layout("cross", ("AudioDiTCrossAttnProcessor",), masks=True),
-        apart=lambda transformer, text: longcat_audio(transformer),
-        two_calls=True,
-    ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn2"),
@@ -336,13 +308,6 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
         unknown=("encoder_attention_mask",),
-    ),
-    "StableAudioDiTModel": Family(
-        text={"encoder_hidden_states": 1},  # and the length of the sound after it
-        sites=named("attn2"),
-        site_count=blocks("num_layers"),
-        layout=Layout("cross", ("StableAudioAttnProcessor2_0",)),
-        unknown=("attention_mask", "encoder_attention_mask"),
     ),
     "Kandinsky5Transformer3DModel": Family(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},

@@ -69,22 +69,34 @@ def test_pipeline(kind, guidance_scale):
         assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
 
 
-def test_classifier_free_guidance_that_ends_on_the_way_and_has_the_prompt_first():
+@pytest.mark.parametrize(
+    ("interval", "rows"), [((0.0, 0.3), [4, 4, 2]), ((0.1, 1.0), [2, 4, 4])], ids=["ends", "begins"]
+)
+def test_classifier_free_guidance_on_the_way(interval, rows):
+    """With the prompt first."""
     pipe, call, prompt, negative = FURTHER["ace step"]()
     pipe.set_progress_bar_config(disable=True)
-    call |= prompt | {"guidance_scale": 3.0, "cfg_interval_end": 0.3, "num_inference_steps": 3, "output_type": "latent"}
-    rows = []
-    pipe.transformer.register_forward_hook(lambda model, inputs, output: rows.append(len(output[0])))
+    call |= prompt | {"guidance_scale": 3.0, "num_inference_steps": 3, "output_type": "latent"}
+    call |= dict(zip(("cfg_interval_start", "cfg_interval_end"), interval, strict=True))
+    seen = []
+    pipe.transformer.register_forward_hook(lambda model, inputs, output: seen.append(output[0]))
 
     def draw():
+        seen.clear()
         return pipe(**call, generator=torch.Generator().manual_seed(7), return_dict=False)[0]
 
-    plain = draw()
-    assert rows == [4, 4, 2]
+    plain, first = draw(), seen[:2]
+    assert [len(x) for x in seen] == rows
     with guide(pipe, prompt["prompt"], nag_scale=8.0):
         assert error(draw(), plain) < 1e-5
     with guide(pipe, negative, nag_scale=8.0):
         assert error(draw(), plain) > 1e-4
+    with guide(pipe, negative, nag_scale=8.0, start=0.3):
+        draw()
+    assert torch.equal(seen[0], first[0])
+    if rows[1] == 4:  # the unconditional rows of the first guided step
+        assert error(seen[1][:2], first[1][:2]) > 1e-4
+        assert error(seen[1][2:], first[1][2:]) < 1e-5
 
 
 @pytest.mark.skipif("cosmos 3" not in FURTHER, reason="this diffusers has no Cosmos 3")

@@ -167,7 +167,7 @@ class Packer:
         if 0 in self.family.text.values():  # there are no rows
             return negative.to(positive.device)
         if len(negative) != len(positive):
-            negative = self._for_each_image(self._conditional(negative))
+            negative = self._with_rows(negative)
         if len(negative) != len(positive):
             raise ValueError(f"guide: {name} of the negative must have batch {len(positive)}, got {len(negative)}")
         return negative.to(positive.device)
@@ -199,7 +199,7 @@ class Packer:
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            negative = self._for_each_image(self._conditional(negative, dim - 1), dim - 1)
+            negative = self._with_rows(negative, dim - 1)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(
@@ -229,19 +229,19 @@ class Packer:
             torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
             self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
         ]  # fmt: skip
-        return seen[0], self._for_each_image(self._conditional(seen[1])).to(seen[0].device)
+        return seen[0], self._with_rows(seen[1]).to(seen[0].device)
 
-    def _conditional(self, negative: Tensor, dim: int = 0) -> Tensor:
-        """The rows that are left where classifier-free guidance ended on the way."""
-        if negative.shape[dim] == 2 * self.images == 2 * self.rows:
+    def _with_rows(self, negative: Tensor, dim: int = 0) -> Tensor:
+        """The negative with the rows of this call. Classifier-free guidance may begin or end on the way."""
+        if negative.shape[dim] == 2 * self.images == 2 * self.rows:  # it has ended
             return negative.narrow(dim, 0 if self.family.prompt_first else self.images, self.images)
-        return negative
-
-    def _for_each_image(self, negative: Tensor, dim: int = 0) -> Tensor:
-        """Some pipelines do not repeat ready-made text for each of a prompt's images."""
         rows = negative.shape[dim]
         if 0 < rows < self.images and self.images % rows == 0:
-            return negative.repeat_interleave(self.images // rows, dim=dim)
+            # Some pipelines do not repeat ready-made text for each of a prompt's images.
+            negative = negative.repeat_interleave(self.images // rows, dim=dim)
+        sample = self.negative.get("hidden_states", self.negative.get("sample"))
+        if isinstance(sample, Tensor) and 2 * len(sample) == 2 * self.images == self.rows:  # it had not begun
+            negative = torch.cat([negative, negative], dim=dim)  # its own rows are not steered: any text serves
         return negative
 
     def _seen(self, name: str, given: Tensor, length: int) -> Tensor:

@@ -294,7 +294,7 @@ IMAGES = {
     ),
     "AceStepTransformer1DModel": Tiny(_ace_step, _ace_step_arguments, WHOLE),
     "LongCatAudioDiTTransformer": Tiny(
-        _longcat_audio_unpooled, _longcat_audio_arguments, WHOLE, masked_text, seen=SEEN
+        _longcat_audio_unpooled, _longcat_audio_arguments, WHOLE, masked_text, seen=SEEN, tau=4.0
     ),
     "LongCatAudioDiTTransformer local": Tiny(
         lambda: longcat_audio(adaln_use_text_cond=False, adaln_type="local", text_conv=False),
@@ -302,6 +302,7 @@ IMAGES = {
         WHOLE,
         masked_text,
         seen=SEEN,
+        tau=4.0,
     ),
     "UVit2DModel": Tiny(amused, _amused_arguments, WHOLE),
     "UNetControlNetXSModel": Tiny(_controlnet_xs_blind, _controlnet_xs_arguments, WHOLE),

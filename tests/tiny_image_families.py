@@ -284,17 +284,17 @@ IMAGES = {
         _kandinsky3_pooled_alike, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN, tau=2.0
     ),
     "AudioLDM2UNet2DConditionModel": Tiny(
-        audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, _two_texts, seen=((5, 3, 4), (3, 2, 1))
+        audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, _two_texts, seen=((5, 3, 4), (3, 2, 1)), tau=3.0
     ),
     "AudioLDM2UNet2DConditionModel of one text": Tiny(
-        audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN
+        audioldm2, functools.partial(model_arguments, "sd15"), WHOLE, masked_text, seen=SEEN, tau=3.0
     ),
     "StableAudio3DiTModel": Tiny(
         _stable_audio3, _stable_audio3_arguments, WHOLE, masked_text, seen=UNSEEN, tau=2.0, double=False
     ),
     "AceStepTransformer1DModel": Tiny(_ace_step, _ace_step_arguments, WHOLE),
     "LongCatAudioDiTTransformer": Tiny(
-        _longcat_audio_unpooled, _longcat_audio_arguments, WHOLE, masked_text, seen=SEEN, tau=4.0
+        _longcat_audio_unpooled, _longcat_audio_arguments, WHOLE, masked_text, seen=SEEN, tau=2.0
     ),
     "LongCatAudioDiTTransformer local": Tiny(
         lambda: longcat_audio(adaln_use_text_cond=False, adaln_type="local", text_conv=False),
@@ -302,9 +302,9 @@ IMAGES = {
         WHOLE,
         masked_text,
         seen=SEEN,
-        tau=4.0,
+        tau=2.0,
     ),
-    "UVit2DModel": Tiny(amused, _amused_arguments, WHOLE),
-    "UNetControlNetXSModel": Tiny(_controlnet_xs_blind, _controlnet_xs_arguments, WHOLE),
-    "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE),
+    "UVit2DModel": Tiny(amused, _amused_arguments, WHOLE, tau=2.0),
+    "UNetControlNetXSModel": Tiny(_controlnet_xs_blind, _controlnet_xs_arguments, WHOLE, tau=3.0),
+    "UNet2DConditionModel of Kolors": Tiny(kolors, functools.partial(model_arguments, "sdxl"), WHOLE, tau=3.0),
 }

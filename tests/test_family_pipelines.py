@@ -63,10 +63,11 @@ def test_pipeline(kind, guidance_scale):
         assert error(guided[0][0], stock[0][0]) > 1e-3
         assert error(guided[1], stock[1]) < 1e-5
     elif guidance_scale > 1 and kind not in ("flux fill", "dreamlite mobile"):  # which have none
-        halves = [x[0].chunk(2) for x in (guided, stock)]
-        conditional, unconditional = (0, 1) if kind in ("z image", "lumina next", "ace step") else (1, 0)
-        assert error(halves[0][conditional], halves[1][conditional]) > 1e-3
-        assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
+        parts = 3 if kind == "dreamlite from an image" else 2
+        guided, stock = (x[0].chunk(parts) for x in (guided, stock))
+        conditional = 0 if kind in ("z image", "lumina next", "ace step") else parts - 1
+        for i in range(parts):
+            assert error(guided[i], stock[i]) > 1e-3 if i == conditional else error(guided[i], stock[i]) < 1e-5
 
 
 @pytest.mark.parametrize(

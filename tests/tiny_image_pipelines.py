@@ -90,9 +90,11 @@ def dreamlite(name, **call):
 
     def build():
         parts = {"unet": seeded(tiny_dreamlite), "vae": seeded(lambda: diffusers.AutoencoderTiny(latent_channels=4))}
-        parts |= {"text_encoder": llama(), "tokenizer": EncodedTokenizer(16), "processor": None}
+        parts |= {"text_encoder": llama(), "tokenizer": EncodedTokenizer(16), "processor": EncodedTokenizer(32)}
         pipe = getattr(diffusers, name)(scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
-        pipe.prompt_template_encode_generate, pipe.prompt_template_encode_generate_start_idx = "{}", 0
+        for task in ("generate", "edit"):
+            setattr(pipe, f"prompt_template_encode_{task}", "{}")
+            setattr(pipe, f"prompt_template_encode_{task}_start_idx", 0)
         return pipe, {"height": 64, "width": 64, **call}, {"prompt": "a small red cat"}, NEGATIVE
 
     return build
@@ -205,6 +207,7 @@ IMAGES = {
         more=lambda: {"processor": None},
     ),
     "dreamlite": dreamlite("DreamLitePipeline"),
+    "dreamlite from an image": dreamlite("DreamLitePipeline", image=PICTURE),
     "dreamlite mobile": dreamlite("DreamLiteMobilePipeline"),
     "lumina next": ready_made(
         "LuminaPipeline",

@@ -44,6 +44,7 @@ class Family:
     refuse: why this very model cannot be guided, or None.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
+    cfg_rows: how many rows for each image it then makes at most; those of the prompt are the last, or the first.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
     prompt_first: whether the doubled batch is [conditional; unconditional], and not the other way round.
     by_timestep: whether a step is known by its timestep, and not counted: a pipeline runs through its schedule for each part of a
@@ -80,6 +81,7 @@ class Family:
     refuse: Callable[[Module], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
+    cfg_rows: int = 2
     two_calls: bool = False
     prompt_first: bool = False
     by_timestep: bool = False

@@ -133,10 +133,11 @@ class Packer:
 
     def _set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
-        if self.rows not in (self.images, 2 * self.images if self.halves else self.images):
+        most = self.family.cfg_rows if self.halves else 1
+        if self.rows not in [n * self.images for n in range(1, most + 1)]:
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
-                f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
+                f"knows {self.images}, and {self.family.cfg_rows * self.images} for classifier-free guidance in one batch"
                 + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
 

@@ -69,6 +69,7 @@ UNET_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("DreamLiteAttnProcessor2_0",), masks=True),
         refuse=_dreamlite_refuse,
         cfg_above=-math.inf,  # where it has it, it always has it
+        cfg_rows=3,  # without text and image, with the image, with both
     ),
     "Kandinsky3UNet": Family(
         text={"encoder_hidden_states": 1},

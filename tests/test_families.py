@@ -18,6 +18,7 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from tiny_families import FIRST_COSMOS3, TINY, Pipeline, cosmos3, hunyuan_dit, krea2, mochi
 from tiny_family import ROWS, two_runs_oracle
+from tiny_image_families import controlnet_xs, kandinsky3, longcat_audio, lumina_next
 from tiny_models import (
     TEXT,
     denoiser,
@@ -112,7 +113,16 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
 
 
 # Of which the oracle takes a part.
-WHOLE_MODELS = {"MochiTransformer3DModel": mochi, "Krea2Transformer2DModel": krea2, "HunyuanDiT2DModel": hunyuan_dit}
+WHOLE_MODELS = {
+    "LuminaNextDiT2DModel": lumina_next,
+    "Kandinsky3UNet": kandinsky3,
+    "UNetControlNetXSModel": controlnet_xs,
+    "LongCatAudioDiTTransformer": longcat_audio,
+    "LongCatAudioDiTTransformer local": functools.partial(longcat_audio, adaln_type="local", text_conv=False),
+    "MochiTransformer3DModel": mochi,
+    "Krea2Transformer2DModel": krea2,
+    "HunyuanDiT2DModel": hunyuan_dit,
+}
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
@@ -173,7 +183,8 @@ def test_refusals(kind):
 
 COMPILED = ["ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
             "AuraFlowTransformer2DModel", "Krea2Transformer2DModel", "PRXTransformer2DModel", "CosmosTransformer3DModel",
-            "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel"]  # fmt: skip
+            "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel", "ErnieImageTransformer2DModel",
+            "AudioLDM2UNet2DConditionModel", "LongCatAudioDiTTransformer"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COMPILED)
@@ -303,6 +314,14 @@ def test_texts_and_masks_that_do_not_fit():
         pytest.raises(ValueError, match="encoder_hidden_states_2 for the negative and none for"),
         guide(pipe, "negative"),
     ):
+        pipe(pipe.prompt)
+
+
+@pytest.mark.skipif("JoyImageEditPlusTransformer3DModel" not in TINY, reason="this diffusers has no JoyImage-Edit-Plus")
+def test_images_that_are_filled_up():
+    pipe = filled("JoyImageEditPlusTransformer3DModel", masked=True)
+    pipe.arguments["shape_list"] = [[(1, 4, 4)], *pipe.arguments["shape_list"][1:]]
+    with pytest.raises(ValueError, match=r"must fill 22 tokens .*got \[16, 22\]"), guide(pipe, "negative"):
         pipe(pipe.prompt)
 
 

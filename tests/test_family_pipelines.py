@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from tiny_models import error, one_thread  # noqa: F401
+from tiny_models import denoiser, error, one_thread  # noqa: F401
 from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import guide
@@ -31,20 +31,21 @@ def test_pipeline(kind, guidance_scale):
         del call["guidance_scale"]
         pipe.guider.enable() if guidance_scale > 1 else pipe.guider.disable()
     if guidance_scale == 1:
-        call = {name: x for name, x in call.items() if not name.startswith("negative_prompt_embeds")}
+        call = {name: x for name, x in call.items() if name == "negative_prompt" or not name.startswith("negative_")}
     outputs = []
 
     def note(model, inputs, output):
-        sample = output[0]
+        sample = output if isinstance(output, torch.Tensor) else output[0]
         if sample is not None:  # else it only keeps keys and values
             outputs[-1].append(torch.stack(sample) if isinstance(sample, list) else sample)
 
     def draw():
         outputs.append([])
+        torch.manual_seed(7)  # some encode an image without their generator
         latents = pipe(**call, **prompt, generator=torch.Generator().manual_seed(7), return_dict=False)[0]
         return latents[-1] if isinstance(latents, list) else latents  # of all parts
 
-    pipe.transformer.register_forward_hook(note)
+    denoiser(pipe).register_forward_hook(note)
     plain = draw()
     own = prompt.get("prompt", prompt)
     with guide(pipe, own, nag_scale=8.0, nag_tau=2.0, nag_alpha=0.5):
@@ -61,11 +62,42 @@ def test_pipeline(kind, guidance_scale):
     if two_calls:
         assert error(guided[0][0], stock[0][0]) > 1e-3
         assert error(guided[1], stock[1]) < 1e-5
-    elif guidance_scale > 1 and kind != "flux fill":  # which has no classifier-free guidance
-        halves = [x[0].chunk(2) for x in (guided, stock)]
-        conditional, unconditional = (0, 1) if kind == "z image" else (1, 0)
-        assert error(halves[0][conditional], halves[1][conditional]) > 1e-3
-        assert error(halves[0][unconditional], halves[1][unconditional]) < 1e-5
+    elif guidance_scale > 1 and kind not in ("flux fill", "dreamlite mobile"):  # which have none
+        parts = 3 if kind == "dreamlite from an image" else 2
+        guided, stock = (x[0].chunk(parts) for x in (guided, stock))
+        conditional = 0 if kind in ("z image", "lumina next", "ace step") else parts - 1
+        for i in range(parts):
+            assert error(guided[i], stock[i]) > 1e-3 if i == conditional else error(guided[i], stock[i]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("interval", "rows"), [((0.0, 0.3), [4, 4, 2]), ((0.1, 1.0), [2, 4, 4])], ids=["ends", "begins"]
+)
+def test_classifier_free_guidance_on_the_way(interval, rows):
+    """With the prompt first."""
+    pipe, call, prompt, negative = FURTHER["ace step"]()
+    pipe.set_progress_bar_config(disable=True)
+    call |= prompt | {"guidance_scale": 3.0, "num_inference_steps": 3, "output_type": "latent"}
+    call |= dict(zip(("cfg_interval_start", "cfg_interval_end"), interval, strict=True))
+    seen = []
+    pipe.transformer.register_forward_hook(lambda model, inputs, output: seen.append(output[0]))
+
+    def draw():
+        seen.clear()
+        return pipe(**call, generator=torch.Generator().manual_seed(7), return_dict=False)[0]
+
+    plain, first = draw(), seen[:2]
+    assert [len(x) for x in seen] == rows
+    with guide(pipe, prompt["prompt"], nag_scale=8.0):
+        assert error(draw(), plain) < 1e-5
+    with guide(pipe, negative, nag_scale=8.0):
+        assert error(draw(), plain) > 1e-4
+    with guide(pipe, negative, nag_scale=8.0, start=0.3):
+        draw()
+    assert torch.equal(seen[0], first[0])
+    if rows[1] == 4:  # the unconditional rows of the first guided step
+        assert error(seen[1][:2], first[1][:2]) > 1e-4
+        assert error(seen[1][2:], first[1][2:]) < 1e-5
 
 
 @pytest.mark.skipif("cosmos 3" not in FURTHER, reason="this diffusers has no Cosmos 3")
@@ -85,6 +117,9 @@ def test_the_negative_of_cosmos3_comes_without_the_sentences_put_after_a_prompt(
 
 
 TWO_CALLS = {
+    "nucleus",
+    "longcat audio",
+    "joy image edit",
     "lumina 2",
     "qwen image 2.1",
     "cosmos 3",

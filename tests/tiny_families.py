@@ -22,6 +22,7 @@ from tiny_family import (
     token_ids,
     videos,
 )
+from tiny_image_families import IMAGES
 from tiny_models import TEXT, noise, seeded
 
 
@@ -734,6 +735,7 @@ TINY = {
     ),
 }
 
+TINY |= IMAGES
 TINY = {kind: tiny for kind, tiny in TINY.items() if hasattr(diffusers, kind.split()[0])}  # an older library has fewer
 FIRST_COSMOS3 = (
     "Cosmos3OmniTransformer" in TINY

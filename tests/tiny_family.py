@@ -5,6 +5,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,11 +82,18 @@ def timed_images(rows, dtype):
     return images(rows, dtype) | {"timestep": times(rows, dtype)}
 
 
+def model_options(model):
+    """No options where the model gives a tensor, and no more, anyway."""
+    known = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    return {"return_dict": False} if "return_dict" in known else {}
+
+
 def output(model, arguments):
     cache = copy.deepcopy(
         {name: x for name, x in arguments.items() if name in ("kv_cache", "kv_cache_flag")}
     )  # it is written into
-    sample, *sound = model(**arguments | cache, return_dict=False)
+    out = model(**arguments | cache | model_options(model))
+    sample, *sound = out if isinstance(out, tuple) else (out,)
     if sample is None:  # all that the call gives is what it keeps
         return torch.cat([x.flatten() for layer in sound[0] for x in layer.values()])[None]
     if cache:
@@ -117,6 +125,8 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
     def steered(x, beside=None):
         if x.ndim == 2:
             return steered(x[None])[0]
+        if x.ndim == 4:  # with its heads apart
+            return steered(x.flatten(2)).view_as(x)
         image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
         outputs[which.run] = x[:, image].clone() if beside is None else x - beside
         meeting.wait()

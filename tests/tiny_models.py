@@ -91,13 +91,13 @@ def unet_sd15():
     )  # fmt: skip
 
 
-def unet_sdxl():
+def unet_sdxl(**config):
     return UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=(2, 4),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2), cross_attention_dim=2 * TEXT, use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=POOLED + 6 * 8,
+        projection_class_embeddings_input_dim=POOLED + 6 * 8, **config,
     )  # fmt: skip
 
 

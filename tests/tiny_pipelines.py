@@ -373,3 +373,7 @@ for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosm
                    ("anyflow from an image", "AnyFlowFARPipeline")):  # fmt: skip
     if not hasattr(diffusers, name) or (kind == "cosmos 3" and FIRST_COSMOS3):  # an older library has fewer
         del FURTHER[kind]
+
+from tiny_image_pipelines import IMAGES  # noqa: E402 (they are made of what stands here)
+
+FURTHER |= IMAGES

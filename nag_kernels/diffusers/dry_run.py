@@ -18,7 +18,7 @@ from .guided_processor import put_processor
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
-_READY_MADE = ("prompt_", "pooled_prompt_")
+_READY_MADE = ("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask")
 CALLBACKS = ("callback_on_step_end", "callback")
 OTHER_THREAD = "guide: this denoiser is in a guided call of another thread; one at a time"
 

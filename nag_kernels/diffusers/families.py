@@ -64,8 +64,10 @@ from .joint_attention import (
     NAGQwenDoubleStreamAttnProcessor2_0,
 )
 from .slow_families import SLOW_FAMILIES
+from .sound_families import SOUND_FAMILIES
 from .text_last import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor
 from .texts_apart import token_refiner, z_image
+from .unet_families import UNET_FAMILIES, unet_settings
 
 
 def _cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
@@ -125,12 +127,6 @@ def _unet_sites(unet: Module) -> int:
     return sum(not x.double_self_attention for x in blocks) + sum(bool(x.only_cross_attention) for x in blocks)
 
 
-def _unet_settings(unet: Module) -> Settings:
-    if unet.config.addition_embed_type == "text_time":
-        return Settings(3.0, 2.5, 0.5)  # SDXL
-    return Settings(3.0, 2.5, 0.375, nasa_scale=0.2 if unet.config.cross_attention_dim == 1024 else 0.1)  # SD2, SD1.5
-
-
 def _unet_refuse(unet: Module) -> str | None:
     if unet.config.addition_embed_type not in (None, "text_time"):
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
@@ -161,7 +157,7 @@ FAMILIES: dict[str, Family] = (
                 FusedAttnProcessor2_0: NAGAttnProcessor2_0,
                 IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
             },
-            settings=_unet_settings,
+            settings=unet_settings,
             refuse=_unet_refuse,
             keeps_text=True,
         ),
@@ -303,6 +299,8 @@ FAMILIES: dict[str, Family] = (
         ),
     }
     | GENERIC_FAMILIES
+    | SOUND_FAMILIES
+    | UNET_FAMILIES
     | SLOW_FAMILIES
 )
 

@@ -33,7 +33,8 @@ class Family:
 
     text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch; 0: in
         a model that knows no batch and draws one image a call).
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; "outer.inner" is in a mapping.
+    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T], or say how many of the first tokens are
+        seen, [B] (the model is then told it of text+); "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
     processors: ours for each stock processor; any other at a site is refused.
@@ -43,6 +44,7 @@ class Family:
     refuse: why this very model cannot be guided, or None.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
+    cfg_rows: how many rows for each image it then makes at most; those of the prompt are the last, or the first.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
     prompt_first: whether the doubled batch is [conditional; unconditional], and not the other way round.
     by_timestep: whether a step is known by its timestep, and not counted: a pipeline runs through its schedule for each part of a
@@ -62,7 +64,7 @@ class Family:
         changes nothing: such a text is seen whole.)
     counted_masks: whether the model takes no more of its masks than how many tokens are seen: the first ones.
     in_lists: whether text is a list with one tensor [T, C] for each row.
-    timestep: the argument of forward that holds it.
+    timestep: the argument of forward that holds it, or "" where the model is told none.
     pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
     context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
     exact: in which types the model has been found equal to two runs side by side (below 1e-12 in float64, 1e-5 in float32).
@@ -79,6 +81,7 @@ class Family:
     refuse: Callable[[Module], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
+    cfg_rows: int = 2
     two_calls: bool = False
     prompt_first: bool = False
     by_timestep: bool = False

@@ -10,7 +10,21 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, framepack, hunyuan_dit, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .texts_apart import (
+    auraflow,
+    cogvideox,
+    ernie_image,
+    framepack,
+    hunyuan_dit,
+    hunyuan_image,
+    joy_image_plus,
+    kandinsky,
+    krea2,
+    lumina2,
+    lumina_next,
+    mochi,
+    numbered_anew,
+)
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
@@ -22,7 +36,7 @@ def named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
         for name, module in denoiser.named_modules()
         if hasattr(module, "processor")
         and name.split(".")[-1] in names
-        and name.split(".")[0].endswith(("blocks", "layers"))
+        and name.split(".")[0].endswith(("block", "blocks", "layers"))
     )
 
 
@@ -203,6 +217,53 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=blocks("depth"),
         layout=Layout("keys", ("PRXAttnProcessor2_0",), masks=True),
     ),
+    "ErnieImageTransformer2DModel": Family(
+        text={"text_bth": 1},
+        masks=("text_lens",),
+        hard_masks=True,
+        sites=named("self_attention"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last", ("ErnieImageSingleStreamAttnProcessor",), masks=True),
+        apart=lambda transformer, text: [(transformer.pos_embed, "forward", ernie_image)],
+        negative_call={"use_pe": False},  # a language model that enhances prompts
+    ),
+    "NucleusMoEImageTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_hidden_states_mask",),
+        hard_masks=True,
+        sites=named("attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last keys", ("NucleusMoEAttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.pos_embed, "forward", numbered_anew)],
+        two_calls=True,
+    ),
+    "JoyImageEditTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=named("attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last", ("JoyImageAttnProcessor",)),
+        apart=lambda transformer, text: [(transformer, "get_rotary_pos_embed", numbered_anew)],
+        two_calls=True,
+    ),
+    "JoyImageEditPlusTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_hidden_states_mask",),
+        hard_masks=True,
+        sites=named("attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("last", ("JoyImageEditPlusAttnProcessor",), masks=True),
+        apart=lambda transformer, text: [(transformer, "forward", joy_image_plus)],
+    ),
+    "LuminaNextDiT2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_mask",),
+        sites=named("attn2"),
+        site_count=blocks("num_layers"),
+        layout=Layout("cross", ("LuminaAttnProcessor2_0",), masks=True),
+        exact="float64, float32; before the gate",
+        apart=lambda transformer, text: [(transformer.time_caption_embed, "forward", lumina_next)],
+        prompt_first=True,
+    ),
     "CosmosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn2"),
@@ -247,13 +308,6 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
         unknown=("encoder_attention_mask",),
-    ),
-    "StableAudioDiTModel": Family(
-        text={"encoder_hidden_states": 1},  # and the length of the sound after it
-        sites=named("attn2"),
-        site_count=blocks("num_layers"),
-        layout=Layout("cross", ("StableAudioAttnProcessor2_0",)),
-        unknown=("attention_mask", "encoder_attention_mask"),
     ),
     "Kandinsky5Transformer3DModel": Family(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},

@@ -282,7 +282,7 @@ class _SteeredRun:
         check_gradients(denoiser)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
-        self._check_rows(arguments[self.family.timestep])
+        self._check_rows(arguments.get(self.family.timestep))
         self._set_settings()
         self.guided += 1
         if self.text.watch is not None:
@@ -396,4 +396,4 @@ def _is_other_text(text: Tensor, when: Any, last_text: Tensor | None, last_time:
 
 def _number(timestep: Any) -> float:
     """The largest: frames that are given have time 0 in Wan 2.2."""
-    return float(timestep.max() if isinstance(timestep, Tensor) else timestep)
+    return math.nan if timestep is None else float(timestep.max() if isinstance(timestep, Tensor) else timestep)

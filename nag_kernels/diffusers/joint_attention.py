@@ -39,7 +39,7 @@ class JointAttentionProcessor(GuidedProcessor):
         )
         # Z+ of the same operation, without a negative: keys of the image and of the text need not be copied into one tensor.
         streams = (
-            _plain_attention(q, k, v, key_shared=key, value_shared=value, mask_positive=mask)
+            plain_attention(q, k, v, key_shared=key, value_shared=value, mask_positive=mask)
             for (q, _, _), (k, v), mask in zip(texts, (positive, negative), masks, strict=True)
         )  # fmt: skip
         return tuple(x.flatten(2) for x in (*streams, guided))
@@ -52,7 +52,7 @@ class JointAttentionProcessor(GuidedProcessor):
         branches = zip(self._of_each_row(text[1], rows), self._of_each_row(text[2], rows), strict=True)
         guided = self._guided(query, *branches, self._settings_for(query, steered), (None, None), (key, value))
         keys, values = (torch.cat([x, x[steered]]) for x in (key, value))  # each text sees the image of its own row
-        stream = _plain_attention(*text, key_shared=keys, value_shared=values)
+        stream = plain_attention(*text, key_shared=keys, value_shared=values)
         return stream.flatten(2), guided.flatten(2)
 
     def _lengths(self) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def _turned(projected: Projected, rotary: tuple[Tensor, Tensor] | None) -> Proje
     return *(apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key)), value
 
 
-def _plain_attention(query: Tensor, key: Tensor, value: Tensor, **options: Tensor | None) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, **options: Tensor | None) -> Tensor:
     return fused_guided_attention(query, key, value, key[:, :0], value[:, :0], *PLAIN, **options)
 
 
@@ -256,7 +256,7 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
                 + ("" if attention_mask is None else " and a mask")
             )
         self._count()
-        out = _plain_attention(*_turned(self._project(attn, whole, None), rotary)).flatten(2)
+        out = plain_attention(*_turned(self._project(attn, whole, None), rotary)).flatten(2)
         positive, negative = out[:, length:].chunk(2)
         steered = guidance(positive, negative, *self._settings_for(positive, slice(0, rows // 2)))
         return torch.cat([out[:, :length], torch.cat([steered, steered])], dim=1)

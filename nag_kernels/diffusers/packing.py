@@ -55,7 +55,7 @@ class Packer:
         for other, at in self.family.text.items():
             if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
                 lists[other] = self._pairs(other, at, arguments[other])
-            elif arguments.get(other) is not None or not self.family.parts:
+            elif arguments.get(other) is not None:
                 along[other] = at % arguments[other].ndim
                 packed[other] = [
                     arguments[other],
@@ -86,7 +86,10 @@ class Packer:
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
             masks = () if self.family.masks_for_image else self.family.masks
-            packed |= {mask: interleaved(*seen, 1, degree, mask) for mask in masks}
+            packed |= {
+                mask: seen[0].sum(dim=1) if _counts(arguments.get(mask)) else interleaved(*seen, 1, degree, mask)
+                for mask in masks
+            }
         if self.family.masks_for_image:
             packed |= _without(arguments, self.family.masks[0])
         return packed
@@ -130,10 +133,11 @@ class Packer:
 
     def _set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
-        if self.rows not in (self.images, 2 * self.images if self.halves else self.images):
+        most = self.family.cfg_rows if self.halves else 1
+        if self.rows not in [n * self.images for n in range(1, most + 1)]:
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
-                f"knows {self.images}, and {2 * self.images} for classifier-free guidance in one batch"
+                f"knows {self.images}, and {self.family.cfg_rows * self.images} for classifier-free guidance in one batch"
                 + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
 
@@ -164,7 +168,7 @@ class Packer:
         if 0 in self.family.text.values():  # there are no rows
             return negative.to(positive.device)
         if len(negative) != len(positive):
-            negative = self._for_each_image(negative)
+            negative = self._with_rows(negative)
         if len(negative) != len(positive):
             raise ValueError(f"guide: {name} of the negative must have batch {len(positive)}, got {len(negative)}")
         return negative.to(positive.device)
@@ -196,11 +200,7 @@ class Packer:
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            if negative.shape[dim - 1] == 2 * self.images == 2 * self.rows:
-                negative = negative.narrow(
-                    dim - 1, self.images, self.images
-                )  # classifier-free guidance ended on the way
-            negative = self._for_each_image(negative, dim - 1)
+            negative = self._with_rows(negative, dim - 1)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(
@@ -230,18 +230,26 @@ class Packer:
             torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
             self._seen(name, mask, length) for mask, length in zip((positive, negative), lengths, strict=True)
         ]  # fmt: skip
-        return seen[0], self._for_each_image(seen[1])[-self.rows :].to(seen[0].device)
+        return seen[0], self._with_rows(seen[1]).to(seen[0].device)
 
-    def _for_each_image(self, negative: Tensor, dim: int = 0) -> Tensor:
-        """Some pipelines do not repeat ready-made text for each of a prompt's images."""
+    def _with_rows(self, negative: Tensor, dim: int = 0) -> Tensor:
+        """The negative with the rows of this call. Classifier-free guidance may begin or end on the way."""
+        if negative.shape[dim] == 2 * self.images == 2 * self.rows:  # it has ended
+            return negative.narrow(dim, 0 if self.family.prompt_first else self.images, self.images)
         rows = negative.shape[dim]
         if 0 < rows < self.images and self.images % rows == 0:
-            return negative.repeat_interleave(self.images // rows, dim=dim)
+            # Some pipelines do not repeat ready-made text for each of a prompt's images.
+            negative = negative.repeat_interleave(self.images // rows, dim=dim)
+        sample = self.negative.get("hidden_states", self.negative.get("sample"))
+        if isinstance(sample, Tensor) and 2 * len(sample) == 2 * self.images == self.rows:  # it had not begun
+            negative = torch.cat([negative, negative], dim=dim)  # its own rows are not steered: any text serves
         return negative
 
     def _seen(self, name: str, given: Tensor, length: int) -> Tensor:
         mask = given[:, 0, 0] if given.ndim == 4 and given.shape[1:3] == (1, 1) else given
-        if mask.ndim == 2:
+        if _counts(given):
+            seen, plain = torch.arange(length, device=given.device) < given[:, None], True
+        elif mask.ndim == 2:
             seen = mask == 1
             plain = (seen | (mask == 0)).all()
         else:
@@ -283,6 +291,11 @@ def _look_up(arguments: Mapping[str, Any], name: str) -> Any:
     outer, _, inner = name.partition(".")
     value = arguments.get(outer)
     return (value or {}).get(inner) if inner else value
+
+
+def _counts(mask: Any) -> bool:
+    """Whether a mask says no more than how many of a text's tokens are seen."""
+    return isinstance(mask, Tensor) and mask.ndim == 1
 
 
 def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:

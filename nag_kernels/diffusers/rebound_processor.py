@@ -25,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
+from nag_kernels import guidance
+
 from .guided_processor import PackedText
-from .joint_attention import JointAttentionProcessor
+from .joint_attention import JointAttentionProcessor, plain_attention
 
 NAMES = ("dispatch_attention_fn", "scaled_dot_product_attention")
 
@@ -36,13 +38,14 @@ class Layout:
     """Where the texts lie in the attention of a family.
 
     text: "cross": the keys are [text+ ; text-]; "first": all is [text+ ; text- ; image]; "last": [image ; text+ ; text-];
-        "keys": the queries are the image, the keys [text+ ; text- ; image].
+        "keys": the queries are the image, the keys [text+ ; text- ; image]; "last keys": the keys [image ; text+ ; text-].
     stock: the names of the processors.
     masks: whether the model may give attention a mask of the texts; `PackedText` has them and stands in for it. Without it a
         mask is refused.
     own_tokens: how many tokens the model itself puts before each text.
     row_by_row: whether attention is called for each row of the batch, with the tokens that are seen alone.
     by_frame: whether each frame of a video is a row of attention of its own: the frames of a row of the batch follow each other.
+    difference: whether a layer calls attention twice and takes the first less the second.
     """
 
     text: str
@@ -51,6 +54,7 @@ class Layout:
     own_tokens: int = 0
     row_by_row: bool = False
     by_frame: bool = False
+    difference: bool = False
 
 
 def why_not_rebound(processor: Any, layout: Layout) -> str | None:
@@ -77,6 +81,7 @@ class _Attention(JointAttentionProcessor):
         super().__init__(1.0, 2.5, 0.25, text)
         self.layout = layout
         self._row = self._rows = 0
+        self.first: Any = None  # what the first of two attentions of a layer has left for the second
 
     def _lengths(self) -> tuple[int, int]:
         positive, negative = super()._lengths()
@@ -100,6 +105,8 @@ class _Attention(JointAttentionProcessor):
             raise ValueError("guide: this attention must have no mask, got one")
         if self.layout.row_by_row:
             return self._attend_row(query, key, value)
+        if self.layout.difference:
+            return self._attend_difference(query, key, value)
         self._count()
         if self.layout.by_frame:
             self._rows = len(query)
@@ -127,21 +134,40 @@ class _Attention(JointAttentionProcessor):
         finally:
             self.text = text
 
+    def _attend_difference(self, query: Tensor, *keys_and_values: Tensor) -> Tensor:
+        """It is the difference that is guided. All of it comes back from the second attention, for a layer that subtracts it."""
+        if self.first is not None:
+            self._count()
+        if self.text.rule == "vsf":  # no more than other values, whose difference can be taken
+            self.first = ()
+            return self._attend_batch(query, *keys_and_values)
+        texts = zip(*(x.split(self._lengths(), dim=1) for x in keys_and_values), strict=True)
+        both = [plain_attention(query, *text) for text in texts]
+        if self.first is None:
+            self.first = both
+            return torch.zeros_like(both[0])
+        positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
+        settings = self._settings_for(query, slice(0, query.shape[0]))
+        if self.text.watch is not None:
+            self.text.watch.branches(self, positive, negative, settings)
+        return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
+
     def _attend_batch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, shape = sum(self._lengths()), (query.shape[2], value.shape[-1])
         if self.layout.text == "cross":
             if key.shape[1] != length:
                 raise ValueError(f"guide: attention to the texts must have {length} keys, got {key.shape[1]}")
             return self._attend_guided(query, key, value)
-        image, at_end = key.shape[1] - length, self.layout.text == "last"
+        image, at_end = key.shape[1] - length, self.layout.text.startswith("last")
         if image <= 0:
             raise ValueError(
                 f"guide: attention must have the texts' {length} tokens and the image's, got {key.shape[1]}"
             )
         sizes = (image, length) if at_end else (length, image)
         (first_key, last_key), (first_value, last_value) = key.split(sizes, dim=1), value.split(sizes, dim=1)
-        if self.layout.text == "keys":
-            return self._attend_guided(query, first_key, first_value, last_key, last_value)
+        if self.layout.text.endswith("keys"):
+            of_texts, of_image = (first_key, first_value), (last_key, last_value)
+            return self._attend_guided(query, *(of_image + of_texts if at_end else of_texts + of_image))
         if query.shape[1] != key.shape[1]:
             raise ValueError(
                 f"guide: attention must have as many keys as queries, {query.shape[1]}, got {key.shape[1]}: keys of another "
@@ -242,6 +268,7 @@ def _rebound_class(cls: type) -> type:
     def __call__(self, *args, **kwargs):
         site = _site()
         site.attention = self.nag_attention
+        self.nag_attention.first = None
         try:
             return own(self, *args, **kwargs)
         finally:

@@ -32,6 +32,11 @@ def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: i
     return slice(length - height * width // denoiser.config.patch_size**2, length)
 
 
+def _whole(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    """All of it is drawn: the text is elsewhere."""
+    return slice(0, length)
+
+
 def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
     """FIBO 2 makes of each text a number of tokens by its length; where these differ in a batch they come last."""
     from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count  # younger than diffusers 0.41
@@ -74,7 +79,7 @@ SLOW_FAMILIES: dict[str, Family] = {
         site_count=blocks("num_hidden_layers"),
         beside=Beside(
             text=("input_ids", "text_indexes", "position_ids", "und_len", "sequence_length", *_COSMOS3_PLACES),
-            image=lambda denoiser, arguments, length: slice(0, length),  # all that is drawn, without the text
+            image=_whole,
             layer=lambda site: site.to_add_out,
         ),
         negative_call={"add_resolution_template": False, "add_duration_template": False},

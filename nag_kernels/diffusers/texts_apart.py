@@ -7,6 +7,7 @@ An entry of the table of families names such parts of its model, each with the f
 """
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -152,19 +153,57 @@ def krea2(model: Module) -> list[Part]:
     return [(model.text_fusion, "forward", fuse), (model.rotary_emb, "forward", turn)]
 
 
+def ernie_image(forward: Callable, text: PackedText, positions: Tensor) -> Tensor:
+    """The text's numbers, after the image's positions [B, S + T+ + T-, 3], begin anew for text-."""
+    numbers = positions.narrow(1, positions.shape[1] - text.length_negative, text.length_negative).clone()
+    numbers[..., 0] -= text.length_positive
+    return forward(torch.cat([positions[:, : -text.length_negative], numbers], dim=1))
+
+
+def numbered_anew(method: Callable, text: PackedText, *call: Any, **options: Any) -> tuple[Tensor, Any]:
+    """Positions of the image and of a text whose tokens are numbered: those of text- begin where those of text+ do.
+
+    The text's are a tensor [T, C], several of them, or None where it has none.
+    """
+    image, turns = method(*call, **options)
+    if turns is None:
+        return image, None
+    if isinstance(turns, tuple):
+        return image, tuple(_begun_anew(x, text) for x in turns)
+    return image, _begun_anew(turns, text)
+
+
+def _begun_anew(x: Tensor, text: PackedText) -> Tensor:
+    return torch.cat([x[: text.length_positive], x[: text.length_negative]])
+
+
+def joy_image_plus(forward: Callable, text: PackedText, **arguments: Any) -> Any:
+    """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
+    sizes = {sum(math.prod(image) for image in row) for row in arguments["shape_list"]}
+    length = arguments["hidden_states"].shape[1]
+    if arguments.get("encoder_hidden_states_mask") is not None and sizes != {length}:
+        raise ValueError(
+            f"guide: the images of all prompts must fill {length} tokens while texts have masks, got {sorted(sizes)}"
+        )
+    return forward(**arguments)
+
+
 def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor) -> Tensor:
     """Attention within the text; `rope` holds the positions of both."""
     pairs = zip(of_each(texts, text), of_each(rope, text), strict=True)
     return torch.cat([forward(x, time, turns) for x, turns in pairs], dim=1)
 
 
+def masks_of_part(text: PackedText, place: int) -> tuple[Tensor, Tensor]:
+    """Of one of several texts that lie one after another: what of text+ and of text- is seen."""
+    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
+    return tuple(mask.split(list(lengths), dim=1)[place] for mask, lengths in pairs)
+
+
 def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor) -> Tensor:
     """As `token_refiner`, of the last text of several; its mask is not the model's, in which all is seen."""
     place = max(i for i, (_, n) in enumerate(text.parts) if n)  # an image may follow
-    lengths = text.parts[place]
-    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
-    masks = (mask.split(list(all_lengths), dim=1)[place] for mask, all_lengths in pairs)
-    texts = zip(hidden_states.split(lengths, dim=1), masks, strict=True)
+    texts = zip(hidden_states.split(text.parts[place], dim=1), masks_of_part(text, place), strict=True)
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
 
 
@@ -205,6 +244,79 @@ def mochi(model: Module) -> Callable:
         return conditioning, model.time_embed.caption_proj(texts)
 
     return embed
+
+
+def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+    """As `mochi`: the time is embedded together with a mean of text+."""
+    return forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0])
+
+
+def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
+    """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
+    return forward(time, of_each(texts, text)[0], of_each(bias, text, dim=-1)[0])
+
+
+def prompt_alone(forward: Callable, text: PackedText, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
+                 ) -> Tensor:  # fmt: skip
+    """Attention that is not guided: to text+."""
+    return forward(hidden_states, of_each(encoder_hidden_states, text)[0], **options)
+
+
+def longcat_audio(model: Module) -> list[Part]:
+    """Convolutions along the text, its numbers, and a mean of it that is a part of the time: of text+."""
+    known: dict[str, Tensor] = {}
+
+    def keep_time(forward, text, *call):
+        known["time"] = forward(*call)
+        return known["time"]
+
+    def embed(forward, text, x, mask):
+        known["mask"] = of_each(mask, text)[0]
+        known["text"] = forward(x, mask)
+        return known["text"]
+
+    def convolve(forward, text, x):
+        known["text"] = torch.cat([forward(each) for each in of_each(x, text)], dim=1)
+        return known["text"]
+
+    def with_mean(forward, text, *call):
+        seen = known["mask"][..., None]
+        mean = (of_each(known["text"], text)[0] * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return forward(*call[:-1], known["time"] + mean)
+
+    def attend(forward, text, *, prompt_rotary_emb, **options):
+        return forward(prompt_rotary_emb=tuple(_begun_anew(x, text) for x in prompt_rotary_emb), **options)
+
+    local = model.config.adaln_type == "local"
+    of_time = [block.adaln_mlp for block in model.blocks] if local else [model.adaln_global_mlp, model.norm_out]
+    parts = [(model.time_embed, "forward", keep_time), (model.text_embed, "forward", embed)]
+    parts += [(block.cross_attn, "forward", attend) for block in model.blocks]
+    if model.config.text_conv:
+        parts.append((model.text_conv_layer, "forward", convolve))
+    if model.config.adaln_use_text_cond:
+        parts += [(layer, "forward", with_mean) for layer in of_time]
+    return parts
+
+
+def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[Part]:
+    """Two texts, of which each layer sees one, here beside it by its place. Where there is no second text the layers for it see
+    the first, and all of it: so the model has it."""
+
+    def of_part(place):
+        def attend(forward, text, *call, **options):
+            whole = dict(vars(text))
+            there = place < len(text.parts)
+            text.mask_positive, text.mask_negative = masks_of_part(text, place) if there else (None, None)
+            text.length_positive, text.length_negative = text.parts[place if there else 0]
+            try:
+                return forward(*call, **options)
+            finally:
+                for name in ("mask_positive", "mask_negative", "length_positive", "length_negative"):
+                    setattr(text, name, whole[name])
+
+        return attend
+
+    return [(layer, "forward", of_part(place)) for layer, place in layers]
 
 
 def hunyuan_dit(model: Module) -> list[Part]:

@@ -65,11 +65,11 @@ def _walk(
 
 
 @triton.jit
-def _keep(z, branch, scales, to, row, head, inside, HEADS: tl.constexpr, NARROW: tl.constexpr):
+def _keep(z, branch, scales, to, row, seen, head, inside, HEADS: tl.constexpr, NARROW: tl.constexpr):
     if NARROW:
         top = tl.maximum(tl.max(tl.abs(z), 1), 1e-37)
-        tl.store(branch + to, (z / top[:, None]).to(tl.float16), mask=inside)
-        tl.store(scales + row * HEADS + head, top, mask=tl.max(inside.to(tl.int32), 1) > 0)
+        tl.store(scales + row * HEADS + head, top, mask=seen)
+        tl.store(branch + to, (z * (1.0 / top)[:, None]).to(tl.float16), mask=inside)
     else:
         tl.store(branch + to, z, mask=inside)
 
@@ -130,7 +130,7 @@ def branches(
         accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     else:
         z = z_positive / tl.where(sum_positive > 0, sum_positive, 1.0)[:, None]
-        _keep(z, positive, scales_positive, to, row, head, inside, HEADS, NARROW)
+        _keep(z, positive, scales_positive, to, row, rows < length, head, inside, HEADS, NARROW)
     top_negative, sum_negative, z_negative = _walk(
         tile, key_negative + sample * kn_b + group * kn_h, value_negative + sample * vn_b + group * vn_h,
         mask_negative + sample * mn_b, negative_length, kn_s, vn_s, mn_s, maximum, total, accumulator, scale,
@@ -143,12 +143,12 @@ def branches(
         sum_both = sum_positive * weight_positive + sum_negative * weight_negative
         sum_both = tl.where(sum_both > 0, sum_both, 1.0)
         z = z_positive * (weight_positive / sum_both)[:, None]
-        _keep(z, positive, scales_positive, to, row, head, inside, HEADS, NARROW)
+        _keep(z, positive, scales_positive, to, row, rows < length, head, inside, HEADS, NARROW)
         z = z_negative * (weight_negative / sum_both)[:, None]
-        _keep(z, negative, scales_negative, to, row, head, inside, HEADS, NARROW)
+        _keep(z, negative, scales_negative, to, row, rows < length, head, inside, HEADS, NARROW)
     else:
         z = z_negative / tl.where(sum_negative > 0, sum_negative, 1.0)[:, None]
-        _keep(z, negative, scales_negative, to, row, head, inside, HEADS, NARROW)
+        _keep(z, negative, scales_negative, to, row, rows < length, head, inside, HEADS, NARROW)
 
 
 @triton.jit

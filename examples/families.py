@@ -36,6 +36,9 @@ FREE = {"guidance_scale": 1.0}  # without classifier-free guidance: the negative
 EXAMPLES = {
     "sd15": Example("stable-diffusion-v1-5/stable-diffusion-v1-5", 25, "sd15", FREE),
     "sdxl-turbo": Example("stabilityai/sdxl-turbo", 4, "sdxl", {"guidance_scale": 0.0}),
+    "animatediff": Example("", 8, "animatediff", FREE),
+    "animatediff-xl": Example("", 25, "animatediff xl", FREE),
+    "pia": Example("", 25, "pia", FREE),
     "pixart": Example("PixArt-alpha/PixArt-XL-2-512x512", 20, "pixart", FREE),
     "sana": Example("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 20, "sana", FREE),
     "sana-sprint": Example("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", 2, "sana sprint"),

@@ -23,6 +23,7 @@ from tiny_family import (
     videos,
 )
 from tiny_models import TEXT, noise, seeded
+from tiny_video_families import VIDEOS
 
 
 def _flux_text(x, mask):
@@ -605,7 +606,7 @@ def _stable_audio_arguments(rows, dtype):
             "rotary_embedding": (angles.cos(), angles.sin())}  # fmt: skip
 
 
-TINY = {
+TINY = VIDEOS | {
     "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=UNSEEN),
     "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=UNSEEN),
     # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.

@@ -136,7 +136,26 @@ def _unet_refuse(unet: Module) -> str | None:
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
     if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):
         return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
+    if any(type(x).__name__ == "SplitInferenceModule" for x in unet.modules()):
+        return "its layers see a part of the frames at a time (enable_free_noise_split_inference)"
     return None
+
+
+def _unet(**more: Any) -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=_cross_attentions,  # AnimateDiff's between frames have no text
+        site_count=_unet_sites,
+        processors={
+            AttnProcessor2_0: NAGAttnProcessor2_0,
+            FusedAttnProcessor2_0: NAGAttnProcessor2_0,
+            IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
+        },
+        settings=_unet_settings,
+        refuse=_unet_refuse,
+        keeps_text=True,
+        **more,
+    )
 
 
 def _sd3_refuse(transformer: Module) -> str | None:
@@ -151,20 +170,8 @@ def _sd3_refuse(transformer: Module) -> str | None:
 
 FAMILIES: dict[str, Family] = (
     {
-        "UNet2DConditionModel": Family(
-            text={"encoder_hidden_states": 1},
-            masks=("encoder_attention_mask",),
-            sites=_cross_attentions,
-            site_count=_unet_sites,
-            processors={
-                AttnProcessor2_0: NAGAttnProcessor2_0,
-                FusedAttnProcessor2_0: NAGAttnProcessor2_0,
-                IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
-            },
-            settings=_unet_settings,
-            refuse=_unet_refuse,
-            keeps_text=True,
-        ),
+        "UNet2DConditionModel": _unet(masks=("encoder_attention_mask",)),
+        "UNetMotionModel": _unet(frames=lambda arguments: arguments["sample"].shape[2], unknown=("attention_mask",)),
         "PixArtTransformer2DModel": Family(
             text={"encoder_hidden_states": 1},
             masks=("encoder_attention_mask",),

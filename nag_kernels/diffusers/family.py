@@ -41,6 +41,8 @@ class Family:
     beside: instead of both: the texts cannot be packed, and the model runs twice.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
+    frames: how many rows of text a call with these arguments of forward has for each image: a pipeline may give the text once for
+        each frame of a video.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
@@ -77,6 +79,7 @@ class Family:
     beside: Beside | None = None
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
+    frames: Callable[[Mapping[str, Any]], int] = lambda arguments: 1
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
     two_calls: bool = False

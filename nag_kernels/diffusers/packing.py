@@ -18,7 +18,8 @@ class Packer:
 
     family: of the denoiser.
     negative: its arguments as `record_negative` gives them.
-    images: how many the run makes; a call has that many rows, or twice as many, [unconditional; conditional].
+    images: how many the run makes; a call has that many rows (or one for each of their frames), or twice as many, [unconditional;
+        conditional].
     halves: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
     text: what the processors share.
@@ -35,7 +36,8 @@ class Packer:
         text: PackedText,
         mesh: Any = None,
     ):
-        self.family, self.negative, self.images, self.pad, self.text = family, negative, images, pad, text
+        self.family, self.negative, self.pad, self.text = family, negative, pad, text
+        self.made = self.images = images
         self.halves, self.mesh = halves, mesh
         self.rows, self.device = 0, None  # of the latest call
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
@@ -44,6 +46,7 @@ class Packer:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
         name, dim = next(iter(self.family.text.items()))
         positive = arguments.get(name)
+        self.images = self.made * self.family.frames(arguments)
         if self.family.in_lists:
             return {name: self._pair_of_lists(name, positive)}
         if not isinstance(positive, Tensor):

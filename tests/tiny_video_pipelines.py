@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""More tiny pipelines as in `tiny_pipelines`: of videos."""
+
+import diffusers
+from PIL import Image
+from tiny_models import TEXT, pipeline, seeded
+from tiny_pipeline import IMAGE, NEGATIVE
+from tiny_video_families import unet_motion, unet_motion_xl
+
+SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
+FRAMES = [Image.fromarray((SMALL[0] * x).byte().permute(1, 2, 0).numpy()) for x in (80, 160, 255)]
+CAT = {"prompt": "a small red cat"}
+
+
+def _motion(name, like="sd15", unet=unet_motion, **parts):
+    """Of AnimateDiff, with text encoders."""
+    stable = pipeline(like).components
+    known = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    parts = {part: stable[part] for part in known if part in stable} | parts
+    adapter = diffusers.MotionAdapter(block_out_channels=(8,), motion_num_attention_heads=2, motion_norm_num_groups=8)
+    return getattr(diffusers, name)(**parts, unet=seeded(unet), motion_adapter=adapter)
+
+
+def animatediff():
+    """In few steps, of two prompts."""
+    pipe = _motion("AnimateDiffPipeline", scheduler=diffusers.LCMScheduler())
+    return pipe, {"height": 8, "width": 8, "num_frames": 3}, {"prompt": ["a small red cat", "a fox"]}, NEGATIVE
+
+
+def animatediff_xl():
+    pipe = _motion("AnimateDiffSDXLPipeline", "sdxl", lambda: unet_motion_xl(cross_attention_dim=2 * TEXT))
+    return pipe, {"height": 8, "width": 8, "num_frames": 3}, CAT, NEGATIVE
+
+
+def animatediff_from_a_video():
+    call = {"video": FRAMES, "height": 8, "width": 8, "strength": 0.99}
+    return _motion("AnimateDiffVideoToVideoPipeline"), call, CAT, NEGATIVE
+
+
+def _controlnet():
+    return diffusers.ControlNetModel(
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=4, cross_attention_dim=TEXT,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), conditioning_embedding_out_channels=(16,),
+    )  # fmt: skip
+
+
+def animatediff_controlled(name, **given):
+    def build():
+        call = {"conditioning_frames": FRAMES, "height": 8, "width": 8} | given
+        return _motion(name, controlnet=seeded(_controlnet)), call, CAT, NEGATIVE
+
+    return build
+
+
+def animatediff_sparsely_controlled():
+    control = seeded(lambda: diffusers.SparseControlNetModel(
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=4, motion_num_attention_heads=2,
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"), cross_attention_dim=TEXT,
+    ))  # fmt: skip
+    call = {"conditioning_frames": [SMALL], "controlnet_frame_indices": [1], "height": 8, "width": 8, "num_frames": 3}
+    return _motion("AnimateDiffSparseControlNetPipeline", controlnet=control), call, CAT, NEGATIVE
+
+
+def pia():
+    pipe = _motion("PIAPipeline", unet=lambda: unet_motion(in_channels=9))
+    return pipe, {"image": SMALL, "height": 8, "width": 8, "num_frames": 3}, CAT, NEGATIVE
+
+
+VIDEO_PIPELINES = {
+    "animatediff": animatediff,
+    "animatediff xl": animatediff_xl,
+    "animatediff from a video": animatediff_from_a_video,
+    "animatediff controlled": animatediff_controlled("AnimateDiffControlNetPipeline", num_frames=3),
+    "animatediff from a video, controlled": animatediff_controlled(
+        "AnimateDiffVideoToVideoControlNetPipeline", video=FRAMES, strength=0.99
+    ),
+    "animatediff sparsely controlled": animatediff_sparsely_controlled,
+    "pia": pia,
+}

@@ -55,6 +55,7 @@ EXAMPLES = {
     "hunyuan-image": Example("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers", 8, "hunyuan image"),
     "wan": Example("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 30, "wan", FREE),
     "wan-i2v": Example("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 30, "wan from an image", FREE),
+    "wan-animate": Example("", 20, "wan animate", FREE),
     "ltx": Example("Lightricks/LTX-Video", 30, "ltx", FREE),
     "ltx-2": Example("Lightricks/LTX-2", 8, "ltx 2", FREE | {"stg_scale": 0.0, "modality_scale": 1.0}),
     "cogview4": Example("THUDM/CogView4-6B", 30, "cogview4", FREE),

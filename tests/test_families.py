@@ -220,7 +220,8 @@ def test_gates_of_ltx2_open_after_guidance():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TINY if "Chroma" in kind or "ZImage" in kind or "LTX2" in kind
-                                  or "HunyuanVideoT" in kind or "SkyReels" in kind or "ChronoEdit" in kind])  # fmt: skip
+                                  or "HunyuanVideoT" in kind or "SkyReels" in kind or "ChronoEdit" in kind
+                                  or "WanAnimate" in kind])  # fmt: skip
 def test_drop_in_processors_without_a_negative_are_the_stock_ones(kind):
     pipe = filled(kind, masked=TINY[kind].seen is not None)
     plain = pipe(pipe.prompt)

@@ -13,7 +13,11 @@ from tiny_pipelines import FURTHER
 from nag_kernels.diffusers import guide
 
 SCALES = dict.fromkeys(("hunyuan video", "framepack", "qwen image 2.1"), "true_cfg_scale")
-PARTS = {"framepack": 2, "anyflow from an image": 2}  # how often a video in parts runs through its steps
+PARTS = {
+    "framepack": 2,
+    "anyflow from an image": 2,
+    "wan animate": 2,
+}  # how often a video in parts runs through its steps
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
@@ -94,6 +98,7 @@ TWO_CALLS = {
     "chroma",
     "hunyuan video",
     "wan from an image",
+    "wan animate",
     "skyreels from an image",
     "skyreels forced",
     "skyreels forced from an image",

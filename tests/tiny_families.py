@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models of the families that are tested without a pipeline of their own, and a stand-in for one."""
 
-import functools
 import inspect
-import threading
 
 import diffusers
 import torch
@@ -23,7 +21,7 @@ from tiny_family import (
     videos,
 )
 from tiny_models import TEXT, noise, seeded
-from tiny_video_families import VIDEOS
+from tiny_video_families import VIDEOS, attention_to_first_frame, wan_like
 
 
 def _flux_text(x, mask):
@@ -224,13 +222,6 @@ def _sana_video():
     )  # fmt: skip
 
 
-def wan_like(name, **config):
-    config = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
-              "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **config}  # fmt: skip
-    config = {name: x for name, x in config.items() if x is not None}
-    return lambda: getattr(diffusers, name)(**config)
-
-
 def _from_an_image(name):
     """Wan and the like with a first frame, of which the model takes all tokens but the last 512."""
     config = {"image_dim": 8, "added_kv_proj_dim": 24}
@@ -238,28 +229,7 @@ def _from_an_image(name):
     def arguments(rows, dtype):
         return videos(rows, dtype) | {"encoder_hidden_states_image": noise(rows, 6, 8, seed=4, dtype=dtype)}
 
-    return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=_attention_to_first_frame)
-
-
-def _attention_to_first_frame(stack, site):
-    caught = threading.local()
-
-    def keep(layer, inputs, out, name):
-        setattr(caught, name, out)
-
-    for name in ("norm_q", "norm_added_k", "add_v_proj"):
-        layer = getattr(site, name)
-        stack.callback(layer.register_forward_hook(functools.partial(keep, name=name)).remove)
-
-    def attention():
-        query, key, value = (
-            x.unflatten(-1, (site.heads, -1)).transpose(1, 2)
-            for x in (caught.norm_q, caught.norm_added_k, caught.add_v_proj)
-        )
-        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
-        return (weights @ value).transpose(1, 2).flatten(2)
-
-    return attention
+    return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=attention_to_first_frame)
 
 
 def _forced(rows, dtype):

@@ -9,7 +9,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import FIRST_COSMOS3, wan_like
+from tiny_families import FIRST_COSMOS3
 from tiny_families import hunyuan_dit as tiny_hunyuan_dit
 from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
@@ -28,6 +28,7 @@ from tiny_pipeline import (
     wan_vae,
     with_text,
 )
+from tiny_video_families import wan_like
 from tiny_video_pipelines import VIDEO_PIPELINES
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """More tiny random models as in `tiny_families`: of video pipelines."""
 
+import functools
+import threading
+
 import diffusers
 import torch
 from tiny_family import WHOLE, Tiny, times
@@ -37,7 +40,54 @@ def _text_of_each_frame(x, mask):
     return {"encoder_hidden_states": torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)}
 
 
+def wan_like(name, **config):
+    config = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
+              "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **config}  # fmt: skip
+    config = {name: x for name, x in config.items() if x is not None}
+    return lambda: getattr(diffusers, name)(**config)
+
+
+def attention_to_first_frame(stack, site):
+    caught = threading.local()
+
+    def keep(layer, inputs, out, name):
+        setattr(caught, name, out)
+
+    for name in ("norm_q", "norm_added_k", "add_v_proj"):
+        layer = getattr(site, name)
+        stack.callback(layer.register_forward_hook(functools.partial(keep, name=name)).remove)
+
+    def attention():
+        query, key, value = (
+            x.unflatten(-1, (site.heads, -1)).transpose(1, 2)
+            for x in (caught.norm_q, caught.norm_added_k, caught.add_v_proj)
+        )
+        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+    return attention
+
+
+def wan_animate():
+    sizes = {"4": 8, "8": 8, "16": 8}
+    return wan_like(
+        "WanAnimateTransformer3DModel", in_channels=36, latent_channels=16, out_channels=16, image_dim=8, added_kv_proj_dim=24,
+        motion_encoder_channel_sizes=sizes, motion_encoder_size=16, motion_style_dim=8, motion_dim=4, motion_encoder_dim=8,
+        face_encoder_hidden_dim=8, face_encoder_num_heads=2, inject_face_latents_blocks=2,
+    )()  # fmt: skip
+
+
+def _wan_animate_arguments(rows, dtype):
+    """The image's frame and two more, with a pose and a face, whose attention sees no text."""
+    shapes = {"hidden_states": (36, 3, 4, 8), "pose_hidden_states": (16, 2, 4, 8), "face_pixel_values": (3, 5, 16, 16)}
+    given = {name: noise(rows, *shape, seed=3 + i, dtype=dtype) for i, (name, shape) in enumerate(shapes.items())}
+    return given | {"timestep": times(rows), "encoder_hidden_states_image": noise(rows, 6, 8, seed=6, dtype=dtype)}
+
+
 VIDEOS = {
     "UNetMotionModel": Tiny(unet_motion, _frames, WHOLE, _text_of_each_frame, tau=4.0),
     "UNetMotionModel xl": Tiny(unet_motion_xl, _frames_xl, WHOLE, _text_of_each_frame, tau=4.0),
+    "WanAnimateTransformer3DModel": Tiny(
+        wan_animate, _wan_animate_arguments, WHOLE, lengths=(512, 512), beside=attention_to_first_frame
+    ),
 }

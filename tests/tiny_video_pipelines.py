@@ -5,8 +5,8 @@
 import diffusers
 from PIL import Image
 from tiny_models import TEXT, pipeline, seeded
-from tiny_pipeline import IMAGE, NEGATIVE
-from tiny_video_families import unet_motion, unet_motion_xl
+from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, unipc, wan_vae, with_text
+from tiny_video_families import unet_motion, unet_motion_xl, wan_animate
 
 SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
 FRAMES = [Image.fromarray((SMALL[0] * x).byte().permute(1, 2, 0).numpy()) for x in (80, 160, 255)]
@@ -67,6 +67,23 @@ def pia():
     return pipe, {"image": SMALL, "height": 8, "width": 8, "num_frames": 3}, CAT, NEGATIVE
 
 
+def wan_animated():
+    """In two segments, of which each sees the frames of the other."""
+    parts = image_encoder() | {"vae": wan_vae(), "scheduler": unipc(), "text_encoder": None, "tokenizer": None}
+    pipe = diffusers.WanAnimatePipeline(**parts, transformer=seeded(wan_animate))
+    texts = [{"prompt_embeds": embeds(n, 1, 512, TEXT)} for n in (7, 5, 6)]
+    frames = [x.resize((32, 32)) for x in (*FRAMES, *FRAMES, *FRAMES)]
+    call = {
+        "image": IMAGE,
+        "pose_video": frames,
+        "face_video": frames,
+        "segment_frame_length": 5,
+        "height": 32,
+        "width": 32,
+    }
+    return pipe, *with_text(texts, **call)
+
+
 VIDEO_PIPELINES = {
     "animatediff": animatediff,
     "animatediff xl": animatediff_xl,
@@ -77,4 +94,5 @@ VIDEO_PIPELINES = {
     ),
     "animatediff sparsely controlled": animatediff_sparsely_controlled,
     "pia": pia,
+    "wan animate": wan_animated,
 }

@@ -39,6 +39,8 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.models.transformers.transformer_wan_animate import WanAttention as WanAnimateAttention
+from diffusers.models.transformers.transformer_wan_animate import WanAttnProcessor as WanAnimateAttnProcessor
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch.nn import Module
 
@@ -102,8 +104,9 @@ def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
 
 
 def _wan_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    kinds = (WanAttention, WanAnimateAttention, SkyReelsV2Attention, ChronoEditAttention)
     for name, module in denoiser.named_modules():
-        if isinstance(module, (WanAttention, SkyReelsV2Attention, ChronoEditAttention)) and module.is_cross_attention:
+        if isinstance(module, kinds) and module.is_cross_attention:
             yield name, module
 
 
@@ -299,6 +302,7 @@ FAMILIES: dict[str, Family] = (
         "WanTransformer3DModel": _wan_like(WanAttnProcessor, context_parallel=True),
         "SkyReelsV2Transformer3DModel": _wan_like(SkyReelsV2AttnProcessor, by_timestep=True),
         "ChronoEditTransformer3DModel": _wan_like(ChronoEditAttnProcessor),
+        "WanAnimateTransformer3DModel": _wan_like(WanAnimateAttnProcessor, by_timestep=True),
         "WanVACETransformer3DModel": Family(
             text={"encoder_hidden_states": 1},
             masks=(),

@@ -13,11 +13,8 @@ from tiny_pipelines import FURTHER
 from nag_kernels.diffusers import guide
 
 SCALES = dict.fromkeys(("hunyuan video", "framepack", "qwen image 2.1"), "true_cfg_scale")
-PARTS = {
-    "framepack": 2,
-    "anyflow from an image": 2,
-    "wan animate": 2,
-}  # how often a video in parts runs through its steps
+# How often a video in parts runs through its steps.
+PARTS = {"framepack": 2, "anyflow from an image": 2, "wan animate": 2}
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])

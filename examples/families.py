@@ -58,6 +58,8 @@ EXAMPLES = {
     "wan-animate": Example("", 20, "wan animate", FREE),
     "ltx": Example("Lightricks/LTX-Video", 30, "ltx", FREE),
     "ltx-2": Example("Lightricks/LTX-2", 8, "ltx 2", FREE | {"stg_scale": 0.0, "modality_scale": 1.0}),
+    "motif-video": Example("", 50, "motif video"),
+    "motif-video-i2v": Example("", 50, "motif video from an image"),
     "cogview4": Example("THUDM/CogView4-6B", 30, "cogview4", FREE),
     "cogvideox": Example("THUDM/CogVideoX-2b", 30, "cogvideox", FREE),
     "auraflow": Example("fal/AuraFlow-v0.3", 30, "auraflow", FREE),

@@ -173,7 +173,8 @@ def test_refusals(kind):
 
 COMPILED = ["ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
             "AuraFlowTransformer2DModel", "Krea2Transformer2DModel", "PRXTransformer2DModel", "CosmosTransformer3DModel",
-            "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel"]  # fmt: skip
+            "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel", "UNetMotionModel",
+            "MotifVideoTransformer3DModel"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COMPILED)

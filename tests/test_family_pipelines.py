@@ -96,6 +96,8 @@ TWO_CALLS = {
     "hunyuan video",
     "wan from an image",
     "wan animate",
+    "motif video",
+    "motif video from an image",
     "skyreels from an image",
     "skyreels forced",
     "skyreels forced from an image",

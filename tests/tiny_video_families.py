@@ -7,7 +7,7 @@ import threading
 
 import diffusers
 import torch
-from tiny_family import WHOLE, Tiny, times
+from tiny_family import UNSEEN, WHOLE, Tiny, masked_text, times, videos
 from tiny_models import POOLED, TEXT, noise
 
 
@@ -84,10 +84,38 @@ def _wan_animate_arguments(rows, dtype):
     return given | {"timestep": times(rows), "encoder_hidden_states_image": noise(rows, 6, 8, seed=6, dtype=dtype)}
 
 
+def motif_video(**config):
+    """With a block at its end that sees no text."""
+    config = {"in_channels": 4, "out_channels": 4, "enable_text_cross_attention_dual": True,
+              "enable_text_cross_attention_single": True, "image_embed_dim": 8, **config}  # fmt: skip
+    model = diffusers.MotifVideoTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=2, num_decoder_layers=1, patch_size=2,
+        text_embed_dim=TEXT, rope_axes_dim=(4, 4, 4), **config,
+    )  # fmt: skip
+    # Else it knows no float64.
+    model.time_text_embed.time_proj.register_forward_hook(lambda layer, inputs, time: time.to(model.proj_out.weight))
+    return model
+
+
+def _motif_video_plain():
+    return motif_video(enable_text_cross_attention_dual=False, enable_text_cross_attention_single=False)
+
+
+def _from_an_image(rows, dtype):
+    return videos(rows, dtype) | {"image_embeds": noise(rows, 6, 8, seed=4, dtype=dtype)}
+
+
 VIDEOS = {
     "UNetMotionModel": Tiny(unet_motion, _frames, WHOLE, _text_of_each_frame, tau=4.0),
     "UNetMotionModel xl": Tiny(unet_motion_xl, _frames_xl, WHOLE, _text_of_each_frame, tau=4.0),
     "WanAnimateTransformer3DModel": Tiny(
         wan_animate, _wan_animate_arguments, WHOLE, lengths=(512, 512), beside=attention_to_first_frame
+    ),
+    "MotifVideoTransformer3DModel": Tiny(motif_video, videos, 16, masked_text, text_first=False, seen=UNSEEN),
+    "MotifVideoTransformer3DModel plain": Tiny(
+        _motif_video_plain, videos, 16, masked_text, text_first=False, seen=UNSEEN
+    ),
+    "MotifVideoTransformer3DModel from an image": Tiny(
+        motif_video, _from_an_image, 16, masked_text, text_first=False, seen=UNSEEN
     ),
 }

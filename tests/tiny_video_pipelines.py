@@ -3,9 +3,11 @@
 """More tiny pipelines as in `tiny_pipelines`: of videos."""
 
 import diffusers
+import torch
 from PIL import Image
 from tiny_models import TEXT, pipeline, seeded
-from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, unipc, wan_vae, with_text
+from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, ready_made, siglip, unipc, wan_vae, with_text
+from tiny_video_families import motif_video as tiny_motif_video
 from tiny_video_families import unet_motion, unet_motion_xl, wan_animate
 
 SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
@@ -84,6 +86,30 @@ def wan_animated():
     return pipe, *with_text(texts, **call)
 
 
+class VisionTower(torch.nn.Module):
+    """A text encoder, of which no more is asked than to encode an image."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.vision_tower = siglip()["image_encoder"]
+
+
+def motif_video(name, **call):
+    def more():
+        parts = {"vae": wan_vae(), "transformer": seeded(lambda: tiny_motif_video(in_channels=33, out_channels=16))}
+        parts |= {"guider": diffusers.ClassifierFreeGuidance(guidance_scale=3.0)}
+        return parts | (
+            {"text_encoder": VisionTower(), "feature_extractor": siglip()["feature_extractor"]} if call else {}
+        )
+
+    masks = {"masks": "prompt_attention_mask", "length": 7}
+    return ready_made(
+        name, "MotifVideoTransformer3DModel", **masks, rows=1 if call else 2, more=more, num_frames=9, **call
+    )
+
+
 VIDEO_PIPELINES = {
     "animatediff": animatediff,
     "animatediff xl": animatediff_xl,
@@ -95,4 +121,6 @@ VIDEO_PIPELINES = {
     "animatediff sparsely controlled": animatediff_sparsely_controlled,
     "pia": pia,
     "wan animate": wan_animated,
+    "motif video": motif_video("MotifVideoPipeline"),
+    "motif video from an image": motif_video("MotifVideoImage2VideoPipeline", image=IMAGE, prompt=None),
 }

@@ -37,7 +37,8 @@ class Family:
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
     processors: ours for each stock processor; any other at a site is refused.
-    layout: instead of `processors`: the stock processors stay and their attention call is replaced.
+    layout: instead of `processors`: the stock processors stay and their attention call is replaced. Several where layers are of
+        several kinds, told apart by their processors.
     beside: instead of both: the texts cannot be packed, and the model runs twice.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
@@ -75,7 +76,7 @@ class Family:
     site_count: Callable[[Module], int]
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type] = field(default_factory=dict)
-    layout: Layout | None = None
+    layout: Layout | tuple[Layout, ...] | None = None
     beside: Beside | None = None
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
@@ -107,20 +108,29 @@ class Family:
     @property
     def stock(self) -> tuple[str, ...]:
         """The names of the processors that guidance can take the place of."""
-        return self.layout.stock if self.layout else tuple(x.__name__ for x in self.processors)
+        if self.layout:
+            return tuple(name for layout in self._layouts for name in layout.stock)
+        return tuple(x.__name__ for x in self.processors)
+
+    @property
+    def _layouts(self) -> tuple[Layout, ...]:
+        return self.layout if isinstance(self.layout, tuple) else (self.layout,)
+
+    def _layout_of(self, processor: Any) -> Layout:
+        return next((x for x in self._layouts if type(processor).__name__ in x.stock), self._layouts[0])
 
     def why_unknown(self, processor: Any) -> str | None:
         """Why guidance cannot take the place of this processor, or None where it can."""
         if self.beside:
             return None  # it is what comes after it that is guided
         if self.layout:
-            return why_not_rebound(processor, self.layout)
+            return why_not_rebound(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
     def replaced(self, processor: Any, text: PackedText) -> GuidedProcessor:
         """Ours for the processor of a site."""
         if self.layout:
-            return rebound(processor, self.layout, text)
+            return rebound(processor, self._layout_of(processor), text)
         ours = self.processors[type(processor)](text=text)
         ours.stands_for(processor)
         return ours

@@ -30,6 +30,25 @@ def blocks(*names: str) -> Callable[[Module], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
 
 
+def _motif_video(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    """Attention to image and text and, after it, to the text alone; the last blocks see no text."""
+    seeing = denoiser.config.num_single_layers - denoiser.config.num_decoder_layers
+    for name, module in named("attn", "cross_attn")(denoiser):
+        stream, block, *_ = name.split(".")
+        if stream == "transformer_blocks" or int(block) < seeing:
+            yield name, module
+
+
+def _motif_video_count(denoiser: Module) -> int:
+    config = denoiser.config
+    single = config.num_single_layers - config.num_decoder_layers
+    both = [
+        (config.num_layers, config.enable_text_cross_attention_dual),
+        (single, config.enable_text_cross_attention_single),
+    ]
+    return sum(layers * (2 if cross else 1) for layers, cross in both)
+
+
 def _anyflow(**more: Any) -> Family:
     return Family(
         text={"encoder_hidden_states": 1},
@@ -224,6 +243,19 @@ GENERIC_FAMILIES: dict[str, Family] = {
         sites=named("attn2"),
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("HeliosAttnProcessor",)),
+        two_calls=True,
+    ),
+    "MotifVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        hard_masks=True,
+        sites=_motif_video,
+        site_count=_motif_video_count,
+        layout=(
+            Layout("last", ("MotifVideoAttnProcessor2_0",), masks=True),
+            Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, last_part=True),
+        ),
+        exact="float32 (no float64)",
         two_calls=True,
     ),
     "AnyFlowTransformer3DModel": _anyflow(),

@@ -58,6 +58,7 @@ EXAMPLES = {
     "wan-animate": Example("", 20, "wan animate", FREE),
     "ltx": Example("Lightricks/LTX-Video", 30, "ltx", FREE),
     "ltx-2": Example("Lightricks/LTX-2", 8, "ltx 2", FREE | {"stg_scale": 0.0, "modality_scale": 1.0}),
+    "kandinsky-6": Example("", 50, "kandinsky 6", FREE),
     "motif-video": Example("", 50, "motif video"),
     "motif-video-i2v": Example("", 50, "motif video from an image"),
     "cogview4": Example("THUDM/CogView4-6B", 30, "cogview4", FREE),

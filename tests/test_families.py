@@ -506,6 +506,27 @@ def test_the_first_form_of_cosmos3_is_refused():
         enable_guidance(Pipeline("CosmosTransformer3DModel", build=cosmos3), "negative")
 
 
+def test_a_video_without_sound():
+    """Whose layers then have nothing to do."""
+    kind = "Kandinsky6Transformer3DModel"
+    if kind not in TINY:
+        pytest.skip("this diffusers has no Kandinsky 6")
+    pipe = filled(kind, masked=True)
+    pipe.arguments["audio_hidden_states"] = None
+    model = pipe.transformer
+    wanted, clipped = two_runs_oracle(TINY[kind], model, checked_sites(model), pipe.arguments, pipe.texts["positive"],
+                                      pipe.texts["negative"], *firm(kind).values())  # fmt: skip
+    assert len(clipped) == len(checked_sites(model)) / 2
+    with guide(pipe, "negative", **firm(kind)):
+        assert error(pipe(pipe.prompt), wanted) < 1e-5
+    model.visual_transformer_blocks[1].video_dec_block.cross_attention.forward = lambda x, **_: x
+    with (
+        pytest.raises(RuntimeError, match=r"1 did not see it .*_blocks.1.video_dec_block.cross_attention"),
+        guide(pipe, "negative"),
+    ):
+        pipe(pipe.prompt)
+
+
 def test_keys_of_another_image():
     if not hasattr(diffusers, "GlmImageTransformer2DModel"):
         pytest.skip("this diffusers has no GLM-Image")

@@ -32,7 +32,9 @@ def test_pipeline(kind, guidance_scale):
         del call["guidance_scale"]
         pipe.guider.enable() if guidance_scale > 1 else pipe.guider.disable()
     if guidance_scale == 1:
-        call = {name: x for name, x in call.items() if not name.startswith("negative_prompt_embeds")}
+        call = {
+            name: x for name, x in call.items() if not name.startswith(("negative_prompt_embeds", "negative_pooled"))
+        }
     outputs = []
 
     def note(model, inputs, output):
@@ -96,6 +98,8 @@ TWO_CALLS = {
     "hunyuan video",
     "wan from an image",
     "wan animate",
+    "kandinsky 6",
+    "kandinsky 6 from an image",
     "motif video",
     "motif video from an image",
     "skyreels from an image",

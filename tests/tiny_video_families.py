@@ -105,6 +105,28 @@ def _from_an_image(rows, dtype):
     return videos(rows, dtype) | {"image_embeds": noise(rows, 6, 8, seed=4, dtype=dtype)}
 
 
+def kandinsky6():
+    """It numbers the tokens of a text, and has no more numbers than the longer text needs."""
+    model = diffusers.Kandinsky6Transformer3DModel(
+        in_visual_dim=4, out_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, model_dim=32, ff_dim=32,
+        num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8), in_audio_dim=4, out_audio_dim=4, model_dim_a=48,
+        ca_rope=True, cross_gates=True, fix_modulation=True, visual_token_type_num_embeddings=2,
+    )  # fmt: skip
+    for rope in (model.video_text_rope_embeddings, model.audio_text_rope_embeddings):
+        rope.angles = rope.angles[:7]
+    return model
+
+
+def _kandinsky6_arguments(rows, dtype):
+    return {"hidden_states": noise(rows, 2, 4, 8, 9, seed=3, dtype=dtype), "timestep": times(rows).float(),
+            "pooled_projections": noise(rows, 8, seed=4, dtype=dtype),
+            "audio_hidden_states": noise(rows, 5, 4, seed=5, dtype=dtype)}  # fmt: skip
+
+
+def _bool_masked_text(x, mask):
+    return {"encoder_hidden_states": x, "encoder_attention_mask": mask}
+
+
 VIDEOS = {
     "UNetMotionModel": Tiny(unet_motion, _frames, WHOLE, _text_of_each_frame, tau=4.0),
     "UNetMotionModel xl": Tiny(unet_motion_xl, _frames_xl, WHOLE, _text_of_each_frame, tau=4.0),
@@ -117,5 +139,15 @@ VIDEOS = {
     ),
     "MotifVideoTransformer3DModel from an image": Tiny(
         motif_video, _from_an_image, 16, masked_text, text_first=False, seen=UNSEEN
+    ),
+    "Kandinsky6Transformer3DModel": Tiny(
+        kandinsky6,
+        _kandinsky6_arguments,
+        WHOLE,
+        _bool_masked_text,
+        layer=lambda site: site.out_layer,
+        seen=UNSEEN,
+        tau=4.0,
+        double=False,
     ),
 }

@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """More tiny pipelines as in `tiny_pipelines`: of videos."""
 
+import types
+
 import diffusers
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_models import TEXT, pipeline, seeded
 from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, ready_made, siglip, unipc, wan_vae, with_text
+from tiny_video_families import kandinsky6 as tiny_kandinsky6
 from tiny_video_families import motif_video as tiny_motif_video
 from tiny_video_families import unet_motion, unet_motion_xl, wan_animate
 
@@ -110,6 +114,26 @@ def motif_video(name, **call):
     )
 
 
+def kandinsky6(image=None):
+    """With sound, or from an image and without."""
+
+    def build():
+        vae = seeded(lambda: diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+        ))  # fmt: skip
+        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        parts |= {"transformer": seeded(tiny_kandinsky6), "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler()}
+        pipe = diffusers.Kandinsky6TI2VAPipeline(**parts)
+        pipe.audio_vae = pipe.vocoder = types.SimpleNamespace()
+        texts = [
+            {"prompt_embeds": embeds(n, 2, n, TEXT), "pooled_prompt_embeds": embeds(n + 9, 2, 8)} for n in (7, 5, 6)
+        ]
+        call = {"num_frames": 5, "height": 32, "width": 32, "image": image, "sample_audio": image is None}
+        return pipe, *with_text(texts, **call)
+
+    return build
+
+
 VIDEO_PIPELINES = {
     "animatediff": animatediff,
     "animatediff xl": animatediff_xl,
@@ -121,6 +145,10 @@ VIDEO_PIPELINES = {
     "animatediff sparsely controlled": animatediff_sparsely_controlled,
     "pia": pia,
     "wan animate": wan_animated,
+    "kandinsky 6": kandinsky6(),
+    "kandinsky 6 from an image": kandinsky6(IMAGE.expand(2, -1, -1, -1)),
     "motif video": motif_video("MotifVideoPipeline"),
     "motif video from an image": motif_video("MotifVideoImage2VideoPipeline", image=IMAGE, prompt=None),
 }
+if not hasattr(diffusers, "Kandinsky6TI2VAPipeline"):  # an older library has fewer
+    del VIDEO_PIPELINES["kandinsky 6"], VIDEO_PIPELINES["kandinsky 6 from an image"]

@@ -36,6 +36,7 @@ class Family:
     masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
+    idle: arguments of forward, each with a part of the names of layers that do nothing where it is None.
     processors: ours for each stock processor; any other at a site is refused.
     layout: instead of `processors`: the stock processors stay and their attention call is replaced. Several where layers are of
         several kinds, told apart by their processors.
@@ -74,6 +75,7 @@ class Family:
     text: Mapping[str, int]
     sites: Callable[[Module], Iterator[tuple[str, Module]]]
     site_count: Callable[[Module], int]
+    idle: Mapping[str, str] = field(default_factory=dict)
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type] = field(default_factory=dict)
     layout: Layout | tuple[Layout, ...] | None = None

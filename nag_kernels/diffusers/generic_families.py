@@ -10,7 +10,18 @@ from torch.nn import Module
 
 from .family import Family
 from .rebound_processor import Layout
-from .texts_apart import auraflow, cogvideox, framepack, hunyuan_dit, hunyuan_image, kandinsky, krea2, lumina2, mochi
+from .texts_apart import (
+    auraflow,
+    cogvideox,
+    framepack,
+    hunyuan_dit,
+    hunyuan_image,
+    kandinsky,
+    kandinsky6,
+    krea2,
+    lumina2,
+    mochi,
+)
 
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
@@ -256,6 +267,19 @@ GENERIC_FAMILIES: dict[str, Family] = {
             Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, last_part=True),
         ),
         exact="float32 (no float64)",
+        two_calls=True,
+    ),
+    "Kandinsky6Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=named("cross_attention"),
+        site_count=lambda transformer: 2 * transformer.config.num_visual_blocks,
+        idle={"audio_hidden_states": "audio_dec_block"},
+        layout=Layout("cross", ("Kandinsky6AttnProcessor",), masks=True),
+        exact="float32 (no float64)",
+        apart=lambda transformer, text: kandinsky6(transformer),
+        negative_call={"expand_prompts": False},  # a language model writes a story around a prompt
         two_calls=True,
     ),
     "AnyFlowTransformer3DModel": _anyflow(),

@@ -21,7 +21,7 @@ from tiny_family import (
     videos,
 )
 from tiny_models import TEXT, noise, seeded
-from tiny_video_families import VIDEOS, attention_to_first_frame, wan_like
+from tiny_video_families import VIDEOS, attention_to_first_frame, cogvideox, cogvideox_arguments, wan_like
 
 
 def _flux_text(x, mask):
@@ -137,23 +137,6 @@ def _allegro():
         patch_size=2, num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, num_layers=2,
         cross_attention_dim=48, sample_height=4, sample_width=8, sample_frames=2, caption_channels=TEXT,
     )  # fmt: skip
-
-
-def _cogvideox(rotary):
-    return diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT,
-        num_layers=2, sample_width=4, sample_height=8, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
-        max_text_seq_length=6, use_rotary_positional_embeddings=rotary,
-    )  # fmt: skip
-
-
-def _cogvideox_arguments(rotary):
-    def arguments(rows, dtype):
-        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": times(rows)}
-        angles = noise(24, 8, seed=5).repeat_interleave(2, dim=1).float()
-        return video | ({"image_rotary_emb": (angles.cos(), angles.sin())} if rotary else {})
-
-    return arguments
 
 
 def _auraflow():
@@ -615,8 +598,8 @@ TINY = VIDEOS | {
     "GlmImageTransformer2DModel": Tiny(_glm_image, _glm_image_arguments, 16),
     "CogView3PlusTransformer2DModel": Tiny(_cogview3, _cogview4_arguments, 16),
     "AllegroTransformer3DModel": Tiny(_allegro, videos, WHOLE, masked_text, seen=SEEN, tau=4.0),
-    "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
-    "CogVideoXTransformer3DModel 2b": Tiny(lambda: _cogvideox(False), _cogvideox_arguments(False), 24, lengths=(6, 6)),
+    "CogVideoXTransformer3DModel": Tiny(cogvideox, cogvideox_arguments(True), 24),
+    "CogVideoXTransformer3DModel 2b": Tiny(lambda: cogvideox(False), cogvideox_arguments(False), 24, lengths=(6, 6)),
     "AuraFlowTransformer2DModel": Tiny(_auraflow, images, 16),
     "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
     "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),

@@ -75,13 +75,15 @@ def unipc():
 def ready_made(
     name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=dict, **call
 ):
-    """A pipeline over a tiny model, with ready-made text; masks: the name of theirs, in the call."""
+    """A pipeline (its class, or its name in diffusers) over a tiny model, with ready-made text; masks: the name of theirs, in the
+    call."""
 
     def build():
-        known = inspect.signature(getattr(diffusers, name).__init__).parameters
+        cls = getattr(diffusers, name) if isinstance(name, str) else name
+        known = inspect.signature(cls.__init__).parameters
         parts = {part: None for part in known if part in ("text_encoder", "tokenizer", "safety_checker")}
         parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind), **more()}
-        pipe = getattr(diffusers, name)(**parts)
+        pipe = cls(**parts)
         texts = []
         for n in (7, 5, 6):
             text = {"prompt_embeds": embeds(n, rows, length or n, *((2,) if "Krea" in kind else ()), TEXT)}

@@ -105,6 +105,46 @@ def _from_an_image(rows, dtype):
     return videos(rows, dtype) | {"image_embeds": noise(rows, 6, 8, seed=4, dtype=dtype)}
 
 
+COGVIDEOX = {
+    "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
+    "text_embed_dim": TEXT, "num_layers": 2, "sample_width": 4, "sample_height": 8, "sample_frames": 9, "patch_size": 2,
+    "temporal_compression_ratio": 4, "max_text_seq_length": 6,
+}  # fmt: skip
+
+
+def cogvideox(rotary=True, **config):
+    return diffusers.CogVideoXTransformer3DModel(**COGVIDEOX | {"use_rotary_positional_embeddings": rotary, **config})
+
+
+def cogvideox_arguments(rotary):
+    def arguments(rows, dtype):
+        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": times(rows)}
+        angles = noise(24, 8, seed=5).repeat_interleave(2, dim=1).float()
+        return video | ({"image_rotary_emb": (angles.cos(), angles.sin())} if rotary else {})
+
+    return arguments
+
+
+def consisid(**config):
+    config = COGVIDEOX | {"num_attention_heads": 3, "use_rotary_positional_embeddings": True, **config}
+    face = {"id_dim": 8, "vit_dim": 8, "depth": 2, "dim_head": 4, "num_heads": 2, "num_id_token": 2, "num_querie": 3,
+            "output_dim": 32, "ff_mult": 1, "num_scale": 2}  # fmt: skip
+    return diffusers.ConsisIDTransformer3DModel(
+        **config, is_train_face=True, cross_attn_dim_head=8, cross_attn_num_heads=2,
+        **{f"LFE_{name}": x for name, x in face.items()},
+    )  # fmt: skip
+
+
+def face(rows, dtype):
+    """Whose layers see no text."""
+    layers = [noise(rows, 4, 8, seed=6 + i, dtype=dtype) for i in range(2)]
+    return {"id_cond": noise(rows, 8, seed=8, dtype=dtype), "id_vit_hidden": layers}
+
+
+def _consisid_arguments(rows, dtype):
+    return cogvideox_arguments(True)(rows, dtype) | face(rows, dtype)
+
+
 def kandinsky6():
     """It numbers the tokens of a text, and has no more numbers than the longer text needs."""
     model = diffusers.Kandinsky6Transformer3DModel(
@@ -140,6 +180,7 @@ VIDEOS = {
     "MotifVideoTransformer3DModel from an image": Tiny(
         motif_video, _from_an_image, 16, masked_text, text_first=False, seen=UNSEEN
     ),
+    "ConsisIDTransformer3DModel": Tiny(consisid, _consisid_arguments, 24),
     "Kandinsky6Transformer3DModel": Tiny(
         kandinsky6,
         _kandinsky6_arguments,

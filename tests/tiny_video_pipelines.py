@@ -7,15 +7,18 @@ import types
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # diffusers shows it with OpenCV alone
 from PIL import Image
 from tiny_models import TEXT, pipeline, seeded
 from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, ready_made, siglip, unipc, wan_vae, with_text
+from tiny_video_families import cogvideox as tiny_cogvideox
+from tiny_video_families import consisid, face, unet_motion, unet_motion_xl, wan_animate
 from tiny_video_families import kandinsky6 as tiny_kandinsky6
 from tiny_video_families import motif_video as tiny_motif_video
-from tiny_video_families import unet_motion, unet_motion_xl, wan_animate
 
 SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
 FRAMES = [Image.fromarray((SMALL[0] * x).byte().permute(1, 2, 0).numpy()) for x in (80, 160, 255)]
+LARGE = [x.resize((64, 64)) for x in FRAMES]
 CAT = {"prompt": "a small red cat"}
 
 
@@ -134,6 +137,19 @@ def kandinsky6(image=None):
     return build
 
 
+def cogvideox(name, channels, build=tiny_cogvideox, **call):
+    """Beside noise of four channels the model sees an image, a video or what else it starts from."""
+
+    def more():
+        vae = seeded(lambda: diffusers.AutoencoderKLCogVideoX(
+            latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+        ))  # fmt: skip
+        return {"vae": vae, "transformer": seeded(lambda: build(in_channels=channels))}
+
+    scheduler = diffusers.CogVideoXDDIMScheduler
+    return ready_made(name, "CogVideoXTransformer3DModel", length=6, rows=1, scheduler=scheduler, more=more, **call)
+
+
 VIDEO_PIPELINES = {
     "animatediff": animatediff,
     "animatediff xl": animatediff_xl,
@@ -145,6 +161,10 @@ VIDEO_PIPELINES = {
     "animatediff sparsely controlled": animatediff_sparsely_controlled,
     "pia": pia,
     "wan animate": wan_animated,
+    "cogvideox from an image": cogvideox("CogVideoXImageToVideoPipeline", 8, image=IMAGE, num_frames=9),
+    "cogvideox from a video": cogvideox("CogVideoXVideoToVideoPipeline", 4, video=LARGE * 3, strength=0.99),
+    "cogvideox controlled": cogvideox("CogVideoXFunControlPipeline", 8, control_video=LARGE * 3),
+    "consisid": cogvideox(ConsisIDPipeline, 8, consisid, image=IMAGE, num_frames=9, **face(1, torch.float32)),
     "kandinsky 6": kandinsky6(),
     "kandinsky 6 from an image": kandinsky6(IMAGE.expand(2, -1, -1, -1)),
     "motif video": motif_video("MotifVideoPipeline"),

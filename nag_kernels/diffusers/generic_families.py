@@ -41,6 +41,16 @@ def blocks(*names: str) -> Callable[[Module], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
 
 
+def _cogvideox() -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=named("attn1"),
+        site_count=blocks("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
+    )
+
+
 def _motif_video(denoiser: Module) -> Iterator[tuple[str, Module]]:
     """Attention to image and text and, after it, to the text alone; the last blocks see no text."""
     seeing = denoiser.config.num_single_layers - denoiser.config.num_decoder_layers
@@ -105,13 +115,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("AllegroAttnProcessor2_0",), masks=True),
     ),
-    "CogVideoXTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        sites=named("attn1"),
-        site_count=blocks("num_layers"),
-        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
-        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
-    ),
+    "CogVideoXTransformer3DModel": _cogvideox(),
     "AuraFlowTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn"),
@@ -256,6 +260,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("HeliosAttnProcessor",)),
         two_calls=True,
     ),
+    "ConsisIDTransformer3DModel": _cogvideox(),
     "MotifVideoTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),

@@ -65,6 +65,7 @@ EXAMPLES = {
     "cogvideox": Example("THUDM/CogVideoX-2b", 30, "cogvideox", FREE),
     "cogvideox-i2v": Example("THUDM/CogVideoX-5b-I2V", 30, "cogvideox from an image", FREE),
     "consisid": Example("", 50, "consisid", FREE),
+    "easyanimate": Example("", 50, "easyanimate", FREE),
     "auraflow": Example("fal/AuraFlow-v0.3", 30, "auraflow", FREE),
     "hunyuan-dit": Example("Tencent-Hunyuan/HunyuanDiT-Diffusers", 30, "hunyuan dit", FREE),
     "latte": Example("maxin-cn/Latte-1", 50, "latte", FREE),

@@ -145,6 +145,18 @@ def _consisid_arguments(rows, dtype):
     return cogvideox_arguments(True)(rows, dtype) | face(rows, dtype)
 
 
+def easyanimate(**config):
+    """Its last block has one stream."""
+    return diffusers.EasyAnimateTransformer3DModel(**{
+        "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "patch_size": 2, "num_layers": 2,
+        "mmdit_layers": 1, "time_embed_dim": 8, "text_embed_dim": TEXT, "text_embed_dim_t5": TEXT, **config,
+    })  # fmt: skip
+
+
+def _two_texts(x, mask):
+    return {"encoder_hidden_states": x, "encoder_hidden_states_t5": x[:, 1:].flip(-1)}
+
+
 def kandinsky6():
     """It numbers the tokens of a text, and has no more numbers than the longer text needs."""
     model = diffusers.Kandinsky6Transformer3DModel(
@@ -181,6 +193,8 @@ VIDEOS = {
         motif_video, _from_an_image, 16, masked_text, text_first=False, seen=UNSEEN
     ),
     "ConsisIDTransformer3DModel": Tiny(consisid, _consisid_arguments, 24),
+    "EasyAnimateTransformer3DModel": Tiny(easyanimate, videos, 16),
+    "EasyAnimateTransformer3DModel of two texts": Tiny(easyanimate, videos, 16, _two_texts),
     "Kandinsky6Transformer3DModel": Tiny(
         kandinsky6,
         _kandinsky6_arguments,

@@ -13,11 +13,13 @@ from tiny_models import TEXT, pipeline, seeded
 from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, ready_made, siglip, unipc, wan_vae, with_text
 from tiny_video_families import cogvideox as tiny_cogvideox
 from tiny_video_families import consisid, face, unet_motion, unet_motion_xl, wan_animate
+from tiny_video_families import easyanimate as tiny_easyanimate
 from tiny_video_families import kandinsky6 as tiny_kandinsky6
 from tiny_video_families import motif_video as tiny_motif_video
 
 SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
 FRAMES = [Image.fromarray((SMALL[0] * x).byte().permute(1, 2, 0).numpy()) for x in (80, 160, 255)]
+VIDEO = torch.linspace(0, 1, 5 * 64 * 64).view(1, 1, 5, 64, 64).expand(-1, 3, -1, -1, -1)
 LARGE = [x.resize((64, 64)) for x in FRAMES]
 CAT = {"prompt": "a small red cat"}
 
@@ -150,6 +152,24 @@ def cogvideox(name, channels, build=tiny_cogvideox, **call):
     return ready_made(name, "CogVideoXTransformer3DModel", length=6, rows=1, scheduler=scheduler, more=more, **call)
 
 
+def easyanimate(name, **call):
+    def more():
+        vae = seeded(lambda: diffusers.AutoencoderKLMagvit(
+            latent_channels=4, block_out_channels=[4, 4, 4, 4], layers_per_block=1, norm_num_groups=2
+        ))  # fmt: skip
+        return {
+            "vae": vae,
+            "transformer": seeded(
+                lambda: tiny_easyanimate(in_channels=12 if call else 4, resize_inpaint_mask_directly=False)
+            ),
+        }
+
+    masks = {"masks": "prompt_attention_mask", "length": 7}
+    return ready_made(
+        name, "EasyAnimateTransformer3DModel", **masks, rows=1 if call else 2, more=more, num_frames=5, **call
+    )
+
+
 VIDEO_PIPELINES = {
     "animatediff": animatediff,
     "animatediff xl": animatediff_xl,
@@ -165,6 +185,10 @@ VIDEO_PIPELINES = {
     "cogvideox from a video": cogvideox("CogVideoXVideoToVideoPipeline", 4, video=LARGE * 3, strength=0.99),
     "cogvideox controlled": cogvideox("CogVideoXFunControlPipeline", 8, control_video=LARGE * 3),
     "consisid": cogvideox(ConsisIDPipeline, 8, consisid, image=IMAGE, num_frames=9, **face(1, torch.float32)),
+    "easyanimate": easyanimate("EasyAnimatePipeline"),
+    "easyanimate filled in": easyanimate(
+        "EasyAnimateInpaintPipeline", video=VIDEO, mask_video=(VIDEO[:, :1] > 0.5).float()
+    ),
     "kandinsky 6": kandinsky6(),
     "kandinsky 6 from an image": kandinsky6(IMAGE.expand(2, -1, -1, -1)),
     "motif video": motif_video("MotifVideoPipeline"),

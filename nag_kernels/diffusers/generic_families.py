@@ -261,6 +261,13 @@ GENERIC_FAMILIES: dict[str, Family] = {
         two_calls=True,
     ),
     "ConsisIDTransformer3DModel": _cogvideox(),
+    "EasyAnimateTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_t5": 1},
+        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        sites=named("attn1"),
+        site_count=blocks("num_layers"),
+        layout=Layout("first", ("EasyAnimateAttnProcessor2_0",)),
+    ),
     "MotifVideoTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),

@@ -72,6 +72,7 @@ EXAMPLES = {
     "lumina-2": Example("Alpha-VLLM/Lumina-Image-2.0", 30, "lumina 2", FREE),
     "mochi": Example("genmo/mochi-1-preview", 30, "mochi", FREE),
     "sana-video": Example("Efficient-Large-Model/SANA-Video_2B_480p_diffusers", 30, "sana video", FREE),
+    "sana-wm": Example("", 60, "sana wm", FREE),
     "skyreels": Example("Skywork/SkyReels-V2-T2V-14B-540P-Diffusers", 30, "skyreels", FREE),
     "skyreels-i2v": Example("Skywork/SkyReels-V2-I2V-14B-720P-Diffusers", 50, "skyreels from an image", FREE),
     "chronoedit": Example("nvidia/ChronoEdit-14B-Diffusers", 50, "chronoedit", FREE),

@@ -88,6 +88,20 @@ def test_the_negative_of_cosmos3_comes_without_the_sentences_put_after_a_prompt(
     assert longer > len(prompt["prompt"]) + 20
 
 
+@pytest.mark.skipif("sana wm" not in FURTHER, reason="this diffusers has no SANA-WM")
+def test_the_negative_of_sana_wm_comes_without_the_instruction_put_before_a_prompt():
+    pipe, call, prompt, negative = FURTHER["sana wm"]()
+    pipe.set_progress_bar_config(disable=True)
+    call |= {"chi_prompt": ["say more of this: "], "num_inference_steps": 1}
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda model, args, kwargs: seen.append(kwargs["mask"][:, 12:].long().sum().item()), with_kwargs=True
+    )
+    with guide(pipe, negative):
+        pipe(**call, **prompt, guidance_scale=1.0, output_type="latent")
+    assert seen == [len(negative.split()) + 1]
+
+
 TWO_CALLS = {
     "lumina 2",
     "qwen image 2.1",

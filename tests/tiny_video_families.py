@@ -157,6 +157,28 @@ def _two_texts(x, mask):
     return {"encoder_hidden_states": x, "encoder_hidden_states_t5": x[:, 1:].flip(-1)}
 
 
+def sana_wm():
+    return diffusers.SanaWMTransformer3DModel(
+        in_channels=4, num_layers=2, hidden_size=48, num_attention_heads=2, softmax_every_n=2, linear_head_dim=24,
+        caption_channels=TEXT, mlp_ratio=1.0,
+    )  # fmt: skip
+
+
+def _sana_wm_arguments(rows, dtype):
+    """The first frame is given; cameras look straight on."""
+    frames, height, width = 3, 2, 4
+    camera = torch.cat([torch.eye(4).flatten(), torch.tensor([4.0, 4.0, 2.0, 1.0])]).to(dtype)
+    return {"hidden_states": noise(rows, 4, frames, height, width, seed=3, dtype=dtype),
+            "timestep": torch.tensor([0.0, 300.0, 300.0]).expand(rows, 1, -1),
+            "camera_conditions": camera.expand(rows, frames, -1),
+            "chunk_plucker": noise(rows, 48, frames, height, width, seed=4, dtype=dtype)}  # fmt: skip
+
+
+def _sana_wm_text(x, mask):
+    mask = torch.ones(x.shape[:2], dtype=torch.long) if mask is None else mask.long()
+    return {"encoder_hidden_states": x[:, None], "mask": mask}
+
+
 def kandinsky6():
     """It numbers the tokens of a text, and has no more numbers than the longer text needs."""
     model = diffusers.Kandinsky6Transformer3DModel(
@@ -195,6 +217,16 @@ VIDEOS = {
     "ConsisIDTransformer3DModel": Tiny(consisid, _consisid_arguments, 24),
     "EasyAnimateTransformer3DModel": Tiny(easyanimate, videos, 16),
     "EasyAnimateTransformer3DModel of two texts": Tiny(easyanimate, videos, 16, _two_texts),
+    "SanaWMTransformer3DModel": Tiny(
+        sana_wm,
+        _sana_wm_arguments,
+        WHOLE,
+        _sana_wm_text,
+        layer=lambda site: site.proj,
+        seen=((4,), (3,)),
+        rows=1,
+        double=False,
+    ),
     "Kandinsky6Transformer3DModel": Tiny(
         kandinsky6,
         _kandinsky6_arguments,

@@ -9,13 +9,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # diffusers shows it with OpenCV alone
 from PIL import Image
-from tiny_models import TEXT, pipeline, seeded
+from tiny_models import TEXT, Tokenizer, pipeline, seeded
 from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, ready_made, siglip, unipc, wan_vae, with_text
 from tiny_video_families import cogvideox as tiny_cogvideox
 from tiny_video_families import consisid, face, unet_motion, unet_motion_xl, wan_animate
 from tiny_video_families import easyanimate as tiny_easyanimate
 from tiny_video_families import kandinsky6 as tiny_kandinsky6
 from tiny_video_families import motif_video as tiny_motif_video
+from tiny_video_families import sana_wm as tiny_sana_wm
 
 SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
 FRAMES = [Image.fromarray((SMALL[0] * x).byte().permute(1, 2, 0).numpy()) for x in (80, 160, 255)]
@@ -170,6 +171,34 @@ def easyanimate(name, **call):
     )
 
 
+class Padding(Tokenizer):
+    """What it gives can be moved."""
+
+    def __call__(self, *call, **options):
+        tokens = super().__call__(*call, **options)
+        tokens.to = lambda device: tokens
+        return tokens
+
+
+def sana_wm():
+    """A camera that does not move, and a prompt that is not to be enhanced."""
+    vae = seeded(lambda: diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8), patch_size=1, patch_size_t=1,
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), spatial_compression_ratio=8,
+        temporal_compression_ratio=8,
+    ))  # fmt: skip
+    pipe = diffusers.SanaWMPipeline(
+        Padding(16),
+        pipeline("sana").components["text_encoder"],
+        vae,
+        seeded(tiny_sana_wm),
+        FlowMatchEulerDiscreteScheduler(),
+    )
+    camera = {"c2w": torch.eye(4).expand(9, -1, -1).numpy(), "intrinsics": [64.0, 64.0, 32.0, 32.0]}
+    call = {"image": LARGE[0], "height": 64, "width": 64, "max_sequence_length": 12, "chi_prompt": [""]}
+    return pipe, call | camera, CAT, NEGATIVE
+
+
 VIDEO_PIPELINES = {
     "animatediff": animatediff,
     "animatediff xl": animatediff_xl,
@@ -189,10 +218,15 @@ VIDEO_PIPELINES = {
     "easyanimate filled in": easyanimate(
         "EasyAnimateInpaintPipeline", video=VIDEO, mask_video=(VIDEO[:, :1] > 0.5).float()
     ),
+    "sana wm": sana_wm,
     "kandinsky 6": kandinsky6(),
     "kandinsky 6 from an image": kandinsky6(IMAGE.expand(2, -1, -1, -1)),
     "motif video": motif_video("MotifVideoPipeline"),
     "motif video from an image": motif_video("MotifVideoImage2VideoPipeline", image=IMAGE, prompt=None),
 }
-if not hasattr(diffusers, "Kandinsky6TI2VAPipeline"):  # an older library has fewer
-    del VIDEO_PIPELINES["kandinsky 6"], VIDEO_PIPELINES["kandinsky 6 from an image"]
+for kind, name in (
+    ("kandinsky 6", "Kandinsky6TI2VAPipeline"),
+    ("sana wm", "SanaWMPipeline"),
+):  # an older library has fewer
+    if not hasattr(diffusers, name):
+        VIDEO_PIPELINES = {x: build for x, build in VIDEO_PIPELINES.items() if not x.startswith(kind)}

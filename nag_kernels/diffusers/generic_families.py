@@ -253,6 +253,17 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
         negative_call={"complex_human_instruction": None},
     ),
+    "SanaWMTransformer3DModel": Family(
+        text={"encoder_hidden_states": 2},  # of one row, [1, 1, T, C]: its pipeline takes one prompt
+        masks=("mask",),
+        hard_masks=True,
+        sites=named("cross_attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("cross", ("SanaWMCrossAttnProcessor",), masks=True),
+        exact="float32 (no float64)",
+        negative_call={"chi_prompt": [""]},  # as SANA's instruction to enhance prompts
+        unknown=("encoder_attention_mask",),
+    ),
     "HeliosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn2"),

@@ -39,6 +39,8 @@ EXAMPLES = {
     "animatediff": Example("", 8, "animatediff", FREE),
     "animatediff-xl": Example("", 25, "animatediff xl", FREE),
     "pia": Example("", 25, "pia", FREE),
+    "modelscope": Example("damo-vilab/text-to-video-ms-1.7b", 25, "modelscope", FREE),
+    "i2vgen-xl": Example("ali-vilab/i2vgen-xl", 50, "i2vgen-xl", FREE),
     "pixart": Example("PixArt-alpha/PixArt-XL-2-512x512", 20, "pixart", FREE),
     "sana": Example("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 20, "sana", FREE),
     "sana-sprint": Example("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", 2, "sana sprint"),

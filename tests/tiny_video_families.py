@@ -179,6 +179,26 @@ def _sana_wm_text(x, mask):
     return {"encoder_hidden_states": x[:, None], "mask": mask}
 
 
+UNET3D = {
+    "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 4, "sample_size": 8,
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "cross_attention_dim": TEXT,
+}  # fmt: skip
+
+
+def unet3d():
+    return diffusers.UNet3DConditionModel(**UNET3D)
+
+
+def i2vgen_xl():
+    return diffusers.I2VGenXLUNet(**UNET3D)
+
+
+def _i2vgen_xl_arguments(rows, dtype):
+    return _frames(rows, dtype) | {"fps": torch.full((rows,), 8), "image_latents": noise(rows, 4, 2, 8, 8, seed=4, dtype=dtype),
+                                   "image_embeddings": noise(rows, 1, TEXT, seed=5, dtype=dtype)}  # fmt: skip
+
+
 def kandinsky6():
     """It numbers the tokens of a text, and has no more numbers than the longer text needs."""
     model = diffusers.Kandinsky6Transformer3DModel(
@@ -227,6 +247,8 @@ VIDEOS = {
         rows=1,
         double=False,
     ),
+    "UNet3DConditionModel": Tiny(unet3d, _frames, WHOLE, tau=4.0),
+    "I2VGenXLUNet": Tiny(i2vgen_xl, _i2vgen_xl_arguments, WHOLE, tau=2.0),
     "Kandinsky6Transformer3DModel": Tiny(
         kandinsky6,
         _kandinsky6_arguments,

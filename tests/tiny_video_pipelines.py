@@ -12,11 +12,13 @@ from PIL import Image
 from tiny_models import TEXT, Tokenizer, pipeline, seeded
 from tiny_pipeline import IMAGE, NEGATIVE, embeds, image_encoder, ready_made, siglip, unipc, wan_vae, with_text
 from tiny_video_families import cogvideox as tiny_cogvideox
-from tiny_video_families import consisid, face, unet_motion, unet_motion_xl, wan_animate
+from tiny_video_families import consisid, face, unet3d, unet_motion, unet_motion_xl, wan_animate
 from tiny_video_families import easyanimate as tiny_easyanimate
+from tiny_video_families import i2vgen_xl as tiny_i2vgen_xl
 from tiny_video_families import kandinsky6 as tiny_kandinsky6
 from tiny_video_families import motif_video as tiny_motif_video
 from tiny_video_families import sana_wm as tiny_sana_wm
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 SMALL = IMAGE[:, :, ::4, ::4]  # as large as the latents of a VAE that shrinks nothing
 FRAMES = [Image.fromarray((SMALL[0] * x).byte().permute(1, 2, 0).numpy()) for x in (80, 160, 255)]
@@ -32,6 +34,34 @@ def _motion(name, like="sd15", unet=unet_motion, **parts):
     parts = {part: stable[part] for part in known if part in stable} | parts
     adapter = diffusers.MotionAdapter(block_out_channels=(8,), motion_num_attention_heads=2, motion_norm_num_groups=8)
     return getattr(diffusers, name)(**parts, unet=seeded(unet), motion_adapter=adapter)
+
+
+def _modelscope(name, unet, **parts):
+    """Of the older UNets of videos, with a text encoder."""
+    stable = pipeline("sd15").components
+    parts |= {part: stable[part] for part in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    return getattr(diffusers, name)(**parts, unet=seeded(unet))
+
+
+def modelscope():
+    call = {"height": 8, "width": 8, "num_frames": 3}
+    return _modelscope("TextToVideoSDPipeline", unet3d), call, {"prompt": ["a small red cat", "a fox"]}, NEGATIVE
+
+
+def modelscope_from_a_video():
+    call = {"video": torch.cat([SMALL] * 3), "strength": 0.99}
+    return _modelscope("VideoToVideoSDPipeline", unet3d), call, CAT, NEGATIVE
+
+
+def i2vgen_xl():
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
+        projection_dim=TEXT,
+    )  # fmt: skip
+    parts = {"image_encoder": seeded(lambda: CLIPVisionModelWithProjection(config)),
+             "feature_extractor": CLIPImageProcessor(size=8, crop_size=8)}  # fmt: skip
+    call = {"image": FRAMES[0], "height": 8, "width": 8, "num_frames": 3, "clip_skip": None}
+    return _modelscope("I2VGenXLPipeline", tiny_i2vgen_xl, **parts), call, CAT, NEGATIVE
 
 
 def animatediff():
@@ -219,6 +249,9 @@ VIDEO_PIPELINES = {
         "EasyAnimateInpaintPipeline", video=VIDEO, mask_video=(VIDEO[:, :1] > 0.5).float()
     ),
     "sana wm": sana_wm,
+    "modelscope": modelscope,
+    "modelscope from a video": modelscope_from_a_video,
+    "i2vgen-xl": i2vgen_xl,
     "kandinsky 6": kandinsky6(),
     "kandinsky 6 from an image": kandinsky6(IMAGE.expand(2, -1, -1, -1)),
     "motif video": motif_video("MotifVideoPipeline"),

@@ -6,6 +6,7 @@ attention is replaced (`rebound_processor`)."""
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from diffusers import Transformer2DModel
 from torch.nn import Module
 
 from .family import Family
@@ -48,6 +49,26 @@ def _cogvideox() -> Family:
         site_count=blocks("num_layers"),
         layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
         apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
+    )
+
+
+def _unet_of_frames(layout: str) -> Family:
+    """Its layers between frames see no text, and those within a frame see it once for each."""
+
+    def sites(unet):
+        for name, module in unet.named_modules():
+            if name.endswith(".attn2") and hasattr(module, "processor") and module.is_cross_attention:
+                yield name, module
+
+    def count(unet):
+        return sum(len(x.transformer_blocks) for x in unet.modules() if isinstance(x, Transformer2DModel))
+
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=sites,
+        site_count=count,
+        layout=Layout(layout, ("AttnProcessor2_0",), by_frame=True),
+        unknown=("attention_mask",),
     )
 
 
@@ -264,6 +285,8 @@ GENERIC_FAMILIES: dict[str, Family] = {
         negative_call={"chi_prompt": [""]},  # as SANA's instruction to enhance prompts
         unknown=("encoder_attention_mask",),
     ),
+    "UNet3DConditionModel": _unet_of_frames("cross"),
+    "I2VGenXLUNet": _unet_of_frames("keys"),  # the image's tokens follow the text
     "HeliosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn2"),

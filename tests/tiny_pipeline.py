@@ -90,6 +90,6 @@ def ready_made(
             if masks:
                 text[masks] = torch.arange(length or n) < torch.tensor([[n], [n - 2]][:rows])
             texts.append(text)
-        return pipe, *with_text(texts, height=64, width=64, **call)
+        return pipe, *with_text(texts, **{"height": 64, "width": 64} | call)
 
     return build

@@ -13,6 +13,7 @@ from tiny_families import FIRST_COSMOS3
 from tiny_families import hunyuan_dit as tiny_hunyuan_dit
 from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
+from tiny_further_pipelines import OTHERS
 from tiny_models import TEXT, Tokenizer, flux, pipeline, seeded, wan
 from tiny_pipeline import (
     FROM_AN_IMAGE,
@@ -261,7 +262,7 @@ def stable_audio():
 
 
 MASKED = {"masks": "prompt_attention_mask", "length": 7}
-FURTHER = VIDEO_PIPELINES | {
+FURTHER = VIDEO_PIPELINES | OTHERS | {
     "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
     "cogvideox": ready_made("CogVideoXPipeline", "CogVideoXTransformer3DModel 2b", length=6, num_frames=9,
                             scheduler=diffusers.CogVideoXDDIMScheduler),

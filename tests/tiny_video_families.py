@@ -7,7 +7,7 @@ import threading
 
 import diffusers
 import torch
-from tiny_family import UNSEEN, WHOLE, Tiny, masked_text, times, videos
+from tiny_family import SEEN, UNSEEN, WHOLE, Tiny, masked_text, times, videos
 from tiny_models import POOLED, TEXT, noise
 
 
@@ -243,8 +243,7 @@ VIDEOS = {
         WHOLE,
         _sana_wm_text,
         layer=lambda site: site.proj,
-        seen=((4,), (3,)),
-        rows=1,
+        seen=SEEN,
         double=False,
     ),
     "UNet3DConditionModel": Tiny(unet3d, _frames, WHOLE, tau=4.0),

@@ -130,7 +130,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
     ),
     "AllegroTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
+        text={"encoder_hidden_states": -2},  # [B, T, C], or [B, 1, T, C] by its pipeline
         masks=("encoder_attention_mask",),
         sites=named("attn2"),
         site_count=blocks("num_layers"),
@@ -275,7 +275,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         negative_call={"complex_human_instruction": None},
     ),
     "SanaWMTransformer3DModel": Family(
-        text={"encoder_hidden_states": 2},  # of one row, [1, 1, T, C]: its pipeline takes one prompt
+        text={"encoder_hidden_states": -2},  # [B, 1, T, C]
         masks=("mask",),
         hard_masks=True,
         sites=named("cross_attn"),

@@ -195,15 +195,14 @@ class Packer:
         return {} if hidden else {name: [image, image]}
 
     def _rows_of(self, name: str, dim: int, positive: Tensor, negative: Any) -> Tensor:
-        """The recorded negative with the rows of this call; they lie before the tokens."""
+        """The recorded negative with the rows of this call; they lie before the tokens, or come first of all."""
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            if negative.shape[dim - 1] == 2 * self.images == 2 * self.rows:
-                negative = negative.narrow(
-                    dim - 1, self.images, self.images
-                )  # classifier-free guidance ended on the way
-            negative = self._for_each_image(negative, dim - 1)
+            at = dim - 1 if positive.shape[dim - 1] == self.rows else 0
+            if negative.shape[at] == 2 * self.images == 2 * self.rows:  # classifier-free guidance ended on the way
+                negative = negative.narrow(at, self.images, self.images)
+            negative = self._for_each_image(negative, at)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
 OLDEST_TESTS = guide guide_limits processors combinations adapters steps negative_pooled parallel \
-  families family_pipelines family_combinations examples
+  families family_pipelines family_combinations animatediff examples
 SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo shapes distill evidence test test-oldest bench gpu compile-check wheel lint clean

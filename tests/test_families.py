@@ -184,7 +184,8 @@ def test_refusals(kind):
 COMPILED = ["ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
             "AuraFlowTransformer2DModel", "Krea2Transformer2DModel", "PRXTransformer2DModel", "CosmosTransformer3DModel",
             "Kandinsky5Transformer3DModel", "HunyuanDiT2DModel", "LatteTransformer3DModel", "ErnieImageTransformer2DModel",
-            "AudioLDM2UNet2DConditionModel", "LongCatAudioDiTTransformer"]  # fmt: skip
+            "AudioLDM2UNet2DConditionModel", "LongCatAudioDiTTransformer", "UNetMotionModel",
+            "MotifVideoTransformer3DModel"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COMPILED)
@@ -231,7 +232,8 @@ def test_gates_of_ltx2_open_after_guidance():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TINY if "Chroma" in kind or "ZImage" in kind or "LTX2" in kind
-                                  or "HunyuanVideoT" in kind or "SkyReels" in kind or "ChronoEdit" in kind])  # fmt: skip
+                                  or "HunyuanVideoT" in kind or "SkyReels" in kind or "ChronoEdit" in kind
+                                  or "WanAnimate" in kind])  # fmt: skip
 def test_drop_in_processors_without_a_negative_are_the_stock_ones(kind):
     pipe = filled(kind, masked=TINY[kind].seen is not None)
     plain = pipe(pipe.prompt)
@@ -521,6 +523,27 @@ def test_arguments_that_must_be_none(kind, name):
 def test_the_first_form_of_cosmos3_is_refused():
     with pytest.raises(ValueError, match="take a newer diffusers"):
         enable_guidance(Pipeline("CosmosTransformer3DModel", build=cosmos3), "negative")
+
+
+def test_a_video_without_sound():
+    """Whose layers then have nothing to do."""
+    kind = "Kandinsky6Transformer3DModel"
+    if kind not in TINY:
+        pytest.skip("this diffusers has no Kandinsky 6")
+    pipe = filled(kind, masked=True)
+    pipe.arguments["audio_hidden_states"] = None
+    model = pipe.transformer
+    wanted, clipped = two_runs_oracle(TINY[kind], model, checked_sites(model), pipe.arguments, pipe.texts["positive"],
+                                      pipe.texts["negative"], *firm(kind).values())  # fmt: skip
+    assert len(clipped) == len(checked_sites(model)) / 2
+    with guide(pipe, "negative", **firm(kind)):
+        assert error(pipe(pipe.prompt), wanted) < 1e-5
+    model.visual_transformer_blocks[1].video_dec_block.cross_attention.forward = lambda x, **_: x
+    with (
+        pytest.raises(RuntimeError, match=r"1 did not see it .*_blocks.1.video_dec_block.cross_attention"),
+        guide(pipe, "negative"),
+    ):
+        pipe(pipe.prompt)
 
 
 def test_keys_of_another_image():

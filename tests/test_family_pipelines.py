@@ -13,7 +13,8 @@ from tiny_pipelines import FURTHER
 from nag_kernels.diffusers import guide
 
 SCALES = dict.fromkeys(("hunyuan video", "framepack", "qwen image 2.1"), "true_cfg_scale")
-PARTS = {"framepack": 2, "anyflow from an image": 2}  # how often a video in parts runs through its steps
+# How often a video in parts runs through its steps.
+PARTS = {"framepack": 2, "anyflow from an image": 2, "wan animate": 2}
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
@@ -116,6 +117,20 @@ def test_the_negative_of_cosmos3_comes_without_the_sentences_put_after_a_prompt(
     assert longer > len(prompt["prompt"]) + 20
 
 
+@pytest.mark.skipif("sana wm" not in FURTHER, reason="this diffusers has no SANA-WM")
+def test_the_negative_of_sana_wm_comes_without_the_instruction_put_before_a_prompt():
+    pipe, call, prompt, negative = FURTHER["sana wm"]()
+    pipe.set_progress_bar_config(disable=True)
+    call |= {"chi_prompt": ["say more of this: "], "num_inference_steps": 1}
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda model, args, kwargs: seen.append(kwargs["mask"][:, 12:].long().sum().item()), with_kwargs=True
+    )
+    with guide(pipe, negative):
+        pipe(**call, **prompt, guidance_scale=1.0, output_type="latent")
+    assert seen == [len(negative.split()) + 1]
+
+
 TWO_CALLS = {
     "nucleus",
     "longcat audio",
@@ -128,6 +143,14 @@ TWO_CALLS = {
     "chroma",
     "hunyuan video",
     "wan from an image",
+    "wan animate",
+    "lucy",
+    "wan from a video",
+    "wan vace",
+    "kandinsky 6",
+    "kandinsky 6 from an image",
+    "motif video",
+    "motif video from an image",
     "skyreels from an image",
     "skyreels forced",
     "skyreels forced from an image",

@@ -135,6 +135,7 @@ PARTS = [  # of four steps, by the calls of the denoiser
     # Keys and values of a part are kept by a call of their own, which goes with the step before it.
     ("anyflow from an image", {}, {"end": 0.5}, "Y YYnn n YYnn"),
     ("anyflow from an image", {}, {"start": 0.5}, "n nnYY Y nnYY"),
+    ("wan animate", {}, {"end": 0.5}, "YYnn YYnn"),
     ("skyreels forced", {"base_num_frames": 5, "overlap_history": 1}, {"end": 0.5}, "YYnn YYnn"),
     # Frames that come in one after another: it is the noisiest that counts.
     ("skyreels forced", {"ar_step": 1}, {"end": 0.5}, "YYYYnn"),

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models of the families that are tested without a pipeline of their own, and a stand-in for one."""
 
-import functools
 import inspect
-import threading
 
 import diffusers
 import torch
@@ -24,6 +22,7 @@ from tiny_family import (
 )
 from tiny_image_families import IMAGES
 from tiny_models import TEXT, noise, seeded
+from tiny_video_families import VIDEOS, attention_to_first_frame, cogvideox, cogvideox_arguments, wan_like
 
 
 def _flux_text(x, mask):
@@ -141,23 +140,6 @@ def _allegro():
     )  # fmt: skip
 
 
-def _cogvideox(rotary):
-    return diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT,
-        num_layers=2, sample_width=4, sample_height=8, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
-        max_text_seq_length=6, use_rotary_positional_embeddings=rotary,
-    )  # fmt: skip
-
-
-def _cogvideox_arguments(rotary):
-    def arguments(rows, dtype):
-        video = {"hidden_states": noise(rows, 3, 4, 8, 4, seed=3, dtype=dtype), "timestep": times(rows)}
-        angles = noise(24, 8, seed=5).repeat_interleave(2, dim=1).float()
-        return video | ({"image_rotary_emb": (angles.cos(), angles.sin())} if rotary else {})
-
-    return arguments
-
-
 def _auraflow():
     model = diffusers.AuraFlowTransformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
@@ -224,13 +206,6 @@ def _sana_video():
     )  # fmt: skip
 
 
-def wan_like(name, **config):
-    config = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": TEXT,
-              "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **config}  # fmt: skip
-    config = {name: x for name, x in config.items() if x is not None}
-    return lambda: getattr(diffusers, name)(**config)
-
-
 def _from_an_image(name):
     """Wan and the like with a first frame, of which the model takes all tokens but the last 512."""
     config = {"image_dim": 8, "added_kv_proj_dim": 24}
@@ -238,28 +213,7 @@ def _from_an_image(name):
     def arguments(rows, dtype):
         return videos(rows, dtype) | {"encoder_hidden_states_image": noise(rows, 6, 8, seed=4, dtype=dtype)}
 
-    return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=_attention_to_first_frame)
-
-
-def _attention_to_first_frame(stack, site):
-    caught = threading.local()
-
-    def keep(layer, inputs, out, name):
-        setattr(caught, name, out)
-
-    for name in ("norm_q", "norm_added_k", "add_v_proj"):
-        layer = getattr(site, name)
-        stack.callback(layer.register_forward_hook(functools.partial(keep, name=name)).remove)
-
-    def attention():
-        query, key, value = (
-            x.unflatten(-1, (site.heads, -1)).transpose(1, 2)
-            for x in (caught.norm_q, caught.norm_added_k, caught.add_v_proj)
-        )
-        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
-        return (weights @ value).transpose(1, 2).flatten(2)
-
-    return attention
+    return Tiny(wan_like(name, **config), arguments, 16, lengths=(512, 512), beside=attention_to_first_frame)
 
 
 def _forced(rows, dtype):
@@ -606,7 +560,7 @@ def _stable_audio_arguments(rows, dtype):
             "rotary_embedding": (angles.cos(), angles.sin())}  # fmt: skip
 
 
-TINY = {
+TINY = VIDEOS | {
     "ChromaTransformer2DModel": Tiny(_chroma, _flux_arguments, 16, _chroma_text, seen=UNSEEN),
     "ChromaTransformer2DModel numbers": Tiny(_chroma, _flux_arguments, 16, _chroma_text_with_numbers, seen=UNSEEN),
     # Padded to multiples of 32, which for the oracle must be the same in a row: the image's positions begin after them.
@@ -645,8 +599,16 @@ TINY = {
     "GlmImageTransformer2DModel": Tiny(_glm_image, _glm_image_arguments, 16),
     "CogView3PlusTransformer2DModel": Tiny(_cogview3, _cogview4_arguments, 16),
     "AllegroTransformer3DModel": Tiny(_allegro, videos, WHOLE, masked_text, seen=SEEN, tau=4.0),
-    "CogVideoXTransformer3DModel": Tiny(lambda: _cogvideox(True), _cogvideox_arguments(True), 24),
-    "CogVideoXTransformer3DModel 2b": Tiny(lambda: _cogvideox(False), _cogvideox_arguments(False), 24, lengths=(6, 6)),
+    "AllegroTransformer3DModel by its pipeline": Tiny(
+        _allegro,
+        videos,
+        WHOLE,
+        lambda x, mask: masked_text(x, mask) | {"encoder_hidden_states": x[:, None]},
+        seen=SEEN,
+        tau=4.0,
+    ),
+    "CogVideoXTransformer3DModel": Tiny(cogvideox, cogvideox_arguments(True), 24),
+    "CogVideoXTransformer3DModel 2b": Tiny(lambda: cogvideox(False), cogvideox_arguments(False), 24, lengths=(6, 6)),
     "AuraFlowTransformer2DModel": Tiny(_auraflow, images, 16),
     "BriaTransformer2DModel": _flux_like("BriaTransformer2DModel"),
     "LongCatImageTransformer2DModel": _flux_like("LongCatImageTransformer2DModel"),

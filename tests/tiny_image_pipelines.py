@@ -18,7 +18,7 @@ from tiny_image_families import kandinsky3 as tiny_kandinsky3
 from tiny_image_families import kolors as tiny_kolors
 from tiny_image_families import longcat_audio as tiny_longcat_audio
 from tiny_models import POOLED, TEXT, Tokenizer, pipeline, seeded
-from tiny_pipelines import IMAGE, NEGATIVE, denoiser, embeds, ready_made, t5, wan_vae, with_text
+from tiny_pipeline import IMAGE, NEGATIVE, denoiser, embeds, ready_made, t5, wan_vae, with_text
 from transformers import BatchEncoding, LlamaConfig, LlamaModel
 
 PICTURE = Image.fromarray((IMAGE[0] * 255).byte().permute(1, 2, 0).numpy())

@@ -9,46 +9,30 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import FIRST_COSMOS3, TINY, wan_like
+from tiny_families import FIRST_COSMOS3
 from tiny_families import hunyuan_dit as tiny_hunyuan_dit
 from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
+from tiny_further_pipelines import OTHERS
+from tiny_image_pipelines import IMAGES
 from tiny_models import TEXT, Tokenizer, flux, pipeline, seeded, wan
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaModel,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    T5Config,
-    T5EncoderModel,
+from tiny_pipeline import (
+    FROM_AN_IMAGE,
+    IMAGE,
+    NEGATIVE,
+    denoiser,
+    embeds,
+    image_encoder,
+    ready_made,
+    siglip,
+    t5,
+    unipc,
+    wan_vae,
+    with_text,
 )
-
-NEGATIVE = "a large blue dog on grass"
-
-
-def t5():
-    config = T5Config(vocab_size=64, d_model=TEXT, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
-    return {"text_encoder": seeded(lambda: T5EncoderModel(config), seed=2), "tokenizer": Tokenizer(16)}
-
-
-def denoiser(kind):
-    return seeded(TINY[kind].build)
-
-
-def embeds(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_text(texts, **call):
-    """The call with ready-made text for the prompt and for the unconditional text; the prompt's and the negative's own."""
-    prompt, negative, unconditional = texts
-    return call | {f"negative_{name}": x for name, x in unconditional.items()}, prompt, negative
+from tiny_video_families import wan_like
+from tiny_video_pipelines import VIDEO_PIPELINES
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 
 def chroma():
@@ -97,42 +81,12 @@ def ltx2():
                             audio_modality_scale=1.0, audio_guidance_scale=None)  # fmt: skip
 
 
-def wan_vae(z_dim=16):
-    config = {"base_dim": 3, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
-    own = {} if z_dim == 16 else {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
-    return seeded(lambda: diffusers.AutoencoderKLWan(z_dim=z_dim, **config, **own))
-
-
-def image_encoder():
-    vision = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
-    )
-    processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
-    return {"image_encoder": seeded(lambda: CLIPVisionModel(vision)), "image_processor": processor}
-
-
-def siglip():
-    vision = SiglipVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
-    )
-    processor = SiglipImageProcessor(size={"height": 8, "width": 8})
-    return {"image_encoder": seeded(lambda: SiglipVisionModel(vision)), "feature_extractor": processor}
-
-
-IMAGE = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
-FROM_AN_IMAGE = {"image_dim": 8, "added_kv_proj_dim": 24, "in_channels": 36, "out_channels": 16}
-
-
 def wan_from_an_image():
     parts = pipeline("wan").components | image_encoder() | {"vae": wan_vae()}
     parts["transformer"] = seeded(lambda: wan(**FROM_AN_IMAGE))
     texts = [{"prompt_embeds": embeds(n, 1, 512, TEXT)} for n in (7, 5, 6)]  # the only length that this model knows
     call = {"image": IMAGE, "height": 32, "width": 32, "num_frames": 5}
     return diffusers.WanImageToVideoPipeline(**parts), *with_text(texts, **call)
-
-
-def unipc():
-    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 def wan_relative(name, model, **call):
@@ -272,27 +226,6 @@ def chat_processor():
     return {"processor": ChatProcessor()}
 
 
-def ready_made(
-    name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=dict, **call
-):
-    """A pipeline over a tiny model, with ready-made text; masks: the name of theirs, in the call."""
-
-    def build():
-        known = inspect.signature(getattr(diffusers, name).__init__).parameters
-        parts = {part: None for part in known if part in ("text_encoder", "tokenizer", "safety_checker")}
-        parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind), **more()}
-        pipe = getattr(diffusers, name)(**parts)
-        texts = []
-        for n in (7, 5, 6):
-            text = {"prompt_embeds": embeds(n, rows, length or n, *((2,) if "Krea" in kind else ()), TEXT)}
-            if masks:
-                text[masks] = torch.arange(length or n) < torch.tensor([[n], [n - 2]][:rows])
-            texts.append(text)
-        return pipe, *with_text(texts, height=64, width=64, **call)
-
-    return build
-
-
 def hunyuan_image():
     """As Hunyuan Video 1.5."""
     parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae"))
@@ -330,7 +263,7 @@ def stable_audio():
 
 
 MASKED = {"masks": "prompt_attention_mask", "length": 7}
-FURTHER = {
+FURTHER = VIDEO_PIPELINES | OTHERS | {
     "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
     "cogvideox": ready_made("CogVideoXPipeline", "CogVideoXTransformer3DModel 2b", length=6, num_frames=9,
                             scheduler=diffusers.CogVideoXDDIMScheduler),
@@ -374,6 +307,5 @@ for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosm
     if not hasattr(diffusers, name) or (kind == "cosmos 3" and FIRST_COSMOS3):  # an older library has fewer
         del FURTHER[kind]
 
-from tiny_image_pipelines import IMAGES  # noqa: E402 (they are made of what stands here)
 
 FURTHER |= IMAGES

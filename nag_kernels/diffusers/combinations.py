@@ -73,12 +73,17 @@ def _check_two_runs(where: str, model: Module) -> None:
         )
 
 
-def check_calls(denoiser: Module, calls: Mapping[Module, int]) -> None:
-    """Raises RuntimeError where a layer did not see the text exactly once in a guided call."""
-    if all(n == 1 for n in calls.values()):
+def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mapping[str, Any]) -> None:
+    """Raises RuntimeError where a layer did not see the text exactly once in a guided call with these arguments of forward."""
+    idle = [part for name, part in family_of(denoiser).idle.items() if arguments.get(name) is None]
+    if not idle and all(n == 1 for n in calls.values()):
         return
-    wrong = [f"{name} ({calls[x]})" for name, x in inner_denoiser(denoiser).named_modules() if calls.get(x, 1) != 1]
+    named = [(name, x) for name, x in inner_denoiser(denoiser).named_modules() if x in calls]
+    calls = {name: calls[x] for name, x in named if calls[x] or not any(part in name for part in idle)}
     counts = list(calls.values())
+    wrong = [f"{name} ({n})" for name, n in calls.items() if n != 1]
+    if not wrong:
+        return
     raise RuntimeError(
         f"guide: each of {len(counts)} attention layers must see the text once per call, but {counts.count(0)} "
         f"did not see it and {sum(n > 1 for n in counts)} saw it more often: guidance would not act everywhere; "

@@ -100,7 +100,7 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """How many prompts a pipeline call has. Raises ValueError where it has none."""
     prompt = arguments.get("prompt")
     if prompt is not None:
-        return 1 if isinstance(prompt, str) else len(prompt)
+        return 1 if isinstance(prompt, (str, Mapping)) else len(prompt)  # a mapping has texts for some frames
     for name in ("prompt_embeds", "prompt_embeds_t5"):
         if isinstance(arguments.get(name), (Tensor, list)):  # a list with one tensor for each prompt
             return len(arguments[name])
@@ -213,7 +213,7 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
         if len(texts) != prompts:
             raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
         given, unconditional = arguments.get("prompt"), arguments.get("negative_prompt")
-        call["prompt"] = texts[0] if isinstance(given, str) else texts
+        call["prompt"] = texts[0] if isinstance(given, (str, Mapping)) else texts
         if given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
     if call.get("generator") is not None:

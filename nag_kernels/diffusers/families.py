@@ -39,6 +39,8 @@ from diffusers.models.transformers.transformer_ltx2 import (
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.models.transformers.transformer_wan_animate import WanAttention as WanAnimateAttention
+from diffusers.models.transformers.transformer_wan_animate import WanAttnProcessor as WanAnimateAttnProcessor
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch.nn import Module
 
@@ -104,8 +106,9 @@ def _ltx_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
 
 
 def _wan_attentions(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    kinds = (WanAttention, WanAnimateAttention, SkyReelsV2Attention, ChronoEditAttention)
     for name, module in denoiser.named_modules():
-        if isinstance(module, (WanAttention, SkyReelsV2Attention, ChronoEditAttention)) and module.is_cross_attention:
+        if isinstance(module, kinds) and module.is_cross_attention:
             yield name, module
 
 
@@ -132,7 +135,26 @@ def _unet_refuse(unet: Module) -> str | None:
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
     if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):
         return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
+    if any(type(x).__name__ == "SplitInferenceModule" for x in unet.modules()):
+        return "its layers see a part of the frames at a time (enable_free_noise_split_inference)"
     return None
+
+
+def _unet(**more: Any) -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=_cross_attentions,  # AnimateDiff's between frames have no text
+        site_count=_unet_sites,
+        processors={
+            AttnProcessor2_0: NAGAttnProcessor2_0,
+            FusedAttnProcessor2_0: NAGAttnProcessor2_0,
+            IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
+        },
+        settings=unet_settings,
+        refuse=_unet_refuse,
+        keeps_text=True,
+        **more,
+    )
 
 
 def _sd3_refuse(transformer: Module) -> str | None:
@@ -147,20 +169,8 @@ def _sd3_refuse(transformer: Module) -> str | None:
 
 FAMILIES: dict[str, Family] = (
     {
-        "UNet2DConditionModel": Family(
-            text={"encoder_hidden_states": 1},
-            masks=("encoder_attention_mask",),
-            sites=_cross_attentions,
-            site_count=_unet_sites,
-            processors={
-                AttnProcessor2_0: NAGAttnProcessor2_0,
-                FusedAttnProcessor2_0: NAGAttnProcessor2_0,
-                IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
-            },
-            settings=unet_settings,
-            refuse=_unet_refuse,
-            keeps_text=True,
-        ),
+        "UNet2DConditionModel": _unet(masks=("encoder_attention_mask",)),
+        "UNetMotionModel": _unet(frames=lambda arguments: arguments["sample"].shape[2], unknown=("attention_mask",)),
         "PixArtTransformer2DModel": Family(
             text={"encoder_hidden_states": 1},
             masks=("encoder_attention_mask",),
@@ -288,6 +298,7 @@ FAMILIES: dict[str, Family] = (
         "WanTransformer3DModel": _wan_like(WanAttnProcessor, context_parallel=True),
         "SkyReelsV2Transformer3DModel": _wan_like(SkyReelsV2AttnProcessor, by_timestep=True),
         "ChronoEditTransformer3DModel": _wan_like(ChronoEditAttnProcessor),
+        "WanAnimateTransformer3DModel": _wan_like(WanAnimateAttnProcessor, by_timestep=True),
         "WanVACETransformer3DModel": Family(
             text={"encoder_hidden_states": 1},
             masks=(),

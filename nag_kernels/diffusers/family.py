@@ -31,17 +31,21 @@ FLUX_SETTINGS = Settings(5.0, 2.5, 0.25)  # of FLUX.1 and Wan, and of all models
 class Family:
     """How text reaches attention in one denoiser class.
 
-    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: with or without a batch; 0: in
-        a model that knows no batch and draws one image a call).
+    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: whatever lies before them;
+        0: in a model that knows no batch and draws one image a call).
     masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T], or say how many of the first tokens are
         seen, [B] (the model is then told it of text+); "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
+    idle: arguments of forward, each with a part of the names of layers that do nothing where it is None.
     processors: ours for each stock processor; any other at a site is refused.
-    layout: instead of `processors`: the stock processors stay and their attention call is replaced.
+    layout: instead of `processors`: the stock processors stay and their attention call is replaced. Several where layers are of
+        several kinds, told apart by their processors.
     beside: instead of both: the texts cannot be packed, and the model runs twice.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
+    frames: how many rows of text a call with these arguments of forward has for each image: a pipeline may give the text once for
+        each frame of a video.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
     cfg_rows: how many rows for each image it then makes at most; those of the prompt are the last, or the first.
@@ -73,12 +77,14 @@ class Family:
     text: Mapping[str, int]
     sites: Callable[[Module], Iterator[tuple[str, Module]]]
     site_count: Callable[[Module], int]
+    idle: Mapping[str, str] = field(default_factory=dict)
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type] = field(default_factory=dict)
-    layout: Layout | None = None
+    layout: Layout | tuple[Layout, ...] | None = None
     beside: Beside | None = None
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
+    frames: Callable[[Mapping[str, Any]], int] = lambda arguments: 1
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
     cfg_rows: int = 2
@@ -107,20 +113,29 @@ class Family:
     @property
     def stock(self) -> tuple[str, ...]:
         """The names of the processors that guidance can take the place of."""
-        return self.layout.stock if self.layout else tuple(x.__name__ for x in self.processors)
+        if self.layout:
+            return tuple(name for layout in self._layouts for name in layout.stock)
+        return tuple(x.__name__ for x in self.processors)
+
+    @property
+    def _layouts(self) -> tuple[Layout, ...]:
+        return self.layout if isinstance(self.layout, tuple) else (self.layout,)
+
+    def _layout_of(self, processor: Any) -> Layout:
+        return next((x for x in self._layouts if type(processor).__name__ in x.stock), self._layouts[0])
 
     def why_unknown(self, processor: Any) -> str | None:
         """Why guidance cannot take the place of this processor, or None where it can."""
         if self.beside:
             return None  # it is what comes after it that is guided
         if self.layout:
-            return why_not_rebound(processor, self.layout)
+            return why_not_rebound(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
     def replaced(self, processor: Any, text: PackedText) -> GuidedProcessor:
         """Ours for the processor of a site."""
         if self.layout:
-            return rebound(processor, self.layout, text)
+            return rebound(processor, self._layout_of(processor), text)
         ours = self.processors[type(processor)](text=text)
         ours.stands_for(processor)
         return ours

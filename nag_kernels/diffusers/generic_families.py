@@ -19,6 +19,7 @@ from .texts_apart import (
     hunyuan_image,
     joy_image_plus,
     kandinsky,
+    kandinsky6,
     krea2,
     lumina2,
     lumina_next,
@@ -42,6 +43,35 @@ def named(*names: str) -> Callable[[Module], Iterator[tuple[str, Module]]]:
 
 def blocks(*names: str) -> Callable[[Module], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
+
+
+def _cogvideox() -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=named("attn1"),
+        site_count=blocks("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
+    )
+
+
+def _motif_video(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    """Attention to image and text and, after it, to the text alone; the last blocks see no text."""
+    seeing = denoiser.config.num_single_layers - denoiser.config.num_decoder_layers
+    for name, module in named("attn", "cross_attn")(denoiser):
+        stream, block, *_ = name.split(".")
+        if stream == "transformer_blocks" or int(block) < seeing:
+            yield name, module
+
+
+def _motif_video_count(denoiser: Module) -> int:
+    config = denoiser.config
+    single = config.num_single_layers - config.num_decoder_layers
+    both = [
+        (config.num_layers, config.enable_text_cross_attention_dual),
+        (single, config.enable_text_cross_attention_single),
+    ]
+    return sum(layers * (2 if cross else 1) for layers, cross in both)
 
 
 def _anyflow(**more: Any) -> Family:
@@ -83,19 +113,13 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
     ),
     "AllegroTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
+        text={"encoder_hidden_states": -2},  # [B, T, C], or [B, 1, T, C] by its pipeline
         masks=("encoder_attention_mask",),
         sites=named("attn2"),
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("AllegroAttnProcessor2_0",), masks=True),
     ),
-    "CogVideoXTransformer3DModel": Family(
-        text={"encoder_hidden_states": 1},
-        sites=named("attn1"),
-        site_count=blocks("num_layers"),
-        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
-        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
-    ),
+    "CogVideoXTransformer3DModel": _cogvideox(),
     "AuraFlowTransformer2DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn"),
@@ -280,11 +304,56 @@ GENERIC_FAMILIES: dict[str, Family] = {
         layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
         negative_call={"complex_human_instruction": None},
     ),
+    "SanaWMTransformer3DModel": Family(
+        text={"encoder_hidden_states": -2},  # [B, 1, T, C]
+        masks=("mask",),
+        hard_masks=True,
+        sites=named("cross_attn"),
+        site_count=blocks("num_layers"),
+        layout=Layout("cross", ("SanaWMCrossAttnProcessor",), masks=True),
+        exact="float32 (no float64)",
+        negative_call={"chi_prompt": [""]},  # as SANA's instruction to enhance prompts
+        unknown=("encoder_attention_mask",),
+    ),
     "HeliosTransformer3DModel": Family(
         text={"encoder_hidden_states": 1},
         sites=named("attn2"),
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("HeliosAttnProcessor",)),
+        two_calls=True,
+    ),
+    "ConsisIDTransformer3DModel": _cogvideox(),
+    "EasyAnimateTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_t5": 1},
+        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        sites=named("attn1"),
+        site_count=blocks("num_layers"),
+        layout=Layout("first", ("EasyAnimateAttnProcessor2_0",)),
+    ),
+    "MotifVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        hard_masks=True,
+        sites=_motif_video,
+        site_count=_motif_video_count,
+        layout=(
+            Layout("last", ("MotifVideoAttnProcessor2_0",), masks=True),
+            Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, last_part=True),
+        ),
+        exact="float32 (no float64)",
+        two_calls=True,
+    ),
+    "Kandinsky6Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=named("cross_attention"),
+        site_count=lambda transformer: 2 * transformer.config.num_visual_blocks,
+        idle={"audio_hidden_states": "audio_dec_block"},
+        layout=Layout("cross", ("Kandinsky6AttnProcessor",), masks=True),
+        exact="float32 (no float64)",
+        apart=lambda transformer, text: kandinsky6(transformer),
+        negative_call={"expand_prompts": False},  # a language model writes a story around a prompt
         two_calls=True,
     ),
     "AnyFlowTransformer3DModel": _anyflow(),

@@ -298,7 +298,7 @@ class _SteeredRun:
                 stack.enter_context(negative_modulation(inner_denoiser(denoiser), sites, self.text, pooled))
             stack.enter_context(texts_apart(parts, self.text))
             result = steered(**arguments)
-        check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors})
+        check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors}, arguments)
         return result
 
     def enter(self, context: str | None) -> None:

@@ -18,7 +18,8 @@ class Packer:
 
     family: of the denoiser.
     negative: its arguments as `record_negative` gives them.
-    images: how many the run makes; a call has that many rows, or twice as many, [unconditional; conditional].
+    images: how many the run makes; a call has that many rows (or one for each of their frames), or twice as many, [unconditional;
+        conditional].
     halves: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
     text: what the processors share.
@@ -35,7 +36,8 @@ class Packer:
         text: PackedText,
         mesh: Any = None,
     ):
-        self.family, self.negative, self.images, self.pad, self.text = family, negative, images, pad, text
+        self.family, self.negative, self.pad, self.text = family, negative, pad, text
+        self.made = self.images = images
         self.halves, self.mesh = halves, mesh
         self.rows, self.device = 0, None  # of the latest call
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
@@ -44,6 +46,7 @@ class Packer:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
         name, dim = next(iter(self.family.text.items()))
         positive = arguments.get(name)
+        self.images = self.made * self.family.frames(arguments)
         if self.family.in_lists:
             return {name: self._pair_of_lists(name, positive)}
         if not isinstance(positive, Tensor):
@@ -196,11 +199,12 @@ class Packer:
         return {} if hidden else {name: [image, image]}
 
     def _rows_of(self, name: str, dim: int, positive: Tensor, negative: Any) -> Tensor:
-        """The recorded negative with the rows of this call; they lie before the tokens."""
+        """The recorded negative with the rows of this call; they lie before the tokens, or come first of all."""
         if not isinstance(negative, Tensor):
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
-            negative = self._with_rows(negative, dim - 1)
+            at = dim - 1 if positive.shape[dim - 1] == self.rows else 0
+            negative = self._with_rows(negative, at)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(
@@ -241,7 +245,7 @@ class Packer:
             # Some pipelines do not repeat ready-made text for each of a prompt's images.
             negative = negative.repeat_interleave(self.images // rows, dim=dim)
         sample = self.negative.get("hidden_states", self.negative.get("sample"))
-        if isinstance(sample, Tensor) and 2 * len(sample) == 2 * self.images == self.rows:  # it had not begun
+        if isinstance(sample, Tensor) and len(sample) == self.made and self.rows == 2 * self.images:  # it had not begun
             negative = torch.cat([negative, negative], dim=dim)  # its own rows are not steered: any text serves
         return negative
 

@@ -46,6 +46,7 @@ class Layout:
     row_by_row: whether attention is called for each row of the batch, with the tokens that are seen alone.
     by_frame: whether each frame of a video is a row of attention of its own: the frames of a row of the batch follow each other.
     difference: whether a layer calls attention twice and takes the first less the second.
+    last_part: whether attention sees the last of several texts alone.
     """
 
     text: str
@@ -55,6 +56,7 @@ class Layout:
     row_by_row: bool = False
     by_frame: bool = False
     difference: bool = False
+    last_part: bool = False
 
 
 def why_not_rebound(processor: Any, layout: Layout) -> str | None:
@@ -84,7 +86,7 @@ class _Attention(JointAttentionProcessor):
         self.first: Any = None  # what the first of two attentions of a layer has left for the second
 
     def _lengths(self) -> tuple[int, int]:
-        positive, negative = super()._lengths()
+        positive, negative = self.text.parts[-1] if self.layout.last_part else super()._lengths()
         return positive + self.layout.own_tokens, negative + self.layout.own_tokens
 
     def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,6 +201,8 @@ class _Attention(JointAttentionProcessor):
             x.split(self._lengths(), dim=1) for x in (key, value)
         )
         masks = (self.text.mask_positive, self.text.mask_negative)
+        if self.layout.last_part:
+            masks = tuple(mask[:, -n:] for mask, n in zip(masks, self._lengths(), strict=True))
         shared = None if key_shared is None else (key_shared, value_shared)
         settings = self._settings_for(query, slice(0, query.shape[0]))
         return self._guided(

@@ -24,6 +24,7 @@ class Steps:
         self.latest = start == 0  # whether the latest step was guided
         self.everything = start == 0 and end == 1 and sigma_end is None
         self.visits = 0
+        self.begun = 0  # the visit with which the scheduler's steps began: FreeInit goes through them several times
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
 
@@ -43,11 +44,15 @@ class Steps:
             timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
             # The noisiest of the frames: given ones have an earlier time.
             now = int((timesteps - float(arguments[self.family.timestep].max())).abs().argmin())
-        elif now == len(self.step_of):
-            raise RuntimeError(
-                f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                f"({len(self.step_of)}): start, end and sigma_end cannot be placed"
-            )
+        elif now - self.begun == len(self.step_of):
+            if not getattr(self.pipe, "free_init_enabled", False):
+                raise RuntimeError(
+                    f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
+                    f"({len(self.step_of)}): start, end and sigma_end cannot be placed"
+                )
+            self.begun = now
+            self._read_scheduler()  # they may have become more
+        now -= self.begun
         step, steps = self.step_of[now], self.step_of[-1] + 1
         # Rounded by less than a step: 0.07 * 100 is a little above 7.
         inside = self.start * steps - 1e-6 <= step < self.end * steps - 1e-6

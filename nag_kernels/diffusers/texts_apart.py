@@ -188,10 +188,24 @@ def joy_image_plus(forward: Callable, text: PackedText, **arguments: Any) -> Any
     return forward(**arguments)
 
 
-def kandinsky(forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor) -> Tensor:
+def kandinsky(
+    forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor, *mask: Tensor | None
+) -> Tensor:
     """Attention within the text; `rope` holds the positions of both."""
-    pairs = zip(of_each(texts, text), of_each(rope, text), strict=True)
-    return torch.cat([forward(x, time, turns) for x, turns in pairs], dim=1)
+    masks = (of_each(x, text) if isinstance(x, Tensor) else (x, x) for x in mask)
+    each = zip(of_each(texts, text), of_each(rope, text, dim=-5), *masks, strict=True)
+    return torch.cat([forward(x, time, *more) for x, *more in each], dim=1)
+
+
+def kandinsky6(model: Module) -> list[Part]:
+    """As `kandinsky`, for the video and for its sound; the model numbers the tokens of both texts in a row."""
+
+    def turn(forward, text, positions):
+        return forward(torch.cat([positions[: text.length_positive], positions[: text.length_negative]]))
+
+    turns = [(x, "forward", turn) for x in (model.video_text_rope_embeddings, model.audio_text_rope_embeddings)]
+    layers = [*model.video_text_transformer_blocks, *model.audio_text_transformer_blocks]
+    return turns + [(layer, "forward", kandinsky) for layer in layers]
 
 
 def masks_of_part(text: PackedText, place: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@
 import math
 from collections.abc import Callable, Iterator
 
+from diffusers import Transformer2DModel
 from torch.nn import Module
 
 from .family import Family, Settings
@@ -60,7 +61,29 @@ def _xs_control(unet: Module) -> list[Part]:
     return [(layer, "forward", prompt_alone) for _, layer in _xs(control=True)(unet)]
 
 
+def _unet_of_frames(layout: str) -> Family:
+    """Its layers between frames see no text, and those within a frame see it once for each."""
+
+    def sites(unet):
+        for name, module in unet.named_modules():
+            if name.endswith(".attn2") and hasattr(module, "processor") and module.is_cross_attention:
+                yield name, module
+
+    def count(unet):
+        return sum(len(x.transformer_blocks) for x in unet.modules() if isinstance(x, Transformer2DModel))
+
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=sites,
+        site_count=count,
+        layout=Layout(layout, ("AttnProcessor2_0",), by_frame=True),
+        unknown=("attention_mask",),
+    )
+
+
 UNET_FAMILIES: dict[str, Family] = {
+    "UNet3DConditionModel": _unet_of_frames("cross"),
+    "I2VGenXLUNet": _unet_of_frames("keys"),  # the image's tokens follow the text
     "DreamLiteUNetModel": Family(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),

@@ -31,8 +31,8 @@ FLUX_SETTINGS = Settings(5.0, 2.5, 0.25)  # of FLUX.1 and Wan, and of all models
 class Family:
     """How text reaches attention in one denoiser class.
 
-    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: whatever lies before them; 0: in
-        a model that knows no batch and draws one image a call).
+    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: whatever lies before them; 0:
+        in a model that knows no batch and draws one image a call).
     masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T]; "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.

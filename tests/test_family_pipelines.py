@@ -12,9 +12,18 @@ from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import guide
 
-SCALES = dict.fromkeys(("hunyuan video", "framepack", "qwen image 2.1"), "true_cfg_scale")
+SCALES = dict.fromkeys(
+    (
+        "hunyuan video",
+        "hunyuan video from an image",
+        "hunyuan video from an image, replaced",
+        "framepack",
+        "qwen image 2.1",
+    ),
+    "true_cfg_scale",
+)
 # How often a video in parts runs through its steps.
-PARTS = {"framepack": 2, "anyflow from an image": 2, "wan animate": 2}
+PARTS = dict.fromkeys(("framepack", "anyflow from an image", "wan animate", "helios", "helios in a pyramid"), 2)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
@@ -28,6 +37,8 @@ def test_pipeline(kind, guidance_scale):
         "num_inference_steps": 3,
         "output_type": "latent",
     }
+    if "pyramid_num_inference_steps_list" in call:
+        del call["num_inference_steps"]
     if hasattr(pipe, "guider"):
         del call["guidance_scale"]
         pipe.guider.enable() if guidance_scale > 1 else pipe.guider.disable()
@@ -144,6 +155,18 @@ TWO_CALLS = {
     "hunyuan video",
     "wan from an image",
     "wan animate",
+    "kandinsky 5",
+    "kandinsky 5 from an image",
+    "kandinsky 5 still",
+    "kandinsky 5 still from an image",
+    "cosmos",
+    "cosmos from an image",
+    "cosmos 2",
+    "cosmos 2 from an image",
+    "helios",
+    "helios in a pyramid",
+    "hunyuan video from an image",
+    "hunyuan video from an image, replaced",
     "lucy",
     "wan from a video",
     "wan vace",

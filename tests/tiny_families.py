@@ -68,11 +68,12 @@ def _z_image_text(x, mask):
     return {"cap_feats": [row[:length] for row, length in zip(x, lengths, strict=True)]}
 
 
-def _hunyuan_video():
+def hunyuan_video(**config):
+    config = {"in_channels": 4, **config}
     return diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
+        out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
         num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=TEXT, pooled_projection_dim=8,
-        rope_axes_dim=(4, 4, 4),
+        rope_axes_dim=(4, 4, 4), **config,
     )  # fmt: skip
 
 
@@ -190,11 +191,11 @@ def _prx():
     )
 
 
-def _cosmos():
+def cosmos(**config):
+    config = {"in_channels": 4, "concat_padding_mask": False, **config}
     return diffusers.CosmosTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2,
-        text_embed_dim=TEXT, adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), concat_padding_mask=False,
-        extra_pos_embed_type=None,
+        out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2, text_embed_dim=TEXT,
+        adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), extra_pos_embed_type=None, **config,
     )  # fmt: skip
 
 
@@ -490,10 +491,11 @@ def _cosmos3_text(x, mask):
             "vision_mse_loss_indexes": image[8:], "sound_sequence_indexes": sound, "sound_mse_loss_indexes": sound}  # fmt: skip
 
 
-def _kandinsky():
+def kandinsky5(**config):
+    config = {"in_visual_dim": 4, **config}
     return diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=4, in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
-        model_dim=32, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
+        in_text_dim=TEXT, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
+        model_dim=32, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8), **config,
     )  # fmt: skip
 
 
@@ -574,7 +576,7 @@ TINY = VIDEOS | {
         seen=((40, 3, 5), (36, 4, 1)),
     ),
     "HunyuanVideoTransformer3DModel": Tiny(
-        _hunyuan_video, _hunyuan_video_arguments, 16, masked_text, text_first=False, seen=SEEN
+        hunyuan_video, _hunyuan_video_arguments, 16, masked_text, text_first=False, seen=SEEN
     ),
     "LTX2VideoTransformer3DModel": Tiny(ltx2(), _ltx2_arguments, WHOLE, _ltx2_text, seen=SEEN),
     "LTX2VideoTransformer3DModel 2.3": Tiny(
@@ -593,7 +595,7 @@ TINY = VIDEOS | {
         seen=SEEN,
     ),
     "HunyuanVideoTransformer3DModel left": Tiny(
-        _hunyuan_video, _hunyuan_video_arguments, 16, _left_padded_text, text_first=False, seen=SEEN
+        hunyuan_video, _hunyuan_video_arguments, 16, _left_padded_text, text_first=False, seen=SEEN
     ),
     "CogView4Transformer2DModel": Tiny(_cogview4, _cogview4_arguments, 16),
     "GlmImageTransformer2DModel": Tiny(_glm_image, _glm_image_arguments, 16),
@@ -653,7 +655,7 @@ TINY = VIDEOS | {
     "PRXTransformer2DModel": Tiny(
         _prx, images, 16, lambda x, mask: {"encoder_hidden_states": x, "attention_mask": mask}, seen=SEEN
     ),
-    "CosmosTransformer3DModel": Tiny(_cosmos, videos, 16),
+    "CosmosTransformer3DModel": Tiny(cosmos, videos, 16),
     "SanaVideoTransformer3DModel": Tiny(_sana_video, videos, 16, masked_text, seen=SEEN),
     "WanTransformer3DModel from an image": _from_an_image("WanTransformer3DModel"),
     "ChronoEditTransformer3DModel from an image": _from_an_image("ChronoEditTransformer3DModel"),
@@ -687,7 +689,7 @@ TINY = VIDEOS | {
         cosmos3, _cosmos3_arguments, WHOLE, _cosmos3_text, layer=lambda site: site.to_add_out, rows=1
     ),
     "Kandinsky5Transformer3DModel": Tiny(
-        _kandinsky,
+        kandinsky5,
         _kandinsky_arguments,
         16,
         lambda x, mask: {"encoder_hidden_states": x, "text_rope_pos": torch.arange(x.shape[1])},

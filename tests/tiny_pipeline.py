@@ -73,20 +73,23 @@ def unipc():
 
 
 def ready_made(
-    name, kind, *, masks="", length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=dict, **call
+    name, kind, *, masks="", pooled=0, length=None, rows=2, scheduler=FlowMatchEulerDiscreteScheduler, more=dict, **call
 ):
-    """A pipeline (its class, or its name in diffusers) over a tiny model, with ready-made text; masks: the name of theirs, in the
-    call."""
+    """A pipeline (its class, or its name in diffusers) over a tiny model, with ready-made text; masks: the name of theirs in the
+    call, pooled: the width of a pooled one."""
 
     def build():
         cls = getattr(diffusers, name) if isinstance(name, str) else name
         known = inspect.signature(cls.__init__).parameters
-        parts = {part: None for part in known if part in ("text_encoder", "tokenizer", "safety_checker")}
+        absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker")
+        parts = {part: None for part in known if part in absent}
         parts |= {"vae": None, "scheduler": scheduler(), "transformer": denoiser(kind), **more()}
         pipe = cls(**parts)
         texts = []
         for n in (7, 5, 6):
             text = {"prompt_embeds": embeds(n, rows, length or n, *((2,) if "Krea" in kind else ()), TEXT)}
+            if pooled:
+                text["pooled_prompt_embeds"] = embeds(n + 9, rows, pooled)
             if masks:
                 text[masks] = torch.arange(length or n) < torch.tensor([[n], [n - 2]][:rows])
             texts.append(text)

@@ -101,7 +101,7 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     prompt = arguments.get("prompt")
     if prompt is not None:
         return 1 if isinstance(prompt, (str, Mapping)) else len(prompt)  # a mapping has texts for some frames
-    for name in ("prompt_embeds", "prompt_embeds_t5"):
+    for name in ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen"):
         if isinstance(arguments.get(name), (Tensor, list)):  # a list with one tensor for each prompt
             return len(arguments[name])
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
@@ -200,6 +200,9 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
             in_list = isinstance(value, list) and all(isinstance(x, Tensor) for x in value)
             if not isinstance(value, Tensor) and not in_list:
                 raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
+            if name == "prompt_cu_seqlens":  # Kandinsky 5: where each text ends
+                call |= {name: value, f"negative_{name}": value}
+                continue
             if len(value) not in (1, prompts):
                 raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {len(value)}")
             if in_list:

@@ -321,6 +321,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         site_count=blocks("num_layers"),
         layout=Layout("cross", ("HeliosAttnProcessor",)),
         two_calls=True,
+        by_timestep=True,
     ),
     "ConsisIDTransformer3DModel": _cogvideox(),
     "EasyAnimateTransformer3DModel": Family(

@@ -38,7 +38,7 @@ class Steps:
         return self.latest
 
     def _inside(self, now: int, arguments: Mapping[str, Any]) -> bool:
-        if not self.step_of:
+        if not self.step_of or self.family.by_timestep:
             self._read_scheduler()
         if self.family.by_timestep:
             timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()

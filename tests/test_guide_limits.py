@@ -302,7 +302,8 @@ def test_unsupported_denoisers():
     unet = UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
                        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
     with pytest.raises(
-        ValueError, match="UNet2DModel is not supported; supported denoisers: UNet2DConditionModel, PixArt"
+        ValueError,
+        match="UNet2DModel is not supported; supported denoisers: UNet2DConditionModel, UNetMotionModel, PixArt",
     ):
         enable_guidance(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()), NEGATIVE)
     with pytest.raises(ValueError, match="has no denoiser"):

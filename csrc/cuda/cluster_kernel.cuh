@@ -136,6 +136,7 @@ struct Attending {
   NAG_DEVICE int take() {
     const int slot = place.slot;
     barrier_wait(memory.full(slot), place.parity);
+    sync_warp();  // what follows is for whole warps
     place.advance(memory.slots);
     return slot;
   }
@@ -396,6 +397,7 @@ cluster_kernel(const NAG_GRID_CONSTANT ClusterParams p) {
     for (int i = 0; i < heads; ++i) {
       fetch_head<kSize>(p, memory, place, sample, (rank + i * p.blocks) / a.repeats);
     }
+    sync_warp();
     sync_cluster();
     sync_cluster();
     return;

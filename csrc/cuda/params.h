@@ -50,7 +50,7 @@ struct AttentionParams {
 };
 
 // How the bulk copy engine finds tiles of one tensor (a CUtensorMap; encoded by tensor_map.cpp).
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t words[16];
 };
 

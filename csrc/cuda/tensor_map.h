@@ -25,7 +25,8 @@ inline bool map_rows(const AttentionParams& a, const void* rows, const int64_t (
     if (elements[i] == 0 && i > 0) {
       sizes[i + 1] = 1;  // the kernel then stays at 0
     }
-    strides[i] = sizes[i + 1] == 1 ? 16 : 2 * elements[i];
+    const int64_t packed = i == 0 ? 2 * sizes[0] : strides[i - 1] * sizes[i];  // of one, any stride would do
+    strides[i] = sizes[i + 1] == 1 ? packed : 2 * elements[i];
     if (strides[i] <= 0 || strides[i] % 16 != 0 || strides[i] >= (static_cast<int64_t>(1) << 40)) {
       return false;
     }

@@ -13,6 +13,7 @@ The published weights named here are defaults to download, not a claim that they
 
 import argparse
 import sys
+import wave
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ EXAMPLES = {
     "sana-sprint": Example("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", 2, "sana sprint"),
     "sd35": Example("stabilityai/stable-diffusion-3.5-large-turbo", 4, "sd35", FREE),
     "flux": Example("black-forest-labs/FLUX.1-schnell", 4, "flux"),
+    "flux-2-klein": Example("black-forest-labs/FLUX.2-klein-4B", 4, "flux 2", FREE),
     "flux-fill": Example("black-forest-labs/FLUX.1-Fill-dev", 28, "flux fill"),
     "chroma": Example("lodestones/Chroma1-HD", 30, "chroma", FREE),
+    "qwen-image": Example("Qwen/Qwen-Image", 30, "qwen image"),
     "z-image": Example("Tongyi-MAI/Z-Image-Turbo", 8, "z image", {"guidance_scale": 0.0}),
     "hunyuan-video": Example("hunyuanvideo-community/HunyuanVideo", 30, "hunyuan video"),
     "framepack": Example("", 30, "framepack"),
+    "hunyuan-1.5": Example("hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v", 50, "hunyuan video 1.5"),
     "hunyuan-1.5-i2v": Example(
         "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", 50, "hunyuan video 1.5 from an image"
     ),
@@ -63,9 +67,15 @@ EXAMPLES = {
     "wan-animate": Example("", 20, "wan animate", FREE),
     "ltx": Example("Lightricks/LTX-Video", 30, "ltx", FREE),
     "ltx-2": Example("Lightricks/LTX-2", 8, "ltx 2", FREE | {"stg_scale": 0.0, "modality_scale": 1.0}),
+    "kandinsky-5": Example("", 50, "kandinsky 5", FREE),
+    "cosmos": Example("nvidia/Cosmos-1.0-Diffusion-7B-Text2World", 35, "cosmos", FREE),
+    "cosmos-2": Example("nvidia/Cosmos-Predict2-2B-Text2Image", 35, "cosmos 2", FREE),
+    "cosmos-3": Example("", 35, "cosmos 3", FREE),
+    "helios": Example("", 50, "helios", FREE),
     "kandinsky-6": Example("", 50, "kandinsky 6", FREE),
     "motif-video": Example("", 50, "motif video"),
     "motif-video-i2v": Example("", 50, "motif video from an image"),
+    "cogview3-plus": Example("THUDM/CogView3-Plus-3B", 30, "cogview3", FREE),
     "cogview4": Example("THUDM/CogView4-6B", 30, "cogview4", FREE),
     "cogvideox": Example("THUDM/CogVideoX-2b", 30, "cogvideox", FREE),
     "cogvideox-i2v": Example("THUDM/CogVideoX-5b-I2V", 30, "cogvideox from an image", FREE),
@@ -81,6 +91,8 @@ EXAMPLES = {
     "skyreels": Example("Skywork/SkyReels-V2-T2V-14B-540P-Diffusers", 30, "skyreels", FREE),
     "skyreels-i2v": Example("Skywork/SkyReels-V2-I2V-14B-720P-Diffusers", 50, "skyreels from an image", FREE),
     "chronoedit": Example("nvidia/ChronoEdit-14B-Diffusers", 50, "chronoedit", FREE),
+    "glm-image": Example("", 50, "glm image", FREE),
+    "bria": Example("briaai/BRIA-3.2", 30, "bria", FREE),
     "prx": Example("Photoroom/prx-512-t2i-sft", 28, "prx", FREE),
     "ernie-image": Example("baidu/ERNIE-Image-Turbo", 8, "ernie image", FREE),
     "kolors": Example("Kwai-Kolors/Kolors-diffusers", 25, "kolors", FREE),
@@ -95,6 +107,11 @@ EXAMPLES = {
     "ovis": Example("AIDC-AI/Ovis-Image-7B", 30, "ovis", FREE),
     "anyflow": Example("", 4, "anyflow", FREE),
     "anyflow-i2v": Example("", 4, "anyflow from an image", FREE),
+    "stable-audio": Example("stabilityai/stable-audio-open-1.0", 100, "stable audio", FREE),
+    "audioldm-2": Example("cvssp/audioldm2", 100, "audioldm 2", FREE),
+    "stable-audio-3": Example("", 50, "stable audio 3", FREE),
+    "ace-step": Example("", 30, "ace step", FREE),
+    "longcat-audio": Example("", 30, "longcat audio", FREE),
 }
 
 
@@ -128,7 +145,7 @@ def tiny(example: Example, options: argparse.Namespace):
     if example.tiny in tiny_models.PIPELINES:
         pipe = tiny_models.pipeline(example.tiny)
         return pipe, lambda: tiny_models.draw(pipe, options.prompt), options.negative
-    pipe, call, prompt, negative = tiny_pipelines.FURTHER[example.tiny]()
+    pipe, call, prompt, negative = tiny_pipelines.DRAWN[example.tiny]()
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe, "guider"):
         pipe.guider.disable()  # its classifier-free guidance
@@ -142,9 +159,19 @@ def tiny(example: Example, options: argparse.Namespace):
     return pipe, draw, negative
 
 
-def save(output: Any, name: str) -> None:
+def save(output: Any, name: str, pipe: Any) -> None:
     if hasattr(output, "images"):
         output.images[0].save(f"{name}.png")
+    elif hasattr(output, "audios"):
+        config = (getattr(pipe, "vocoder", None) or pipe.vae).config
+        sound = (
+            torch.as_tensor(output.audios[0]).float().cpu().reshape(-1, output.audios[0].shape[-1])
+        )  # [channels, samples]
+        with wave.open(f"{name}.wav", "wb") as file:
+            file.setnchannels(len(sound))
+            file.setsampwidth(2)
+            file.setframerate(config.sampling_rate)
+            file.writeframes((sound.T.clamp(-1, 1) * 32767).short().numpy().tobytes())
     else:
         from diffusers.utils import export_to_video
 
@@ -178,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
         difference = ((guided - plain).norm() / plain.norm()).item()
         print(f"{type(pipe).__name__}: guidance changed the latents by {difference:.1%}")
         return
-    save(plain, f"{options.out}-without")
-    save(guided, options.out)
+    save(plain, f"{options.out}-without", pipe)
+    save(guided, options.out, pipe)
 
 
 if __name__ == "__main__":

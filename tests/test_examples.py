@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 from tiny_models import PIPELINES, one_thread  # noqa: F401
-from tiny_pipelines import FURTHER
+from tiny_pipelines import DRAWN
 
 path = Path(__file__).parents[1] / "examples" / "families.py"
 spec = importlib.util.spec_from_file_location("example_families", path)
@@ -21,9 +21,7 @@ sys.modules[spec.name] = families  # dataclasses look their module up
 spec.loader.exec_module(families)
 
 
-@pytest.mark.parametrize(
-    "family", [x for x, example in families.EXAMPLES.items() if example.tiny in PIPELINES | FURTHER]
-)
+@pytest.mark.parametrize("family", [x for x, example in families.EXAMPLES.items() if example.tiny in PIPELINES | DRAWN])
 def test_example(family, capsys):
     families.main([family, "--tiny"])
     changed = re.fullmatch(r"\w+: guidance changed the latents by ([\d.]+)%\n", capsys.readouterr().out)

@@ -15,7 +15,7 @@ from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
 from tiny_further_pipelines import OTHERS
 from tiny_image_pipelines import IMAGES
-from tiny_models import TEXT, Tokenizer, flux, pipeline, seeded, wan
+from tiny_models import TEXT, Tokenizer, flux, pipeline, ready_made_pipeline, seeded, wan
 from tiny_pipeline import (
     FROM_AN_IMAGE,
     IMAGE,
@@ -265,6 +265,10 @@ def stable_audio():
 MASKED = {"masks": "prompt_attention_mask", "length": 7}
 FURTHER = VIDEO_PIPELINES | OTHERS | {
     "cogview4": ready_made("CogView4Pipeline", "CogView4Transformer2DModel"),
+    "cogview3": ready_made("CogView3PlusPipeline", "CogView3PlusTransformer2DModel", length=7,
+                           scheduler=diffusers.CogVideoXDDIMScheduler),
+    "bria": ready_made("BriaPipeline", "BriaTransformer2DModel", length=7, height=8, width=8,
+                       more=lambda: {"vae": diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=1)}),
     "cogvideox": ready_made("CogVideoXPipeline", "CogVideoXTransformer3DModel 2b", length=6, num_frames=9,
                             scheduler=diffusers.CogVideoXDDIMScheduler),
     "auraflow": ready_made("AuraFlowPipeline", "AuraFlowTransformer2DModel", **MASKED),
@@ -309,3 +313,15 @@ for kind, name in (("qwen image 2.1", "QwenImage21Pipeline"), ("cosmos 3", "Cosm
 
 
 FURTHER |= IMAGES
+
+
+def with_embeds(kind):
+    """Of those that test_guide.py has whole tests for."""
+    pipe, call = ready_made_pipeline(kind)
+    prompt, negative = ({"prompt_embeds": embeds(n, 2, n, TEXT)} for n in (9, 6))
+    for text in (prompt, negative) if kind == "qwen" else ():
+        text["prompt_embeds_mask"] = torch.ones(text["prompt_embeds"].shape[:2]).long()
+    return pipe, call, prompt, negative
+
+
+DRAWN = FURTHER | {"flux 2": lambda: with_embeds("flux2"), "qwen image": lambda: with_embeds("qwen")}  # by the examples

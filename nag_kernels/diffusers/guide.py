@@ -319,11 +319,9 @@ class _SteeredRun:
             return False
         if self.context is not None:
             return self.context == "uncond"
-        sample, text = (
-            arguments.get("hidden_states", arguments.get("sample")),
-            arguments.get(next(iter(self.family.text))),
-        )
-        when, (last_sample, last_text, last_time) = arguments.get(self.family.timestep), self.seen
+        sample = arguments.get("hidden_states", arguments.get("sample"))
+        text, when = arguments.get(next(iter(self.family.text))), arguments.get(self.family.timestep)
+        last_sample, last_text, last_time = self.seen
         another = text is not last_text and last_text is not None
         if another and (sample is last_sample or _is_other_text(text, when, last_text, last_time)):
             self.unconditional += 1

@@ -9,13 +9,13 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import FIRST_COSMOS3
+from tiny_families import FIRST_COSMOS3, TINY, Pipeline
 from tiny_families import hunyuan_dit as tiny_hunyuan_dit
 from tiny_families import hunyuan_video15 as tiny_hunyuan_video15
 from tiny_families import ltx2 as tiny_ltx2
 from tiny_further_pipelines import OTHERS
 from tiny_image_pipelines import IMAGES
-from tiny_models import TEXT, Tokenizer, flux, pipeline, ready_made_pipeline, seeded, wan
+from tiny_models import TEXT, Tokenizer, flux, pipeline, ready_made_pipeline, seeded, texts, wan
 from tiny_pipeline import (
     FROM_AN_IMAGE,
     IMAGE,
@@ -324,4 +324,29 @@ def with_embeds(kind):
     return pipe, call, prompt, negative
 
 
-DRAWN = FURTHER | {"flux 2": lambda: with_embeds("flux2"), "qwen image": lambda: with_embeds("qwen")}  # by the examples
+class Alone(Pipeline):
+    """In the place of a pipeline that cannot be built here: it calls its model once, with ready-made text."""
+
+    def set_progress_bar_config(self, **options):
+        pass
+
+    def __call__(self, prompt, **options):
+        return (super().__call__(prompt),)
+
+
+def alone(kind):
+    def build():
+        tiny, pipe = TINY[kind], Alone(kind)
+        both = texts(tiny.rows, *tiny.lengths, TEXT, torch.float32)
+        pipe.texts = {name: tiny.text(x, None) for name, x in zip(("positive", "negative"), both, strict=True)}
+        return pipe, {}, {"prompt": pipe.prompt}, "negative"
+
+    return build
+
+
+ALONE = {"hidream": "HiDreamImageTransformer2DModel", "bria fibo": "BriaFiboTransformer2DModel",
+         "bria fibo 2": "BriaFibo2Transformer2DModel", "longcat image": "LongCatImageTransformer2DModel",
+         "ideogram 4": "Ideogram4Transformer2DModel", "omnigen": "OmniGenTransformer2DModel"}  # fmt: skip
+# What the examples draw with --tiny.
+DRAWN = FURTHER | {"flux 2": lambda: with_embeds("flux2"), "qwen image": lambda: with_embeds("qwen")}
+DRAWN |= {name: alone(kind) for name, kind in ALONE.items() if kind in TINY}

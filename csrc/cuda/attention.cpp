@@ -68,7 +68,7 @@ std::string cluster_refusal(const Tensor& query) {
     return said("the cluster kernel is machine code of sm_90a, ",
                 chip == 90 ? "for which this library was not compiled" : "and this GPU has another");
   }
-  if (cluster_plan(static_cast<int>(query.size(2)), size <= 64 ? 64 : 128).blocks == 0) {
+  if (cluster_plan(static_cast<int>(query.size(2)), static_cast<int>(size)).blocks == 0) {
     return said("the cluster kernel has no room for ", query.size(2), " heads of ", size);
   }
   return {};
@@ -147,7 +147,7 @@ Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting&
     return out;
   }
   if (form == "cluster") {
-    const ClusterPlan plan = cluster_plan(p.heads, p.size <= 64 ? 64 : 128);
+    const ClusterPlan plan = cluster_plan(p.heads, p.size);
     count(Counter::kCluster);
     Launch::check(launch_cluster(launch.target(), cluster_params(p, plan), plan.shared_bytes));
     return out;

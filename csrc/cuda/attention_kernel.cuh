@@ -117,13 +117,7 @@ NAG_DEVICE void attend_to_stage(const BranchMemory<kSize>& memory, int stage, in
   float fades[2];
   uint32_t weights[kTiles][2];
   softmax_step<T, kTiles>(logits, states, fades, weights);
-#pragma unroll
-  for (int i = 0; i < kSize / 8; ++i) {
-    z[i][0] *= fades[0];
-    z[i][1] *= fades[0];
-    z[i][2] *= fades[1];
-    z[i][3] *= fades[1];
-  }
+  fade(z, fades);
   // Transposed matrices: 0 and 1 are keys 0 to 7 and 8 to 15 of channels 0 to 7, 2 and 3 of channels 8 to 15.
   const char* const values = memory.values(stage) + (lane / 8 % 2 * 8 + lane % 8) * Tile::kRowBytes + lane / 16 * 16;
 #pragma unroll

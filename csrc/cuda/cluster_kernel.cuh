@@ -201,17 +201,10 @@ NAG_DEVICE void scale_scores(float (&logits)[kTiles][4], float scale, float bias
   }
 }
 
-template <int kSize>
-NAG_DEVICE void fade(float (&z)[kSize / 8][4], const float (&fades)[2]) {
-  if (ballot(fades[0] != 1.0f || fades[1] != 1.0f) == 0) {
-    return;  // the maximum of no row rose
-  }
-#pragma unroll
-  for (int i = 0; i < kSize / 8; ++i) {
-    z[i][0] *= fades[0];
-    z[i][1] *= fades[0];
-    z[i][2] *= fades[1];
-    z[i][3] *= fades[1];
+template <int kTiles>
+NAG_DEVICE void fade_where_raised(float (&z)[kTiles][4], const float (&fades)[2]) {
+  if (ballot(fades[0] != 1.0f || fades[1] != 1.0f) != 0) {  // the maximum of some row of the warp rose
+    fade(z, fades);
   }
 }
 
@@ -235,7 +228,7 @@ NAG_DEVICE void attend_to_tiles(Attending<kSize>& attending, const Segment& s, b
   scale_scores<kTiles>(logits, scale, s.bias, s.length, seen(slot));
   attending.release(slot);
   softmax_step<T, kTiles>(logits, states, fades, weights);
-  fade<kSize>(z, fades);
+  fade_where_raised(z, fades);
 #pragma unroll 1
   for (int start = kKeys; start < s.length; start += kKeys) {
     slot = attending.take();
@@ -250,7 +243,7 @@ NAG_DEVICE void attend_to_tiles(Attending<kSize>& attending, const Segment& s, b
     group_wait<0>();
     attending.release(values);
     softmax_pack<T, kTiles>(logits, states, weights);
-    fade<kSize>(z, fades);
+    fade_where_raised(z, fades);
   }
   slot = attending.take();
   group_fence();
@@ -259,7 +252,7 @@ NAG_DEVICE void attend_to_tiles(Attending<kSize>& attending, const Segment& s, b
   attending.release(slot);
 }
 
-template <class T, int kSize>
+template <int kSize>
 NAG_DEVICE void load_query(const AttentionParams& p, int64_t sample, int64_t token, int head,
                            uint32_t (&query)[kSize / 16][4]) {
   const int t = thread_index() % 4;
@@ -413,7 +406,7 @@ cluster_kernel(const NAG_GRID_CONSTANT ClusterParams p) {
   float minus[kSize / 8][4];
 #pragma unroll 1
   for (int i = 0; i < heads; ++i) {
-    load_query<T, kSize>(a, sample, token, rank + i * p.blocks, attending.query);
+    load_query<kSize>(a, sample, token, rank + i * p.blocks, attending.query);
     SoftmaxState states[2][2] = {{empty_state(), empty_state()}, {empty_state(), empty_state()}};
 #pragma unroll
     for (int j = 0; j < kSize / 8; ++j) {

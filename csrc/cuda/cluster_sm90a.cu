@@ -19,8 +19,8 @@ cudaError_t launch_cluster_size(const Target& target, const ClusterParams& p, in
 
 bool cluster_is_built() { return true; }
 cudaError_t launch_cluster(const Target& target, const ClusterParams& p, int shared_bytes) {
-  return p.attention.size <= 64 ? launch_cluster_size<64>(target, p, shared_bytes)
-                                : launch_cluster_size<128>(target, p, shared_bytes);
+  return next_size(kClusterSizes, p.attention.size) == 64 ? launch_cluster_size<64>(target, p, shared_bytes)
+                                                          : launch_cluster_size<128>(target, p, shared_bytes);
 }
 
 #else

@@ -57,6 +57,18 @@ NAG_DEVICE void softmax_step(float (&logits)[kTiles][4], SoftmaxState (&states)[
   softmax_pack<T, kTiles>(logits, states, weights);
 }
 
+// An accumulator of rows g and g + 8 on the scale of their new maximum.
+template <int kTiles>
+NAG_DEVICE void fade(float (&z)[kTiles][4], const float (&fades)[2]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    z[i][0] *= fades[0];
+    z[i][1] *= fades[0];
+    z[i][2] *= fades[1];
+    z[i][3] *= fades[1];
+  }
+}
+
 // The sum of a row over the four lanes that share it.
 NAG_DEVICE float row_sum(float x) {
   x += shuffle_xor(x, 1);

@@ -31,7 +31,7 @@ inline bool map_rows(const AttentionParams& a, const void* rows, const int64_t (
       return false;
     }
   }
-  return encode_tensor_map(rows, sizes, strides, a.size <= 64 ? ClusterTile<64>::kKeys : ClusterTile<128>::kKeys, map);
+  return encode_tensor_map(rows, sizes, strides, cluster_keys(next_size(kClusterSizes, a.size)), map);
 }
 
 inline ClusterParams cluster_params(const AttentionParams& a, const ClusterPlan& plan) {

@@ -212,13 +212,7 @@ NAG_DEVICE void attend_to_text(const Segment& text, float scale, int64_t sample,
       weights[m][1] = pairs[0][1];
       weights[m][2] = pairs[1][0];
       weights[m][3] = pairs[1][1];
-#pragma unroll
-      for (int i = 0; i < kSize / 8; ++i) {
-        z[m][i][0] *= fades[0];
-        z[m][i][1] *= fades[0];
-        z[m][i][2] *= fades[1];
-        z[m][i][3] *= fades[1];
-      }
+      fade(z[m], fades);
     }
     const uint16_t* const first = value + (start + 2 * t) * text.value_stride[1];
     const uint16_t* const rows[4] = {first, first + text.value_stride[1], first + 8 * text.value_stride[1],

@@ -10,6 +10,17 @@ namespace nag {
 
 constexpr int kWarp = 32;
 
+// The smallest of the sizes that a kernel is compiled for that holds `size`; 0 if none does.
+template <int kCount>
+constexpr int next_size(const int (&sizes)[kCount], int size) {
+  for (int i = 0; i < kCount; ++i) {
+    if (size <= sizes[i]) {
+      return sizes[i];
+    }
+  }
+  return 0;
+}
+
 // The one-launch kernel for short texts: head sizes that it is compiled for (a size in between runs in the next one).
 constexpr int kTextSizes[] = {40, 64, 80, 128, 160};
 constexpr int kTextMaxSize = 160;
@@ -60,9 +71,11 @@ constexpr int kClusterSharedLimit = 227 << 10;
 // Z+ and Z- of a head that waits for the others: 16 bits a number, and four scales a thread.
 constexpr int cluster_kept_bytes(int size) { return kClusterAttending * 2 * size + kClusterAttending * 16; }
 
+constexpr int cluster_keys(int size) { return 64 * 128 / size; }  // of a tile
+
 template <int kSize>
 struct ClusterTile {
-  static constexpr int kKeys = 64 * 128 / kSize;
+  static constexpr int kKeys = cluster_keys(kSize);
   static constexpr int kBoxBytes = kKeys * 128;  // of 64 channels
   static constexpr int kBytes = kSize / 64 * kBoxBytes;
   static constexpr int kKeptBytes = cluster_kept_bytes(kSize);
@@ -77,13 +90,14 @@ struct ClusterPlan {
   int shared_bytes = 0;
 };
 
-// The cluster with the fewest places left over, and of these the largest. `size` is one of kClusterSizes. Never by
-// batch or length: the order of sums depends on it.
+// The cluster with the fewest places left over, and of these the largest; `size` is D. Never by batch or length:
+// the order of sums depends on it.
 inline ClusterPlan cluster_plan(int heads, int size) {
   ClusterPlan best;
+  const int kept_bytes = cluster_kept_bytes(next_size(kClusterSizes, size));
   for (int blocks = heads < kClusterMaxBlocks ? heads : kClusterMaxBlocks; blocks > 0; --blocks) {
     const int each = (heads + blocks - 1) / blocks;
-    const int fixed = (each - 1) * cluster_kept_bytes(size) + kClusterRows * 8 + kClusterMaxSlots * 16;
+    const int fixed = (each - 1) * kept_bytes + kClusterRows * 8 + kClusterMaxSlots * 16;
     const int free = (kClusterSharedLimit - fixed) / (kClusterTileBytes + kClusterTileKeys);
     const int slots = free < kClusterMaxSlots ? free : kClusterMaxSlots;
     if (slots >= kClusterMinSlots && (best.blocks == 0 || each * blocks < best.heads * best.blocks)) {
@@ -96,15 +110,5 @@ inline ClusterPlan cluster_plan(int heads, int size) {
 // guidance: one block per row; what its threads do not hold in registers is read twice.
 constexpr int kGuidanceMaxThreads = 512;
 constexpr int kGuidanceHeld = 2;  // vectors of 16 bytes of each input that a thread holds
-
-template <int kCount>
-constexpr int next_size(const int (&sizes)[kCount], int size) {
-  for (int i = 0; i < kCount; ++i) {
-    if (size <= sizes[i]) {
-      return sizes[i];
-    }
-  }
-  return 0;
-}
 
 }  // namespace nag

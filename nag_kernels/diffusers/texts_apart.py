@@ -201,7 +201,7 @@ def kandinsky6(model: Module) -> list[Part]:
     """As `kandinsky`, for the video and for its sound; the model numbers the tokens of both texts in a row."""
 
     def turn(forward, text, positions):
-        return forward(torch.cat([positions[: text.length_positive], positions[: text.length_negative]]))
+        return forward(_begun_anew(positions, text))
 
     turns = [(x, "forward", turn) for x in (model.video_text_rope_embeddings, model.audio_text_rope_embeddings)]
     layers = [*model.video_text_transformer_blocks, *model.audio_text_transformer_blocks]

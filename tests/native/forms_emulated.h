@@ -86,10 +86,10 @@ void branches_of(const AttentionParams& p, int order, bool early) {
 
 // `blocks` of a cluster, 0: as planned; `maps`: whether the copy engine may fetch.
 inline void cluster(const AttentionParams& a, int blocks, bool maps, int order, bool early) {
-  ClusterPlan plan = cluster_plan(a.heads, a.size <= 64 ? 64 : 128);
+  ClusterPlan plan = cluster_plan(a.heads, a.size);
   if (blocks > 0) {
     plan.blocks = blocks;
-    plan.shared_bytes += (a.heads + blocks - 1) / blocks * cluster_kept_bytes(a.size <= 64 ? 64 : 128);
+    plan.shared_bytes += (a.heads + blocks - 1) / blocks * cluster_kept_bytes(next_size(kClusterSizes, a.size));
   }
   ClusterParams p = cluster_params(a, plan);
   for (bool& by_threads : p.by_threads) {

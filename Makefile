@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
+OLDEST_TORCH = 2.10.0
 OLDEST_TESTS = guide guide_limits processors combinations adapters steps negative_pooled parallel \
   families family_pipelines family_combinations animatediff examples
 SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
@@ -39,8 +40,18 @@ evidence: .venv/.installed  # every table and figure of docs/evidence.md from th
 	$(BIN)/python -m pip install -q -c constraints.txt torchao bitsandbytes  # the extra "quantised"
 	touch $@
 
+# Headers of the oldest torch, which a test compiles with, out of the smallest wheel of that release (80 MB).
+HEADERS = .torch-headers/$(OLDEST_TORCH)
+$(HEADERS)/.fetched: | .venv/.installed
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.11 --platform macosx_11_0_arm64 \
+	  -d $(HEADERS) torch==$(OLDEST_TORCH)
+	$(BIN)/python -c "import zipfile; wheel = zipfile.ZipFile('$$(ls $(HEADERS)/torch-*.whl)'); \
+	  wheel.extractall('$(HEADERS)', [x for x in wheel.namelist() if x.startswith('torch/include/torch/')])"
+	rm $(HEADERS)/torch-*.whl
+	touch $@
+
 TESTERS ?= 2  # processes, one thread each
-test: .venv/.quantised
+test: .venv/.quantised $(HEADERS)/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 # The oldest diffusers that is supported, in an environment of its own that sees all else (torch, this package) in .venv.
@@ -73,4 +84,4 @@ lint: .venv/.installed
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
 
 clean:
-	rm -rf .venv .venv-oldest build dist out *.egg-info nag_kernels/*.so
+	rm -rf .venv .venv-oldest .torch-headers build dist out *.egg-info nag_kernels/*.so

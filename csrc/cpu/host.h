@@ -65,11 +65,11 @@ inline Tensor empty_contiguous(const Tensor& like) {
   }
   int32_t dtype;
   int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle out;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, like.sizes().data(), strides.data(), dtype, device_type,
-                                                         like.get_device_index(), &out));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, like.sizes().data(), strides.data(), dtype, device_type,
+                                                  like.get_device_index(), &out));
   return Tensor(out);
 }
 

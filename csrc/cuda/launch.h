@@ -31,7 +31,7 @@ class Launch {
  public:
   explicit Launch(const Tensor& x) : guard_(x.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
     target_.stream = static_cast<cudaStream_t>(stream);
     STD_CUDA_CHECK(
         cudaDeviceGetAttribute(&target_.shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, x.get_device_index()));
@@ -92,14 +92,13 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, Scala
     strides[i] = strides[i + 1] * std::max<int64_t>(shape[i + 1], 1);
   }
   int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const int32_t number = dtype == ScalarType::Float      ? aoti_torch_dtype_float32()
                          : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                                                          : aoti_torch_dtype_float16();
   AtenTensorHandle out;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                         strides.data(), number, device_type, like.get_device_index(),
-                                                         &out));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                  number, device_type, like.get_device_index(), &out));
   return Tensor(out);
 }
 

@@ -6,7 +6,7 @@ OLDEST = diffusers==0.39.0
 OLDEST_TORCH = 2.10.0
 OLDEST_TESTS = guide guide_limits processors combinations adapters steps negative_pooled parallel \
   families family_pipelines family_combinations animatediff examples
-SOURCES = pyproject.toml setup.py cuda_build.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo shapes distill evidence test test-oldest bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo

@@ -4,6 +4,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+
+import installed_torch
 
 # Machine code runs on the later GPUs of its major version as well (sm_80 on 8.6 and 8.9); the PTX of
 # the last is for GPUs to come.
@@ -46,10 +49,30 @@ def include_dirs() -> list[str]:
     return [str(toolkit() / "include")]
 
 
-def torch_has_cuda(root: Path) -> bool:
-    """Whether the torch in `root` is a CUDA build, from its version file."""
-    text = (root / "version.py").read_text() if (root / "version.py").exists() else ""
-    return bool(re.search(r"^cuda\b.*=\s*['\"]", text, re.M))
+LIBRARIES = ["torch_cpu", "cudart_static", "rt", "dl", "pthread"]
+
+
+def link_arguments(folder: Path) -> list[str]:
+    """What every link of the CUDA library is given, behind its libraries.
+
+    A CUDA build of torch keeps some functions that the library calls in libtorch_cuda.so. `import torch` opens that file
+    so that only libraries which name it as needed see what is in it. So it is named, without a path: by then it is loaded. An
+    empty library of that name is linked with, made in `folder`, so that any build of torch can be built against.
+    """
+    named = folder / "libtorch_cuda.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    subprocess.run([*compiler, "-shared", "-nostdlib", "-x", "c++", os.devnull, f"-Wl,-soname,{named.name}", "-o", named],
+                   check=True)  # fmt: skip
+    return ["-Wl,--exclude-libs,ALL", "-s", "-Wl,--no-as-needed", str(named)]
+
+
+@cache
+def version() -> str:
+    """Of nvcc, as "13.0"."""
+    said = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else "unknown"
 
 
 def missing(root: Path | None, any_torch: bool) -> str | None:
@@ -58,15 +81,25 @@ def missing(root: Path | None, any_torch: bool) -> str | None:
         return "no torch in the build environment"
     if nvcc() is None:
         return "no nvcc (in CUDA_HOME, on the PATH, or from pip install nvidia-cuda-nvcc)"
-    if not any_torch and not torch_has_cuda(root):
+    cuda = installed_torch.cuda(root)
+    if not any_torch and cuda is None:
         return "no CUDA in this build of torch (NAG_BUILD_CUDA=1 builds all the same)"
+    if not any_torch and cuda.split(".")[0] != version().split(".")[0]:  # a driver for the one may not do for the other
+        return f"no nvcc of CUDA {cuda}, like this torch: {nvcc()} is of {version()} (NAG_BUILD_CUDA=1 builds all the same)"
+    try:
+        architectures()
+    except ValueError as error:
+        return f"no GPU to compile for: {error}"
     if not any((Path(folder) / "libcudart_static.a").exists() for folder in library_dirs()):
         return f"no libcudart_static.a in {toolkit()}"
     return None
 
 
 def architectures(wanted: str | None = None) -> list[tuple[int, bool]]:
-    """(number, with PTX) of each GPU generation to compile for; from TORCH_CUDA_ARCH_LIST, else what this nvcc knows."""
+    """(number, with PTX) of each GPU generation to compile for; from TORCH_CUDA_ARCH_LIST, else what this nvcc knows.
+
+    Raises: ValueError where that is none, or the list is wrong.
+    """
     listed = wanted or os.environ.get("TORCH_CUDA_ARCH_LIST")
     text = listed or DEFAULT_ARCHITECTURES
     for name, numbers in NAMES.items():
@@ -77,18 +110,18 @@ def architectures(wanted: str | None = None) -> list[tuple[int, bool]]:
     for part in re.split(r"[;,\s]+", text.strip()):
         match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", part)
         if not match:
-            sys.exit(f"nag_kernels: TORCH_CUDA_ARCH_LIST must list numbers like 9.0 or 9.0+PTX, got {part!r}")
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST must list numbers like 9.0 or 9.0+PTX, got {part!r}")
         number = int(match[1] + match[2])
         if number < 80:
             print(f"nag_kernels: WARNING: no CUDA kernels for {part}: they need 8.0 or newer", file=sys.stderr)
         elif number in known:
             found.append((number, bool(match[3])))
         elif listed:
-            sys.exit(f"nag_kernels: {nvcc()} cannot compile for {part} (it knows {sorted(known)})")
+            raise ValueError(f"{nvcc()} cannot compile for {part} (it knows {sorted(known)})")
     if not listed and found and not found[-1][1]:
         found[-1] = (found[-1][0], True)
     if not found:
-        sys.exit(f"nag_kernels: no GPU of {text!r} can be compiled for by {nvcc()}")
+        raise ValueError(f"no GPU of {text!r} can be compiled for by {nvcc()}")
     return sorted(set(found))
 
 

@@ -1,17 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
 """Builds `nag_kernels._C`, the C++ CPU kernels, and `nag_kernels._C_cuda`, the CUDA kernels, against the LibTorch stable
-ABI (one binary for torch 2.10 and newer). No GPU is asked for, and torch is not imported.
+ABI (one binary for torch 2.10 and newer). No GPU is asked for, and torch is not imported. torch is no build requirement: pip
+would fetch the newest, of several GB. The one that is installed is built against (installed_torch.py).
 
-NAG_BUILD_EXT   unset: build where a C++ compiler is found, else install pure Python with a warning
-                0:     pure Python      1: a missing compiler or torch is an error
-NAG_BUILD_CUDA  unset: build _C_cuda where nvcc is found and this torch is a CUDA build
-                0:     never            1: against a CPU build of torch as well; a missing nvcc is an error
+NAG_BUILD_EXT   unset: build; without a C++ compiler, or where it fails, install pure Python with a warning
+                0:     pure Python      1: a compiler that is missing or fails is an error
+NAG_BUILD_CUDA  unset: build _C_cuda where nvcc is found and this torch is a build for the same CUDA; where nvcc fails, go on
+                       without it, with a warning
+                0:     never            1: against any build of torch; an nvcc that is missing or fails is an error
 NAG_DEBUG=1     debug symbols, no optimisation
 TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME   as torch reads them; see cuda_build.py
 """
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -24,22 +25,35 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cuda_build
+import installed_torch
 
 PYTHON_ABI = "0x030A0000"  # abi3 of Python 3.10
 TORCH_ABI = "0x020a000000000000"  # stable ABI of torch 2.10
 
 
-def torch_root() -> Path | None:
-    """Where torch is installed, without importing it."""
-    spec = importlib.util.find_spec("torch")
-    return Path(spec.origin).parent if spec and spec.origin else None
+WANTED, WANTED_CUDA = os.environ.get("NAG_BUILD_EXT"), os.environ.get("NAG_BUILD_CUDA")
+TORCH = installed_torch.folder()
+NO_TORCH = """
+nag_kernels: there is {reason}. The compiled kernels are built against the torch of the environment that
+they are for. Install that first, the build of 2.10 or newer that you want:
+
+    pip install torch 'setuptools>=77'
+    pip install --no-build-isolation .
+
+(`pip install .` will do in the same environment; uv and other builders, whose build does not see that environment, need
+--no-build-isolation.) Without the compiled kernels, in pure Python: NAG_BUILD_EXT=0 pip install ."""
+
+
+def warn(text: str) -> None:
+    print(f"nag_kernels: WARNING: {text}", file=sys.stderr)
 
 
 def missing() -> str | None:
-    """What the extension needs and this machine lacks, or None."""
+    """What the extension needs of this machine, beside torch, and does not find, or None."""
     if sys.platform == "win32":
         return "no C++ compiler for it on Windows (the kernels use the vector extensions of GCC and Clang)"
     compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
@@ -54,19 +68,18 @@ def missing() -> str | None:
         return f"no C++ compiler that is new enough (GCC 12 or Clang; {compiler} lacks C++20 or vector shuffles)"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "no Python.h (the headers of this Python; python3-dev on Debian)"
-    return None if torch_root() else "no torch in the build environment (install with --no-build-isolation)"
+    return None
 
 
 def extension() -> Extension:
-    root = torch_root()
     debug = os.environ.get("NAG_DEBUG") == "1"
     flags = ["-std=c++20", "-fvisibility=hidden", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
     return Extension(
         "nag_kernels._C",
         sources=["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
         depends=[*glob("csrc/*.h"), *glob("csrc/cpu/*.h")],
-        include_dirs=["csrc", str(root / "include")],
-        library_dirs=[str(root / "lib")],
+        include_dirs=["csrc", str(TORCH / "include")],
+        library_dirs=[str(TORCH / "lib")],
         libraries=["torch_cpu"],
         define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI)],
         extra_compile_args=flags,
@@ -75,7 +88,30 @@ def extension() -> Extension:
 
 
 class BuildExt(build_ext):
-    """Compiles the sources of an extension side by side (MAX_JOBS, else one job a core), those in CUDA by nvcc."""
+    """Compiles the sources of an extension side by side (MAX_JOBS, else one job a core), those in CUDA by nvcc.
+
+    Where a compiler fails, the extension is left out with one warning, unless it was asked for.
+    """
+
+    def build_extensions(self):
+        self.check_extensions_list(self.extensions)
+        for ext in list(self.extensions):
+            cuda = ext.name.endswith("_cuda")
+            try:
+                self.build_extension(ext)
+            except (CCompilerError, BaseError, subprocess.CalledProcessError, OSError) as error:
+                if WANTED_CUDA == "1" or (WANTED == "1" and not cuda):
+                    raise
+                if cuda:
+                    warn(f"the build of the CUDA kernels failed; installing without them: {error}")
+                    self.extensions.remove(ext)
+                    continue
+                warn(f"the C++ compiler failed; installing pure Python, without the CPU kernels: {error}")
+                self.extensions.clear()
+                wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
+                if wheel is not None:
+                    wheel.root_is_pure = True
+                return
 
     def build_extension(self, ext):
         jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
@@ -83,6 +119,7 @@ class BuildExt(build_ext):
         if sources:
             ext.sources = [x for x in ext.sources if x not in sources]
             ext.extra_objects = cuda_build.compile_all(sources, ["csrc", "csrc/cuda"], Path(self.build_temp), jobs)
+            ext.extra_link_args = cuda_build.link_arguments(Path(self.build_temp))
         compile_all = self.compiler.compile
 
         def compile_parallel(sources, *args, **kwargs):
@@ -96,34 +133,33 @@ class BuildExt(build_ext):
 
 
 def cuda_extension() -> Extension:
-    root = torch_root()
     return Extension(
         "nag_kernels._C_cuda",
         sources=[*sorted(glob("csrc/cuda/*.cpp")), *sorted(glob("csrc/cuda/*.cu"))],
         depends=[*glob("csrc/*.h"), *glob("csrc/cuda/*.h"), *glob("csrc/cuda/*.cuh"), "cuda_build.py"],
-        include_dirs=["csrc", "csrc/cuda", str(root / "include"), *cuda_build.include_dirs()],
-        library_dirs=[str(root / "lib"), *cuda_build.library_dirs()],
-        libraries=["torch_cpu", "cudart_static", "rt", "dl", "pthread"],
+        include_dirs=["csrc", "csrc/cuda", str(TORCH / "include"), *cuda_build.include_dirs()],
+        library_dirs=[str(TORCH / "lib"), *cuda_build.library_dirs()],
+        libraries=cuda_build.LIBRARIES,
         extra_compile_args=["-std=c++20", "-fvisibility=hidden", "-O2", "-g0"],
-        extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
         define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI), ("USE_CUDA", "1")],
         py_limited_api=True,
     )
 
 
-wanted = os.environ.get("NAG_BUILD_EXT")
-reason = missing()
-if reason and wanted == "1":
+reason = missing() if WANTED != "0" else "NAG_BUILD_EXT=0"
+if reason and WANTED == "1":
     sys.exit(f"nag_kernels: NAG_BUILD_EXT=1, but there is {reason}")
-if reason and wanted != "0":
-    print(f"nag_kernels: WARNING: {reason}; installing pure Python, without the CPU kernels", file=sys.stderr)
-build = wanted != "0" and reason is None
+if reason and WANTED != "0":
+    warn(f"{reason}; installing pure Python, without the CPU kernels")
+no_torch = None if reason else installed_torch.missing(TORCH)
+if no_torch and not {"sdist", "egg_info"} & set(sys.argv):  # these two build nothing
+    sys.exit(NO_TORCH.format(reason=no_torch))
+build = reason is None and no_torch is None
 
-wanted_cuda = os.environ.get("NAG_BUILD_CUDA")
-cuda_reason = cuda_build.missing(torch_root(), any_torch=wanted_cuda == "1") if build else "no C++ build"
-if cuda_reason and wanted_cuda == "1":
+cuda_reason = cuda_build.missing(TORCH, any_torch=WANTED_CUDA == "1") if build else "no C++ build"
+if cuda_reason and WANTED_CUDA == "1":
     sys.exit(f"nag_kernels: NAG_BUILD_CUDA=1, but there is {cuda_reason}")
-build_cuda = wanted_cuda != "0" and cuda_reason is None
+build_cuda = WANTED_CUDA != "0" and cuda_reason is None
 if not build_cuda:
     print(f"nag_kernels: without the CUDA kernels: {cuda_reason or 'NAG_BUILD_CUDA=0'}", file=sys.stderr)
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA library compiled for GPUs that are not here: registers, spills, shared memory and matrix instructions read from
-its machine code, its symbols, and its import under a torch without CUDA (missing symbols put in by a stub)."""
+its machine code, its symbols, and its import under a torch without CUDA (a stub stands for libtorch_cuda.so)."""
 
 import functools
 import hashlib
@@ -59,8 +59,8 @@ def library() -> Path:
         objects.append(str(folder / f"{path.stem}.o"))
         subprocess.run(["c++", "-c", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", *macros, *(f"-I{x}" for x in include),
                         str(path), "-o", objects[-1]], check=True)  # fmt: skip
-    link = ["c++", "-shared", "-s", *objects, "-Wl,--exclude-libs,ALL", f"-L{TORCH / 'lib'}", "-ltorch_cpu",
-            *(f"-L{path}" for path in cuda_build.library_dirs()), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]  # fmt: skip
+    link = ["c++", "-shared", *objects, *(f"-L{path}" for path in (TORCH / "lib", *cuda_build.library_dirs())),
+            *(f"-l{name}" for name in cuda_build.LIBRARIES), *cuda_build.link_arguments(folder)]  # fmt: skip
     subprocess.run([*link, "-o", f"{to}.partial"], check=True)
     Path(f"{to}.partial").rename(to)
     return to
@@ -180,9 +180,16 @@ def test_a_public_auditor_finds_only_stable_symbols():
     names = subprocess.run(["nm", "-DC", library()], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"\b(at|c10|torch)::", names)
     assert [line.split()[-1] for line in names.splitlines() if " T " in line] == ["PyInit__C_cuda"]
-    assert not re.search(
-        r"NEEDED.*cuda", subprocess.run(["readelf", "-d", library()], capture_output=True, text=True).stdout
-    )
+
+
+def test_it_names_the_libraries_of_torch_and_no_path():
+    """libtorch_cuda.so by name, although it is linked with a torch that has none; the CUDA runtime is inside, the driver is
+    asked for by that."""
+    text = subprocess.run(["readelf", "-d", library()], capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", text))
+    assert {name for name in needed if "torch" in name or "c10" in name} == {"libtorch_cpu.so", "libtorch_cuda.so"}
+    assert [name for name in needed if "cuda" in name or "nv" in name] == ["libtorch_cuda.so"]
+    assert not re.search("RPATH|RUNPATH", text)
 
 
 STUB = """
@@ -192,18 +199,28 @@ void torch_c10_cuda_free_error_msg(char* m) {}
 """
 
 
+IMPORT = """
+import ctypes, importlib.util, sys, torch
+ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_LOCAL)  # as `import torch` of a CUDA build opens libtorch_cuda.so
+spec = importlib.util.spec_from_file_location("nag_kernels._C_cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+"""
+
+
 def test_it_defines_its_operations_when_imported(tmp_path):
-    """With a stub for the symbols that a torch without CUDA lacks; nothing of it can be called here."""
+    """Beside a libtorch_cuda.so with what a torch without CUDA lacks; nothing of it can be called here."""
+    if torch.version.cuda is not None:
+        pytest.skip("a torch without CUDA is not here: this one has its own libtorch_cuda.so")
     (tmp_path / "stub.c").write_text(STUB)
-    subprocess.run(["cc", "-shared", "-fPIC", tmp_path / "stub.c", "-o", tmp_path / "stub.so"], check=True)
-    code = (
-        "import sys, torch, importlib.util as u; s = u.spec_from_file_location('nag_kernels._C_cuda', sys.argv[1]); "
-        "m = u.module_from_spec(s); s.loader.exec_module(m); print(m.limits(), m.launches()); "
+    stub = tmp_path / "of_another_file_name.so"
+    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", tmp_path / "stub.c", "-o", stub]
+    subprocess.run(command, check=True)
+    code = IMPORT + (
+        "spec.loader.exec_module(module); print(module.limits(), module.launches()); "
         "o = torch.ops.nag_cuda; print(o.fused_guided_attention.overloads(), o.guidance.overloads()); "
         "print(torch._C._dispatch_has_kernel_for_dispatch_key('nag_cuda::fused_guided_attention.tensor', 'CUDA'))"
     )
-    ran = subprocess.run([sys.executable, "-c", code, library()], capture_output=True, text=True,
-                         env={**os.environ, "LD_PRELOAD": str(tmp_path / "stub.so")})  # fmt: skip
+    ran = subprocess.run([sys.executable, "-c", code, library(), stub], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     limits, operations, kernel = ran.stdout.splitlines()
     found = {"text_size": gpu.TEXT_MAX_SIZE, "text_length": gpu.TEXT_MAX_LENGTH, "branch_size": gpu.BRANCH_MAX_SIZE,
@@ -213,12 +230,12 @@ def test_it_defines_its_operations_when_imported(tmp_path):
     assert kernel == "True"
 
 
-def test_without_the_stub_it_does_not_load_and_says_so():
+def test_under_a_torch_without_cuda_it_does_not_load_and_says_so():
     if torch.version.cuda is not None:
-        pytest.skip("a torch without CUDA")
-    code = "import sys, torch, importlib.util as u; s = u.spec_from_file_location('_C_cuda', sys.argv[1]); u.module_from_spec(s)"
-    ran = subprocess.run([sys.executable, "-c", code, library()], capture_output=True, text=True)
-    assert "undefined symbol: " in ran.stderr
+        pytest.skip("a torch without CUDA is not here")
+    ran = subprocess.run([sys.executable, "-c", IMPORT, library(), TORCH / "lib" / "libtorch_cpu.so"],
+                         capture_output=True, text=True)  # fmt: skip
+    assert "libtorch_cuda.so: cannot open shared object file" in ran.stderr
 
 
 # --- the build's own decisions ----------------------------------------------------------------------------------------
@@ -238,12 +255,21 @@ def test_architectures(monkeypatch, capsys):
         ("7.0", "can be compiled for"),
         ("99.0", "cannot compile for 99.0"),
     ):
-        with pytest.raises(SystemExit, match=said):
+        with pytest.raises(ValueError, match=said):
             cuda_build.architectures(wrong)
 
 
-def test_a_torch_without_cuda_is_no_reason_to_build(tmp_path):
-    (tmp_path / "version.py").write_text("cuda: Optional[str] = None\n")
-    assert "no CUDA in this build of torch" in cuda_build.missing(tmp_path, any_torch=False)
-    (tmp_path / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
-    assert cuda_build.missing(tmp_path, any_torch=False) is None
+def test_what_is_no_reason_to_build(tmp_path, monkeypatch):
+    """A torch without CUDA or of another CUDA than nvcc's, or no GPU to compile for: unless it is asked for."""
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+
+    def lacks(cuda: str | None, any_torch: bool = False) -> str | None:
+        (tmp_path / "version.py").write_text(f"cuda: Optional[str] = {cuda!r}\n")
+        return cuda_build.missing(tmp_path, any_torch)
+
+    same, other = cuda_build.version(), f"{int(cuda_build.version().split('.')[0]) - 1}.8"
+    assert "no CUDA in this build of torch" in lacks(None)
+    assert lacks(same) is lacks(None, any_torch=True) is lacks(other, any_torch=True) is None
+    assert f"no nvcc of CUDA {other}, like this torch" in lacks(other)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
+    assert "no GPU to compile for: no GPU of '7.5'" in lacks(same)

@@ -14,6 +14,10 @@ import pytest
 from nag_kernels import backends
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import cuda_build  # noqa: E402
+import installed_torch  # noqa: E402
+
 LIBRARY = pathlib.Path(backends.__file__).parent / "_C.abi3.so"
 needs_library = pytest.mark.skipif(backends.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
 
@@ -89,6 +93,159 @@ def test_without_a_compiler_a_demanded_extension_is_an_error(tmp_path):
     assert done.returncode != 0
     assert not wheels
     assert "NAG_BUILD_EXT=1, but there is no C++ compiler (no-such-compiler)" in done.stdout + done.stderr
+
+
+FAILING = """#!/bin/sh
+# A compiler that fails on one file and makes an empty object of each other one.
+case "$*" in
+  *csrc/module.cpp*) echo "csrc/module.cpp: error: on purpose" >&2; exit 1;;
+  *" -o "*) for last; do :; done; exec c++ -c -x c++ /dev/null -o "$(echo "$*" | sed 's/.* -o \\([^ ]*\\).*/\\1/')";;
+  *) exec c++ "$@";;
+esac
+"""
+
+
+def failing_compiler(folder):
+    compiler = folder / "failing-c++"
+    compiler.write_text(FAILING)
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+def test_a_compiler_that_fails_is_no_compiler(tmp_path):
+    done, wheels = build(tmp_path, CXX=failing_compiler(tmp_path), NAG_BUILD_CUDA="0")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert wheels[0].name.endswith("py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheels[0]).namelist() if name.endswith(".so")]
+    assert "csrc/module.cpp: error: on purpose" in output
+    assert output.count("WARNING: the C++ compiler failed; installing pure Python") == output.count("WARNING: ") == 1
+
+
+def test_a_compiler_that_fails_is_an_error_where_the_extension_is_demanded(tmp_path):
+    done, wheels = build(tmp_path, CXX=failing_compiler(tmp_path), NAG_BUILD_CUDA="0", NAG_BUILD_EXT="1")
+    assert done.returncode != 0
+    assert not wheels
+
+
+# In a test of its own process: two extensions that fail, or build, without a compiler being asked.
+BUILD = """
+import os, subprocess, sys
+sys.path.insert(0, os.getcwd())
+import setuptools
+kept = {}
+setuptools.setup = lambda **settings: kept.update(settings)
+sys.argv = ["setup.py", "build_ext"]
+exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__name__": "__main__", "__file__": "setup.py"})
+from setuptools import Distribution, Extension
+names = ["nag_kernels._C", "nag_kernels._C_cuda"]
+command = kept["cmdclass"]["build_ext"](Distribution({"ext_modules": [Extension(name, []) for name in names]}))
+command.extensions = command.distribution.ext_modules
+def build(ext):
+    if ext.name == failing:
+        raise subprocess.CalledProcessError(1, "nvcc")
+command.build_extension, failing = build, os.environ["FAILING"]
+command.build_extensions()
+print("built", *[ext.name for ext in command.extensions])
+"""
+
+
+@pytest.mark.parametrize(
+    ("failing", "demanded", "built"),
+    [
+        ("_C_cuda", {}, "built nag_kernels._C\n"),
+        ("_C_cuda", {"NAG_BUILD_EXT": "1"}, "built nag_kernels._C\n"),
+        ("_C", {}, "built\n"),
+        ("none", {}, "built nag_kernels._C nag_kernels._C_cuda\n"),
+        ("_C", {"NAG_BUILD_EXT": "1"}, None),
+        ("_C_cuda", {"NAG_BUILD_CUDA": "1"}, None),
+    ],
+)
+def test_which_failures_are_errors(failing, demanded, built):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NAG_")}
+    if demanded.get("NAG_BUILD_CUDA") and cuda_build.missing(installed_torch.folder(), any_torch=True):
+        pytest.skip("cuda compile is not here")
+    ran = subprocess.run([sys.executable, "-c", BUILD], cwd=ROOT, capture_output=True, text=True,
+                         env={**environment, **demanded, "FAILING": f"nag_kernels.{failing}"})  # fmt: skip
+    if built is None:
+        assert "CalledProcessError: Command 'nvcc'" in ran.stderr
+        assert "WARNING" not in ran.stderr
+    else:
+        assert ran.stdout.endswith(built), ran.stderr
+        assert ran.stderr.count("WARNING") == (failing != "none")
+
+
+# --- the torch to build against -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    """As in the environment that pip builds in: nothing that is imported finds torch."""
+    monkeypatch.setattr(installed_torch.importlib.util, "find_spec", lambda name: None)
+
+
+def test_pip_builds_against_the_torch_of_the_environment_that_it_installs_into(no_torch, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed_torch.site, "getusersitepackages", lambda: str(tmp_path / "user"))
+    places = {"purelib": tmp_path / "pure", "platlib": tmp_path / "plat"}
+    monkeypatch.setattr(installed_torch.sysconfig, "get_path", lambda kind, vars=None: str(places[kind]))
+    assert installed_torch.folder() is None
+    for place in ("user", "plat", "pure"):
+        (tmp_path / place / "torch").mkdir(parents=True)
+        (tmp_path / place / "torch" / "version.py").write_text("__version__ = '2.11.0+cu130'\ncuda: str = '13.0'\n")
+        assert installed_torch.folder() == tmp_path / place / "torch"
+    assert installed_torch.version(tmp_path / "pure" / "torch") == "2.11.0+cu130"
+    assert installed_torch.cuda(tmp_path / "pure" / "torch") == "13.0"
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_an_environment_that_shares_the_packages_of_its_python(no_torch, monkeypatch, tmp_path, shared):
+    (tmp_path / "pyvenv.cfg").write_text(f"include-system-site-packages = {shared}\n")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base"))
+    monkeypatch.setattr(sys, "base_exec_prefix", str(tmp_path / "base"))
+    monkeypatch.setattr(installed_torch.site, "getusersitepackages", lambda: str(tmp_path / "user"))
+    own, here = installed_torch.sysconfig.get_path, dict.fromkeys(("base", "platbase"), str(tmp_path))
+    monkeypatch.setattr(installed_torch.sysconfig, "get_path",
+                        lambda kind, vars=None: own(kind, vars=vars or here))  # fmt: skip
+    torch = pathlib.Path(own("purelib", vars={"base": str(tmp_path / "base")}), "torch")
+    torch.mkdir(parents=True)
+    (torch / "version.py").write_text("")
+    assert installed_torch.folder() == (torch if shared == "true" else None)
+
+
+def test_a_torch_that_is_too_old(tmp_path):
+    (tmp_path / "version.py").write_text("__version__ = '2.9.1'\n")
+    assert installed_torch.missing(tmp_path) == "only torch 2.9.1, older than 2.10"
+    (tmp_path / "version.py").write_text("__version__ = '2.10.0'\n")
+    assert installed_torch.missing(tmp_path) is None
+    assert installed_torch.missing(None) == "no torch to build against"
+
+
+def test_torch_is_no_requirement_of_the_build():
+    """pip would fetch the newest of it, of several GB, into the environment that it builds in."""
+    requires = re.search(r"^\[build-system\]\nrequires = (.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert "torch" not in requires
+
+
+@pytest.mark.parametrize(("command", "refused"), [("dist_info", True), ("bdist_wheel", True), ("egg_info", False)])
+def test_without_a_torch_the_build_is_refused_with_the_command(tmp_path, command, refused):
+    code = (
+        "import sys, runpy, setuptools; sys.path.insert(0, '.'); import installed_torch; "
+        "setuptools.setup = lambda **settings: print('set up', len(settings['ext_modules'])); "
+        f"installed_torch.folder = lambda: None; sys.argv = ['setup.py', '{command}']; "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NAG_")}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    if refused:
+        assert ran.returncode == 1
+        assert "there is no torch to build against" in ran.stderr
+        assert "pip install --no-build-isolation ." in ran.stderr
+    else:
+        assert ran.stdout == "set up 0\n", ran.stderr
+    environment["NAG_BUILD_EXT"] = "0"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert ran.stdout == "set up 0\n", ran.stderr
 
 
 def test_the_folder_is_no_top_level_package():

@@ -1,5 +1,5 @@
-# make demo | shapes | distill | evidence | test | test-oldest | bench | gpu | compile-check | wheel | lint | clean
-# Everything but gpu happens in .venv (test-oldest: .venv-oldest), made on first use.
+# make demo | shapes | distill | evidence | test | test-oldest | test-torch | bench | gpu | compile-check | wheel | lint | clean
+# Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
@@ -8,7 +8,7 @@ OLDEST_TESTS = guide guide_limits processors combinations adapters steps negativ
   families family_pipelines family_combinations animatediff examples
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill evidence test test-oldest bench gpu compile-check wheel lint clean
+.PHONY: demo shapes distill evidence test test-oldest test-torch bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -65,6 +65,11 @@ test: .venv/.quantised $(HEADERS)/.fetched
 test-oldest: .venv-oldest/.installed
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile $(OLDEST_TESTS:%=tests/test_%.py)
 
+# From source and from one wheel beside several versions of torch, each of which may be a download of several GB: by hand.
+TORCHES ?= $(OLDEST_TORCH) 2.11.0 2.15.0
+test-torch:
+	$(PYTHON) tests/torch_versions.py $(TORCHES)
+
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks
 
@@ -84,4 +89,4 @@ lint: .venv/.installed
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
 
 clean:
-	rm -rf .venv .venv-oldest .torch-headers build dist out *.egg-info nag_kernels/*.so
+	rm -rf .venv .venv-oldest .venv-torch .torch-headers build dist out *.egg-info nag_kernels/*.so

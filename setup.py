@@ -38,14 +38,14 @@ TORCH_ABI = "0x020a000000000000"  # stable ABI of torch 2.10
 WANTED, WANTED_CUDA = os.environ.get("NAG_BUILD_EXT"), os.environ.get("NAG_BUILD_CUDA")
 TORCH = installed_torch.folder()
 NO_TORCH = """
-nag_kernels: there is {reason}. The compiled kernels are built against the torch of the environment that
-they are for. Install that first, the build of 2.10 or newer that you want:
+nag_kernels: there is {reason}. The compiled kernels are built against the torch of the
+environment that they are installed into. Install the build that you want first, 2.10 or newer:
 
-    pip install torch 'setuptools>=77'
-    pip install --no-build-isolation .
+    pip install torch
+    pip install .
 
-(`pip install .` will do in the same environment; uv and other builders, whose build does not see that environment, need
---no-build-isolation.) Without the compiled kernels, in pure Python: NAG_BUILD_EXT=0 pip install ."""
+uv and other builders cannot see that environment from where they build. They need --no-build-isolation, with
+setuptools>=77 installed. For pure Python, without the compiled kernels: NAG_BUILD_EXT=0 pip install ."""
 
 
 def warn(text: str) -> None:

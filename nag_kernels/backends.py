@@ -33,7 +33,7 @@ FORCED = None if ASKED == "gpu" else ASKED
 OPERATIONS = tuple(_ops.CHECKS)
 
 
-def _load(module: str, why: str = "no C++ compiler at install time, or NAG_BUILD_EXT=0"):
+def _load(module: str, why: str = "no C++ compiler that works at install time, or NAG_BUILD_EXT=0"):
     """(module, "") or (None, why not); importing a compiled module registers its kernels with the dispatcher."""
     try:
         return importlib.import_module(module, __package__), ""
@@ -61,7 +61,9 @@ if ASKED not in ("cuda", "gpu"):
 elif torch.version.cuda is None:  # its library needs libtorch_cuda: not tried
     _CUDA_MISSING = "this torch is built without CUDA"
 else:
-    _CUDA, _CUDA_MISSING = _load("._C_cuda", "no nvcc at install time, or NAG_BUILD_CUDA=0")
+    _CUDA, _CUDA_MISSING = _load(
+        "._C_cuda", "no nvcc that works and is of the CUDA of torch at install time, or NAG_BUILD_CUDA=0"
+    )
 if _TRITON_MISSING is None or _CUDA is not None:
     _ops.register_kernels(lambda: gpu.KERNELS, "CUDA", behind=_CUDA is not None)
 

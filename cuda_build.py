@@ -29,7 +29,7 @@ def nvcc() -> Path | None:
     found += [Path(on_path)] if on_path else []
     found.append(Path("/usr/local/cuda/bin/nvcc"))
     found += sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"), reverse=True)
-    return next((path for path in found if path.exists()), None)
+    return next((path for path in found if os.access(path, os.X_OK)), None)
 
 
 @cache
@@ -72,7 +72,7 @@ def version() -> str:
     """Of nvcc, as "13.0"."""
     said = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
     found = re.search(r"release (\d+\.\d+)", said)
-    return found[1] if found else "unknown"
+    return found[1] if found else "an unknown version"
 
 
 def missing(root: Path | None, any_torch: bool) -> str | None:
@@ -88,7 +88,7 @@ def missing(root: Path | None, any_torch: bool) -> str | None:
         return f"no nvcc of CUDA {cuda}, like this torch: {nvcc()} is of {version()} (NAG_BUILD_CUDA=1 builds all the same)"
     try:
         architectures()
-    except ValueError as error:
+    except (ValueError, subprocess.CalledProcessError) as error:
         return f"no GPU to compile for: {error}"
     if not any((Path(folder) / "libcudart_static.a").exists() for folder in library_dirs()):
         return f"no libcudart_static.a in {toolkit()}"

@@ -273,3 +273,13 @@ def test_what_is_no_reason_to_build(tmp_path, monkeypatch):
     assert f"no nvcc of CUDA {other}, like this torch" in lacks(other)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
     assert "no GPU to compile for: no GPU of '7.5'" in lacks(same)
+
+
+def test_an_nvcc_that_fails_at_once_is_none(tmp_path, monkeypatch):
+    (tmp_path / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    (tmp_path / "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    monkeypatch.setattr(cuda_build, "nvcc", lambda: tmp_path / "nvcc")
+    monkeypatch.setattr(cuda_build, "version", cuda_build.version.__wrapped__)
+    assert "is of an unknown version" in cuda_build.missing(tmp_path, any_torch=False)
+    assert "no GPU to compile for" in cuda_build.missing(tmp_path, any_torch=True)

@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import torch_versions  # noqa: E402
+
 import cuda_build  # noqa: E402
 
 OLDEST = re.search(r'^dependencies = \["torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
@@ -48,3 +50,10 @@ def test_the_sources_that_are_left_out_know_nothing_of_torch():
                                   capture_output=True, text=True)  # fmt: skip
             assert said.returncode == 0, said.stderr
             assert "torch" not in said.stdout.replace(str(ROOT), "")
+
+
+def test_readme_shows_the_versions_that_were_tried():
+    assert (
+        torch_versions.BEGIN + torch_versions.table(torch_versions.rows()) + torch_versions.END
+        in (ROOT / "README.md").read_text()
+    )

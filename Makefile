@@ -36,7 +36,7 @@ evidence: .venv/.installed  # every table and figure of docs/evidence.md from th
 
 # Apart from the rest: once there, they write warnings at every import of diffusers.
 .venv/.quantised: .venv/.installed constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt torchao bitsandbytes  # the extra "quantised"
+	$(BIN)/python -m pip install -q -c constraints.txt torchao bitsandbytes tomesd DeepCache  # the extras "quantised" and "tools"
 	touch $@
 
 TESTERS ?= 2  # processes, one thread each

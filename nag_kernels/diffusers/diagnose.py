@@ -16,8 +16,9 @@ from torch.nn import Module
 from nag_kernels import fused_guided_attention, reference
 
 from .combinations import head_mesh, is_compiled
+from .denoiser_calls import inner_denoiser
 from .dry_run import Negative
-from .families import find_denoisers, inner_denoiser
+from .families import find_denoisers
 from .guide import guide
 from .guided_processor import KeyValue
 from .parallel import PLAIN

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .families import family_of, inner_denoiser
+from .denoiser_calls import denoiser_arguments, inner_denoiser
+from .families import family_of
 from .guided_processor import put_processor
 
 Negative = str | list[str] | Mapping[str, Tensor]
@@ -71,14 +72,6 @@ def contexts_noticed(denoiser: Module, notice: Callable[[str | None], None]) -> 
         yield
     finally:
         del denoiser.__dict__["cache_context"]
-
-
-def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a denoiser call by name."""
-    forward = type(inner_denoiser(denoiser)).forward
-    arguments = dict(inspect.signature(forward).bind(denoiser, *args, **kwargs).arguments)
-    del arguments["self"]
-    return arguments
 
 
 def call_arguments(function: Callable, pipe: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,19 +20,19 @@ from torch.nn import Module
 from nag_kernels._ops import check_rule, check_scalars
 
 from .combinations import check_calls, check_combination, check_gradients, head_mesh, sequence_mesh
+from .denoiser_calls import as_they_came, denoiser_arguments, inner_denoiser
 from .dry_run import (
     OTHER_THREAD,
     Negative,
     call_arguments,
     checked_negative,
     contexts_noticed,
-    denoiser_arguments,
     image_count,
     intercepted,
     record_negative,
     with_callbacks,
 )
-from .families import checked_sites, family_of, find_denoisers, inner_denoiser
+from .families import checked_sites, family_of, find_denoisers
 from .guided_processor import PackedText, put_processor
 from .modulation import negative_modulation
 from .packing import Packer
@@ -297,7 +297,8 @@ class _SteeredRun:
                 pooled = self.packer.pooled(arguments)
                 stack.enter_context(negative_modulation(inner_denoiser(denoiser), sites, self.text, pooled))
             stack.enter_context(texts_apart(parts, self.text))
-            result = steered(**arguments)
+            positional, named = as_they_came(denoiser, args, arguments)
+            result = steered(*positional, **named)
         check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors}, arguments)
         return result
 

@@ -7,6 +7,7 @@ An entry of the table of families names such parts of its model, each with the f
 """
 
 import contextlib
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -177,15 +178,26 @@ def _begun_anew(x: Tensor, text: PackedText) -> Tensor:
     return torch.cat([x[: text.length_positive], x[: text.length_negative]])
 
 
-def joy_image_plus(forward: Callable, text: PackedText, **arguments: Any) -> Any:
+def joy_image_plus(model: Module) -> list[Part]:
     """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
-    sizes = {sum(math.prod(image) for image in row) for row in arguments["shape_list"]}
-    length = arguments["hidden_states"].shape[1]
-    if arguments.get("encoder_hidden_states_mask") is not None and sizes != {length}:
-        raise ValueError(
-            f"guide: the images of all prompts must fill {length} tokens while texts have masks, got {sorted(sizes)}"
-        )
-    return forward(**arguments)
+    order = _argument_names(model)
+
+    def enter(forward, text, *args, **named):
+        arguments = dict(zip(order, args, strict=False)) | named
+        sizes = {sum(math.prod(image) for image in row) for row in arguments["shape_list"]}
+        length = arguments["hidden_states"].shape[1]
+        if arguments.get("encoder_hidden_states_mask") is not None and sizes != {length}:
+            raise ValueError(
+                f"guide: the images of all prompts must fill {length} tokens while texts have masks, got {sorted(sizes)}"
+            )
+        return forward(*args, **named)
+
+    return [(model, "forward", enter)]
+
+
+def _argument_names(model: Module) -> list[str]:
+    """Of its forward, in order. Looked up before the call: torch.compile cannot do it within."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]
 
 
 def kandinsky(
@@ -341,7 +353,10 @@ def hunyuan_dit(model: Module) -> list[Part]:
     """
     names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
 
-    def enter(forward, text, **arguments):
+    order = _argument_names(model)
+
+    def enter(forward, text, *args, **named):
+        arguments = dict(zip(order, args, strict=False)) | named
         for of_part, (positive, negative) in zip(names, text.parts, strict=True):
             if positive != negative:
                 raise ValueError(
@@ -349,7 +364,9 @@ def hunyuan_dit(model: Module) -> list[Part]:
                     "model knows texts of one length alone"
                 )
             arguments |= {name: torch.cat(arguments[name].chunk(2, dim=1)) for name in of_part}
-        return forward(**arguments)
+        by_place = order[: len(args)]
+        return forward(*(arguments[name] for name in by_place),
+                       **{name: x for name, x in arguments.items() if name not in by_place})  # fmt: skip
 
     def embed(forward, text, timestep, both, *sizes, **options):
         return forward(timestep, both.chunk(2)[0], *sizes, **options)

@@ -20,6 +20,7 @@ from torch.nn import Module
 
 from nag_kernels import guidance
 
+from .denoiser_calls import as_they_came, denoiser_arguments
 from .guided_processor import PackedText
 
 
@@ -65,15 +66,17 @@ class TwoRuns:
         self.call, self.model, self.sites, self.beside, self.text = call, model, sites, beside, text
         self.negative_for = negative_for
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = denoiser_arguments(self.model, args, kwargs)
         own = {name: self.negative_for(name, arguments.get(name)) for name in self.beside.text}
         both = (arguments, {**arguments, **self.beside.fixed, **own})
+        positional, named = as_they_came(self.model, args, both[1])
         meeting = _Meeting(self.text, len(self.sites))
         with contextlib.ExitStack() as stack:
             for site in self.sites:
                 self._watch(stack, site, meeting, both)
-            with meeting.beside(lambda: self.call(**both[1])):
-                result = self.call(**arguments)
+            with meeting.beside(lambda: self.call(*positional, **named)):
+                result = self.call(*args, **kwargs)
         if meeting.met != len(self.sites):
             raise RuntimeError(
                 f"guide: each of {len(self.sites)} attention layers must see the text once per call, but there were "

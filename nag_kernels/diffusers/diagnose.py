@@ -21,6 +21,7 @@ from .dry_run import Negative
 from .families import find_denoisers
 from .guide import guide
 from .guided_processor import KeyValue
+from .owners import owner_of
 from .parallel import PLAIN
 
 FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 % wide; one more bin at each end
@@ -57,7 +58,7 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
                 raise ValueError(
                     "diagnose: the heads of the denoiser must be on one device, for norms run over all heads"
                 )
-        guidance = type(pipe)._nag_guidance
+        guidance = owner_of(pipe).guidance
         guidance.watch = Findings(pipe, *guidance.settings)
         yield guidance.watch
 

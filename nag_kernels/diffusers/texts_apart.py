@@ -6,11 +6,10 @@ two texts are packed as [text+ ; text-].
 An entry of the table of families names such parts of its model, each with the function that calls it once for each text.
 """
 
-import contextlib
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 
 from .guided_processor import PackedText, counted
+from .restore import Replaced
 
 # The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
 Part = tuple[Any, str, Callable]
@@ -41,29 +41,13 @@ class _Apart:
 _known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
 
 
-@contextlib.contextmanager
-def texts_apart(parts: Iterable[Part], text: PackedText) -> Iterator[None]:
-    """While open, `parts` see the texts one at a time. Only attributes of instances are set, and put back."""
-    with contextlib.ExitStack() as stack:
-        for owner, name, function in parts:
-            ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
-            ours.method, ours.text, ours.function = getattr(owner, name), text, function
-            stack.callback(ours.__dict__.clear)
-            stack.enter_context(_replaced(owner, name, ours))
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, method: Callable) -> Iterator[None]:
-    was_set, before = name in owner.__dict__, owner.__dict__.get(name)
-    owner.__dict__[name] = method
-    try:
-        yield
-    finally:
-        if was_set:
-            owner.__dict__[name] = before
-        else:
-            del owner.__dict__[name]
+def texts_apart(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> None:
+    """Until `replaced` is put back, `parts` see the texts one at a time. Only attributes of instances are set."""
+    for owner, name, function in parts:
+        ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
+        replaced.later(ours.__dict__.clear)
+        ours.method, ours.text, ours.function = getattr(owner, name), text, function
+        replaced.attribute(owner, name, ours)
 
 
 def of_each(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from .guided_processor import PackedText
 from .modulation import negative_modulation
 from .owners import Block, OneCall, Owner, enter, leave, owner_for_everybody, refuse_nested
 from .packing import Packer
-from .restore import Replaced
+from .restore import Replaced, put_back_after
 from .steps import Steps, check_window
 from .texts_apart import texts_apart
 from .turns import is_mine, plain_call, run_turns, take, turn_of, wait_for_calls_begun
@@ -184,14 +184,13 @@ class _Guidance:
         check_window(*window)
         self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
         self.negative_pooled = negative_pooled
-        replaced = Replaced()
-        try:
-            for turn in run_turns(denoisers):  # else another thread's guided call would have its processors there
-                take(turn, replaced)
-            for denoiser in denoisers:
-                self.check(denoiser)
-        finally:
-            replaced.put_back()
+        put_back_after(lambda replaced: self._check_all(replaced, denoisers))
+
+    def _check_all(self, replaced, denoisers):
+        for turn in run_turns(denoisers):  # else another thread's guided call might have its processors there
+            take(turn, replaced)
+        for denoiser in denoisers:
+            self.check(denoiser)
 
     def check(self, denoiser):
         """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
@@ -200,14 +199,7 @@ class _Guidance:
 
     def run(self, function, pipe, args, kwargs):
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
-        replaced = Replaced()
-        try:
-            try:
-                return self._run(replaced, function, pipe, args, kwargs)
-            finally:
-                replaced.put_back()
-        finally:  # where an interrupt came into the first
-            replaced.put_back()
+        return put_back_after(lambda replaced: self._run(replaced, function, pipe, args, kwargs))
 
     def _run(self, replaced, function, pipe, args, kwargs):
         denoisers = find_denoisers(pipe)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .restore import Replaced
+from .restore import put_back_after
 from .turns import denoisers_of, run_turns, take
 
 _lock = threading.RLock()
@@ -84,18 +84,15 @@ class _Guided:
 
 def _plain_run(function: Callable, pipe: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A call of a pipeline by somebody who has no guidance on it, while others have."""
-    replaced = Replaced()
-    try:
-        try:
-            for turn in run_turns(denoisers_of(pipe)):
-                take(turn, replaced)
-                if turn.run is not None:  # this thread's own, which called it
-                    replaced.attribute(turn.run, "rests", True)
-            return function(pipe, *args, **kwargs)
-        finally:
-            replaced.put_back()
-    finally:
-        replaced.put_back()
+
+    def run(replaced):
+        for turn in run_turns(denoisers_of(pipe)):
+            take(turn, replaced)
+            if turn.run is not None:  # this thread's own, which called it
+                replaced.attribute(turn.run, "rests", True)
+        return function(pipe, *args, **kwargs)
+
+    return put_back_after(run)
 
 
 def _guided(pipe: Any) -> _Guided | None:
@@ -162,10 +159,12 @@ class Block(contextlib.ContextDecorator):
     settings: makes the guidance.
     """
 
+    unused = False
+    owner: Owner | None = None
+
     def __init__(self, pipe: Any, settings: Callable[[], Any], unused: bool = True):
         self.pipe, self.settings = pipe, settings
         self.unused = unused  # so far, and to be said where it stays so
-        self.owner: Owner | None = None
 
     def _recreate_cm(self) -> "Block":  # as a decorator: one for each call of the function
         self.unused = False
@@ -205,6 +204,8 @@ class Block(contextlib.ContextDecorator):
 
 class OneCall:
     """What `guided` gives: the pipeline's call, guided. It may be called any number of times, by any thread."""
+
+    unused = False
 
     def __init__(self, pipe: Any, guidance: Any):
         self.pipe, self.guidance = pipe, guidance

@@ -17,8 +17,8 @@ class Replaced:
 
     How to undo a change is remembered before the change is made, and undoing a change that was made in part, or not at all, or
     was undone before, does no harm. So an interrupt (`KeyboardInterrupt`) may arrive at any line, as long as `put_back` is
-    called once more in an outer `finally`. Only what was put there is taken away: where somebody else has put something in its
-    place meanwhile, that stays.
+    called once more in an outer `finally`: `put_back_after` does so. Only what was put there is taken away: where somebody else
+    has put something in its place meanwhile, that stays.
     """
 
     def __init__(self):
@@ -85,3 +85,15 @@ class Replaced:
                 error = error or failure
         if error is not None:
             raise error
+
+
+def put_back_after(work: Callable[[Replaced], Any]) -> Any:
+    """Returns work(replaced); what it has replaced is then put back, whatever interrupts it, and whatever interrupts that."""
+    replaced = Replaced()
+    try:
+        try:
+            return work(replaced)
+        finally:
+            replaced.put_back()
+    finally:
+        replaced.put_back()

@@ -18,7 +18,7 @@ from typing import Any
 from torch.nn import Module
 
 from .denoiser_calls import inner_denoiser
-from .restore import Replaced
+from .restore import Replaced, put_back_after
 
 _lock = threading.RLock()  # entered as it is: its C code cannot be interrupted between taking it and the block
 _changed = threading.Condition(_lock)
@@ -98,15 +98,12 @@ def _refuse_circle(turn: Turn, thread: int) -> None:
 
 def plain_call(denoiser: Module, original: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """A call of a denoiser by another thread than the one whose guided run it is in: plain, between two guided calls."""
-    replaced = Replaced()
-    try:
-        try:
-            take(turn_of(denoiser, "layers"), replaced)
-            return original(*args, **kwargs)
-        finally:
-            replaced.put_back()
-    finally:
-        replaced.put_back()
+
+    def run(replaced):
+        take(turn_of(denoiser, "layers"), replaced)
+        return original(*args, **kwargs)
+
+    return put_back_after(run)
 
 
 def wait_for_calls_begun(objects: Iterable[Any]) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +245,27 @@ def test_a_server_under_load():
     assert all(torch.equal(got, alone[negative]) for negative, got in drawn)
     assert type(pipe) is cls
     assert torch.equal(draw(pipe, **SHORT), alone[None])
+
+
+def test_the_servers_example_in_the_docs():
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    code = page.partition("## In a server")[2].partition("```python\n")[2].partition("```")[0]
+    pipe = pipeline("pixart")
+
+    class Small(type(pipe)):
+        def __call__(self, prompt=None, **options):
+            small = {"guidance_scale": 1.0, "height": 8, "width": 8, "output_type": "latent", "max_sequence_length": 12,
+                     "use_resolution_binning": False, "clean_caption": False}  # fmt: skip
+            return super().__call__(prompt=prompt, **small | options | SHORT)
+
+    pipe.__class__ = Small
+    requests = [{"prompt": "a cat", "negative": OTHERS[i % 3], "seed": i} for i in range(12)]
+    names = {"pipe": pipe, "requests": requests}
+    exec(code, names)
+    for request, image in zip(requests, names["images"], strict=True):
+        with guide(pipe, request["negative"], nag_scale=5.0):
+            alone = pipe(request["prompt"], generator=torch.Generator().manual_seed(request["seed"])).images[0]
+        assert torch.equal(image, alone)
 
 
 # --- calls at the same time -------------------------------------------------------------------------------------------

@@ -128,7 +128,6 @@ def enable_guidance(
     owner = Owner(pipe, settings(), everybody=True)
     try:
         enter(owner)
-        return
     except BaseException:
         leave(owner)
         raise

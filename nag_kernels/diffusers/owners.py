@@ -126,8 +126,8 @@ def refuse_nested(pipe: Any) -> None:
         )
 
 
-def enter(owner: Owner) -> None:
-    """Puts guidance on the pipeline. What is done of it, `leave` takes back."""
+def enter(owner: Owner) -> Any:
+    """Puts guidance on the pipeline, and returns that. What is done of it, `leave` takes back."""
     with _lock:
         refuse_nested(owner.pipe)
         owner.on = guided = _guided(owner.pipe) or _made_for(owner.pipe)
@@ -136,6 +136,7 @@ def enter(owner: Owner) -> None:
             owner.pipe.__class__ = guided.cls
         if not owner.everybody:
             _entered.set((*(x for x in _entered.get() if x.on is not None), owner))
+        return owner.pipe
 
 
 def leave(owner: Owner) -> None:
@@ -177,8 +178,7 @@ class Block(contextlib.ContextDecorator):
         refuse_nested(self.pipe)
         self.owner = Owner(self.pipe, self.settings(), everybody=False)
         try:
-            enter(self.owner)
-            return self.pipe
+            return enter(self.owner)
         except BaseException:
             leave(self.owner)
             raise

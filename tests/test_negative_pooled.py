@@ -28,6 +28,7 @@ from tiny_models import (
 from nag_kernels.diffusers import PackedText, disable_guidance, enable_guidance, guide
 from nag_kernels.diffusers.families import checked_sites, family_of
 from nag_kernels.diffusers.modulation import negative_modulation
+from nag_kernels.diffusers.restore import Replaced
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5
 NEGATIVE = "a large blue dog on grass"
@@ -95,12 +96,16 @@ def test_it_equals_the_doubled_batch_with_both_pooled_texts(kind, dtype):
         site.processor = family_of(model).processors[type(site.processor)](text=text)
     both = torch.cat([positive, negative], dim=1)
     shared = run(model, arguments, both)
-    with negative_modulation(model, sites, text, pooled):
-        got = run(model, arguments, both)
+    replaced = Replaced()
+    check = negative_modulation(replaced, model, sites, text, pooled)
+    got = run(model, arguments, both)
+    check()
+    replaced.put_back()
     assert error(got, whole[:3]) < (1e-12 if dtype == torch.float64 else 1e-5)
     assert error(shared, whole[:3]) > 1e-4
-    with negative_modulation(model, sites, text, arguments["pooled_projections"]):
-        assert error(run(model, arguments, both), shared) < (1e-12 if dtype == torch.float64 else 1e-5)
+    negative_modulation(replaced, model, sites, text, arguments["pooled_projections"])
+    assert error(run(model, arguments, both), shared) < (1e-12 if dtype == torch.float64 else 1e-5)
+    replaced.put_back()
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])

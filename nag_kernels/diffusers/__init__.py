@@ -22,7 +22,7 @@ from .cross_attention import (
 )
 from .diagnose import diagnose
 from .families import supported
-from .guide import disable_guidance, enable_guidance, guide
+from .guide import disable_guidance, enable_guidance, guide, guided
 from .guided_processor import PackedText
 from .ip_adapter import (
     NAGFluxIPAdapterAttnProcessor,
@@ -59,5 +59,6 @@ __all__ = [
     "disable_guidance",
     "enable_guidance",
     "guide",
+    "guided",
     "supported",
 ]

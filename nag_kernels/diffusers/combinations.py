@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from .families import family_of, inner_denoiser
+from .denoiser_calls import inner_denoiser
+from .families import family_of
 
 # Of diffusers' own hooks those that leave what a layer computes as it is. All others (caches of steps or layers, skipped
 # layers, perturbed attention) carry results from one call into another, or change attention.
@@ -32,6 +33,11 @@ def check_combination(denoiser: Module, negative_pooled: bool) -> None:
                 f"{where}diffusers' hook '{name}' at {layer or 'the model itself'} changes what a layer computes or carries "
                 "it from step to step, whether guided or not; remove it"
             )
+    if any(_is_of(module.__dict__.get("forward"), "DeepCache") for module in model.modules()):
+        raise ValueError(
+            f"{where}DeepCache is enabled on it, which would carry what guided steps computed into steps that are not guided, "
+            "and the other way round: call disable() of your DeepCacheSDHelper while guidance is enabled"
+        )
     check_parallel(where, family, model)
     if family.route == "slow":
         _check_two_runs(where, model)
@@ -158,6 +164,11 @@ def head_mesh(denoiser: Module) -> Any | None:
 def is_compiled(denoiser: Module) -> bool:
     inner = inner_denoiser(denoiser)
     return inner is not denoiser or any(x._compiled_call_impl is not None for x in inner.modules())
+
+
+def _is_of(function: Any, package: str) -> bool:
+    """Whether a function (or the lack of one) stands in this package."""
+    return (getattr(function, "__module__", None) or "").partition(".")[0] == package
 
 
 def _hooks(model: Module) -> Iterator[tuple[str, str, Any]]:

@@ -16,10 +16,12 @@ from torch.nn import Module
 from nag_kernels import fused_guided_attention, reference
 
 from .combinations import head_mesh, is_compiled
+from .denoiser_calls import inner_denoiser
 from .dry_run import Negative
-from .families import find_denoisers, inner_denoiser
+from .families import find_denoisers
 from .guide import guide
 from .guided_processor import KeyValue
+from .owners import owner_of
 from .parallel import PLAIN
 
 FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 % wide; one more bin at each end
@@ -56,7 +58,7 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
                 raise ValueError(
                     "diagnose: the heads of the denoiser must be on one device, for norms run over all heads"
                 )
-        guidance = type(pipe)._nag_guidance
+        guidance = owner_of(pipe).guidance
         guidance.watch = Findings(pipe, *guidance.settings)
         yield guidance.watch
 

@@ -6,58 +6,54 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .families import family_of, inner_denoiser
+from .denoiser_calls import denoiser_arguments, inner_denoiser
+from .families import family_of
 from .guided_processor import put_processor
+from .restore import Replaced
+from .turns import plain_call
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
 _READY_MADE = ("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask")
 CALLBACKS = ("callback_on_step_end", "callback")
-OTHER_THREAD = "guide: this denoiser is in a guided call of another thread; one at a time"
 
 
 class _Reached(BaseException):
     """Ends the dry run; no pipeline catches a BaseException on its way."""
 
 
-@contextlib.contextmanager
-def intercepted(denoiser: Module, call: Callable) -> Iterator[Callable]:
-    """While open, calling `denoiser` calls `call` instead; yields the call that it replaces.
+def intercepted(replaced: Replaced, denoiser: Module, call: Callable) -> Callable:
+    """Until `replaced` is put back, calling `denoiser` calls `call` instead; returns the call that it replaces.
 
     The call is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as
-    they are, inside of what is yielded. So a compiled graph holds nothing of it, and a call that is not passed on
+    they are, inside of what is returned. So a compiled graph holds nothing of it, and a call that is not passed on
     meets no hook.
     """
-    # Through __dict__: torch.compile's wrapper would set the attribute on the module inside it.
     before = denoiser.__dict__.get("_compiled_call_impl")
-    was_set = "_compiled_call_impl" in denoiser.__dict__
-    denoiser.__dict__["_compiled_call_impl"] = call
-    try:
-        yield denoiser._call_impl if before is None else before
-    finally:
-        if was_set:
-            denoiser.__dict__["_compiled_call_impl"] = before
-        else:
-            del denoiser.__dict__["_compiled_call_impl"]
+    replaced.attribute(denoiser, "_compiled_call_impl", call)
+    return denoiser._call_impl if before is None else before
 
 
-@contextlib.contextmanager
-def contexts_noticed(denoiser: Module, notice: Callable[[str | None], None]) -> Iterator[None]:
-    """While open, `notice` is told the name of each `denoiser.cache_context` that is entered, and None when it is left."""
-    original = getattr(denoiser, "cache_context", None)
+def contexts_noticed(replaced: Replaced, denoiser: Module, notice: Callable[[str | None], None]) -> None:
+    """Until `replaced` is put back, `notice` is told the name of each `denoiser.cache_context` that this thread enters, and
+    None when it leaves it."""
+    original, thread = getattr(denoiser, "cache_context", None), threading.get_ident()
     if original is None:
-        yield
         return
 
     @contextlib.contextmanager
     def noticed(name, **kwargs):
+        if threading.get_ident() != thread:
+            with original(name, **kwargs):
+                yield
+            return
         notice(name)
         try:
             with original(name, **kwargs):
@@ -65,20 +61,7 @@ def contexts_noticed(denoiser: Module, notice: Callable[[str | None], None]) -> 
         finally:
             notice(None)
 
-    # Through __dict__, as above; nobody else sets it there.
-    denoiser.__dict__["cache_context"] = noticed
-    try:
-        yield
-    finally:
-        del denoiser.__dict__["cache_context"]
-
-
-def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a denoiser call by name."""
-    forward = type(inner_denoiser(denoiser)).forward
-    arguments = dict(inspect.signature(forward).bind(denoiser, *args, **kwargs).arguments)
-    del arguments["self"]
-    return arguments
+    replaced.attribute(denoiser, "cache_context", noticed)
 
 
 def call_arguments(function: Callable, pipe: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,47 +122,73 @@ def checked_negative(negative: Negative) -> Negative:
     )
 
 
-def record_negative(function: Callable, pipe: Any, denoisers: list[Module], arguments: Mapping[str, Any],
+def record_negative(replaced: Replaced, function: Callable, pipe: Any, denoisers: list[Module], arguments: Mapping[str, Any],
                     negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
     """The denoiser's arguments, had the pipeline been called with the negative for its prompt, all else alike.
 
     The call runs up to the first use of a denoiser and leaves nothing behind: generators are cloned, torch's random
     state, the attributes of pipeline and scheduler and the denoisers' attention processors are put back, callbacks are
-    dropped, the progress bar stays off.
+    dropped, the progress bar stays off. Calls of the denoiser by other threads are their own.
     """
     got: dict[str, Any] = {}
-    thread = threading.get_ident()
+    thread, originals = threading.get_ident(), {}
 
     def record(denoiser, *args, **kwargs):
         if threading.get_ident() != thread:
-            raise RuntimeError(OTHER_THREAD)
+            return plain_call(denoiser, originals[denoiser], args, kwargs)
         got.update(denoiser_arguments(denoiser, args, kwargs))
         raise _Reached
 
     call = _with_negative(function, pipe, arguments, negative)
     call |= {name: value for name, value in family_of(denoisers[0]).negative_call.items() if name in arguments}
-    owners = [x for x in (pipe, getattr(pipe, "scheduler", None)) if hasattr(x, "__dict__")]
-    before = [dict(x.__dict__) for x in owners]
-    modules = [module for denoiser in denoisers for module in inner_denoiser(denoiser).modules()]
-    processors = [(x, x.processor) for x in modules if hasattr(x, "processor")]
+    mark = replaced.mark()
     try:
+        _leave_nothing_behind(replaced, pipe, denoisers)
         pipe.__dict__["_progress_bar_config"] = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-        with _random_state_kept(pipe), contextlib.suppress(_Reached), contextlib.ExitStack() as stack:
-            for denoiser in denoisers:
-                stack.enter_context(intercepted(denoiser, functools.partial(record, denoiser)))
+        for denoiser in denoisers:
+            originals[denoiser] = denoiser._call_impl  # before the first call by another thread
+            originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
+        with contextlib.suppress(_Reached):
             function(pipe, **call)
     finally:
-        for owner, attributes in zip(owners, before, strict=True):
-            owner.__dict__.clear()
-            owner.__dict__.update(attributes)
-        for module, processor in processors:
-            put_processor(module, processor)
+        replaced.put_back(mark)
     if not got:
         raise RuntimeError(
             f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoisers[0])).__name__}: "
             "guidance cannot act"
         )
     return got
+
+
+def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Module]) -> None:
+    """Whatever changes from now on in pipeline, scheduler, processors and torch's random state is put back."""
+    for owner in (pipe, getattr(pipe, "scheduler", None)):
+        if hasattr(owner, "__dict__"):
+            replaced.later(functools.partial(_put_attributes_back, owner, dict(owner.__dict__)))
+    modules = [module for denoiser in denoisers for module in inner_denoiser(denoiser).modules()]
+    processors = [(x, x.processor) for x in modules if hasattr(x, "processor")]
+    replaced.later(functools.partial(_put_processors_back, processors))
+    replaced.later(functools.partial(torch.random.set_rng_state, torch.random.get_rng_state()))
+    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        current = module.current_device() if device.index is None else device.index
+        replaced.later(functools.partial(module.set_rng_state, module.get_rng_state(current), current))
+
+
+def _put_attributes_back(owner: Any, before: Mapping[str, Any]) -> None:
+    """One by one and only those that differ: there is no moment in which the others are not there."""
+    for name in [name for name in owner.__dict__ if name not in before]:
+        owner.__dict__.pop(name, None)
+    for name, value in before.items():
+        if name not in owner.__dict__ or owner.__dict__[name] is not value:
+            owner.__dict__[name] = value
+
+
+def _put_processors_back(processors: list[tuple[Module, Any]]) -> None:
+    for module, processor in processors:
+        if getattr(module, "processor", None) is not processor:
+            put_processor(module, processor)
 
 
 def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
@@ -232,11 +241,3 @@ def _clone(generator: Any) -> Any:
     if isinstance(generator, (list, tuple)):
         return [_clone(x) for x in generator]
     return torch.Generator(device=generator.device).set_state(generator.get_state())
-
-
-def _random_state_kept(pipe: Any) -> contextlib.AbstractContextManager:
-    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    current = torch.get_device_module(device).current_device() if device.index is None else device.index
-    return torch.random.fork_rng(devices=[current], device_type=device.type)

@@ -53,6 +53,7 @@ from .cross_attention import (
     NAGSanaAttnProcessor2_0,
     NAGWanAttnProcessor2_0,
 )
+from .denoiser_calls import inner_denoiser
 from .family import Family, Settings
 from .generic_families import GENERIC_FAMILIES
 from .ip_adapter import (
@@ -317,11 +318,6 @@ FAMILIES: dict[str, Family] = (
 
 
 TESTED_WITH = "0.42.1"
-
-
-def inner_denoiser(denoiser: Module) -> Module:
-    """The model itself where `torch.compile` has wrapped it."""
-    return getattr(denoiser, "_orig_mod", denoiser)
 
 
 def find_denoisers(pipe: Any) -> list[Module]:

@@ -276,7 +276,7 @@ GENERIC_FAMILIES: dict[str, Family] = {
         sites=named("attn"),
         site_count=blocks("num_layers"),
         layout=Layout("last", ("JoyImageEditPlusAttnProcessor",), masks=True),
-        apart=lambda transformer, text: [(transformer, "forward", joy_image_plus)],
+        apart=lambda transformer, text: joy_image_plus(transformer),
     ),
     "LuminaNextDiT2DModel": Family(
         text={"encoder_hidden_states": 1},

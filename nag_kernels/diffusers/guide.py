@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide`: negative guidance inside attention for an unmodified pipeline, on for a while and gone without a trace."""
 
-import contextlib
 import functools
 import math
 import threading
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,38 +18,37 @@ from torch.nn import Module
 from nag_kernels._ops import check_rule, check_scalars
 
 from .combinations import check_calls, check_combination, check_gradients, head_mesh, sequence_mesh
+from .denoiser_calls import as_they_came, denoiser_arguments, inner_denoiser
 from .dry_run import (
-    OTHER_THREAD,
     Negative,
     call_arguments,
     checked_negative,
     contexts_noticed,
-    denoiser_arguments,
     image_count,
     intercepted,
     record_negative,
     with_callbacks,
 )
-from .families import checked_sites, family_of, find_denoisers, inner_denoiser
-from .guided_processor import PackedText, put_processor
+from .families import checked_sites, family_of, find_denoisers
+from .guided_processor import PackedText
 from .modulation import negative_modulation
+from .owners import Block, OneCall, Owner, enter, leave, owner_for_everybody, refuse_nested
 from .packing import Packer
+from .restore import Replaced, put_back_after
 from .steps import Steps, check_window
 from .texts_apart import texts_apart
+from .turns import is_mine, plain_call, run_turns, take, turn_of, wait_for_calls_begun
 from .two_runs import TwoRuns
 
-_in_use: weakref.WeakSet[Module] = weakref.WeakSet()  # denoisers with a guided call under way, in any thread
-_in_use_lock = threading.Lock()
 
-
-@contextlib.contextmanager
 def guide(
     pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
     nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
     start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
     negative_pooled: bool = False,
-) -> Iterator[Any]:  # fmt: skip
-    """Within the block, every call of `pipe` is steered away from `negative_prompt` inside attention.
+) -> Block:  # fmt: skip
+    """Within the block (`with guide(pipe, "blurry"):`), every call of `pipe` is steered away from `negative_prompt` inside
+    attention.
 
         out = nag_alpha f G + (1 - nag_alpha) Z+,  G = nag_scale Z+ - (nag_scale - 1) Z-,
         f = min(1, nag_tau |Z+|_1 / |G|_1)                    (NAG, arXiv 2505.21179; nag_scale is its phi + 1)
@@ -77,23 +74,40 @@ def guide(
         negative_pooled: of SD3 and FLUX.1 alone. False modulates both texts by the prompt's pooled text; True modulates the
             negative text by its own, as the published code does.
 
-    Yields: pipe.
+    The block belongs to the thread that enters it, or to the asyncio task and what it hands to `asyncio.to_thread`. Other
+    threads may have blocks of their own on the same pipeline; a call outside of any block is plain. Calls that share a denoiser
+    wait for each other.
+
+    Returns: the block, which gives pipe when it is entered.
     Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known,
         settings out of range, no negative text, and (from the pipeline's call) texts or masks that do not fit;
-        RuntimeError for nested or concurrent use and for a call in which guidance did not act. Afterwards pipe
+        RuntimeError for nested use and for a call in which guidance did not act. Afterwards pipe
         is as it was, also when an exception passes through. RuntimeError, too, when the block ends and pipe was
         never called in it.
     """
-    enable_guidance(pipe, negative_prompt, nag_scale=nag_scale, nag_tau=nag_tau, nag_alpha=nag_alpha, rule=rule,
-                    negative_logit_bias=negative_logit_bias, start=start, end=end, sigma_end=sigma_end, pad=pad,
-                    negative_pooled=negative_pooled)  # fmt: skip
-    guidance = type(pipe)._nag_guidance
-    try:
-        yield pipe
-    finally:
-        _restore(pipe)
-    if guidance.calls == 0:
-        raise RuntimeError(f"guide: {guidance.unused}")
+    settings = functools.partial(
+        _Guidance, pipe, negative_prompt, (nag_scale, nag_tau, nag_alpha), rule, negative_logit_bias, (start, end, sigma_end),
+        pad, negative_pooled,
+    )  # fmt: skip
+    return Block(pipe, settings)
+
+
+def guided(
+    pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
+    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
+    start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
+    negative_pooled: bool = False,
+) -> OneCall:  # fmt: skip
+    """The pipeline's call, guided: `guided(pipe, "red")(prompt, num_inference_steps=20)`. Arguments and errors as in `guide`.
+
+    Guidance holds for that call alone, and any number of threads may make such calls. Its settings are checked at once.
+    """
+    settings = functools.partial(
+        _Guidance, pipe, negative_prompt, (nag_scale, nag_tau, nag_alpha), rule, negative_logit_bias, (start, end, sigma_end),
+        pad, negative_pooled,
+    )  # fmt: skip
+    refuse_nested(pipe)
+    return OneCall(pipe, settings())
 
 
 def enable_guidance(
@@ -102,38 +116,34 @@ def enable_guidance(
     start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
     negative_pooled: bool = False,
 ) -> None:  # fmt: skip
-    """Steers every call of `pipe` until `disable_guidance(pipe)`. Arguments and errors as in `guide`."""
-    cls = type(pipe)
-    if hasattr(cls, "_nag_guidance"):
-        raise RuntimeError(f"guide: guidance is enabled already on this {cls.__name__}; nesting is not supported")
-    if not callable(pipe):
-        raise TypeError(f"guide: pipe must be a diffusers pipeline, got {cls.__name__}")
-    settings = (nag_scale, nag_tau, nag_alpha)
-    window = (start, end, sigma_end)
-    guidance = _Guidance(pipe, negative_prompt, settings, rule, negative_logit_bias, window, pad, negative_pooled)
+    """Steers every call of `pipe`, by whatever thread, until `disable_guidance(pipe)`. Arguments and errors as in `guide`.
 
-    @functools.wraps(cls.__call__)
-    def guided_call(self, *args, **kwargs):
-        return guidance.run(cls.__call__, self, args, kwargs)
-
-    # A call is looked up on the class, so the class is what has to change; to all other code it looks the same.
-    own = {"__call__": guided_call, "_nag_guidance": guidance}
-    same = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    pipe.__class__ = type(cls)(cls.__name__, (cls,), own | same)
+    Within a block of `guide` that block's settings hold.
+    """
+    settings = functools.partial(
+        _Guidance, pipe, negative_prompt, (nag_scale, nag_tau, nag_alpha), rule, negative_logit_bias, (start, end, sigma_end),
+        pad, negative_pooled,
+    )  # fmt: skip
+    refuse_nested(pipe)
+    owner = Owner(pipe, settings(), everybody=True)
+    try:
+        enter(owner)
+    except BaseException:
+        leave(owner)
+        raise
 
 
 def disable_guidance(pipe: Any) -> None:
     """Ends `enable_guidance`; warns where no call was guided. Raises RuntimeError where guidance is not enabled."""
-    if "_nag_guidance" not in type(pipe).__dict__:
+    owner = owner_for_everybody(pipe)
+    if owner is None:
         raise RuntimeError(f"guide: guidance is not enabled on this {type(pipe).__name__}")
-    guidance = type(pipe)._nag_guidance
-    _restore(pipe)
-    if guidance.calls == 0:
-        warnings.warn(f"disable_guidance: {guidance.unused}", stacklevel=2)
-
-
-def _restore(pipe: Any) -> None:
-    pipe.__class__ = type(pipe).__base__
+    try:
+        leave(owner)
+    finally:
+        leave(owner)
+    if owner.calls == 0:
+        warnings.warn(f"disable_guidance: {owner.guidance.unused}", stacklevel=2)
 
 
 class _Guidance:
@@ -142,7 +152,8 @@ class _Guidance:
     watch: Any = None  # looks on at every guided layer: `diagnose`
 
     def __init__(self, pipe, negative_prompt, given, rule, bias, window, pad, negative_pooled):
-        self.calls = 0
+        if not callable(pipe):
+            raise TypeError(f"guide: pipe must be a diffusers pipeline, got {type(pipe).__name__}")
         self.unused = (
             f"this {type(pipe).__name__} was not called while guidance was enabled, so nothing was guided (a __call__ that "
             "was looked up before, or a pipeline made from this one, is not guided)"
@@ -172,6 +183,11 @@ class _Guidance:
         check_window(*window)
         self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
         self.negative_pooled = negative_pooled
+        put_back_after(lambda replaced: self._check_all(replaced, denoisers))
+
+    def _check_all(self, replaced, denoisers):
+        for turn in run_turns(denoisers):  # else another thread's guided call might have its processors there
+            take(turn, replaced)
         for denoiser in denoisers:
             self.check(denoiser)
 
@@ -182,23 +198,38 @@ class _Guidance:
 
     def run(self, function, pipe, args, kwargs):
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
-        self.calls += 1
+        return put_back_after(lambda replaced: self._run(replaced, function, pipe, args, kwargs))
+
+    def _run(self, replaced, function, pipe, args, kwargs):
         denoisers = find_denoisers(pipe)
+        turns = run_turns(denoisers)
+        if any(is_mine(turn) for turn in turns):
+            raise RuntimeError(
+                "guide: another guided call is running on this denoiser, in this thread: a pipeline cannot be called, guided, "
+                "within its own guided call (from a step callback, say); call it when that has ended"
+            )
+        for turn in turns:
+            take(turn, replaced)
+        wait_for_calls_begun([pipe])
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        with contextlib.ExitStack() as stack:
-            for denoiser in denoisers:
-                stack.enter_context(_claimed(denoiser))
-            negative = record_negative(function, pipe, denoisers, arguments, self.negative)
-            images = image_count(pipe, arguments)
-            scale = arguments.get("guidance_scale")
-            family = family_of(denoisers[0])
-            halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)
-            steered = _SteeredRun(self, pipe, denoisers[0], negative, images, halves)
-            args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
+        negative = record_negative(replaced, function, pipe, denoisers, arguments, self.negative)
+        images = image_count(pipe, arguments)
+        scale = arguments.get("guidance_scale")
+        family = family_of(denoisers[0])
+        halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)
+        steered = _SteeredRun(self, pipe, denoisers[0], negative, images, halves)
+        args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
+        for turn in turns:
+            replaced.attribute(turn, "run", steered)
+        mark = replaced.mark()
+        try:
             for part in zip(denoisers, sites, strict=True):
-                steered.stand_in(stack, *part)
+                steered.stand_in(replaced, *part)
+            wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)
+        finally:
+            replaced.put_back(mark)
         if steered.calls == 0:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
@@ -210,22 +241,6 @@ class _Guidance:
         if steered.guided == 0:
             raise RuntimeError(f"guide: {steered.steps.never_guided()}")
         return result
-
-
-@contextlib.contextmanager
-def _claimed(denoiser: Module) -> Iterator[None]:
-    denoiser = inner_denoiser(denoiser)
-    with _in_use_lock:
-        if denoiser in _in_use:
-            raise RuntimeError(
-                "guide: another guided call is running on this denoiser (a nested one or another thread); one at a time"
-            )
-        _in_use.add(denoiser)
-    try:
-        yield
-    finally:
-        with _in_use_lock:
-            _in_use.discard(denoiser)
 
 
 class _SteeredRun:
@@ -250,8 +265,8 @@ class _SteeredRun:
         self.meshes = sequence, heads
         self.packer = Packer(self.family, negative, images, halves, guidance.pad, self.text, sequence)
 
-    def stand_in(self, stack: contextlib.ExitStack, denoiser: Module, sites: list[Module]) -> None:
-        """Takes the calls of `denoiser` until `stack` closes."""
+    def stand_in(self, replaced: Replaced, denoiser: Module, sites: list[Module]) -> None:
+        """Takes the calls of `denoiser` until `replaced` is put back."""
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
         ours = sites if self.family.beside is None else ()
@@ -259,17 +274,18 @@ class _SteeredRun:
         parts = list(self.family.apart(inner_denoiser(denoiser), self.text))
 
         def call(*args, **kwargs):
-            return self._call(denoiser, original, steered, processors, parts, args, kwargs)
+            return self._call(replaced, denoiser, original, steered, processors, parts, args, kwargs)
 
-        stack.enter_context(contexts_noticed(denoiser, self.enter))
-        original = stack.enter_context(intercepted(denoiser, call))
-        steered = original
+        contexts_noticed(replaced, denoiser, self.enter)
+        steered = original = denoiser._call_impl  # for the calls of other threads that come at once
+        steered = original = intercepted(replaced, denoiser, call)
         if self.family.beside is not None:
-            steered = TwoRuns(original, denoiser, sites, self.family.beside, self.text, self.packer.negative_for)
+            beside = (self.family.beside, self.text, self.packer.negative_for, replaced)
+            steered = TwoRuns(original, denoiser, sites, *beside)
 
-    def _call(self, denoiser, original, steered, processors, parts, args, kwargs):
+    def _call(self, replaced, denoiser, original, steered, processors, parts, args, kwargs):
         if threading.get_ident() != self.thread:
-            raise RuntimeError(OTHER_THREAD)
+            return plain_call(denoiser, original, args, kwargs)
         if self.rests:
             return original(*args, **kwargs)
         arguments = denoiser_arguments(denoiser, args, kwargs)
@@ -288,16 +304,22 @@ class _SteeredRun:
         if self.text.watch is not None:
             self.text.watch.begin(denoiser, processors, self.steps.visits - 1, self.packer.rows > self.packer.images)
         sites = [site for site, _, _ in processors]
-        with contextlib.ExitStack() as stack:
-            stack.callback(_put, [(site, stock) for site, stock, _ in processors])
-            for _, _, ours in processors:
+        check_modulation, mark = None, replaced.mark()
+        try:
+            take(turn_of(denoiser, "layers"), replaced)
+            for site, _, ours in processors:
                 ours.text_calls = 0
-            _put([(site, ours) for site, _, ours in processors])
+                replaced.processor(site, ours)
             if self.guidance.negative_pooled:
                 pooled = self.packer.pooled(arguments)
-                stack.enter_context(negative_modulation(inner_denoiser(denoiser), sites, self.text, pooled))
-            stack.enter_context(texts_apart(parts, self.text))
-            result = steered(**arguments)
+                check_modulation = negative_modulation(replaced, inner_denoiser(denoiser), sites, self.text, pooled)
+            texts_apart(replaced, parts, self.text)
+            positional, named = as_they_came(denoiser, args, arguments)
+            result = steered(*positional, **named)
+        finally:
+            replaced.put_back(mark)
+        if check_modulation is not None:
+            check_modulation()
         check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors}, arguments)
         return result
 
@@ -384,11 +406,6 @@ class _SteeredRun:
         self.text.steered = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             self.text.steered = torch.tensor(steered, device=self.packer.device)
-
-
-def _put(processors: list[tuple[Module, Any]]) -> None:
-    for layer, processor in processors:
-        put_processor(layer, processor)
 
 
 def _is_other_text(text: Tensor, when: Any, last_text: Tensor | None, last_time: Any) -> bool:

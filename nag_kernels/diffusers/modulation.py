@@ -8,8 +8,7 @@ norms compute both modulations, give each token its own, and put the gates, whic
 the block's own (made neutral) would act. The image and text+ keep the prompt's, as in the paper's formula.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +16,17 @@ from torch import Tensor
 from torch.nn import Module
 
 from .guided_processor import PackedText
+from .restore import Replaced
 
 
-@contextlib.contextmanager
-def negative_modulation(model: Module, sites: Sequence[Module], text: PackedText, pooled: Tensor) -> Iterator[None]:
-    """While open, text- of `text` is modulated in every block of `sites` by the pooled text [B, C] of the negative.
+def negative_modulation(
+    replaced: Replaced, model: Module, sites: Sequence[Module], text: PackedText, pooled: Tensor
+) -> Callable[[], None]:
+    """Until `replaced` is put back, text- of `text` is modulated in every block of `sites` by the pooled text [B, C] of the
+    negative.
 
-    Raises ValueError for a block that is neither of SD3 nor of FLUX.1, RuntimeError where a block was not modulated.
+    Returns: check(), for after the call of the model, which raises RuntimeError where a block was not modulated.
+    Raises: ValueError for a block that is neither of SD3 nor of FLUX.1.
     """
     blocks = [x for x in model.modules() if any(getattr(x, "attn", None) is site for site in sites)]
     kinds = [
@@ -34,18 +37,17 @@ def negative_modulation(model: Module, sites: Sequence[Module], text: PackedText
             f"guide: negative_pooled knows the blocks of SD3 and FLUX.1, got others in {type(model).__name__}"
         )
     both = _Both(text, pooled)
-    handles = [model.time_text_embed.register_forward_hook(both.embed)]
+    replaced.hook(model.time_text_embed.register_forward_hook, both.embed)
     for kind, block in zip(kinds, blocks, strict=True):
-        handles += kind(block, both)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    if both.norms != len(blocks):
-        raise RuntimeError(
-            f"guide: negative_pooled must act in {len(blocks)} blocks once each, but acted {both.norms} times"
-        )
+        kind(replaced, block, both)
+
+    def check():
+        if both.norms != len(blocks):
+            raise RuntimeError(
+                f"guide: negative_pooled must act in {len(blocks)} blocks once each, but acted {both.norms} times"
+            )
+
+    return check
 
 
 class _Both:
@@ -73,7 +75,7 @@ class _Both:
         return torch.cat([x[:, None].expand(-1, n, -1) for x, n in counts], dim=1)
 
 
-def _two_streams(block: Module, both: _Both) -> list[Any]:
+def _two_streams(replaced: Replaced, block: Module, both: _Both) -> None:
     now: dict[str, Tensor] = {}
 
     def norm(module, args, kwargs, output):
@@ -95,16 +97,14 @@ def _two_streams(block: Module, both: _Both) -> list[Any]:
     def after(module, args, output):
         return output * now["gate_ff"] if now else output
 
-    handles = [block.norm1_context.register_forward_hook(norm, with_kwargs=True)]
-    handles.append(block.attn.register_forward_hook(attention))
+    replaced.hook(block.norm1_context.register_forward_hook, norm, with_kwargs=True)
+    replaced.hook(block.attn.register_forward_hook, attention)
     if getattr(block, "ff_context", None) is not None:
-        feed_forward = block.ff_context
-        handles.append(feed_forward.register_forward_pre_hook(before))
-        handles.append(feed_forward.register_forward_hook(after))
-    return handles
+        replaced.hook(block.ff_context.register_forward_pre_hook, before)
+        replaced.hook(block.ff_context.register_forward_hook, after)
 
 
-def _one_stream(block: Module, both: _Both) -> list[Any]:
+def _one_stream(replaced: Replaced, block: Module, both: _Both) -> None:
     now: dict[str, Tensor] = {}
 
     def norm(module, args, kwargs, output):
@@ -114,7 +114,8 @@ def _one_stream(block: Module, both: _Both) -> list[Any]:
         whole = torch.cat([output[0][:, :start], negative, output[0][:, end:]], dim=1)
         return whole, torch.ones_like(output[1])
 
-    return [
-        block.norm.register_forward_hook(norm, with_kwargs=True),
-        block.proj_out.register_forward_hook(lambda _, args, output: output * now["gate"] if now else output),
-    ]
+    def after(module, args, output):
+        return output * now["gate"] if now else output
+
+    replaced.hook(block.norm.register_forward_hook, norm, with_kwargs=True)
+    replaced.hook(block.proj_out.register_forward_hook, after)

@@ -6,10 +6,10 @@ two texts are packed as [text+ ; text-].
 An entry of the table of families names such parts of its model, each with the function that calls it once for each text.
 """
 
-import contextlib
+import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 
 from .guided_processor import PackedText, counted
+from .restore import Replaced
 
 # The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
 Part = tuple[Any, str, Callable]
@@ -40,29 +41,13 @@ class _Apart:
 _known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
 
 
-@contextlib.contextmanager
-def texts_apart(parts: Iterable[Part], text: PackedText) -> Iterator[None]:
-    """While open, `parts` see the texts one at a time. Only attributes of instances are set, and put back."""
-    with contextlib.ExitStack() as stack:
-        for owner, name, function in parts:
-            ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
-            ours.method, ours.text, ours.function = getattr(owner, name), text, function
-            stack.callback(ours.__dict__.clear)
-            stack.enter_context(_replaced(owner, name, ours))
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, method: Callable) -> Iterator[None]:
-    was_set, before = name in owner.__dict__, owner.__dict__.get(name)
-    owner.__dict__[name] = method
-    try:
-        yield
-    finally:
-        if was_set:
-            owner.__dict__[name] = before
-        else:
-            del owner.__dict__[name]
+def texts_apart(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> None:
+    """Until `replaced` is put back, `parts` see the texts one at a time. Only attributes of instances are set."""
+    for owner, name, function in parts:
+        ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
+        replaced.later(ours.__dict__.clear)
+        ours.method, ours.text, ours.function = getattr(owner, name), text, function
+        replaced.attribute(owner, name, ours)
 
 
 def of_each(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -177,15 +162,26 @@ def _begun_anew(x: Tensor, text: PackedText) -> Tensor:
     return torch.cat([x[: text.length_positive], x[: text.length_negative]])
 
 
-def joy_image_plus(forward: Callable, text: PackedText, **arguments: Any) -> Any:
+def joy_image_plus(model: Module) -> list[Part]:
     """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
-    sizes = {sum(math.prod(image) for image in row) for row in arguments["shape_list"]}
-    length = arguments["hidden_states"].shape[1]
-    if arguments.get("encoder_hidden_states_mask") is not None and sizes != {length}:
-        raise ValueError(
-            f"guide: the images of all prompts must fill {length} tokens while texts have masks, got {sorted(sizes)}"
-        )
-    return forward(**arguments)
+    order = _argument_names(model)
+
+    def enter(forward, text, *args, **named):
+        arguments = dict(zip(order, args, strict=False)) | named
+        sizes = {sum(math.prod(image) for image in row) for row in arguments["shape_list"]}
+        length = arguments["hidden_states"].shape[1]
+        if arguments.get("encoder_hidden_states_mask") is not None and sizes != {length}:
+            raise ValueError(
+                f"guide: the images of all prompts must fill {length} tokens while texts have masks, got {sorted(sizes)}"
+            )
+        return forward(*args, **named)
+
+    return [(model, "forward", enter)]
+
+
+def _argument_names(model: Module) -> list[str]:
+    """Of its forward, in order. Looked up before the call: torch.compile cannot do it within."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]
 
 
 def kandinsky(
@@ -341,7 +337,10 @@ def hunyuan_dit(model: Module) -> list[Part]:
     """
     names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
 
-    def enter(forward, text, **arguments):
+    order = _argument_names(model)
+
+    def enter(forward, text, *args, **named):
+        arguments = dict(zip(order, args, strict=False)) | named
         for of_part, (positive, negative) in zip(names, text.parts, strict=True):
             if positive != negative:
                 raise ValueError(
@@ -349,7 +348,9 @@ def hunyuan_dit(model: Module) -> list[Part]:
                     "model knows texts of one length alone"
                 )
             arguments |= {name: torch.cat(arguments[name].chunk(2, dim=1)) for name in of_part}
-        return forward(**arguments)
+        by_place = order[: len(args)]
+        return forward(*(arguments[name] for name in by_place),
+                       **{name: x for name, x in arguments.items() if name not in by_place})  # fmt: skip
 
     def embed(forward, text, timestep, both, *sizes, **options):
         return forward(timestep, both.chunk(2)[0], *sizes, **options)

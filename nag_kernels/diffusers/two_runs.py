@@ -10,7 +10,7 @@ much. The runs take turns in two threads, one of them at a time, so the model se
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch.nn import Module
 
 from nag_kernels import guidance
 
+from .denoiser_calls import as_they_came, denoiser_arguments
 from .guided_processor import PackedText
+from .restore import Replaced
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TwoRuns:
     """In the place of a denoiser's call: it runs `call` with the arguments given and, beside it, with the negative's.
 
     negative_for(name, value): the negative's argument with the rows of this call.
+    replaced: remembers what is set on the model's layers.
     """
 
     def __init__(
@@ -57,23 +60,29 @@ class TwoRuns:
         beside: Beside,
         text: PackedText,
         negative_for: Callable,
+        replaced: Replaced,
     ):
         if text.rule == "vsf":
             raise ValueError(
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
         self.call, self.model, self.sites, self.beside, self.text = call, model, sites, beside, text
-        self.negative_for = negative_for
+        self.negative_for, self.replaced = negative_for, replaced
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = denoiser_arguments(self.model, args, kwargs)
         own = {name: self.negative_for(name, arguments.get(name)) for name in self.beside.text}
         both = (arguments, {**arguments, **self.beside.fixed, **own})
+        positional, named = as_they_came(self.model, args, both[1])
         meeting = _Meeting(self.text, len(self.sites))
-        with contextlib.ExitStack() as stack:
+        mark = self.replaced.mark()
+        try:
             for site in self.sites:
-                self._watch(stack, site, meeting, both)
-            with meeting.beside(lambda: self.call(**both[1])):
-                result = self.call(**arguments)
+                self._watch(site, meeting, both)
+            meeting.begin(self.replaced, lambda: self.call(*positional, **named))
+            result = self.call(*args, **kwargs)
+        finally:
+            self.replaced.put_back(mark)
         if meeting.met != len(self.sites):
             raise RuntimeError(
                 f"guide: each of {len(self.sites)} attention layers must see the text once per call, but there were "
@@ -81,7 +90,7 @@ class TwoRuns:
             )
         return result
 
-    def _watch(self, stack: contextlib.ExitStack, site: Module, meeting: "_Meeting", both: tuple) -> None:
+    def _watch(self, site: Module, meeting: "_Meeting", both: tuple) -> None:
         def steer(layer, inputs):
             x = inputs[0].clone()
             rows = x if x.ndim == 3 else x[None]
@@ -89,7 +98,7 @@ class TwoRuns:
             rows[:, image] = meeting.exchange(site, rows[:, image])
             return (x,)
 
-        stack.callback(self.beside.layer(site).register_forward_pre_hook(steer).remove)
+        self.replaced.hook(self.beside.layer(site).register_forward_pre_hook, steer)
 
 
 class _Meeting:
@@ -129,9 +138,8 @@ class _Meeting:
         self.met += 1
         return self.guided
 
-    @contextlib.contextmanager
-    def beside(self, run: Callable) -> Iterator[None]:
-        """While open, `run` goes on in another thread whenever this one waits in `exchange`."""
+    def begin(self, replaced: Replaced, run: Callable) -> None:
+        """Until `replaced` is put back, `run` goes on in another thread whenever this one waits in `exchange`."""
         modes = _modes()
 
         def work():
@@ -151,13 +159,15 @@ class _Meeting:
                 self.turns[0].release()
 
         thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            yield
-        finally:
+
+        def end():
             self.over = True
             self.turns[1].release()
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
+
+        replaced.later(end)
+        thread.start()
 
 
 def _modes() -> list[Callable[[], contextlib.AbstractContextManager]]:

@@ -1,0 +1,33 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A call of a denoiser: the model that is called, and its arguments by name and in the form in which they came."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch.nn import Module
+
+
+def inner_denoiser(denoiser: Module) -> Module:
+    """The model itself where `torch.compile` has wrapped it."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a denoiser call by name."""
+    signature = inspect.signature(type(inner_denoiser(denoiser)).forward)
+    arguments = dict(signature.bind(denoiser, *args, **kwargs).arguments)
+    del arguments[next(iter(signature.parameters))]
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+def as_they_came(denoiser: Module, args: tuple, arguments: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a denoiser call, changed or not, in the form of the call that came with `args`: as many of them by
+    position, the rest by name. Others' hooks and wrappers read them so."""
+    names = list(inspect.signature(type(inner_denoiser(denoiser)).forward).parameters)[1 : len(args) + 1]
+    rest = {name: value for name, value in arguments.items() if name not in names}
+    return tuple(arguments[name] for name in names), rest

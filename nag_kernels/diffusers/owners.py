@@ -1,0 +1,226 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whose guidance a call of a pipeline follows.
+
+Python looks `__call__` up on the class, so while a pipeline has guidance on it its class is a subclass made on the spot. The
+first owner puts it there, the last one takes it away. An owner is a block, which belongs to the context that entered it (a
+thread, an asyncio task and what it hands to `asyncio.to_thread`), or `enable_guidance`, which belongs to everybody. A call by
+anyone else is plain.
+"""
+
+import contextlib
+import contextvars
+import functools
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from .restore import put_back_after
+from .turns import denoisers_of, run_turns, take
+
+_lock = threading.RLock()
+_known: weakref.WeakKeyDictionary[Any, "_Guided"] = weakref.WeakKeyDictionary()  # made for a pipeline before
+_entered: contextvars.ContextVar[tuple["Owner", ...]] = contextvars.ContextVar("nag_kernels.guide", default=())
+
+
+class Owner:
+    """One block, or one `enable_guidance`, and its settings."""
+
+    def __init__(self, pipe: Any, guidance: Any, everybody: bool):
+        self.pipe, self.guidance, self.everybody = pipe, guidance, everybody
+        self.calls = 0
+        self.on: _Guided | None = None
+
+
+class _Guided:
+    """The owners of one pipeline, and the class that they put on it."""
+
+    def __init__(self, pipe: Any):
+        self.pipe = weakref.ref(pipe)
+        self.owners: list[Owner] = []
+        self.plain = plain = type(pipe)
+
+        @functools.wraps(plain.__call__)
+        def guided_call(pipe, *args, **kwargs):
+            return self.call(pipe, args, kwargs)
+
+        def reduce(pipe, protocol):  # copies and pickles have the class that the pipeline had
+            function, arguments, *rest = plain.__reduce_ex__(pipe, protocol)
+            return function, tuple(plain if x is type(pipe) else x for x in arguments), *rest
+
+        own = {"__call__": guided_call, "__reduce_ex__": reduce, "_nag_guided": self}
+        same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+        self.cls = type(plain)(plain.__name__, (plain,), own | same)
+        self.put = dict(vars(self.cls))
+
+    def owner(self) -> Owner | None:
+        """Whose guidance a call follows that is made here and now."""
+        mine = [x for x in _entered.get() if x in self.owners]
+        return (mine or [x for x in self.owners if x.everybody] or [None])[-1]
+
+    def call(self, pipe: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        function = self.plain.__call__
+        if self.pipe() is not pipe:  # a copy has the class as well
+            return function(pipe, *args, **kwargs)
+        owner = self.owner()
+        if owner is None:
+            return _plain_run(function, pipe, args, kwargs)
+        owner.calls += 1
+        return owner.guidance.run(function, pipe, args, kwargs)
+
+    def changed(self) -> bool:
+        """Whether somebody else has set something on our class, a wrapper of `__call__` say."""
+        now = {name: x for name, x in vars(self.cls).items() if not name.startswith("__annot")}
+        return now != self.put
+
+    def take_away(self) -> None:
+        """Where somebody has changed the class, or put another in its place, that stays; ours is then the plain class."""
+        pipe = self.pipe()
+        if pipe is not None and type(pipe) is self.cls and not self.changed():
+            pipe.__class__ = self.plain
+
+
+def _plain_run(function: Callable, pipe: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A call of a pipeline by somebody who has no guidance on it, while others have."""
+
+    def run(replaced):
+        for turn in run_turns(denoisers_of(pipe)):
+            take(turn, replaced)
+            if turn.run is not None:  # this thread's own, which called it
+                replaced.attribute(turn.run, "rests", True)
+        return function(pipe, *args, **kwargs)
+
+    return put_back_after(run)
+
+
+def _guided(pipe: Any) -> _Guided | None:
+    found = getattr(type(pipe), "_nag_guided", None)
+    return found if found is not None and found.pipe() is pipe else None
+
+
+def _made_for(pipe: Any) -> _Guided:
+    guided = _known.get(pipe)
+    if guided is None or guided.plain is not type(pipe) or guided.changed():
+        guided = _known[pipe] = _Guided(pipe)
+    return guided
+
+
+def owner_of(pipe: Any) -> Owner | None:
+    """Whose guidance a call of `pipe` follows that is made here and now."""
+    found = _guided(pipe)
+    return None if found is None else found.owner()
+
+
+def owner_for_everybody(pipe: Any) -> Owner | None:
+    found = _guided(pipe)
+    return None if found is None else next((x for x in found.owners if x.everybody), None)
+
+
+def refuse_nested(pipe: Any) -> None:
+    if owner_of(pipe) is not None:
+        raise RuntimeError(
+            f"guide: guidance is enabled already on this {type(pipe).__name__}; nesting is not supported: end the block that is "
+            "open here, or call disable_guidance, before you guide it anew"
+        )
+
+
+def enter(owner: Owner) -> Any:
+    """Puts guidance on the pipeline, and returns that. What is done of it, `leave` takes back."""
+    with _lock:
+        refuse_nested(owner.pipe)
+        owner.on = guided = _guided(owner.pipe) or _made_for(owner.pipe)
+        guided.owners.append(owner)
+        if not isinstance(owner.pipe, guided.cls):
+            owner.pipe.__class__ = guided.cls
+        if not owner.everybody:
+            _entered.set((*(x for x in _entered.get() if x.on is not None), owner))
+        return owner.pipe
+
+
+def leave(owner: Owner) -> None:
+    """Takes away what `enter` did; a second time there is nothing to do."""
+    with _lock:
+        if any(x is owner for x in _entered.get()):
+            _entered.set(tuple(x for x in _entered.get() if x is not owner))
+        guided = owner.on
+        if guided is None:
+            return
+        if owner in guided.owners:
+            guided.owners.remove(owner)
+        if not guided.owners:
+            guided.take_away()
+        owner.on = owner.pipe = None  # a context that lives on keeps the owner, and should not keep the pipeline
+
+
+class Block(contextlib.ContextDecorator):
+    """What `guide` gives: a block in which `pipe` is guided, for the context that enters it. It may be entered once.
+
+    settings: makes the guidance.
+    """
+
+    unused = False
+    owner: Owner | None = None
+
+    def __init__(self, pipe: Any, settings: Callable[[], Any], unused: bool = True):
+        self.pipe, self.settings = pipe, settings
+        self.unused = unused  # so far, and to be said where it stays so
+
+    def _recreate_cm(self) -> "Block":  # as a decorator: one for each call of the function
+        self.unused = False
+        return Block(self.pipe, self.settings, unused=False)
+
+    def __enter__(self) -> Any:
+        self.unused = False
+        if self.owner is not None:
+            raise RuntimeError("guide: this block has been entered before; call guide(...) anew for each block")
+        refuse_nested(self.pipe)
+        self.owner = Owner(self.pipe, self.settings(), everybody=False)
+        try:
+            return enter(self.owner)
+        except BaseException:
+            leave(self.owner)
+            raise
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        try:
+            leave(self.owner)
+        finally:
+            leave(self.owner)
+        if kind is None and self.owner.calls == 0:
+            raise RuntimeError(f"guide: {self.owner.guidance.unused}")
+
+    def __del__(self):
+        if self.owner is not None:  # an interrupt came between the block and __exit__
+            leave(self.owner)
+        if self.unused:
+            warnings.warn(
+                f"guide: this guide({type(self.pipe).__name__}, ...) was never entered, so nothing was guided; write `with "
+                "guide(pipe, ...):` around the calls, guided(pipe, ...)(prompt) for one call, or enable_guidance(pipe, ...)",
+                stacklevel=2,
+            )
+
+
+class OneCall:
+    """What `guided` gives: the pipeline's call, guided. It may be called any number of times, by any thread."""
+
+    unused = False
+
+    def __init__(self, pipe: Any, guidance: Any):
+        self.pipe, self.guidance = pipe, guidance
+        self.unused = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the pipeline's call."""
+        self.unused = False
+        with Block(self.pipe, lambda: self.guidance, unused=False):
+            return self.pipe(*args, **kwargs)
+
+    def __del__(self):
+        if self.unused:
+            warnings.warn(
+                f"guided: this guided({type(self.pipe).__name__}, ...) was never called, so nothing was drawn; write "
+                "guided(pipe, ...)(prompt, ...)",
+                stacklevel=2,
+            )

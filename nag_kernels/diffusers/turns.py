@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Threads that share a denoiser take turns.
+
+A denoiser has two turns. "run" is held for a whole call of a pipeline: guided calls wait for each other, and so do plain calls
+of a pipeline that has guidance on it, as schedulers keep the state of a run. "layers" is held for one call of the denoiser, by a
+guided one, while our processors are on its layers, and by the plain calls of other threads that come to a denoiser directly. So
+those meet the stock model between two guided calls of it, and nobody waits for more than one call of the denoiser.
+"""
+
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch.nn import Module
+
+from .denoiser_calls import inner_denoiser
+from .restore import Replaced, put_back_after
+
+_lock = threading.RLock()  # entered as it is: its C code cannot be interrupted between taking it and the block
+_changed = threading.Condition(_lock)
+_waiting: dict[int, "Turn"] = {}  # what each thread waits for
+
+
+class Turn:
+    def __init__(self):
+        self.holder: int | None = None  # a thread
+        self.tokens: set[object] = set()  # one for each time that it was taken
+        self.run: Any = None  # the guided call of a pipeline that holds it
+
+
+_turns: weakref.WeakKeyDictionary[Module, dict[str, Turn]] = weakref.WeakKeyDictionary()
+
+
+def turn_of(denoiser: Module, kind: str) -> Turn:
+    with _lock:
+        return _turns.setdefault(inner_denoiser(denoiser), {}).setdefault(kind, Turn())
+
+
+def run_turns(denoisers: Iterable[Module]) -> list[Turn]:
+    """Of all denoisers of a pipeline, in one order for all threads, so that no two wait for each other."""
+    inner = {id(inner_denoiser(x)): inner_denoiser(x) for x in denoisers}
+    return [turn_of(inner[key], "run") for key in sorted(inner)]
+
+
+def denoisers_of(pipe: Any) -> list[Module]:
+    """Whatever a pipeline has under the names of denoisers."""
+    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+    return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
+
+
+def is_mine(turn: Turn) -> bool:
+    return turn.holder == threading.get_ident()
+
+
+def take(turn: Turn, replaced: Replaced) -> None:
+    """Waits until no other thread has this turn, and takes it until `replaced` is put back; a thread may take it again.
+
+    Raises RuntimeError where threads would wait for each other for ever.
+    """
+    token, thread = object(), threading.get_ident()
+    replaced.later(lambda: _give_back(turn, token, thread))
+    with _lock:
+        try:
+            while turn.holder not in (None, thread):
+                _waiting[thread] = turn
+                _refuse_circle(turn, thread)
+                _changed.wait()
+        finally:
+            _waiting.pop(thread, None)
+        turn.holder = thread
+        turn.tokens.add(token)
+
+
+def _give_back(turn: Turn, token: object, thread: int) -> None:
+    with _lock:
+        turn.tokens.discard(token)
+        if not turn.tokens and turn.holder == thread:
+            turn.holder = None
+        _changed.notify_all()
+
+
+def _refuse_circle(turn: Turn, thread: int) -> None:
+    holder = turn.holder
+    for _ in range(len(_waiting)):
+        if holder not in _waiting:
+            return
+        holder = _waiting[holder].holder
+        if holder == thread:
+            raise RuntimeError(
+                "guide: this call needs a denoiser that another thread's guided call holds, which waits for one that this "
+                "thread's guided call holds: neither could go on; do not call one guided pipeline within another's call"
+            )
+
+
+def plain_call(denoiser: Module, original: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """A call of a denoiser by another thread than the one whose guided run it is in: plain, between two guided calls."""
+
+    def run(replaced):
+        take(turn_of(denoiser, "layers"), replaced)
+        return original(*args, **kwargs)
+
+    return put_back_after(run)
+
+
+def wait_for_calls_begun(objects: Iterable[Any]) -> None:
+    """Waits while other threads are within a call of one of `objects` that began before guidance could see it.
+
+    Such a call has left no trace but on the stacks of its thread: those of a pipeline (its `__call__`) or of a model.
+    """
+    objects, me = {id(x) for x in objects}, threading.get_ident()
+    while any(_is_inside(frame, objects) for thread, frame in sys._current_frames().items() if thread != me):
+        time.sleep(0.001)
+
+
+_CALLS = ("__call__", "_wrapped_call_impl", "decorate_context")  # the last is `torch.no_grad`'s
+
+
+def _is_inside(frame: Any, objects: set[int]) -> bool:
+    while frame is not None:
+        code = frame.f_code
+        if code in (take.__code__, plain_call.__code__):
+            return False  # it takes turns with us
+        if code.co_name in _CALLS and code.co_varnames:
+            first = frame.f_locals.get(code.co_varnames[0])
+            if code.co_argcount == 0 and isinstance(first, tuple) and first:  # of *args
+                first = first[0]
+            if id(first) in objects:
+                return True
+        frame = frame.f_back
+    return False

@@ -394,6 +394,19 @@ def test_nesting():
         disable_guidance(pipe)
 
 
+@pytest.mark.parametrize("name", ["start", "end", "sigma_end"])
+def test_a_window_that_is_text(name):
+    with pytest.raises(TypeError, match=rf"{name} must be a number, got '0.5' \(str\); write {name}=0.5"):
+        enable_guidance(pipeline("pixart"), NEGATIVE, **{name: "0.5"})
+
+
+def test_what_is_no_pipeline():
+    with pytest.raises(TypeError, match="got the class PixArtAlphaPipeline; give the loaded pipeline itself"):
+        enable_guidance(PixArtAlphaPipeline, NEGATIVE)
+    with pytest.raises(TypeError, match="got a model, PixArtTransformer2DModel; give the loaded pipeline itself"):
+        enable_guidance(pipeline("pixart").transformer, NEGATIVE)
+
+
 # --- refusals when the pipeline is called -----------------------------------------------------------------------------
 
 
@@ -489,3 +502,31 @@ def test_pad_where_the_unconditional_text_cannot_be_kept():
     pooled = {"pooled_prompt_embeds": torch.randn(1, 48), "negative_pooled_prompt_embeds": torch.randn(1, 48)}
     refused(pipe, ValueError, "pad cannot lengthen the prompt's 5 tokens to the negative's 28", settings={"pad": True},
             guidance_scale=3.0, prompt=None, prompt_embeds=short, negative_prompt_embeds=short, **pooled)  # fmt: skip
+
+
+def test_ready_made_text_under_the_name_of_the_unconditional_one():
+    refused(pipeline("pixart"), ValueError, r"has the key negative_prompt_embeds; .*write \{'prompt_embeds': ...\}",
+            negative={"negative_prompt_embeds": torch.randn(1, 12, 32)})  # fmt: skip
+
+
+def test_text_without_text_encoders():
+    pipe = pipeline("flux")
+    ready = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), pipe.encode_prompt("a cat", None), strict=False))
+    pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
+    call = {"prompt": None, "negative_prompt": None, **ready}
+    message = r"has no text encoder \(text_encoder, text_encoder_2: None\): give ready-made text"
+    refused(pipe, ValueError, message, **call)
+    with guide(pipe, ready):
+        draw(pipe, **call)
+
+
+def test_a_cancelled_call_ends_quietly():
+    pipe = pipeline("sd3")
+
+    def cancel(pipe, step, timestep, values):
+        pipe._interrupt = True
+        return values
+
+    plain = draw(pipe, callback_on_step_end=cancel)
+    with guide(pipe, NEGATIVE, start=0.5):
+        assert torch.equal(draw(pipe, callback_on_step_end=cancel), plain)

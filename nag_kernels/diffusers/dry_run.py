@@ -204,6 +204,12 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
         call["prompt"] = None
         call |= {k: None for k in known if k.startswith("negative_prompt")}
         for name, value in negative.items():
+            positive = name.removeprefix("negative_")
+            if positive != name and positive in known:
+                raise ValueError(
+                    f"guide: negative_prompt has the key {name}; its texts go under the names that {type(pipe).__name__}'s call "
+                    f"gives the prompt's: write {{'{positive}': ...}}"
+                )
             if name not in known or not name.startswith(_READY_MADE):
                 raise ValueError(f"guide: {type(pipe).__name__} takes no ready-made text named {name}")
             in_list = isinstance(value, list) and all(isinstance(x, Tensor) for x in value)
@@ -221,6 +227,13 @@ def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
             if f"negative_{name}" in known:  # so that nothing needs encoding
                 call[f"negative_{name}"] = call[name]
     else:
+        encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
+        if encoders and all(getattr(pipe, name) is None for name in encoders):
+            raise ValueError(
+                f"guide: negative_prompt is text, and this {type(pipe).__name__} has no text encoder ({', '.join(encoders)}: "
+                "None): give ready-made text, {'prompt_embeds': ...} and what else its call takes for a prompt, which "
+                "encode_prompt gives while the text encoders are there"
+            )
         texts = [negative] * prompts if isinstance(negative, str) else negative
         if len(texts) != prompts:
             raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")

@@ -152,6 +152,12 @@ class _Guidance:
     watch: Any = None  # looks on at every guided layer: `diagnose`
 
     def __init__(self, pipe, negative_prompt, given, rule, bias, window, pad, negative_pooled):
+        if isinstance(pipe, (type, Module)):
+            what = "the class" if isinstance(pipe, type) else "a model,"
+            name = pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
+            raise TypeError(
+                f"guide: pipe must be a diffusers pipeline, got {what} {name}; give the loaded pipeline itself"
+            )
         if not callable(pipe):
             raise TypeError(f"guide: pipe must be a diffusers pipeline, got {type(pipe).__name__}")
         self.unused = (
@@ -230,6 +236,8 @@ class _Guidance:
             result = function(*args, **kwargs)
         finally:
             replaced.put_back(mark)
+        if getattr(pipe, "_interrupt", False):  # cancelled on the way: it ends quietly, as without guidance
+            return result
         if steered.calls == 0:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")

@@ -3,6 +3,7 @@
 """Which steps of a pipeline's run are guided: by fraction of the steps, and by noise level."""
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,6 +90,12 @@ class Steps:
 
 
 def check_window(start: float, end: float, sigma_end: float | None) -> None:
+    for name, value in (("start", start), ("end", end), ("sigma_end", sigma_end)):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number and not (name == "sigma_end" and value is None):
+            raise TypeError(
+                f"guide: {name} must be a number, got {value!r:.60} ({type(value).__name__}); write {name}=0.5, say"
+            )
     if not 0 <= start < end <= 1:
         raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
     if sigma_end is not None and not (math.isfinite(sigma_end) and sigma_end >= 0):

@@ -60,15 +60,15 @@ for wheel in dist/*.whl; do
   (cd "$work/venv" && ./bin/python - "$wheel" "$NAG_BUILD_CUDA" <<'PY'
 import importlib.util, pathlib, sys
 import nag_kernels
-from nag_kernels import backends, gpu, testing
+from nag_kernels import availability, gpu_table, testing
 
 compiled, cuda = "manylinux" in sys.argv[1], sys.argv[2] == "1"
 inputs = testing.make_inputs(length=70, shared=9, masks=True)
 testing.assert_within_baseline(nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0), inputs, 5.0, 2.5, 0.25)
 here = pathlib.Path(nag_kernels.__file__).parent
-assert (backends.refusal("cpu", "cpu") is None) == compiled, nag_kernels.explain()
+assert (availability.refusal("cpu", "cpu") is None) == compiled, nag_kernels.explain()
 assert (here / "_C_cuda.abi3.so").exists() == (compiled and cuda)
-assert gpu.read() and (here / "triton_kernels" / "tiles.csv").exists() and (here / "triton_kernels" / "attention.py").exists()
+assert gpu_table.read() and (here / "triton_kernels" / "tiles.csv").exists() and (here / "triton_kernels" / "attention.py").exists()
 assert importlib.util.find_spec("triton_kernels") is None and importlib.util.find_spec("cuda_build") is None
 print("backends:", *nag_kernels.available_backends(), "| cuda library:", (here / "_C_cuda.abi3.so").exists())
 PY

@@ -13,7 +13,7 @@ import argparse
 
 import torch
 
-from . import bench_attention, bench_model, report
+from benchmarks import bench_attention, bench_model, report
 
 
 def main() -> None:

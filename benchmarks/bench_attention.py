@@ -24,12 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.machine import RESULTS, Rows, describe, peaks, sentence
+from benchmarks.providers import PROVIDERS, SETTINGS, Run, served, verify
+from benchmarks.report import means
+from benchmarks.workloads import CPU, GPU, GROWTH, ONE_TOKEN, Workload
 from nag_kernels import testing
-
-from .machine import RESULTS, Rows, describe, peaks, sentence
-from .providers import PROVIDERS, SETTINGS, Run, served, verify
-from .report import means
-from .workloads import CPU, GPU, GROWTH, ONE_TOKEN, Workload
 
 HAS_PROC = os.path.exists("/proc/self/status")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

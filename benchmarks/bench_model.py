@@ -30,12 +30,11 @@ from torch.nn import Module
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from benchmarks.bench_attention import DTYPES, Clock, measure, spread
+from benchmarks.machine import Rows, describe, sentence
+from benchmarks.published import PublishedCross, PublishedJoint, image_repeated
+from benchmarks.report import ARITHMETIC, OVERHEAD_HEAD, OVERHEADS, overhead_cells
 from nag_kernels import testing
-
-from .bench_attention import DTYPES, Clock, measure, spread
-from .machine import Rows, describe, sentence
-from .published import PublishedCross, PublishedJoint, image_repeated
-from .report import ARITHMETIC, OVERHEAD_HEAD, OVERHEADS, overhead_cells
 
 ATTENTION_SLACK = 0.03  # the largest difference of attention's share of the arithmetic between the two sizes
 SAME = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # largest relative difference of two such steps

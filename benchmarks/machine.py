@@ -16,7 +16,7 @@ import tempfile
 
 import torch
 
-from nag_kernels import backends
+from nag_kernels import availability
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 NOT_MEASURED = (":!benchmarks/results", ":!*.md", ":!docs")
@@ -92,7 +92,7 @@ def peaks(threads: int) -> dict[str, float]:
     found = peak(PEAK_SOURCE, threads)
     if found is None:
         return {}
-    tiles = peak(TILES_SOURCE, threads) if backends.cpu_capability() == "amx" else found
+    tiles = peak(TILES_SOURCE, threads) if availability.cpu_capability() == "amx" else found
     return {"float32": found, "float16": found, "bfloat16": tiles}
 
 
@@ -146,7 +146,7 @@ def describe(device: str, threads: int) -> dict[str, object]:
     on_cpu = torch.device(device).type == "cpu"
     return {
         "device": cpu_name() if on_cpu else torch.cuda.get_device_name(device),
-        "path": backends.cpu_capability() if on_cpu else "", "threads": threads if on_cpu else "",
+        "path": availability.cpu_capability() if on_cpu else "", "threads": threads if on_cpu else "",
         "torch": torch.__version__, "diffusers": version("diffusers"), "git_sha": sha, "dirty": dirty,
         "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nag_kernels import backends, gpu, reference, sdpa, testing
-
-from .workloads import Workload
+from benchmarks.workloads import Workload
+from nag_kernels import availability, gpu, reference, sdpa, testing
 
 SETTINGS = (5.0, 2.5, 0.25)
 Run = Callable[[dict], Tensor]
@@ -125,9 +124,9 @@ def served(device: str) -> tuple[str, str]:
     """The kernels that are there for the operation on `device`, and why they do not take it, "" where they do."""
     kind = torch.device(device).type
     if kind == "cpu":
-        return "cpu", backends.refusal("cpu", kind) or ""
+        return "cpu", availability.refusal("cpu", kind) or ""
     here = gpu.turned_on()
-    return " and ".join(here) or "triton", "" if here else backends.refusal("triton", kind) or ""
+    return " and ".join(here) or "triton", "" if here else availability.refusal("triton", kind) or ""
 
 
 def _ours(device: str) -> Run:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .machine import RESULTS, sentence
+from benchmarks.machine import RESULTS, sentence
 
 REPORT = RESULTS.with_name("RESULTS.md")
 README = RESULTS.parents[1] / "README.md"

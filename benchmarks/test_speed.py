@@ -5,10 +5,9 @@
 import pytest
 import torch
 
+from benchmarks.providers import PROVIDERS, verify
+from benchmarks.workloads import CPU
 from nag_kernels import testing
-
-from .providers import PROVIDERS, verify
-from .workloads import CPU
 
 
 @pytest.mark.parametrize("provider", [name for name, each in PROVIDERS.items() if each.usual and each.guided])

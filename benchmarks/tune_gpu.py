@@ -18,12 +18,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nag_kernels import gpu, testing
-
-from .bench_attention import Clock, measure, rotated, spread
-from .machine import describe
-from .providers import SETTINGS
-from .workloads import GPU, Workload
+from benchmarks.bench_attention import Clock, measure, rotated, spread
+from benchmarks.machine import describe
+from benchmarks.providers import SETTINGS
+from benchmarks.workloads import GPU, Workload
+from nag_kernels import gpu, gpu_table, testing
 
 RESULTS = Path(__file__).parent / "results"
 # Head size classes of the tile table, each with a layer that stands for it.
@@ -65,7 +64,7 @@ def best_tile(found: list[Measured]) -> str:
     return min(complete, key=lambda what: product(complete[what]))
 
 
-def choices(chip: int, found: list[Measured]) -> list[gpu.Choice]:
+def choices(chip: int, found: list[Measured]) -> list[gpu_table.Choice]:
     """A row per workload, those of the narrowest limits first, then rows without limits from the largest workloads."""
     rows = []
     for name in dict.fromkeys(m.workload for m in found):
@@ -73,8 +72,8 @@ def choices(chip: int, found: list[Measured]) -> list[gpu.Choice]:
         ranked = sorted((m for m in found if m.workload == name), key=lambda m: m.milliseconds)
         plans = " > ".join(m.what for m in ranked)
         size = next(x for x in (64, 128, 256) if w.size <= x)
-        rows.append(gpu.Choice(chip, int(w.shared > 0), size, w.length, w.text, plans, ranked[0].source))
-    merged: dict[tuple, gpu.Choice] = {}
+        rows.append(gpu_table.Choice(chip, int(w.shared > 0), size, w.length, w.text, plans, ranked[0].source))
+    merged: dict[tuple, gpu_table.Choice] = {}
     for row in rows:  # of two layers with the same limits the first, which is the smaller model, stays
         merged.setdefault((row.shared, row.size_to, row.length_to, row.text_to), row)
     rows = sorted(merged.values(), key=lambda row: (row.shared, row.size_to, row.length_to, row.text_to))
@@ -167,18 +166,18 @@ def tune_choices(chip: int, file: File, seconds: float, deadline: float) -> None
         if time.monotonic() > deadline:
             break
         inputs = make(workload, torch.bfloat16)
-        call = gpu.Call(
+        call = gpu_table.Call(
             chip, workload.length, workload.heads, workload.size, workload.text, workload.text, workload.shared
         )
         runs = {
             plan: lambda x, p=plan: gpu.run_plan(p, **testing.with_settings(x, SETTINGS))
-            for plan in gpu.PLANS
-            if plan.split()[0] in gpu.turned_on() and gpu.refusal(plan, call) is None
+            for plan in gpu_table.PLANS
+            if plan.split()[0] in gpu.turned_on() and gpu_table.refusal(plan, call) is None
         }
         found += [file.add(workload.name, plan, times) for plan, times in timed(runs, inputs, seconds).items()]
     if found:
-        kept = [row for row in gpu.read() if row.chip != chip]
-        gpu.write(sorted([*kept, *choices(chip, found)], key=lambda row: row.chip))
+        kept = [row for row in gpu_table.read() if row.chip != chip]
+        gpu_table.write(sorted([*kept, *choices(chip, found)], key=lambda row: row.chip))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -200,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
             tune_tiles(chip, file, options.seconds, deadline)
         if options.what != "tiles":
             tune_choices(chip, file, options.seconds, deadline)
-    print(f"{file.rows} measurements in {file.path}; tables: {gpu.TABLE}")
+    print(f"{file.rows} measurements in {file.path}; tables: {gpu_table.TABLE}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Negative prompts inside attention: NAG, NASA and VSF as one fused operation, for diffusion models."""
 
-from .backends import available_backends, explain
-from .functional import fused_guided_attention, guidance
-from .gpu import warmup
+from .availability import available_backends
+from .backends import explain
+from .functional import fused_guided_attention, guidance, warmup
 
 __version__ = "0.1.0"
 __all__ = ["available_backends", "explain", "fused_guided_attention", "guidance", "warmup"]

@@ -20,8 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from . import backends
+from . import availability
 from .diffusers import guide
+from .shapes.loading import load_model, shapes_judge
 
 CASES = [("a large circle", "red"), ("a blue square", "on white"), ("a circle left of a square", "red")]
 METHODS = ("no negative", "CFG", "NASA", "NAG")
@@ -39,22 +40,6 @@ class Cell:
     clean: list[bool] = field(default_factory=list)  # matches the prompt and is clean
     milliseconds: float = 0.0  # per step, median
     backend: str = "none"
-
-
-def load_model(name: str, device: str, dtype: torch.dtype | None = None) -> Any:
-    """The pipeline `name`: "shapes" (always in float32), or whatever diffusers can load; dtype None: float32 on a CPU, else
-    bfloat16."""
-    if name == "shapes":
-        from .shapes.pipeline import load
-
-        pipe = load(device=device)
-    else:
-        from diffusers import DiffusionPipeline
-
-        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(
@@ -81,11 +66,11 @@ def run_case(
     """Every method on one prompt: pictures, what they show, time, and the backend that ran."""
     cells = {}
     for method in METHODS:
-        cell, before = Cell(), backends.counts()
+        cell, before = Cell(), availability.counts()
         for start in range(0, options.samples, options.batch):
             seeds = range(options.seed + start, options.seed + min(start + options.batch, options.samples))
             cell.pictures += draw(pipe, prompt, negative, method, seeds, options)
-        ran = [name for name, count in backends.counts().items() if count > before.get(name, 0)]
+        ran = [name for name, count in availability.counts().items() if count > before.get(name, 0)]
         if (method in ("NASA", "NAG")) != bool(ran):
             raise RuntimeError(f"demo: {method} on {prompt!r} ran {ran or 'no'} backend of guided attention")
         cell.backend = ", ".join(ran) or "not guided"
@@ -111,22 +96,6 @@ def time_methods(pipe: Any, prompt: str, negative: str, options: argparse.Namesp
             if turn:
                 spent[method].append((time.perf_counter() - began) * 1000 / options.steps)
     return {method: statistics.median(each) for method, each in spent.items()}
-
-
-def shapes_judge() -> Callable:
-    """Reads shapes' pictures: (picture shows the negative, picture cleanly matches the prompt) for each of them."""
-    import numpy as np
-
-    from .shapes.classifier import load_classifier, matches, read, shows
-
-    model = load_classifier()
-
-    def judge(pictures: list[Image.Image], prompt: str, negative: str) -> tuple[list[bool], list[bool]]:
-        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 1) / 127.5 - 1
-        reading = read(model, pixels)
-        return shows(reading, negative).tolist(), (matches(reading, prompt) & reading.clean).tolist()
-
-    return judge
 
 
 def percent(flags: list[bool]) -> str:

@@ -12,91 +12,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from .diffusers.diagnose import BINS, FIRST_OCTAVE, PER_OCTAVE, Findings, diagnose
+from .diffusers.diagnose import Findings, bin_middles, diagnose, new_figure, ratio_axis
 
 SMALL = 4  # alpha, and what tau is above 1, are divided by this to show what each of them does
 COLOURS = ("#1f5fa8", "#e08214", "#2b8a3e", "#8e44ad")
 
 
-def _middles() -> np.ndarray:
-    """The middle of each bin of R."""
-    return 2.0 ** (FIRST_OCTAVE + (np.arange(BINS) - 0.5) / PER_OCTAVE)
-
-
-def _figure(wide: float, high: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "nag_kernels.diagnose needs matplotlib for its pictures: pip install 'nag-kernels[evaluate]'"
-        ) from error
-    return Figure(figsize=(wide, high), dpi=90, layout="constrained")
-
-
-def _ratios(axes: Any, cells: list[Any], least: float = 0.0) -> None:
-    """The axis of R, on which all but a thousandth of the tokens are seen, and `least` at the least."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    low, high = min(x.quantile(0.001) for x in cells), max(x.quantile(0.999) for x in cells)
-    axes.set(xscale="log", xlim=(min(low, least or low) / 1.1, max(high, least) * 1.1), xlabel="R = |G| / |Z+|")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def plot(found: Findings, path: str | Path) -> None:
-    """A picture [png] of one run: clipped share and movement by layer and step, and the distribution of R at each step."""
-    layers, steps = found.layers, found.steps
-    figure = _figure(15, max(3.2, 1.6 + 0.24 * len(layers)))
-    maps, shares = figure.subplots(1, 3, width_ratios=(1, 1, 1.25)), {}
-    for name in ("clipped", "moved"):
-        shares[name] = np.array([[100 * getattr(found.cell(x, step), name) for step in steps] for x in layers])
-    titles = (f"tokens clipped (R > {found.nag_tau:g}), %", "moved, |out - Z+| / |Z+|, %")
-    for axes, values, title in zip(maps, shares.values(), titles, strict=False):
-        image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0)
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        axes.set_xticks(range(len(steps)), steps)
-        if values.size <= 200:
-            for (row, column), value in np.ndenumerate(values):
-                light = value < 0.6 * max(values.max(), 1e-9)
-                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if light else "black")
-        figure.colorbar(image, ax=axes)
-    shown = range(len(layers)) if len(layers) <= 40 else range(0, len(layers), len(layers) // 20)
-    maps[0].set_yticks(shown, [layers[i].replace("transformer_blocks", "blocks") for i in shown], fontsize=7)
-    maps[1].set_yticks([])
-    cells = [found.cell(step=step) for step in steps]
-    for i, (step, cell) in enumerate(zip(steps, cells, strict=True)):
-        if len(steps) > 8 and i not in np.linspace(0, len(steps) - 1, 8).astype(int):
-            continue
-        share = 100 * cell.counts.double().numpy() / max(cell.tokens, 1)
-        shade = str(0.75 * (1 - i / max(1, len(steps) - 1)))
-        maps[2].plot(_middles(), share, color=shade, label=f"step {step}")
-    if found.nag_tau < 2.0 ** (FIRST_OCTAVE + BINS / PER_OCTAVE):
-        maps[2].axvline(found.nag_tau, color="#c01818", label="tau")
-    _ratios(maps[2], cells, min(found.nag_tau, 100.0))
-    maps[2].set_ylabel("% of tokens")
-    maps[2].set_title(f"norm ratio at scale {found.nag_scale:g}")
-    maps[2].legend(fontsize=8)
-    figure.savefig(path)
-
-
 def plot_comparison(runs: dict[str, tuple[Findings, list[Any]]], plain: list[Any], path: str | Path) -> None:
     """A picture [png] of several runs: how far tokens are moved depending on R, and what was drawn from the same noise."""
     shown, rows = min(6, len(plain)), 1 + len(runs)
-    figure = _figure(14, 1.35 * rows)
+    figure = new_figure(14, 1.35 * rows)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
     axes = left.subplots()
     for (name, (found, _)), colour in zip(runs.items(), COLOURS, strict=False):
         cell = found.cell()
         counts, moved = cell.counts.double().numpy(), cell.moved_by_ratio.numpy()
         enough = counts > max(8, 1e-4 * cell.tokens)
-        axes.plot(_middles()[enough], 100 * moved[enough] / counts[enough], color=colour, label=name)
-    _ratios(axes, [found.cell() for found, _ in runs.values()])
+        axes.plot(bin_middles()[enough], 100 * moved[enough] / counts[enough], color=colour, label=name)
+    ratio_axis(axes, [found.cell() for found, _ in runs.values()])
     axes.set_ylabel("moved, |out - Z+| / |Z+|, %")
     axes.set_title("how far a token is moved")
     axes.legend(fontsize=8)
@@ -147,7 +83,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from .demo import load_model
+    from .shapes.loading import load_model
 
     options = parse(arguments)
     pipe = load_model(options.model, options.device)

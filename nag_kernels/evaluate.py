@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from .demo import load_model
 from .diffusers import guide
 from .diffusers.families import family_of, find_denoisers
 from .scores import Drawn, Judges, Score
+from .shapes.loading import load_model
 
 UNIVERSAL = "Low resolution, blurry"  # the negative prompt of NAG's tables
 RULES = {"nag": ("nag_scale", "nag_tau", "nag_alpha"), "nasa": ("nag_scale",),
@@ -181,7 +181,7 @@ def reference_folder(options: argparse.Namespace, items: list[Item]) -> Path | N
 
 def shapes_judge(drawn: list[Drawn]) -> Any:
     """Reads shapes' pictures, each beside its own prompt and negative."""
-    from .demo import shapes_judge as judge_of
+    from .shapes.loading import shapes_judge as judge_of
 
     judge = judge_of()
 

@@ -8,20 +8,21 @@ import sys
 import torch
 from torch import Tensor
 
-from . import _ops, backends, gpu
+from . import _ops, availability, backends, checks, gpu
+from .gpu import call_of, explain
 
 
 def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
     """All three as numbers, or, where any is a tensor, all three as tensors (by a fill, never by a transfer)."""
     if not any(isinstance(x, Tensor) for x in values):
         return values
-    _ops.check_scalars(f"nag::{op}", *(None if isinstance(x, Tensor) else x for x in values))
+    checks.check_scalars(f"nag::{op}", *(None if isinstance(x, Tensor) else x for x in values))
     device = getattr(like, "device", None)
     return tuple(x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device) for x in values)
 
 
 def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
-    forced = backend or backends.FORCED
+    forced = backend or availability.FORCED
     if forced is not None:
         chosen = backends.choose(op, _ops.device_type(arguments), forced)
         if chosen in _ops.PLAIN:
@@ -44,7 +45,7 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
     except RuntimeError as error:  # all that a kernel can raise, and torch for an argument that is no tensor
         if _ops.BEHIND_FAILED in str(error):
             raise _ops.error_behind() from None
-        _ops.CHECKS[op](*_ops.autocasted(op, arguments))  # the same words as a ValueError or TypeError
+        checks.CHECKS[op](*_ops.autocasted(op, arguments))  # the same words as a ValueError or TypeError
         raise
 
 
@@ -129,3 +130,38 @@ def guidance(
     scale, tau, alpha = _settings("guidance", positive, nag_scale, nag_tau, nag_alpha)
     arguments = (positive, negative, scale, tau, alpha, rule)
     return _call("guidance", backend, torch.ops.nag.guidance, arguments, isinstance(scale, Tensor))
+
+
+def warmup(*layers: dict, device: str | torch.device = "cuda", dtype: torch.dtype = torch.bfloat16) -> list[str]:
+    """Compile and load ahead of the first call what layers of these shapes need; nothing is tuned.
+
+    Args:
+        layers: each a dict of length, heads, size, positive, negative and, where they apply, batch, kv_heads, shared,
+            masks (True: every key set comes with one) and rule. Settings are tensors, as the processors pass them.
+    Returns: for each layer a line that says which plan serves it.
+    """
+    said = []
+    for layer in layers:
+        layer = {"batch": 1, "kv_heads": layer["heads"], "shared": 0, "masks": False, "rule": "nag"} | layer
+        batch, heads, size = layer["batch"], layer["heads"], layer["size"]
+        query = torch.zeros(batch, layer["length"], heads, size, dtype=dtype, device=device)
+        inputs: dict = {"query": query}
+        for part in ("positive", "negative", "shared"):
+            if part != "shared" or layer["shared"]:
+                key = query.new_zeros(batch, layer[part], layer["kv_heads"], size)
+                inputs |= {f"key_{part}": key, f"value_{part}": key.clone()}
+                if layer["masks"]:
+                    inputs[f"mask_{part}"] = torch.ones(batch, layer[part], dtype=torch.bool, device=device)
+        settings = [torch.full((), x, device=device) for x in (2.0, 2.5, 0.25)]
+        fused_guided_attention(
+            **inputs, nag_scale=settings[0], nag_tau=settings[1], nag_alpha=settings[2], rule=layer["rule"]
+        )
+        call = call_of(query, inputs["key_positive"], inputs["key_negative"], inputs.get("key_shared"),
+                       inputs.get("mask_shared"), layer["rule"])  # fmt: skip
+        served = explain(call).splitlines()[0] if query.is_cuda else f"{device}: no GPU kernel"
+        said.append(
+            f"{layer['length']} x {heads} x {size}, texts {layer['positive']} and {layer['negative']}: {served}"
+        )
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return said

@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from . import __version__, backends
+from . import __version__, availability, backends
 
 OPTIONAL = {
     "diffusers": "it would serve the processors and the entry point (pip install 'nag-kernels[diffusers]')",
@@ -29,9 +29,9 @@ def _installed(name: str) -> str:
 
 def report() -> str:
     """The whole report as text; every line says what is here, or what is not and why."""
-    capability = backends.cpu_capability()
-    cpu = f"loaded, runs its {capability} path" if capability else f"not here: {backends.refusal('cpu', 'cpu')}"
-    triton, cuda_kernels = (backends.refusal(name, "cuda") for name in ("triton", "cuda"))
+    capability = availability.cpu_capability()
+    cpu = f"loaded, runs its {capability} path" if capability else f"not here: {availability.refusal('cpu', 'cpu')}"
+    triton, cuda_kernels = (availability.refusal(name, "cuda") for name in ("triton", "cuda"))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device seen by this torch"
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     lines = [
@@ -44,10 +44,10 @@ def report() -> str:
         f"cpu kernels     {cpu}",
         f"triton kernels  {'turned on by NAG_BACKEND' if triton is None else f'off: {triton}'}",
         f"cuda kernels    {'turned on by NAG_BACKEND' if cuda_kernels is None else f'off: {cuda_kernels}'}",
-        f"NAG_BACKEND     {backends.ASKED or 'not set'}",
+        f"NAG_BACKEND     {availability.ASKED or 'not set'}",
         "",
     ]
-    for op in backends.OPERATIONS:
+    for op in availability.OPERATIONS:
         lines += [backends.explain(op, device) for device in devices]
     lines += [
         "",

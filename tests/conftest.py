@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from nag_kernels import backends
+from nag_kernels import availability
 
 # Without a GPU Triton's kernels are interpreted, which must be settled before the first import of triton.
 if not torch.cuda.is_available():
@@ -25,7 +25,7 @@ def _seed():
 def backend(request) -> str:
     """Every backend for tensors on the CPU in turn; one that is not here is skipped by name, or fails if
     NAG_REQUIRE_BACKENDS names it."""
-    reason = backends.refusal(request.param, "cpu")
+    reason = availability.refusal(request.param, "cpu")
     if reason is not None:
         (pytest.fail if request.param in REQUIRED else pytest.skip)(f"{request.param} is not here: {reason}")
     return request.param
@@ -43,7 +43,7 @@ def pytest_testnodedown(node, error):
 
 def pytest_sessionfinish(session, exitstatus):
     calls = session.config.calls
-    for name, n in backends.counts().items():
+    for name, n in availability.counts().items():
         calls[name] = calls.get(name, 0) + n
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["calls"] = calls
@@ -56,7 +56,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_terminal_summary(terminalreporter):
     counts = ", ".join(f"{name}={n}" for name, n in terminalreporter.config.calls.items())
-    path = backends.cpu_capability() or "not built"
+    path = availability.cpu_capability() or "not built"
     skips = {report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])}
     gpu = [] if torch.cuda.is_available() else ["any GPU"]
     absent = "; ".join([*gpu, *sorted(skips - {"any GPU"})]) or "nothing"

@@ -14,13 +14,13 @@ os.environ["NAG_BACKEND"] = "gpu"  # so that the GPU kernels are registered; ten
 import torch
 
 import nag_kernels
-from nag_kernels import backends, info, testing
+from nag_kernels import availability, info, testing
 
 text = info.report()
 print(text, file=sys.stderr)
 
 for backend, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), ("sdpa", torch.float32)):
-    if backends.refusal(backend, "cpu") is None:
+    if availability.refusal(backend, "cpu") is None:
         for settings in ({"length": 70, "shared": 9, "masks": True}, {"length": 33}):
             inputs = testing.make_inputs(dtype=dtype, **settings)
             out = nag_kernels.fused_guided_attention(**inputs, nag_scale=5.0, backend=backend)
@@ -28,7 +28,7 @@ for backend, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), ("sdpa",
 out = nag_kernels.guidance(*torch.randn(2, 3, 64), nag_scale=5.0)
 assert out.isfinite().all()
 
-cuda = backends.refusal("cuda", "cuda")
+cuda = availability.refusal("cuda", "cuda")
 if torch.version.cuda and cuda is None:
     for operation in ("nag::fused_guided_attention", "nag_cuda::fused_guided_attention", "nag_cuda::guidance"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(operation, "CUDA"), operation
@@ -69,7 +69,7 @@ print(
             "CUDA of torch": torch.version.cuda or "none",
             "Python": platform.python_version(),
             **{name: version(name) for name in ("triton", "diffusers", "transformers")},
-            "cpu": state(backends.refusal("cpu", "cpu")),
+            "cpu": state(availability.refusal("cpu", "cpu")),
             "cuda": state(cuda),
         }
     )

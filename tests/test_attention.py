@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nag_kernels import backends, fused_guided_attention, testing
+from nag_kernels import availability, fused_guided_attention, testing
 
 SETTINGS = (5.0, 2.5, 0.25)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
@@ -35,10 +35,10 @@ CASES = {
 
 def run(inputs, *settings, backend, rule="nag"):
     """The call on a named backend, which is seen to have run."""
-    before = backends.counts()[backend]
+    before = availability.counts()[backend]
     out = fused_guided_attention(**inputs, **dict(zip(("nag_scale", "nag_tau", "nag_alpha"), settings, strict=True)),
                                  rule=rule, backend=backend)  # fmt: skip
-    assert backends.counts()[backend] == before + 1
+    assert availability.counts()[backend] == before + 1
     return out
 
 
@@ -162,7 +162,7 @@ def test_vsf_per_sample(backend):
 
 @pytest.mark.parametrize("rule", ["nag", "vsf"])
 def test_alone_or_in_a_batch_the_same_bits(rule):
-    if backends.refusal("cpu", "cpu"):
+    if availability.refusal("cpu", "cpu"):
         pytest.skip("cpu is not here")
     inputs = testing.make_inputs(batch=3, length=70, shared=50, masks=True, dtype=torch.bfloat16)
     whole = run(inputs, *OWN[rule], backend="cpu", rule=rule)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import nag_kernels
-from nag_kernels import backends, info, testing
+from nag_kernels import availability, backends, info, testing
 
-CPU = backends.refusal("cpu", "cpu") is None
+CPU = availability.refusal("cpu", "cpu") is None
 
 
 def python(code: str, **environment: str) -> str:
@@ -26,16 +26,16 @@ def python(code: str, **environment: str) -> str:
 
 HIDE_THE_EXTENSION = "import sys; sys.modules['nag_kernels._C'] = None; "
 CALL = (
-    "import torch, nag_kernels; from nag_kernels import backends, testing; "
-    "nag_kernels.fused_guided_attention(**testing.make_inputs(length=3), nag_scale=5.0); print(backends.counts())"
+    "import torch, nag_kernels; from nag_kernels import availability, testing; "
+    "nag_kernels.fused_guided_attention(**testing.make_inputs(length=3), nag_scale=5.0); print(availability.counts())"
 )
 
 
 def test_the_call_is_served_by_the_first_backend_that_can():
     first = nag_kernels.available_backends()[0]
-    before = backends.counts()[first]
+    before = availability.counts()[first]
     nag_kernels.fused_guided_attention(**testing.make_inputs(length=3), nag_scale=5.0)
-    assert backends.counts()[first] == before + 1
+    assert availability.counts()[first] == before + 1
     assert backends.choose("guidance", "cpu") == first
     assert backends.choose("guidance", "mps") == "reference"
     assert backends.choose("fused_guided_attention", "mps") == "sdpa"
@@ -54,9 +54,9 @@ def test_a_backend_that_cannot_run_says_why():
 
 
 def test_explain_names_every_backend_once():
-    for op in backends.OPERATIONS:
+    for op in availability.OPERATIONS:
         lines = nag_kernels.explain(op).splitlines()
-        assert [line.split()[0] for line in lines] == list(backends.BACKENDS)
+        assert [line.split()[0] for line in lines] == list(availability.BACKENDS)
         assert sum(" serves " in line for line in lines) == 1
     assert "cpu does not serve nag::guidance on cuda" in nag_kernels.explain("guidance", "cuda")
     with pytest.raises(ValueError, match="op must be one of"):
@@ -99,7 +99,7 @@ def test_a_broken_extension_is_told_from_a_missing_one():
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'nag_kernels._C': raise ImportError('undefined symbol: x')\n"
         "sys.meta_path.insert(0, Broken())\n"
-        "from nag_kernels import backends; print(backends.refusal('cpu', 'cpu'))\n"
+        "from nag_kernels import availability; print(availability.refusal('cpu', 'cpu'))\n"
     )
     assert "its library did not load: undefined symbol: x" in python(code)
 

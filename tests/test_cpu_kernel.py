@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from nag_kernels import backends, testing
+from nag_kernels import availability, backends, testing
 
 ROOT = pathlib.Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -29,7 +29,7 @@ LIBRARY = pathlib.Path(backends.__file__).parent / "_C.abi3.so"
 SETTINGS = (5.0, 2.5, 0.25)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-pytestmark = pytest.mark.skipif(backends.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
+pytestmark = pytest.mark.skipif(availability.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
 
 
 def attend(inputs, *settings, rule="nag"):
@@ -64,10 +64,10 @@ PATHS = ["default", "avx2", "avx512", "avx512_bf16", "amx"]
 CAPABILITY = "from nag_kernels import _C; print(_C.capability())"
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != backends.cpu_capability()])
+@pytest.mark.parametrize("path", [path for path in PATHS if path != availability.cpu_capability()])
 def test_other_paths(path):
     """The accuracy tests again on each path that this machine can run and does not choose by itself."""
-    own = backends.cpu_capability()
+    own = availability.cpu_capability()
     if own not in PATHS:
         pytest.skip(f"{own} is the only path here")
     if bounded(path, CAPABILITY).split()[-1] != path:
@@ -79,7 +79,7 @@ def test_other_paths(path):
 
 @pytest.mark.parametrize("bound", ["default", "avx2", "no such path"])
 def test_capability_is_an_upper_bound(bound):
-    own = backends.cpu_capability()
+    own = availability.cpu_capability()
     expected = min(own, bound, key=PATHS.index) if own in PATHS and bound in PATHS else own
     assert bounded(bound, CAPABILITY).split()[-1] == expected
 
@@ -344,9 +344,9 @@ def test_no_full_length_intermediates():
     """Beyond its output: packed keys and values and a tile per thread, not Z+, Z- (25 MB each here) or logits."""
     out = 12288 * 8 * 64 * 4
     packed = 4 * 77 * 8 * 64 * 4
-    found = int(bounded(backends.cpu_capability(), PEAK, "cpu"))
+    found = int(bounded(availability.cpu_capability(), PEAK, "cpu"))
     assert found < out + packed + 2 * 2**20 + 2**20  # one thread's tile, and a margin for the allocator
-    assert int(bounded(backends.cpu_capability(), PEAK, "eager")) > 3 * out
+    assert int(bounded(availability.cpu_capability(), PEAK, "eager")) > 3 * out
 
 
 RESIDENT = """
@@ -367,7 +367,7 @@ for keys in (7, 7000, 40000):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="resident memory is read from /proc")
 def test_large_memory_is_given_back():
     """57 MB of packed keys and values stay for the next call, 328 MB do not."""
-    nothing, some, much = map(int, bounded(backends.cpu_capability(), RESIDENT).split())
+    nothing, some, much = map(int, bounded(availability.cpu_capability(), RESIDENT).split())
     assert some > nothing + 50 * 2**20
     assert much < some + 32 * 2**20
 
@@ -386,7 +386,7 @@ def test_calls_at_once_have_memory_of_their_own():
 # --- machine code -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("objdump") is None or backends.cpu_capability() == "neon", reason="no x86 objdump")
+@pytest.mark.skipif(shutil.which("objdump") is None or availability.cpu_capability() == "neon", reason="no x86 objdump")
 def test_wide_instructions_stay_in_their_paths():
     """Code that any machine may run, inline functions of headers included, has no register of AVX or AVX-512."""
     text = subprocess.run(["objdump", "-dC", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True).stdout
@@ -401,7 +401,7 @@ def test_wide_instructions_stay_in_their_paths():
     assert not set(wide) - set(inside)
 
 
-@pytest.mark.skipif(backends.cpu_capability() != "amx", reason="cpu path amx: not this machine's")
+@pytest.mark.skipif(availability.cpu_capability() != "amx", reason="cpu path amx: not this machine's")
 def test_tiles_leave_the_thread_as_it_was(tmp_path):
     """The tile set-up and the rounding mode of the calling thread after a call: what they were before it."""
     source = tmp_path / "state.cpp"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_cuda_kernels import OWN, SETTINGS, make_inputs, run
 
-from nag_kernels import gpu, testing
+from nag_kernels import gpu_table, testing
 
 rules = pytest.mark.parametrize("rule", OWN)
 sizes = pytest.mark.parametrize("size", [64, 96, 128])
@@ -90,7 +90,7 @@ def test_the_plan(native):
     """Every number of heads that Python lets through has a place on an H100, and no other; no places are wasted for nothing."""
     for size, heads in itertools.product((64, 128), range(1, 65)):
         blocks, each, slots, shared = native.cluster_plan(heads, size)
-        assert (blocks > 0) == (heads <= gpu.CLUSTER_MAX_HEADS[size])
+        assert (blocks > 0) == (heads <= gpu_table.CLUSTER_MAX_HEADS[size])
         if blocks:
             assert blocks <= 8
             assert blocks * (each - 1) < heads <= blocks * each
@@ -99,7 +99,7 @@ def test_the_plan(native):
     assert native.cluster_plan(24, 128)[:2] == (8, 3)  # Flux
     assert native.cluster_plan(38, 64)[:2] == (8, 5)  # SD3.5 Large
     assert native.cluster_plan(12, 128)[:2] == (6, 2)  # Wan 1.3B
-    assert max(gpu.CLUSTER_MAX_HEADS) == native.CLUSTER_MAX_SIZE
+    assert max(gpu_table.CLUSTER_MAX_HEADS) == native.CLUSTER_MAX_SIZE
 
 
 def test_matrix_descriptors_are_those_of_another_compiler(native):

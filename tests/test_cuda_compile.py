@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nag_kernels import gpu
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import cuda_build  # noqa: E402
+from nag_kernels import gpu_table  # noqa: E402
 
 TARGETS = "8.0 9.0"
 TORCH = Path(torch.__file__).parent
@@ -223,8 +222,8 @@ def test_it_defines_its_operations_when_imported(tmp_path):
     ran = subprocess.run([sys.executable, "-c", code, library(), stub], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     limits, operations, kernel = ran.stdout.splitlines()
-    found = {"text_size": gpu.TEXT_MAX_SIZE, "text_length": gpu.TEXT_MAX_LENGTH, "branch_size": gpu.BRANCH_MAX_SIZE,
-             "cluster_size": max(gpu.CLUSTER_MAX_HEADS)}  # fmt: skip
+    found = {"text_size": gpu_table.TEXT_MAX_SIZE, "text_length": gpu_table.TEXT_MAX_LENGTH,
+             "branch_size": gpu_table.BRANCH_MAX_SIZE, "cluster_size": max(gpu_table.CLUSTER_MAX_HEADS)}  # fmt: skip
     assert limits == f"{found} {dict.fromkeys(('guidance', 'text', 'branches', 'cluster'), 0)}"
     assert operations == "['default', 'tensor'] ['default', 'tensor']"
     assert kernel == "True"

@@ -11,7 +11,7 @@ import emulated
 import pytest
 import torch
 
-from nag_kernels import backends, gpu, reference, testing
+from nag_kernels import availability, gpu, gpu_table, reference, testing
 
 SETTINGS = (5.0, 2.5, 0.25)
 OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
@@ -27,7 +27,7 @@ def an_h100(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def operations():
-    if backends.refusal("cuda", "cuda") is None:
+    if availability.refusal("cuda", "cuda") is None:
         pytest.skip("a process without the real CUDA kernels, whose operations have the same names")
     torch.ops.load_library(emulated.host_library())
     return torch.ops.nag_cuda
@@ -192,9 +192,9 @@ def test_what_the_chooser_lets_through_is_taken_here(operations):
         (8, 20, 128, 160, 168, 256, 264), (4, 512, 513), (0, 3), (torch.float16, torch.bfloat16, torch.float32)
     ):
         inputs = make_inputs(length=1, heads=1, size=size, positive=text, negative=1, shared=shared, dtype=dtype)
-        call = gpu.Call(90, 1, 1, size, text, 1, shared, dtype=dtype)
+        call = gpu_table.Call(90, 1, 1, size, text, 1, shared, dtype=dtype)
         for plan in PLANS:
-            if gpu.refusal(plan, call) is None:
+            if gpu_table.refusal(plan, call) is None:
                 assert run(plan, inputs).isfinite().all()
             else:
                 with pytest.raises(RuntimeError):

@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from nag_kernels import demo
+from nag_kernels.shapes import loading
 from nag_kernels.shapes.classifier import load_classifier, matches, read, shows
 from nag_kernels.shapes.evaluate import sample
 from nag_kernels.shapes.pipeline import WEIGHTS, load
@@ -25,7 +26,7 @@ def wide_terminal(monkeypatch):
 def default_cells() -> list[tuple[str, str, dict[str, demo.Cell]]]:
     """Every default prompt drawn by every method, once for all tests."""
     options = demo.parse(["--device", "cpu"])
-    pipe, judge = demo.load_model("shapes", "cpu"), demo.shapes_judge()
+    pipe, judge = loading.load_model("shapes", "cpu"), loading.shapes_judge()
     return [(*case, demo.run_case(pipe, *case, options, judge)) for case in options.cases]
 
 
@@ -86,14 +87,14 @@ def test_guidance_that_does_nothing_raises():
         ["--prompt", "a circle", "--negative", "red", "--samples", "2", "--scale", "1", "--device", "cpu"]
     )
     with pytest.raises(RuntimeError, match="left every picture"):
-        demo.run_case(demo.load_model("shapes", "cpu"), "a circle", "red", options, None)
+        demo.run_case(loading.load_model("shapes", "cpu"), "a circle", "red", options, None)
 
 
 def test_a_method_without_its_backend_raises(monkeypatch):
     options = demo.parse(["--prompt", "a circle", "--negative", "red", "--samples", "2", "--device", "cpu"])
     monkeypatch.setattr(demo, "guide", lambda pipe, *args, **settings: demo.contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="ran no backend"):
-        demo.run_case(demo.load_model("shapes", "cpu"), "a circle", "red", options, None)
+        demo.run_case(loading.load_model("shapes", "cpu"), "a circle", "red", options, None)
 
 
 def test_any_other_pipeline_is_shown_and_timed_but_not_read(tmp_path, capsys, monkeypatch):

@@ -20,8 +20,9 @@ from tiny_models import TEXT, denoiser, draw, one_thread, pipeline, texts  # noq
 
 from nag_kernels import diagnose as command
 from nag_kernels.diffusers import diagnose, guide
+from nag_kernels.diffusers.denoiser_calls import inner_denoiser
 from nag_kernels.diffusers.diagnose import BINS, FIRST_OCTAVE, PER_OCTAVE, Findings
-from nag_kernels.diffusers.families import checked_sites, inner_denoiser
+from nag_kernels.diffusers.families import checked_sites
 
 guided_processor = sys.modules["nag_kernels.diffusers.guided_processor"]
 NEGATIVE = "a large blue dog on grass"

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import nag_kernels
-from nag_kernels import backends, reference
+from nag_kernels import availability, reference
 from nag_kernels.diffusers import guide
 from nag_kernels.evidence.ablation import FORMULAS, formula, heads_of
 from nag_kernels.evidence.cells import NAG, PAIRS, PARTS
@@ -53,7 +53,7 @@ def test_ablated_formulas_are_those_written_by_hand_and_leave_nothing_behind(nam
     query, key, other = (torch.randn(2, 5, 3, 8, generator=generator) for _ in range(3))
     value, other_value = torch.randn(2, 5, 3, 8, generator=generator), 2 * torch.randn(2, 5, 3, 8, generator=generator)
     settings = {"nag_scale": 4.0, "nag_tau": 1.6, "nag_alpha": 0.4}
-    before = reference.row_factors, backends.FORCED
+    before = reference.row_factors, availability.FORCED
     arguments = query, key, value, other, other_value
     plain = nag_kernels.fused_guided_attention(*arguments, **settings)
     with formula(name, heads=3):
@@ -62,7 +62,7 @@ def test_ablated_formulas_are_those_written_by_hand_and_leave_nothing_behind(nam
     negative = nag_kernels.fused_guided_attention(query, other, other_value, other, other_value, nag_scale=1.0)
     expected = by_hand(positive.double(), negative.double(), 4.0, 1.6, 0.4, name)
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
-    assert (reference.row_factors, backends.FORCED) == before
+    assert (reference.row_factors, availability.FORCED) == before
     again = nag_kernels.fused_guided_attention(*arguments, **settings)
     assert torch.equal(again, plain)
     if name != "full":
@@ -70,11 +70,11 @@ def test_ablated_formulas_are_those_written_by_hand_and_leave_nothing_behind(nam
 
 
 def test_formulas_are_put_back_after_an_error_and_unknown_ones_refused():
-    before = reference.row_factors, backends.FORCED
+    before = reference.row_factors, availability.FORCED
     with pytest.raises(RuntimeError, match="stop"), formula("L2 norm"):
         assert reference.row_factors is not before[0]
         raise RuntimeError("stop")
-    assert (reference.row_factors, backends.FORCED) == before
+    assert (reference.row_factors, availability.FORCED) == before
     with pytest.raises(ValueError, match="formula must be one of full"), formula("L3 norm"):
         pass
     with pytest.raises(ValueError, match="rule must be 'nag'"), formula("no clip"):

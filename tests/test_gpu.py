@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import nag_kernels
-from nag_kernels import backends, gpu, reference, testing
+from nag_kernels import availability, gpu, gpu_table, reference, testing
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="any GPU"),
@@ -37,10 +37,10 @@ def on_device(*values):
 @pytest.mark.parametrize("rule", ["nag", "nasa", "vsf"])
 def test_short(rule, shape):
     inputs = make_inputs(length=70, heads=2, size=40, **shape)
-    before = sum(backends.counts()[name] for name in ("cuda", "triton"))
+    before = sum(availability.counts()[name] for name in ("cuda", "triton"))
     testing.assert_within_baseline(attend(inputs, rule=rule), inputs, *SETTINGS, rule=rule)
     nag_kernels.guidance(*torch.randn(2, 3, 5, 100, device="cuda").unbind(0), *SETTINGS)
-    assert sum(backends.counts()[name] for name in ("cuda", "triton")) == before + 2
+    assert sum(availability.counts()[name] for name in ("cuda", "triton")) == before + 2
 
 
 def test_a_plan_in_cpp_meets_python_once():
@@ -80,14 +80,14 @@ def plan_of(inputs):
 def run_plan(plan, inputs, *settings, rule="nag"):
     """By one plan, or a skip where it refuses the call or its kernels are off."""
     call = call_of(inputs, rule)
-    why = gpu.refusal(plan, call)
+    why = gpu_table.refusal(plan, call)
     if plan.split()[0] not in gpu.turned_on() or why is not None:
         pytest.skip(f"{plan}: {why or 'off'}")
     with torch.cuda.device(inputs["query"].device):
         return gpu.run_plan(plan, **testing.with_settings(inputs, settings or SETTINGS), rule=rule)
 
 
-plans = pytest.mark.parametrize("plan", gpu.PLANS)
+plans = pytest.mark.parametrize("plan", gpu_table.PLANS)
 
 
 @plans

@@ -20,11 +20,11 @@ import torch
 from test_backends import HIDE_THE_EXTENSION, python
 
 import nag_kernels
-from nag_kernels import backends, gpu, testing
+from nag_kernels import availability, backends, gpu, gpu_table, testing
 
 BOTH = ("cuda", "triton")
-SDXL = gpu.Call(chip=90, length=4096, heads=10, size=64, positive=77, negative=77)
-FLUX = gpu.Call(chip=90, length=4096, heads=24, size=128, positive=512, negative=512, shared=4096)
+SDXL = gpu_table.Call(chip=90, length=4096, heads=10, size=64, positive=77, negative=77)
+FLUX = gpu_table.Call(chip=90, length=4096, heads=24, size=128, positive=512, negative=512, shared=4096)
 SETTINGS = (5.0, 2.5, 0.25)
 OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
 
@@ -70,8 +70,8 @@ def test_every_plan_but_one_is_refused_with_a_reason():
     for call, families in itertools.product((SDXL, FLUX, change(FLUX, dtype=torch.float64)), (BOTH, ("cuda",), ())):
         plan, others = gpu.choose(call, families)
         floor = "reference" if call.dtype == torch.float64 else "sdpa"
-        assert {plan, floor} | {name for name, _ in others} == {*gpu.PLANS, floor}
-        assert len(others) == len(gpu.PLANS)
+        assert {plan, floor} | {name for name, _ in others} == {*gpu_table.PLANS, floor}
+        assert len(others) == len(gpu_table.PLANS)
         assert all(len(why) > 10 for _, why in others)
 
 
@@ -98,34 +98,34 @@ def test_every_plan_but_one_is_refused_with_a_reason():
     (change(SDXL, size=264), "triton", "head size 264 is above 256"),
 ], ids=str)  # fmt: skip
 def test_refusals(call, plan, why):
-    assert why in gpu.refusal(plan, call)
+    assert why in gpu_table.refusal(plan, call)
 
 
 @pytest.mark.parametrize("rule", OWN)
 def test_every_rule_is_taken_by_every_plan(rule):
     plans = ("cuda text", "cuda cluster", "cuda branches", "triton")
-    assert all(gpu.refusal(plan, change(SDXL, rule=rule)) is None for plan in plans)
-    assert gpu.refusal("triton finish flash", change(FLUX, rule=rule)) is None
+    assert all(gpu_table.refusal(plan, change(SDXL, rule=rule)) is None for plan in plans)
+    assert gpu_table.refusal("triton finish flash", change(FLUX, rule=rule)) is None
 
 
 def test_the_choice_does_not_know_the_batch():
-    assert "batch" not in gpu.Call.__dataclass_fields__
-    assert "batch" not in gpu.Choice.__dataclass_fields__
+    assert "batch" not in gpu_table.Call.__dataclass_fields__
+    assert "batch" not in gpu_table.Choice.__dataclass_fields__
 
 
 def test_the_table_covers_every_call_and_says_where_it_comes_from():
     for chip, shared, size, length, text in itertools.product(
         (80, 86, 89, 90, 100, 120), (0, 256, 27280), range(32, 257, 8), (64, 1024, 32760), (7, 77, 333, 512)
     ):
-        row = gpu.find(gpu.Call(chip, length, 8, size, text, text, shared))
+        row = gpu_table.find(gpu_table.Call(chip, length, 8, size, text, text, shared))
         assert row is not None, (chip, shared, size, length, text)
-        assert {x.strip() for x in row.plans.split(">")} <= set(gpu.PLANS)
-    assert all(row.source for row in gpu.read())
+        assert {x.strip() for x in row.plans.split(">")} <= set(gpu_table.PLANS)
+    assert all(row.source for row in gpu_table.read())
 
 
 def test_tables_are_written_as_they_were_read(tmp_path):
-    gpu.write(gpu.read(), tmp_path / "choices.csv")
-    assert (tmp_path / "choices.csv").read_text() == gpu.TABLE.read_text()
+    gpu_table.write(gpu_table.read(), tmp_path / "choices.csv")
+    assert (tmp_path / "choices.csv").read_text() == gpu_table.TABLE.read_text()
     configs = importlib.import_module("nag_kernels.triton_kernels.configs")
     configs.write(configs.read(), tmp_path / "tiles.csv")
     assert (tmp_path / "tiles.csv").read_text() == configs.TABLE.read_text()
@@ -153,8 +153,8 @@ def test_explain_by_call():
 
 @pytest.mark.parametrize("asked", ["cuda", "gpu"])
 def test_turned_on_without_a_gpu(asked):
-    code = ("import nag_kernels; from nag_kernels import backends; print(backends.refusal('cuda', 'cuda')); "
-            "print(backends.refusal('triton', 'cuda')); print('nag_kernels._C_cuda' in __import__('sys').modules)")  # fmt: skip
+    code = ("import sys; from nag_kernels import availability; print(availability.refusal('cuda', 'cuda')); "
+            "print(availability.refusal('triton', 'cuda')); print('nag_kernels._C_cuda' in sys.modules)")  # fmt: skip
     cuda, triton, loaded = python(code, NAG_BACKEND=asked).splitlines()
     if torch.version.cuda is None:
         assert (cuda, loaded) == ("this torch is built without CUDA", "False")
@@ -174,7 +174,7 @@ def test_a_family_by_name_is_refused_under_compile(monkeypatch, backend):
 
 
 def test_off_by_default():
-    assert "not run on a GPU yet; NAG_BACKEND=cuda or gpu" in backends.refusal("cuda", "cuda")
+    assert "not run on a GPU yet; NAG_BACKEND=cuda or gpu" in availability.refusal("cuda", "cuda")
 
 
 def test_warmup_says_what_serves():
@@ -205,11 +205,13 @@ def test_finish(case, dtype, rule):
     if DEVICE == "cuda" and dtype == torch.float32:
         pytest.skip("FlashAttention takes no float32")
     inputs = testing.make_inputs(**{"length": 66, "heads": 2, "size": 24, "dtype": dtype, "device": DEVICE, **case})
-    own = OWN[rule] if case["shared"] >= gpu.FINISH_MIN_LENGTH else (*OWN[rule][:2], 0.26)  # 1.05 of the eager error
+    own = (
+        OWN[rule] if case["shared"] >= gpu_table.FINISH_MIN_LENGTH else (*OWN[rule][:2], 0.26)
+    )  # 1.05 of the eager error
     before = gpu.calls["triton finish flash"]
     out = gpu.run_plan("triton finish flash", **testing.with_settings(inputs, own), rule=rule)
     assert gpu.calls["triton finish flash"] == before + 1
-    if dtype == torch.float16 and rule == "nag" and case["shared"] >= gpu.FINISH_MIN_LENGTH:
+    if dtype == torch.float16 and rule == "nag" and case["shared"] >= gpu_table.FINISH_MIN_LENGTH:
         # The other attention has rounded its output once: 0.57 to 0.67 of the eager error were seen, where a kernel that
         # holds both branches unrounded keeps below 0.65.
         exact = testing.truth(inputs, *own)
@@ -222,7 +224,7 @@ def test_finish(case, dtype, rule):
 @pytest.mark.parametrize("nothing", [math.inf, -math.inf])
 def test_finish_of_a_shared_part_that_saw_no_key(nothing):
     """FlashAttention 2 gives +inf for an empty row, 3 gives -inf; what stands in its output does not count."""
-    kernels = importlib.import_module(backends.TRITON_MODULE)
+    kernels = importlib.import_module(availability.TRITON_MODULE)
     inputs = testing.with_settings(
         testing.make_inputs(length=9, heads=2, size=16, positive=5, negative=7, device=DEVICE), SETTINGS
     )
@@ -236,7 +238,7 @@ def test_finish_of_a_shared_part_that_saw_no_key(nothing):
 @pytest.mark.parametrize("rule", OWN)
 def test_finish_in_bfloat16_may_write_over_what_it_is_given(rule):
     """Then Z- lies there and Z+ in the place of the output; only when told so, and with the same bits."""
-    kernels = importlib.import_module(backends.TRITON_MODULE)
+    kernels = importlib.import_module(availability.TRITON_MODULE)
     prefix = importlib.import_module("nag_kernels.triton_kernels.prefix")
     inputs = testing.make_inputs(length=66, heads=3, size=24, positive=12, negative=9, shared=70, dtype=torch.bfloat16,
                                  device=DEVICE)  # fmt: skip
@@ -271,13 +273,13 @@ def test_the_package_flash_attn(monkeypatch, package):
         return (*prefix.flash(q, k, v, softmax_scale), None)
 
     monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(flash_attn_func=flash_attn_func))
-    gpu._has_flash_attn.cache_clear()
+    gpu_table._has_flash_attn.cache_clear()
     try:
-        assert gpu.refusal("triton finish flash-attn", FLUX) is None
+        assert gpu_table.refusal("triton finish flash-attn", FLUX) is None
         assert gpu.choose(FLUX, BOTH)[0] == "triton finish cudnn"
     finally:
         gpu.choose.cache_clear()
-        gpu._has_flash_attn.cache_clear()
+        gpu_table._has_flash_attn.cache_clear()
     inputs = testing.make_inputs(length=66, heads=2, size=24, positive=12, negative=9, shared=256, device=DEVICE)
     if DEVICE == "cuda":
         inputs = {name: x.half() for name, x in inputs.items()}
@@ -300,7 +302,7 @@ def test_the_other_attentions_take_their_arguments_in_this_order():
 
 CHOSEN = """
 import torch, nag_kernels
-from nag_kernels import _ops, backends, gpu, testing
+from nag_kernels import _ops, availability, gpu, testing
 _ops.register_kernels(lambda: gpu.KERNELS, 'CPU')  # in the place of CUDA, which is not here
 ran = []
 for shared, masks, dtype in ((270, False, torch.float16), (270, True, torch.float16), (0, False, torch.float32)):
@@ -309,7 +311,7 @@ for shared, masks, dtype in ((270, False, torch.float16), (270, True, torch.floa
     testing.assert_within_baseline(out, inputs, 5.0, 2.5, 0.25)
 nag_kernels.fused_guided_attention(**testing.make_inputs(length=3, size=264, heads=1), nag_scale=5.0)
 nag_kernels.guidance(torch.ones(2, 4), torch.zeros(2, 4), 5.0)
-print(dict(gpu.calls), backends.counts())
+print(dict(gpu.calls), availability.counts())
 """
 
 
@@ -325,14 +327,14 @@ def test_the_chooser_behind_the_operation():
 
 @pytest.mark.parametrize("families", [BOTH, ("cuda",)], ids=str)
 def test_cpp_finds_the_row_that_python_finds(families):
-    module, rows = emulated.module(), gpu.rows_for_cpp(families)
+    module, rows = emulated.module(), gpu_table.rows_for_cpp(families)
     found = set()
     for chip, shared, size, length, text in itertools.product(
         (75, 80, 89, 90, 100, 120), (0, 1, 27280), (40, 128, 160, 168, 256, 264), (1, 4096, 4097), (0, 128, 129, 512)
     ):
-        call = gpu.Call(chip, length, 8, size, text, 0, shared)
-        row = gpu.find(call)
-        first = next((x for x in gpu._order(row) if x.split()[0] in families), "") if row else ""
+        call = gpu_table.Call(chip, length, 8, size, text, 0, shared)
+        row = gpu_table.find(call)
+        first = next((x for x in gpu_table.order(row) if x.split()[0] in families), "") if row else ""
         expected = first.removeprefix("cuda ") if first.startswith("cuda") else ""
         assert module.first_form(rows, chip, length, size, text, shared) == expected, call
         found.add(expected)

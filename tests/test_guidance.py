@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nag_kernels import backends, guidance, reference, testing
+from nag_kernels import availability, guidance, reference, testing
 
 SETTINGS = (5.0, 2.5, 0.25)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
@@ -20,9 +20,9 @@ def pair(*shape, dtype=torch.float32):
 
 
 def run(positive, negative, *settings, backend, rule="nag"):
-    before = backends.counts()[backend]
+    before = availability.counts()[backend]
     out = guidance(positive, negative, *settings, rule=rule, backend=backend)
-    assert backends.counts()[backend] == before + 1
+    assert availability.counts()[backend] == before + 1
     return out
 
 

@@ -12,10 +12,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 
 import nag_kernels
-from nag_kernels import _ops, backends, testing
+from nag_kernels import _ops, availability, testing
 
-OPERATIONS = backends.OPERATIONS
-CPU = backends.refusal("cpu", "cpu") is None
+OPERATIONS = availability.OPERATIONS
+CPU = availability.refusal("cpu", "cpu") is None
 ROWS = list(bad_inputs.table())
 row_ids = [f"{op}.{overload}: {row.name}" for op, overload, row in ROWS]
 

@@ -17,9 +17,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import cuda_build  # noqa: E402
 import installed_torch  # noqa: E402
+from nag_kernels import availability  # noqa: E402
 
 LIBRARY = pathlib.Path(backends.__file__).parent / "_C.abi3.so"
-needs_library = pytest.mark.skipif(backends.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
+needs_library = pytest.mark.skipif(availability.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
 
 
 def build(tmp_path, **environment):

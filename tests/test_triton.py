@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_backends import HIDE_THE_EXTENSION, python
 
-from nag_kernels import backends, reference, testing
+from nag_kernels import availability, reference, testing
 
 pytest.importorskip("triton", reason="triton is not here: not installed")
 
@@ -32,13 +32,13 @@ def make_inputs(**options):
 @pytest.fixture(scope="module")
 def kernels():
     """The kernels; without a GPU Triton's interpreter runs them (conftest.py)."""
-    return importlib.import_module(backends.TRITON_MODULE)
+    return importlib.import_module(availability.TRITON_MODULE)
 
 
 def run(kernels, inputs, *settings, rule="nag"):
-    before = backends.counts()["triton"]
+    before = availability.counts()["triton"]
     out = kernels.fused_guided_attention(**testing.with_settings(inputs, settings), rule=rule)
-    assert backends.counts()["triton"] == before + 1
+    assert availability.counts()["triton"] == before + 1
     return out
 
 
@@ -228,7 +228,7 @@ def test_wrong_formulas_of_vsf_would_be_seen(kernels, name):
 
 DISPATCHED = """
 import torch, nag_kernels
-from nag_kernels import _ops, backends, testing
+from nag_kernels import _ops, availability, testing
 from nag_kernels.triton_kernels import attention
 _ops.register_kernels(lambda: attention.KERNELS, 'CPU')  # in the place of CUDA, which is not here
 inputs = testing.make_inputs(batch=2, length=9, heads=2, size=16, positive=5, negative=7, shared=3, masks=True)
@@ -248,7 +248,7 @@ try:
     nag_kernels.guidance(torch.ones(2, 4), torch.ones(2, 5), 5.0)
 except ValueError as error:
     print(error)
-print(backends.counts())
+print(availability.counts())
 """
 
 
@@ -262,8 +262,8 @@ def test_behind_the_operation():
 @pytest.mark.parametrize("turned_on", [False, True])
 def test_it_is_off_until_it_is_asked_for(turned_on):
     code = (
-        "import nag_kernels; from nag_kernels import backends, info; print(nag_kernels.available_backends()); "
-        "print(backends.refusal('triton', 'cuda')); print(backends.refusal('triton', 'cpu')); print(info.report())"
+        "import nag_kernels; from nag_kernels import availability, info; print(nag_kernels.available_backends()); "
+        "print(availability.refusal('triton', 'cuda')); print(availability.refusal('triton', 'cpu')); print(info.report())"
     )
     first, cuda, cpu, *report = python(code, NAG_BACKEND="triton" if turned_on else "").splitlines()
     assert ("'triton'" in first) == turned_on

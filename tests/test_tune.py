@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.tune_gpu import CLASSES, WORKLOADS, Measured, best_tile, choices
-from nag_kernels import gpu
+from nag_kernels import gpu_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,11 +31,11 @@ def test_choices_are_rows_that_the_chooser_reads(tmp_path):
         Measured("sdxl_32x32", "cuda text", 0.02, "r:3"), Measured("wan_14b_480p", "triton", 5.0, "r:4"),
         Measured("wan_14b_480p", "cuda branches", 6.0, "r:5"), Measured("flux_1024px", "triton finish cudnn", 1.0, "r:6"),
     ]  # fmt: skip
-    gpu.write(choices(90, found), tmp_path / "table.csv")
-    rows = gpu.read(tmp_path / "table.csv")
+    gpu_table.write(choices(90, found), tmp_path / "table.csv")
+    rows = gpu_table.read(tmp_path / "table.csv")
 
     def first(**call):
-        return next(row for row in rows if row.fits(gpu.Call(chip=90, heads=10, **call)))
+        return next(row for row in rows if row.fits(gpu_table.Call(chip=90, heads=10, **call)))
 
     sdxl = first(length=4096, size=64, positive=77, negative=77)
     assert (sdxl.plans, sdxl.source) == ("cuda text > triton", "r:2")

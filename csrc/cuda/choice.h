@@ -27,7 +27,7 @@ inline std::vector<Choice> read_choices(const std::vector<int64_t>& rows) {
   return choices;
 }
 
-// Of the first row that fits among those of the newest chip that is not newer than this one: gpu.find.
+// Of the first row that fits among those of the newest chip that is not newer than this one: gpu_table.find.
 inline const char* first_form(const std::vector<Choice>& choices, int64_t chip, int64_t length, int64_t size,
                               int64_t text, int64_t shared) {
   const auto within = [](int64_t limit, int64_t value) { return limit == 0 || value <= limit; };

@@ -15,7 +15,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 from torch.nn import Module
 
-from nag_kernels._ops import check_rule, check_scalars
+from nag_kernels.checks import check_rule, check_scalars
 
 from .combinations import check_calls, check_combination, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import as_they_came, denoiser_arguments, inner_denoiser

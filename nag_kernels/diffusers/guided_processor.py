@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from nag_kernels import fused_guided_attention
-from nag_kernels._ops import check_scalars
+from nag_kernels.checks import check_scalars
 
 from .parallel import attention_with_sharded_heads
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .families import Family
+from .family import Family
 from .guided_processor import PackedText, counted, not_plain, seen_tokens, whole_if_unseen
 from .parallel import interleaved
 

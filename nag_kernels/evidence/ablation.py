@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from nag_kernels import backends, reference
+from nag_kernels import availability, reference
 
 
 def _norm(x: Tensor, power: int, heads: int) -> Tensor:
@@ -85,9 +85,9 @@ def formula(name: str, heads: int = 1) -> Iterator[None]:
         return
     options = {key: heads if value is None else value for key, value in FORMULAS[name].items()}
     changed: Callable = functools.partial(_row_factors, **options)
-    before = reference.row_factors, backends.FORCED
-    reference.row_factors, backends.FORCED = changed, "reference"
+    before = reference.row_factors, availability.FORCED
+    reference.row_factors, availability.FORCED = changed, "reference"
     try:
         yield
     finally:
-        reference.row_factors, backends.FORCED = before
+        reference.row_factors, availability.FORCED = before

@@ -1,0 +1,41 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a model by name for the commands, and what reads the pictures of the shipped one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+
+def load_model(name: str, device: str, dtype: torch.dtype | None = None) -> Any:
+    """The pipeline `name`: "shapes" (always in float32), or whatever diffusers can load; dtype None: float32 on a CPU, else
+    bfloat16."""
+    if name == "shapes":
+        from .pipeline import load
+
+        pipe = load(device=device)
+    else:
+        from diffusers import DiffusionPipeline
+
+        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def shapes_judge() -> Callable:
+    """Reads shapes' pictures: (picture shows the negative, picture cleanly matches the prompt) for each of them."""
+    import numpy as np
+
+    from .classifier import load_classifier, matches, read, shows
+
+    model = load_classifier()
+
+    def judge(pictures: list[Image.Image], prompt: str, negative: str) -> tuple[list[bool], list[bool]]:
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 1) / 127.5 - 1
+        reading = read(model, pixels)
+        return shows(reading, negative).tolist(), (matches(reading, prompt) & reading.clean).tolist()
+
+    return judge

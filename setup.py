@@ -167,6 +167,8 @@ setup(
     packages=[
         "nag_kernels",
         "nag_kernels.diffusers",
+        "nag_kernels.diffusers.attention",
+        "nag_kernels.diffusers.models",
         "nag_kernels.distill",
         "nag_kernels.evidence",
         "nag_kernels.shapes",

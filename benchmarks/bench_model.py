@@ -224,8 +224,8 @@ class Step:
     """One denoising step of one model, or its first guided layer, by each provider."""
 
     def __init__(self, model: Model, scale: float, share: float, device: str, dtype: torch.dtype):
-        from nag_kernels.diffusers.families import checked_sites, family_of
-        from nag_kernels.diffusers.guided_processor import PackedText
+        from nag_kernels.diffusers.attention.base import PackedText
+        from nag_kernels.diffusers.models.registry import checked_sites, family_of
 
         torch.manual_seed(0)
         with torch.device(device):

@@ -26,7 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from .diffusers import guide
-from .diffusers.families import family_of, find_denoisers
+from .diffusers.models.registry import family_of, find_denoisers
 from .scores import Drawn, Judges, Score
 from .shapes.loading import load_model
 

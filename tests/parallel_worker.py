@@ -14,8 +14,8 @@ from diffusers import ContextParallelConfig
 from tiny_models import draw, error, flux, pipeline, ready_made_pipeline, seeded
 
 from nag_kernels.diffusers import guide
-from nag_kernels.diffusers.combinations import check_parallel
-from nag_kernels.diffusers.families import family_of
+from nag_kernels.diffusers.compatibility import check_parallel
+from nag_kernels.diffusers.models.registry import family_of
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens

@@ -33,7 +33,7 @@ from nag_kernels.diffusers import (
     PackedText,
     guide,
 )
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers.models.registry import checked_sites
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}

@@ -12,7 +12,7 @@ from tiny_models import error, one_thread  # noqa: F401
 from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers.models.registry import checked_sites
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 2.0, "nag_alpha": 0.5}

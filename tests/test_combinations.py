@@ -26,7 +26,7 @@ from tiny_models import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import PackedText, enable_guidance, guide
-from nag_kernels.diffusers.families import checked_sites, family_of
+from nag_kernels.diffusers.models.registry import checked_sites, family_of
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}

@@ -4,7 +4,6 @@
 
 import math
 import re
-import sys
 
 import pytest
 import torch
@@ -20,11 +19,11 @@ from tiny_models import TEXT, denoiser, draw, one_thread, pipeline, texts  # noq
 
 from nag_kernels import diagnose as command
 from nag_kernels.diffusers import diagnose, guide
+from nag_kernels.diffusers.attention import base
 from nag_kernels.diffusers.denoiser_calls import inner_denoiser
 from nag_kernels.diffusers.diagnose import BINS, FIRST_OCTAVE, PER_OCTAVE, Findings
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers.models.registry import checked_sites
 
-guided_processor = sys.modules["nag_kernels.diffusers.guided_processor"]
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
 KINDS = pytest.mark.parametrize("kind", ["sd15", "pixart", "sd3", "flux"])
@@ -62,13 +61,13 @@ def by_hand(query, key_positive, value_positive, key_negative, value_negative, s
 @KINDS
 def test_what_is_recorded_equals_float64_by_hand(kind, guidance_scale, monkeypatch):
     pipe, calls = pipeline(kind), []
-    operation = guided_processor.fused_guided_attention
+    operation = base.fused_guided_attention
 
     def watched(*arguments, **options):
         calls.append(by_hand(*arguments, **options))
         return operation(*arguments, **options)
 
-    monkeypatch.setattr(guided_processor, "fused_guided_attention", watched)
+    monkeypatch.setattr(base, "fused_guided_attention", watched)
     with diagnose(pipe, NEGATIVE, **FIRM) as found:
         draw(pipe, prompt=["a cat", "two red birds in a tree"], guidance_scale=guidance_scale)
     names = found.layers  # in the order in which they ran: a UNet's middle comes before what goes up

@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from tiny_distillation import DIFFUSION, TINY, levels, prompts, tiny, tiny_model, tiny_unet
 from tiny_models import pipeline
 
-from nag_kernels.diffusers import guided_processor
+from nag_kernels.diffusers.attention import base
 from nag_kernels.distill.command import shapes_prompts
 from nag_kernels.distill.levels import PREDICTIONS, Levels, levels_of, like
 from nag_kernels.distill.models import Model, call_joint, call_unet, model_of, steered
@@ -278,9 +278,9 @@ def test_the_guided_students_gradient_is_real(joint, monkeypatch):
     with torch.no_grad():
         assert float(value(0.0)) == pytest.approx(plain := float(call(module, x, time, text, None).square().sum()))
         assert float(value()) != pytest.approx(plain, rel=1e-3)
-    fused = guided_processor.fused_guided_attention
+    fused = base.fused_guided_attention
     monkeypatch.setattr(
-        guided_processor, "fused_guided_attention",
+        base, "fused_guided_attention",
         lambda q, k, v, kn, vn, *more, **named: fused(q, k, v, kn.detach(), vn.detach(), *more, **named),
     )  # fmt: skip
     assert slope() != pytest.approx(wanted, rel=1e-2)

@@ -41,11 +41,11 @@ from nag_kernels.diffusers import (
     PackedText,
     enable_guidance,
     guide,
-    rebound_processor,
 )
-from nag_kernels.diffusers.families import FAMILIES, checked_sites, family_of
-from nag_kernels.diffusers.rebound_processor import Layout
-from nag_kernels.diffusers.two_runs import Beside
+from nag_kernels.diffusers.attention import generic
+from nag_kernels.diffusers.attention.dual_forward import Beside
+from nag_kernels.diffusers.attention.generic import Layout
+from nag_kernels.diffusers.models.registry import checked_sites, family_of, file_of
 
 KINDS = pytest.mark.parametrize("kind", TINY)
 
@@ -358,7 +358,8 @@ def test_both_routes_are_equal(kind, rule, monkeypatch):
     plain = run()
     with guide(pipe, negative, **settings):
         wanted = run()
-    monkeypatch.setitem(FAMILIES, name, dataclasses.replace(FAMILIES[name], layout=LAYOUTS[kind], keeps_text=False))
+    models = file_of(name).MODELS
+    monkeypatch.setitem(models, name, dataclasses.replace(models[name], layout=LAYOUTS[kind], keeps_text=False))
     with guide(pipe, negative, **settings):
         got = run()
     assert error(got, wanted) < 1e-5
@@ -379,7 +380,8 @@ def test_the_slow_route_equals_packed_texts(kind, beside, rule, monkeypatch):
     pipe = filled(kind)
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
         wanted = pipe(pipe.prompt)
-    monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(FAMILIES[kind], beside=beside))
+    models = file_of(kind).MODELS
+    monkeypatch.setitem(models, kind, dataclasses.replace(models[kind], beside=beside))
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
         assert error(pipe(pipe.prompt), wanted) < 1e-5
 
@@ -486,12 +488,12 @@ def test_calls_that_are_not_as_assumed(call, message, monkeypatch):
     scope = {"dispatch_attention_fn": lambda **_: torch.zeros(ROWS, 16, 24), "CHANGED": changed}  # of self-attention
     exec(source, scope)
     monkeypatch.setattr(module.CosmosAttnProcessor2_0, "__call__", scope["call"])
-    rebound_processor._rebound_class.cache_clear()
+    generic._rebound_class.cache_clear()
     try:
         with pytest.raises(ValueError, match=message), guide(pipe, "negative"):
             pipe(pipe.prompt)
     finally:
-        rebound_processor._rebound_class.cache_clear()
+        generic._rebound_class.cache_clear()
 
 
 def test_attention_that_happens_twice():

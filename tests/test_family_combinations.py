@@ -17,7 +17,7 @@ from tiny_family import two_runs_oracle
 from tiny_models import error, one_thread  # noqa: F401
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers.models.registry import checked_sites
 
 KINDS = ["ChromaTransformer2DModel", "ZImageTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
          "AuraFlowTransformer2DModel", "HunyuanImageTransformer2DModel", "Lumina2Transformer2DModel", "CosmosTransformer3DModel",

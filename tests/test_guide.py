@@ -3,7 +3,6 @@
 """`guide` on real pipelines with tiny random weights, against the same pipelines with a doubled batch and hooks."""
 
 import contextlib
-import sys
 import threading
 
 import pytest
@@ -27,9 +26,9 @@ from tiny_models import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import NAGFluxAttnProcessor2_0, guide
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers import run as guided_run
+from nag_kernels.diffusers.models.registry import checked_sites, find_denoisers
 
-guide_module = sys.modules["nag_kernels.diffusers.guide"]  # the package has a function of this name
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
 STEERING = {"scale": 8.0, "tau": 3.0, "alpha": 0.5}
@@ -211,7 +210,7 @@ def test_the_second_call_of_a_step_is_told_apart(context, monkeypatch):
         unconditional = {f"negative_{name}": x for name, x in embeds.items()}
     else:
         unconditional = {f"negative_{name}": x.clone() for name, x in embeds.items()}
-        monkeypatch.setattr(guide_module, "contexts_noticed", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr(guided_run, "contexts_noticed", lambda *_: contextlib.nullcontext())
     texts = []
     pipe.transformer.register_forward_pre_hook(
         lambda model, args, kwargs: texts.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
@@ -450,7 +449,7 @@ def test_inference_mode_and_autocast(kind):
 
 def calls_of_to_k(pipe):
     """How often the first guided layer projects the texts, counted from now on."""
-    layer, calls = checked_sites(guide_module.find_denoisers(pipe)[0])[0], []
+    layer, calls = checked_sites(find_denoisers(pipe)[0])[0], []
     layer.to_k.register_forward_hook(lambda _, args, __: calls.append(args[0].shape[1]))
     return calls
 
@@ -460,7 +459,7 @@ def calls_of_to_k(pipe):
 def test_texts_are_projected_once_a_run(kind, guidance_scale, monkeypatch):
     pipe = pipeline(kind)
     with monkeypatch.context() as patch:
-        patch.setattr(guide_module._SteeredRun, "_keep_texts", lambda self, arguments: None)
+        patch.setattr(guided_run.GuidedRun, "_keep_texts", lambda self, arguments: None)
         with guide(pipe, NEGATIVE, **FIRM):
             calls = calls_of_to_k(pipe)
             wanted = draw(pipe, guidance_scale=guidance_scale)
@@ -477,7 +476,7 @@ def test_texts_are_projected_once_a_run(kind, guidance_scale, monkeypatch):
 def test_a_text_that_changes_within_a_run_is_projected_again(monkeypatch):
     """As where a pipeline ends classifier-free guidance on the way, or blends prompts."""
     pipe = pipeline("pixart")
-    arguments_of, others = guide_module.denoiser_arguments, []
+    arguments_of, others = guided_run.denoiser_arguments, []
 
     def with_another_text(*call):
         arguments = arguments_of(*call)
@@ -486,7 +485,7 @@ def test_a_text_that_changes_within_a_run_is_projected_again(monkeypatch):
         )  # anew in steps 1 and 3
         return arguments | {"encoder_hidden_states": others[-1]}
 
-    monkeypatch.setattr(guide_module, "denoiser_arguments", with_another_text)
+    monkeypatch.setattr(guided_run, "denoiser_arguments", with_another_text)
     calls = calls_of_to_k(pipe)
     with guide(pipe, NEGATIVE, **FIRM):
         draw(pipe, num_inference_steps=4)

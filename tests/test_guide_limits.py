@@ -23,7 +23,8 @@ from diffusers.models.attention_processor import (
 )
 from tiny_models import PIPELINES, denoiser, denoisers, draw, error, one_thread, pipeline, ready_made_pipeline  # noqa: F401
 
-from nag_kernels.diffusers import disable_guidance, enable_guidance, families, guide, supported
+from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, run, supported
+from nag_kernels.diffusers.models import registry
 
 NEGATIVE = "a large blue dog on grass"
 KINDS = pytest.mark.parametrize("kind", PIPELINES)
@@ -183,7 +184,7 @@ def test_two_calls_with_samples_of_their_own(cloned):
         return plain_class.__call__(self, **call | {name: call[name].clone() for name in cloned})
 
     pipe.transformer.__class__ = type("Copying", (plain_class,), {"__call__": copying})
-    layer = families.checked_sites(pipe.transformer)[0]
+    layer = registry.checked_sites(pipe.transformer)[0]
     layer.register_forward_hook(lambda layer, *_: guided.append("NAG" in type(layer.processor).__name__))
     call = {"prompt": "a small red cat", "negative_prompt": "a house", "image": torch.linspace(0, 1, 192).view(1, 3, 8, 8),
             "num_inference_steps": 4, "strength": 1.0, "max_sequence_length": 12, "output_type": "latent"}  # fmt: skip
@@ -275,7 +276,7 @@ def test_attention_slicing_also_when_it_comes_later():
 
 def test_the_table_and_the_docs_know_every_family():
     page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
-    for name, family in families.FAMILIES.items():
+    for name, family in registry.all_models().items():
         assert any(line.startswith(name + " ") for line in supported().splitlines()), name
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         assert f"| {family.route} |" in row or family.route == "drop-in"
@@ -294,8 +295,8 @@ def test_versions_of_diffusers_that_are_too_old():
 
 def test_the_version_in_the_table_is_the_pinned_one():
     pins = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
-    assert f"diffusers=={families.TESTED_WITH}" in pins
-    assert all(line.endswith(families.TESTED_WITH) for line in supported().splitlines()[1:])
+    assert f"diffusers=={registry.TESTED_WITH}" in pins
+    assert all(line.endswith(registry.TESTED_WITH) for line in supported().splitlines()[1:])
 
 
 def test_unsupported_denoisers():
@@ -329,8 +330,8 @@ def test_pipelines_of_perturbed_attention():
 @KINDS
 def test_another_number_of_sites(kind):
     pipe = pipeline(kind)
-    expected = families.family_of(denoiser(pipe)).site_count(denoiser(pipe))
-    site = families.checked_sites(denoiser(pipe))[0]
+    expected = registry.family_of(denoiser(pipe)).site_count(denoiser(pipe))
+    site = registry.checked_sites(denoiser(pipe))[0]
     site.__class__ = torch.nn.Module  # no longer an attention layer
     with pytest.raises(ValueError, match=f"has {expected - 1} attention layers that see text, expected {expected}"):
         enable_guidance(pipe, NEGATIVE)
@@ -365,9 +366,8 @@ def test_a_context_that_is_not_known():
 
 
 def test_an_argument_that_would_change_attention(monkeypatch):
-    module = sys.modules["nag_kernels.diffusers.guide"]  # the package has a function of this name
-    plain = module.denoiser_arguments
-    monkeypatch.setattr(module, "denoiser_arguments", lambda *call: plain(*call) | {"kv_cache_mode": "extract"})
+    plain = run.denoiser_arguments
+    monkeypatch.setattr(run, "denoiser_arguments", lambda *call: plain(*call) | {"kv_cache_mode": "extract"})
     pipe, call = ready_made_pipeline("flux2")
     text = {"prompt_embeds": torch.randn(1, 9, 32)}
     with guide(pipe, text), pytest.raises(ValueError, match=r"kv_cache_mode must be None .*'extract'"):

@@ -26,8 +26,8 @@ from tiny_models import (
 )
 
 from nag_kernels.diffusers import PackedText, disable_guidance, enable_guidance, guide
-from nag_kernels.diffusers.families import checked_sites, family_of
-from nag_kernels.diffusers.modulation import negative_modulation
+from nag_kernels.diffusers.attention.pooled_modulation import negative_modulation
+from nag_kernels.diffusers.models.registry import checked_sites, family_of
 from nag_kernels.diffusers.restore import Replaced
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5

@@ -15,7 +15,7 @@ from tiny_families import TINY
 from tiny_models import denoiser, denoiser_texts, draw, draw_with_oracle, error, one_thread, pipeline  # noqa: F401
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.families import FAMILIES
+from nag_kernels.diffusers.models.registry import FAMILIES
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}

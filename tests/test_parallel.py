@@ -15,7 +15,8 @@ pytest.importorskip("diffusers")
 import diffusers
 from tiny_models import one_thread, pipeline  # noqa: F401
 
-from nag_kernels.diffusers import enable_guidance, parallel
+from nag_kernels.diffusers import enable_guidance
+from nag_kernels.diffusers.attention import distributed
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 NEGATIVE = "a large blue dog on grass"
@@ -62,17 +63,17 @@ def test_texts_that_the_devices_do_not_divide():
     with pytest.raises(
         ValueError, match=r"must have a length that 2 devices divide, got 12 tokens .* and 9 for the negative"
     ):
-        parallel.interleaved(*texts, 1, 2, "encoder_hidden_states")
+        distributed.interleaved(*texts, 1, 2, "encoder_hidden_states")
     texts = torch.arange(4.0)[None], 10 * torch.arange(1, 3.0)[None]
-    assert parallel.interleaved(*texts, 1, 2, "x").tolist() == [[0, 1, 10, 2, 3, 20]]
-    assert parallel.interleaved(*texts, 1, 1, "x").tolist() == [[0, 1, 2, 3, 10, 20]]
+    assert distributed.interleaved(*texts, 1, 2, "x").tolist() == [[0, 1, 10, 2, 3, 20]]
+    assert distributed.interleaved(*texts, 1, 1, "x").tolist() == [[0, 1, 2, 3, 10, 20]]
 
 
 def test_gradients_over_several_devices():
     x = torch.zeros(1, 2, 4, 8, requires_grad=True)
     with pytest.raises(ValueError, match="no gradient over several devices"):
-        parallel.gathered([(x, x)], None)
+        distributed.gathered([(x, x)], None)
     with pytest.raises(ValueError, match="no gradient over several devices"):
-        parallel.attention_with_sharded_heads(*[x] * 5, 5.0, 2.5, 0.25, group=None)
+        distributed.attention_with_sharded_heads(*[x] * 5, 5.0, 2.5, 0.25, group=None)
     with pytest.raises(ValueError, match=r"negative_logit_bias must be 0 where heads are sharded .*got 0\.5"):
-        parallel.attention_with_sharded_heads(*[x] * 5, 5.0, 2.5, 0.25, group=None, negative_logit_bias=0.5)
+        distributed.attention_with_sharded_heads(*[x] * 5, 5.0, 2.5, 0.25, group=None, negative_logit_bias=0.5)

@@ -50,7 +50,7 @@ from nag_kernels.diffusers import (
     NAGZSingleStreamAttnProcessor,
     PackedText,
 )
-from nag_kernels.diffusers.families import checked_sites, family_of
+from nag_kernels.diffusers.models.registry import checked_sites, family_of
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5  # exact in float32; the clip fires on a part of the tokens, which each test asserts
 pytestmark = pytest.mark.usefixtures("no_grad")

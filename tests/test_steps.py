@@ -18,7 +18,7 @@ from tiny_models import denoiser, draw, one_thread, pipeline  # noqa: F401
 from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers.models.registry import checked_sites
 
 NEGATIVE = "a large blue dog on grass"
 

@@ -51,7 +51,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from nag_kernels.diffusers.families import checked_sites
+from nag_kernels.diffusers.models.registry import checked_sites
 
 TEXT = 32  # width of all text embeddings
 POOLED = 24

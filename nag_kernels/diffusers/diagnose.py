@@ -16,14 +16,14 @@ from torch.nn import Module
 
 from nag_kernels import fused_guided_attention, reference
 
-from .combinations import head_mesh, is_compiled
+from .attention.base import KeyValue
+from .attention.distributed import PLAIN
+from .compatibility import head_mesh, is_compiled
 from .denoiser_calls import inner_denoiser
-from .dry_run import Negative
-from .families import find_denoisers
 from .guide import guide
-from .guided_processor import KeyValue
+from .models.registry import find_denoisers
+from .negative_prompt import Negative
 from .owners import owner_of
-from .parallel import PLAIN
 
 FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 % wide; one more bin at each end
 BINS = OCTAVES * PER_OCTAVE + 2

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .family import Family
-from .guided_processor import PackedText, counted, not_plain, seen_tokens, whole_if_unseen
-from .parallel import interleaved
+from .attention.base import PackedText
+from .attention.distributed import interleaved
+from .attention.masks import counted, not_plain, seen_tokens, whole_if_unseen
+from .models.spec import Family
 
 
 class Packer:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from .guided_processor import put_processor
+from .attention.base import put_processor
 
 _ABSENT = object()
 

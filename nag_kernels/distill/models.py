@@ -113,8 +113,8 @@ def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterat
     for texts that come packed, [text ; negative]; scale [] or [B], float32. Differentiable, through the fused operation's
     gradient: backward may come after the block.
     """
-    from nag_kernels.diffusers.families import checked_sites, family_of
-    from nag_kernels.diffusers.guided_processor import PackedText, put_processor
+    from nag_kernels.diffusers.attention.base import PackedText, put_processor
+    from nag_kernels.diffusers.models.registry import checked_sites, family_of
 
     family = family_of(module)
     one = torch.ones((), device=scale.device)

@@ -64,7 +64,7 @@ FORMULAS: dict[str, dict[str, object]] = {
 
 def heads_of(denoiser: nn.Module) -> int:
     """Of the layers in which the image attends to text. Raises ValueError where they differ."""
-    from nag_kernels.diffusers.families import checked_sites
+    from nag_kernels.diffusers.models.registry import checked_sites
 
     counts = {site.heads for site in checked_sites(denoiser)}
     if len(counts) != 1:

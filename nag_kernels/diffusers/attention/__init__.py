@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""How one attention layer is guided; no model is named here."""

@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The slow route, for models whose texts cannot be packed: the untouched model runs twice, with the prompt and with the
+negative, side by side.
+
+At each layer in which the image attends to text the two runs meet, and both go on with the guided output for the image. That
+is what a doubled batch does, but for texts that differ in length, in their place and in what goes with them, and it costs as
+much. The runs take turns in two threads, one of them at a time, so the model sees nothing of it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from nag_kernels import guidance
+
+from ..denoiser_calls import as_they_came, denoiser_arguments
+from ..restore import Replaced
+from .base import PackedText
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What tells the two runs of a family apart.
+
+    text: the arguments that hold the text and whatever depends on it; they come from the negative.
+    image: image(model, arguments, length of the sequence in a guided layer) -> where the image lies in it, as a slice.
+    layer: the layer after attention, whose input is guided; [B, S, C], or [S, C] in a model that knows no batch.
+    fixed: arguments that the run with the negative has whatever the other has.
+    """
+
+    text: tuple[str, ...]
+    image: Callable[[Module, Mapping[str, Any], int], slice]
+    layer: Callable[[Module], Module] = lambda site: site.to_out[0]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Finished(BaseException):
+    """Ends the run with the negative after the last layer that the other needs it for."""
+
+
+class TwoRuns:
+    """In the place of a denoiser's call: it runs `call` with the arguments given and, beside it, with the negative's.
+
+    negative_for(name, value): the negative's argument with the rows of this call.
+    replaced: remembers what is set on the model's layers.
+    """
+
+    def __init__(
+        self,
+        call: Callable,
+        model: Module,
+        sites: list[Module],
+        beside: Beside,
+        text: PackedText,
+        negative_for: Callable,
+        replaced: Replaced,
+    ):
+        if text.rule == "vsf":
+            raise ValueError(
+                "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
+            )
+        self.call, self.model, self.sites, self.beside, self.text = call, model, sites, beside, text
+        self.negative_for, self.replaced = negative_for, replaced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = denoiser_arguments(self.model, args, kwargs)
+        own = {name: self.negative_for(name, arguments.get(name)) for name in self.beside.text}
+        both = (arguments, {**arguments, **self.beside.fixed, **own})
+        positional, named = as_they_came(self.model, args, both[1])
+        meeting = _Meeting(self.text, len(self.sites))
+        mark = self.replaced.mark()
+        try:
+            for site in self.sites:
+                self._watch(site, meeting, both)
+            meeting.begin(self.replaced, lambda: self.call(*positional, **named))
+            result = self.call(*args, **kwargs)
+        finally:
+            self.replaced.put_back(mark)
+        if meeting.met != len(self.sites):
+            raise RuntimeError(
+                f"guide: each of {len(self.sites)} attention layers must see the text once per call, but there were "
+                f"{meeting.met} meetings of the runs with the prompt and the negative: guidance would not act everywhere"
+            )
+        return result
+
+    def _watch(self, site: Module, meeting: "_Meeting", both: tuple) -> None:
+        def steer(layer, inputs):
+            x = inputs[0].clone()
+            rows = x if x.ndim == 3 else x[None]
+            image = self.beside.image(self.model, both[meeting.place()], rows.shape[1])
+            rows[:, image] = meeting.exchange(site, rows[:, image])
+            return (x,)
+
+        self.replaced.hook(self.beside.layer(site).register_forward_pre_hook, steer)
+
+
+class _Meeting:
+    """Two threads that take turns, from one guided layer to the next."""
+
+    def __init__(self, text: PackedText, layers: int):
+        self.text, self.layers, self.met = text, layers, 0
+        self.main = threading.get_ident()
+        self.turns = threading.Semaphore(0), threading.Semaphore(0)  # of the run with the prompt, and of the other
+        self.outputs: list[Tensor | None] = [None, None]
+        self.guided: Tensor | None = None
+        self.over = False
+        self.error: BaseException | None = None
+
+    def place(self) -> int:
+        return int(threading.get_ident() != self.main)
+
+    def exchange(self, site: Module, x: Tensor) -> Tensor:
+        """Waits for the other run to come to this layer, `site`. Returns the guided output for both."""
+        place = self.place()
+        self.outputs[place] = x
+        self.turns[1 - place].release()
+        self.turns[place].acquire()
+        if place == 1:
+            if self.over:
+                raise _Finished
+            return self.guided
+        if self.error is not None:
+            raise self.error
+        positive, negative = self.outputs
+        if positive.shape != negative.shape:
+            raise RuntimeError(f"guide: the two runs see images of {tuple(positive.shape)} and {tuple(negative.shape)}")
+        settings = (self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha)
+        if self.text.watch is not None:
+            self.text.watch.branches(site, positive, negative, settings)
+        self.guided = guidance(positive, negative, *settings, rule=self.text.rule)
+        self.met += 1
+        return self.guided
+
+    def begin(self, replaced: Replaced, run: Callable) -> None:
+        """Until `replaced` is put back, `run` goes on in another thread whenever this one waits in `exchange`."""
+        modes = _modes()
+
+        def work():
+            self.turns[1].acquire()
+            try:
+                if not self.over:
+                    with contextlib.ExitStack() as stack:
+                        for mode in modes:
+                            stack.enter_context(mode())
+                        run()
+                        raise RuntimeError("guide: the run with the negative has fewer attention layers that see text")
+            except _Finished:
+                pass
+            except BaseException as error:
+                self.error = error
+            finally:
+                self.turns[0].release()
+
+        thread = threading.Thread(target=work)
+
+        def end():
+            self.over = True
+            self.turns[1].release()
+            if thread.ident is not None:  # it was started
+                thread.join()
+
+        replaced.later(end)
+        thread.start()
+
+
+def _modes() -> list[Callable[[], contextlib.AbstractContextManager]]:
+    """What torch keeps for each thread, as this one has it."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    modes = [lambda: torch.inference_mode(inference), lambda: torch.set_grad_enabled(grad)]
+    for device in ("cpu", "cuda"):
+        cast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
+        if cast["enabled"]:
+            modes.append(lambda device=device, cast=cast: torch.autocast(device, **cast))
+    if torch.cuda.is_initialized():
+        stream = torch.cuda.current_stream()
+        modes.append(lambda: torch.cuda.stream(stream))
+    return modes

@@ -1,0 +1,295 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The generic route: a model's own attention processor, of which only the call of attention itself is replaced.
+
+A copy of the processor runs the very code of its class with two names bound otherwise, in globals of its own:
+`dispatch_attention_fn` and, of `F`, `scaled_dot_product_attention`. So projections, norms, positions and gates are the model's
+own, nothing that others see is changed, and a compiled model meets no hook.
+
+It assumes of a processor, and `why_not_rebound` checks before guidance is enabled: it is one of diffusers' own classes of a
+known name; its `__call__` is a plain function that calls attention itself, by one of these names, and closes over nothing. And
+of each call, which is checked as it comes: attention is neither causal nor dropped out, scaled as always, on one device, and
+happens once. Its mask is not looked at: what of the texts is seen stands in `PackedText`.
+"""
+
+import copy
+import dataclasses
+import functools
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from nag_kernels import guidance
+
+from .base import PackedText
+from .joint import JointAttentionProcessor, plain_attention
+
+NAMES = ("dispatch_attention_fn", "scaled_dot_product_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the texts lie in the attention of a family.
+
+    text: "cross": the keys are [text+ ; text-]; "first": all is [text+ ; text- ; image]; "last": [image ; text+ ; text-];
+        "keys": the queries are the image, the keys [text+ ; text- ; image]; "last keys": the keys [image ; text+ ; text-].
+    stock: the names of the processors.
+    masks: whether the model may give attention a mask of the texts; `PackedText` has them and stands in for it. Without it a
+        mask is refused.
+    own_tokens: how many tokens the model itself puts before each text.
+    row_by_row: whether attention is called for each row of the batch, with the tokens that are seen alone.
+    by_frame: whether each frame of a video is a row of attention of its own: the frames of a row of the batch follow each other.
+    difference: whether a layer calls attention twice and takes the first less the second.
+    last_part: whether attention sees the last of several texts alone.
+    """
+
+    text: str
+    stock: tuple[str, ...]
+    masks: bool = False
+    own_tokens: int = 0
+    row_by_row: bool = False
+    by_frame: bool = False
+    difference: bool = False
+    last_part: bool = False
+
+
+def why_not_rebound(processor: Any, layout: Layout) -> str | None:
+    """Why the attention call of this processor cannot be replaced, or None where it can."""
+    cls = type(processor)
+    if cls.__name__ not in layout.stock or not cls.__module__.startswith("diffusers."):
+        return "which is not known"
+    call = cls.__dict__.get("__call__")
+    if isinstance(processor, Module) or not isinstance(call, types.FunctionType):
+        return "whose __call__ is not a function of its own"
+    if call.__closure__ or call.__code__.co_freevars:
+        return "whose __call__ closes over other variables"
+    if not set(NAMES) & set(call.__code__.co_names):
+        return f"whose __call__ does not call {' or '.join(NAMES)} itself"
+    return None
+
+
+class _Attention(JointAttentionProcessor):
+    """The attention of one layer, [B, S, H, D] as `dispatch_attention_fn` has it."""
+
+    _has_masks = True
+
+    def __init__(self, layout: Layout, text: PackedText):
+        super().__init__(1.0, 2.5, 0.25, text)
+        self.layout = layout
+        self._row = self._rows = 0
+        self.first: Any = None  # what the first of two attentions of a layer has left for the second
+
+    def _lengths(self) -> tuple[int, int]:
+        positive, negative = self.text.parts[-1] if self.layout.last_part else super()._lengths()
+        return positive + self.layout.own_tokens, negative + self.layout.own_tokens
+
+    def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self._for_frames(x) for x in super()._settings_for(query, steered))
+
+    def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
+        options = super()._text_options(masks, length_negative)
+        return options | {x: self._for_frames(options[x]) for x in ("mask_positive", "mask_negative")}
+
+    def _for_frames(self, x: Tensor | None) -> Tensor | None:
+        """What holds for a row of the batch, for each row of attention."""
+        if not self.layout.by_frame or x is None or not x.ndim:
+            return x
+        return x.repeat_interleave(self._rows // len(x), dim=0)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None and not self.layout.masks:
+            raise ValueError("guide: this attention must have no mask, got one")
+        if self.layout.row_by_row:
+            return self._attend_row(query, key, value)
+        if self.layout.difference:
+            return self._attend_difference(query, key, value)
+        self._count()
+        if self.layout.by_frame:
+            self._rows = len(query)
+        return self._attend_batch(query, key, value)
+
+    def _attend_row(self, *row: Tensor) -> Tensor:
+        """Of the next row: its settings, and as many tokens as its masks show. Each text comes back with its padding, zeros,
+        as the processor fills up what it gets at the end."""
+        text, i = self.text, self._row
+        if i == 0:
+            self._count()
+            self._seen = [x.sum(dim=1).tolist() for x in (text.mask_positive, text.mask_negative)]
+        rows = len(text.mask_positive)
+        own = {name: x[i : i + 1] for name in ("nag_scale", "nag_tau", "nag_alpha", "steered")
+               if (x := getattr(text, name)) is not None and x.ndim}  # fmt: skip
+        lengths = {"length_positive": self._seen[0][i], "length_negative": self._seen[1][i]}
+        self._row = (i + 1) % rows
+        try:
+            self.text = dataclasses.replace(text, mask_positive=None, mask_negative=None, **lengths, **own)
+            attended = self._attend_batch(*row)
+            image, *texts = attended.split((attended.shape[1] - sum(lengths.values()), *lengths.values()), dim=1)
+            whole = (len(mask[i]) for mask in (text.mask_positive, text.mask_negative))
+            padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
+            return torch.cat([image, *padded], dim=1)
+        finally:
+            self.text = text
+
+    def _attend_difference(self, query: Tensor, *keys_and_values: Tensor) -> Tensor:
+        """It is the difference that is guided. All of it comes back from the second attention, for a layer that subtracts it."""
+        if self.first is not None:
+            self._count()
+        if self.text.rule == "vsf":  # no more than other values, whose difference can be taken
+            self.first = ()
+            return self._attend_batch(query, *keys_and_values)
+        texts = zip(*(x.split(self._lengths(), dim=1) for x in keys_and_values), strict=True)
+        both = [plain_attention(query, *text) for text in texts]
+        if self.first is None:
+            self.first = both
+            return torch.zeros_like(both[0])
+        positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
+        settings = self._settings_for(query, slice(0, query.shape[0]))
+        if self.text.watch is not None:
+            self.text.watch.branches(self, positive, negative, settings)
+        return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
+
+    def _attend_batch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        length, shape = sum(self._lengths()), (query.shape[2], value.shape[-1])
+        if self.layout.text == "cross":
+            if key.shape[1] != length:
+                raise ValueError(f"guide: attention to the texts must have {length} keys, got {key.shape[1]}")
+            return self._attend_guided(query, key, value)
+        image, at_end = key.shape[1] - length, self.layout.text.startswith("last")
+        if image <= 0:
+            raise ValueError(
+                f"guide: attention must have the texts' {length} tokens and the image's, got {key.shape[1]}"
+            )
+        sizes = (image, length) if at_end else (length, image)
+        (first_key, last_key), (first_value, last_value) = key.split(sizes, dim=1), value.split(sizes, dim=1)
+        if self.layout.text.endswith("keys"):
+            of_texts, of_image = (first_key, first_value), (last_key, last_value)
+            return self._attend_guided(query, *(of_image + of_texts if at_end else of_texts + of_image))
+        if query.shape[1] != key.shape[1]:
+            raise ValueError(
+                f"guide: attention must have as many keys as queries, {query.shape[1]}, got {key.shape[1]}: keys of another "
+                "image, from a cache, are not supported"
+            )
+        first_query, last_query = query.split(sizes, dim=1)
+        first, last = (first_query, first_key, first_value), (last_query, last_key, last_value)
+        image, texts = (first, last) if at_end else (last, first)
+        positive, negative, guided = self._attend(image, tuple(torch.cat(self._apart(x), dim=1) for x in texts))
+        whole = (guided, *self._interleaved(positive, negative)) if at_end else (
+            *self._interleaved(positive, negative), guided
+        )  # fmt: skip
+        return torch.cat([x.unflatten(-1, shape) for x in whole], dim=1)
+
+    def _apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is of text+ and all that is of text-; there may be several pairs."""
+        pieces = x.split([n for pair in self.text.parts or (self._lengths(),) for n in pair], dim=1)
+        return torch.cat(pieces[::2], dim=1), torch.cat(pieces[1::2], dim=1)
+
+    def _interleaved(self, positive: Tensor, negative: Tensor) -> list[Tensor]:
+        """The inverse of `_apart`, in pieces."""
+        lengths = zip(*(self.text.parts or (self._lengths(),)), strict=True)
+        pieces = (x.split(list(n), dim=1) for x, n in zip((positive, negative), lengths, strict=True))
+        return [x for pair in zip(*pieces, strict=True) for x in pair]
+
+    def _attend_guided(self, query: Tensor, key: Tensor, value: Tensor, key_shared: Tensor | None = None,
+                       value_shared: Tensor | None = None) -> Tensor:  # fmt: skip
+        (key_positive, key_negative), (value_positive, value_negative) = (
+            x.split(self._lengths(), dim=1) for x in (key, value)
+        )
+        masks = (self.text.mask_positive, self.text.mask_negative)
+        if self.layout.last_part:
+            masks = tuple(mask[:, -n:] for mask, n in zip(masks, self._lengths(), strict=True))
+        shared = None if key_shared is None else (key_shared, value_shared)
+        settings = self._settings_for(query, slice(0, query.shape[0]))
+        return self._guided(
+            query, (key_positive, value_positive), (key_negative, value_negative), settings, masks, shared
+        )
+
+
+class _Site:
+    """The layer whose processor is running."""
+
+    attention: _Attention | None = None
+
+
+class _ThreadSite(threading.local):
+    attention: _Attention | None = None
+
+
+_running, _traced = _ThreadSite(), _Site()
+
+
+def _site() -> _Site | _ThreadSite:
+    return _traced if torch.compiler.is_compiling() else _running  # torch.compile knows no thread's own
+
+
+def _dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+              is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+              attention_kwargs: dict | None = None, *, backend: Any = None, parallel_config: Any = None
+              ) -> Tensor:  # fmt: skip
+    """In the place of diffusers' `dispatch_attention_fn`. The backend serves the steps that are not guided."""
+    if dropout_p or is_causal or attention_kwargs or parallel_config is not None:
+        raise ValueError(
+            "guide: attention must be without dropout, not causal and on one device, got "
+            f"{dropout_p=}, {is_causal=}, {attention_kwargs=}, {parallel_config=}"
+        )
+    if scale is not None and abs(scale * query.shape[-1] ** 0.5 - 1) > 1e-6:
+        raise ValueError(f"guide: attention must be scaled by {query.shape[-1]} ** -0.5, got {scale}")
+    return _site().attention.attend(query, key, value, attn_mask)
+
+
+def _scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+                                  dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+                                  enable_gqa: bool = False) -> Tensor:  # fmt: skip
+    heads_second = (x.transpose(1, 2) for x in (query, key, value))
+    return _dispatch(*heads_second, attn_mask, dropout_p, is_causal, scale).transpose(1, 2)
+
+
+_functional = types.ModuleType("functional")
+_functional.__dict__.update({k: v for k, v in F.__dict__.items() if not k.startswith("__")})
+_functional.scaled_dot_product_attention = _scaled_dot_product_attention
+
+
+@functools.cache
+def _rebound_class(cls: type) -> type:
+    """A subclass whose `__call__` is the code of `cls` with its names of attention bound to ours.
+
+    One for each class, so that a compiled model meets the same code in every layer and every run; what differs is reached
+    through the instance.
+    """
+    call = cls.__call__
+    names = dict(call.__globals__)
+    names["__name__"] = "namedtuple_nag_kernels"  # torch.compile looks such globals up in the function, not in a module
+    names |= {"dispatch_attention_fn": _dispatch, "F": _functional}
+    own = types.FunctionType(call.__code__, names, call.__name__, call.__defaults__)
+    own.__kwdefaults__ = call.__kwdefaults__
+
+    @functools.wraps(call)
+    def __call__(self, *args, **kwargs):
+        site = _site()
+        site.attention = self.nag_attention
+        self.nag_attention.first = None
+        try:
+            return own(self, *args, **kwargs)
+        finally:
+            site.attention = None
+
+    def get_calls(self):
+        return self.nag_attention.text_calls
+
+    def set_calls(self, calls):
+        self.nag_attention.text_calls = calls
+
+    return type(f"NAG{cls.__name__}", (cls,), {"__call__": __call__, "text_calls": property(get_calls, set_calls)})
+
+
+def rebound(processor: Any, layout: Layout, text: PackedText) -> Callable:
+    """A copy of `processor` whose attention is guided."""
+    ours = copy.copy(processor)
+    ours.__class__ = _rebound_class(type(processor))
+    ours.nag_attention = _Attention(layout, text)
+    return ours

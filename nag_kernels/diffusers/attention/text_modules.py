@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Modules that mix the tokens of a prompt (text refiners, attention within the text, position ids) run once for each
+prompt while two are packed as [text+ ; text-].
+
+A model's file names such modules, each with the function that runs it once for each prompt.
+"""
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..restore import Replaced
+from .base import PackedText
+
+# The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
+Part = tuple[Any, str, Callable]
+
+
+class _Apart:
+    """In the place of a method: whatever stood there before (a hook of an offloading library, say) is called inside.
+
+    One for each method, as long as its owner lives: a compiled model is compiled for the very object that it finds there.
+    """
+
+    method: Callable | None = None
+    text: PackedText | None = None
+    function: Callable | None = None
+
+    def __call__(self, *args, **kwargs):
+        return self.function(self.method, self.text, *args, **kwargs)
+
+
+_known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
+
+
+def texts_apart(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> None:
+    """Until `replaced` is put back, `parts` see the texts one at a time. Only attributes of instances are set."""
+    for owner, name, function in parts:
+        ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
+        replaced.later(ours.__dict__.clear)
+        ours.method, ours.text, ours.function = getattr(owner, name), text, function
+        replaced.attribute(owner, name, ours)
+
+
+def of_each(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
+    return x.split((text.length_positive, text.length_negative), dim=dim)
+
+
+def numbered_anew(method: Callable, text: PackedText, *call: Any, **options: Any) -> tuple[Tensor, Any]:
+    """Positions of the image and of a text whose tokens are numbered: those of text- begin where those of text+ do.
+
+    The text's are a tensor [T, C], several of them, or None where it has none.
+    """
+    image, turns = method(*call, **options)
+    if turns is None:
+        return image, None
+    if isinstance(turns, tuple):
+        return image, tuple(begun_anew(x, text) for x in turns)
+    return image, begun_anew(turns, text)
+
+
+def begun_anew(x: Tensor, text: PackedText) -> Tensor:
+    return torch.cat([x[: text.length_positive], x[: text.length_negative]])
+
+
+def _argument_names(model: Module) -> list[str]:
+    """Of its forward, in order. Looked up before the call: torch.compile cannot do it within."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]
+
+
+def masks_of_part(text: PackedText, place: int) -> tuple[Tensor, Tensor]:
+    """Of one of several texts that lie one after another: what of text+ and of text- is seen."""
+    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
+    return tuple(mask.split(list(lengths), dim=1)[place] for mask, lengths in pairs)

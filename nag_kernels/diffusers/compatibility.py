@@ -1,0 +1,178 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What else may be switched on at a denoiser while it is guided: caches, hooks, checkpointing, several devices."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from .denoiser_calls import inner_denoiser
+from .models.registry import family_of
+
+# Of diffusers' own hooks those that leave what a layer computes as it is. All others (caches of steps or layers, skipped
+# layers, perturbed attention) carry results from one call into another, or change attention.
+HARMLESS_HOOKS = ("group_offloading", "layerwise_casting", "context_parallel", "tensor_parallel", "hooks")
+
+
+def check_combination(denoiser: Module, negative_pooled: bool) -> None:
+    """Raises ValueError, with what to do, where something on the denoiser would make guidance wrong."""
+    family, model = family_of(denoiser), inner_denoiser(denoiser)
+    where = f"guide: this {type(model).__name__} cannot be guided: "
+    if getattr(model, "is_cache_enabled", False):
+        raise ValueError(
+            f"{where}its cache ({type(model._cache_config).__name__}) would carry steps with guidance into steps without; "
+            "call disable_cache()"
+        )
+    for layer, name, hook in _hooks(model):
+        module = type(hook).__module__
+        if module.startswith("diffusers.") and module.rpartition(".")[2] not in HARMLESS_HOOKS:
+            raise ValueError(
+                f"{where}diffusers' hook '{name}' at {layer or 'the model itself'} changes what a layer computes or carries "
+                "it from step to step, whether guided or not; remove it"
+            )
+    if any(_is_of(module.__dict__.get("forward"), "DeepCache") for module in model.modules()):
+        raise ValueError(
+            f"{where}DeepCache is enabled on it, which would carry what guided steps computed into steps that are not guided, "
+            "and the other way round: call disable() of your DeepCacheSDHelper while guidance is enabled"
+        )
+    check_parallel(where, family, model)
+    if family.route == "slow":
+        _check_two_runs(where, model)
+    if negative_pooled:
+        if not family.pooled:
+            raise ValueError(
+                f"{where}negative_pooled needs a model whose layers are modulated by pooled text: SD3 or FLUX.1"
+            )
+        if is_compiled(denoiser):
+            raise ValueError(
+                f"{where}negative_pooled works through hooks, which a compiled model does not see; use it without "
+                "torch.compile"
+            )
+        chunked = [name for name, module in model.named_modules() if getattr(module, "_chunk_size", None) is not None]
+        if chunked:
+            raise ValueError(
+                f"{where}negative_pooled needs feed-forward layers that run whole; {chunked[0]} is chunked: call "
+                "disable_forward_chunking()"
+            )
+
+
+def check_gradients(denoiser: Module) -> None:
+    """Raises ValueError where layers would run once more, for a gradient, after the guided call has ended."""
+    if torch.is_grad_enabled() and getattr(inner_denoiser(denoiser), "is_gradient_checkpointing", False):
+        raise ValueError(
+            "guide: gradient checkpointing runs layers again in backward, when guidance has left them: call "
+            "disable_gradient_checkpointing(), or put the processors themselves into the model"
+        )
+
+
+def _check_two_runs(where: str, model: Module) -> None:
+    """Two runs take turns within a layer, which must not lose its weights when the first of them leaves it."""
+    grouped = any(type(hook).__module__.endswith("group_offloading") for _, _, hook in _hooks(model))
+    inside = (x for x in model.modules() if x is not model)
+    if grouped or any(getattr(getattr(x, "_hf_hook", None), "offload", False) for x in inside):
+        raise ValueError(
+            f"{where}its texts cannot be packed, and two runs that take turns would meet layers whose weights are offloaded; "
+            "use enable_model_cpu_offload() or none"
+        )
+
+
+def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mapping[str, Any]) -> None:
+    """Raises RuntimeError where a layer did not see the text exactly once in a guided call with these arguments of forward."""
+    idle = [part for name, part in family_of(denoiser).idle.items() if arguments.get(name) is None]
+    if not idle and all(n == 1 for n in calls.values()):
+        return
+    named = [(name, x) for name, x in inner_denoiser(denoiser).named_modules() if x in calls]
+    calls = {name: calls[x] for name, x in named if calls[x] or not any(part in name for part in idle)}
+    counts = list(calls.values())
+    wrong = [f"{name} ({n})" for name, n in calls.items() if n != 1]
+    if not wrong:
+        return
+    raise RuntimeError(
+        f"guide: each of {len(counts)} attention layers must see the text once per call, but {counts.count(0)} "
+        f"did not see it and {sum(n > 1 for n in counts)} saw it more often: guidance would not act everywhere; "
+        f"layers (times seen): {', '.join(wrong[:4])}" + (", ..." if len(wrong) > 4 else "")
+    )
+
+
+def check_parallel(where: str, family: Any, model: Module) -> None:
+    config = getattr(model, "_parallel_config", None)
+    context = getattr(config, "context_parallel_config", None)
+    if config is None:
+        if _sharded_by_hand(model):
+            raise ValueError(
+                f"{where}its weights are sharded (DTensor), but not through enable_parallelism(): which heads are here is "
+                "not known"
+            )
+        return
+    if context is None and getattr(config, "tensor_parallel_config", None) is None:
+        raise ValueError(
+            f"{where}it is spread over several devices in a way that is not known ({type(config).__name__})"
+        )
+    if context is None:
+        if family.route == "slow":
+            raise ValueError(
+                f"{where}its texts cannot be packed, and it is spread over several devices; use one device"
+            )
+        return
+    if not family.context_parallel:
+        raise ValueError(
+            f"{where}context parallelism is not supported for this model; use tensor parallelism or one device"
+        )
+    if getattr(context, "ulysses_anything", False) or getattr(context, "ring_anything", False):
+        raise ValueError(
+            f"{where}ulysses_anything and ring_anything give the devices unequal parts of the texts; use ulysses_degree or "
+            "ring_degree alone, with texts of a length that they divide"
+        )
+
+
+def _sharded_by_hand(model: Module) -> bool:
+    """By tensor parallelism, that is; fully sharded weights are whole again when a layer runs."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    sharded = any(isinstance(x, DTensor) for x in model.parameters())
+    return sharded and not any(isinstance(x, FSDPModule) for x in model.modules())
+
+
+def sequence_mesh(denoiser: Module) -> Any | None:
+    """The devices over which context parallelism splits the text, as a mesh of one dimension; None where it does not.
+
+    Read from the hooks that split (a plan may be given by the user): Wan's leaves the text whole.
+    """
+    model = inner_denoiser(denoiser)
+    config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
+    if config is None:
+        return None
+    text = next(iter(family_of(model).text))
+    splits = any(
+        text in (getattr(hook, "metadata", None) or ()) for _, name, hook in _hooks(model) if "cp_input" in name
+    )
+    return config._flattened_mesh if splits else None
+
+
+def head_mesh(denoiser: Module) -> Any | None:
+    """The devices over which tensor parallelism shards the heads, None where it does not."""
+    config = getattr(getattr(inner_denoiser(denoiser), "_parallel_config", None), "tensor_parallel_config", None)
+    return None if config is None else config._mesh
+
+
+def is_compiled(denoiser: Module) -> bool:
+    inner = inner_denoiser(denoiser)
+    return inner is not denoiser or any(x._compiled_call_impl is not None for x in inner.modules())
+
+
+def _is_of(function: Any, package: str) -> bool:
+    """Whether a function (or the lack of one) stands in this package."""
+    return (getattr(function, "__module__", None) or "").partition(".")[0] == package
+
+
+def _hooks(model: Module) -> Iterator[tuple[str, str, Any]]:
+    """(layer, name, hook) of all of diffusers' hooks."""
+    for layer, module in model.named_modules():
+        for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items():
+            yield layer, name, hook

@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""AnyFlow."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..attention.generic import Layout
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def _anyflow(**more: Any) -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=layers_named("attn2"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
+        unknown=("encoder_hidden_states_image",),  # no pipeline gives one: an image goes before the frames to be drawn
+        **more,
+    )
+
+
+def _anyflow_fills_cache(arguments: Mapping[str, Any]) -> bool:
+    return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
+
+
+MODELS: dict[str, Family] = {
+    "AnyFlowTransformer3DModel": _anyflow(),
+    "AnyFlowFARTransformer3DModel": _anyflow(by_timestep=True, fills_cache=_anyflow_fills_cache),
+}

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""AudioLDM 2."""
+
+from collections.abc import Iterable, Iterator
+
+from torch.nn import Module
+
+from ..attention.generic import Layout
+from ..attention.text_modules import Part, masks_of_part
+from .layers import modules_of_type
+from .spec import Family
+
+
+def _layers(unet: Module) -> Iterator[tuple[str, Module, int]]:
+    """(name, layer, which of the texts it sees): a block has layers for nothing, a first or a second text, in turns."""
+    for name, block in unet.named_modules():
+        widths = getattr(block, "cross_attention_dim", None) if hasattr(block, "attentions") else None
+        for i, attention in enumerate(block.attentions if widths else ()):
+            turn = i % len(widths)
+            for x, layer in attention.named_modules() if widths[turn] else ():
+                if x.endswith("attn2") and hasattr(layer, "processor"):
+                    yield f"{name}.attentions.{i}.{x}", layer, int(turn > 1)
+
+
+def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[Part]:
+    """Two texts, of which each layer sees one, here beside it by its place. Where there is no second text the layers for it see
+    the first, and all of it: so the model has it."""
+
+    def of_part(place):
+        def attend(forward, text, *call, **options):
+            whole = dict(vars(text))
+            there = place < len(text.parts)
+            text.mask_positive, text.mask_negative = masks_of_part(text, place) if there else (None, None)
+            text.length_positive, text.length_negative = text.parts[place if there else 0]
+            try:
+                return forward(*call, **options)
+            finally:
+                for name in ("mask_positive", "mask_negative", "length_positive", "length_negative"):
+                    setattr(text, name, whole[name])
+
+        return attend
+
+    return [(layer, "forward", of_part(place)) for layer, place in layers]
+
+
+MODELS: dict[str, Family] = {
+    "AudioLDM2UNet2DConditionModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_1": 1},
+        parts=(
+            ("encoder_hidden_states", "encoder_attention_mask"),
+            ("encoder_hidden_states_1", "encoder_attention_mask_1"),
+        ),
+        sites=lambda unet: ((name, layer) for name, layer, _ in _layers(unet)),
+        site_count=lambda unet: sum(
+            not x.double_self_attention for x in modules_of_type(unet, "BasicTransformerBlock")
+        ),
+        layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
+        apart=lambda unet, text: audioldm2((layer, place) for _, layer, place in _layers(unet)),
+    ),
+}

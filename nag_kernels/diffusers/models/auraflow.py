@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""AuraFlow."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import Module
+
+from ..attention.generic import Layout
+from ..attention.text_modules import of_each
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def auraflow(model: Module) -> Callable:
+    """The model puts tokens of its own before the text: text- gets them too."""
+
+    def apart(forward, text, texts):
+        positive, negative = of_each(forward(texts), text)
+        return torch.cat([positive, model.register_tokens.to(positive).expand(len(positive), -1, -1), negative], dim=1)
+
+    return apart
+
+
+MODELS: dict[str, Family] = {
+    "AuraFlowTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=layers_named("attn"),
+        site_count=sum_of("num_mmdit_layers", "num_single_dit_layers"),
+        layout=Layout("first", ("AuraFlowAttnProcessor2_0",), own_tokens=8),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", auraflow(transformer))],
+    ),
+}

@@ -1,0 +1,24 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""CogView 3+ and CogView 4."""
+
+from ..attention.generic import Layout
+from .layers import layers_named, sum_of
+from .spec import Family
+
+MODELS: dict[str, Family] = {
+    "CogView4Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=layers_named("attn1"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("first", ("CogView4AttnProcessor",)),
+        two_calls=True,
+        unknown=("attention_mask",),
+    ),
+    "CogView3PlusTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=layers_named("attn1"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
+    ),
+}

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""DreamLite."""
+
+import math
+
+from torch.nn import Module
+
+from ..attention.generic import Layout
+from .layers import layers_named, modules_of_type
+from .spec import Family
+
+
+def _refuse(unet: Module) -> str | None:
+    """What is refused of `UNet2DConditionModel`, which it derives from."""
+    known = {"addition_embed_type": (None, "time"), "encoder_hid_dim_type": (None, "text_proj", "text_proj_rms")}
+    unknown = [f"{name} '{unet.config[name]}'" for name, values in known.items() if unet.config[name] not in values]
+    return f"{' and '.join(unknown)} may read the text outside attention" if unknown else None
+
+
+MODELS: dict[str, Family] = {
+    "DreamLiteUNetModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=layers_named("attn2"),
+        site_count=lambda unet: len(modules_of_type(unet, "BasicTransformerBlockDreamLite")),
+        layout=Layout("cross", ("DreamLiteAttnProcessor2_0",), masks=True),
+        refuse=_refuse,
+        cfg_above=-math.inf,  # where it has it, it always has it
+        cfg_rows=3,  # without text and image, with the image, with both
+    ),
+}

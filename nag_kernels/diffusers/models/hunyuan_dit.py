@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanDiT."""
+
+import torch
+from torch.nn import Module
+
+from ..attention.generic import Layout
+from ..attention.text_modules import Part, _argument_names
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def hunyuan_dit(model: Module) -> list[Part]:
+    """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
+
+    So the texts go through it as a batch, [text+ of all rows, text- of all rows], up to the blocks, where they lie along the
+    sequence again. The time is that of text+.
+    """
+    names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
+
+    order = _argument_names(model)
+
+    def enter(forward, text, *args, **named):
+        arguments = dict(zip(order, args, strict=False)) | named
+        for of_part, (positive, negative) in zip(names, text.parts, strict=True):
+            if positive != negative:
+                raise ValueError(
+                    f"guide: {of_part[0]} must have {positive} tokens for the negative as for the prompt, got {negative}: this "
+                    "model knows texts of one length alone"
+                )
+            arguments |= {name: torch.cat(arguments[name].chunk(2, dim=1)) for name in of_part}
+        by_place = order[: len(args)]
+        return forward(*(arguments[name] for name in by_place),
+                       **{name: x for name, x in arguments.items() if name not in by_place})  # fmt: skip
+
+    def embed(forward, text, timestep, both, *sizes, **options):
+        return forward(timestep, both.chunk(2)[0], *sizes, **options)
+
+    def attend(forward, text, hidden_states, encoder_hidden_states=None, **options):
+        packed = torch.cat(encoder_hidden_states.chunk(2), dim=1)
+        return forward(hidden_states, encoder_hidden_states=packed, **options)
+
+    blocks = [(block, "forward", attend) for block in model.blocks]
+    return [(model, "forward", enter), (model.time_extra_emb, "forward", embed), *blocks]
+
+
+MODELS: dict[str, Family] = {
+    "HunyuanDiT2DModel": Family(
+        text={
+            "encoder_hidden_states": 1,
+            "text_embedding_mask": 1,  # of embeddings that stand in for padding: attention sees all of them
+            "encoder_hidden_states_t5": 1,
+            "text_embedding_mask_t5": 1,
+        },
+        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        sites=layers_named("attn2"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("cross", ("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0")),
+        apart=lambda transformer, text: hunyuan_dit(transformer),
+    ),
+}

@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo, HunyuanVideo 1.5 and FramePack."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from torch import Tensor
+from torch.nn import Module
+
+from ..attention.base import PackedText, heads
+from ..attention.generic import Layout
+from ..attention.joint import JointAttentionProcessor, Projected
+from ..attention.masks import counted
+from ..attention.text_modules import masks_of_part, of_each
+from .layers import attentions_in, layers_named, sum_of
+from .spec import Family
+
+
+def token_refiner(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor,
+                  attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+    """HunyuanVideo: attention within the text and a mean over its tokens."""
+    masks = (None, None) if attention_mask is None else of_each(attention_mask, text)
+    texts = zip(of_each(hidden_states, text), masks, strict=True)
+    return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor) -> Tensor:
+    """As `token_refiner`, of the last text of several; its mask is not the model's, in which all is seen."""
+    place = max(i for i, (_, n) in enumerate(text.parts) if n)  # an image may follow
+    texts = zip(hidden_states.split(text.parts[place], dim=1), masks_of_part(text, place), strict=True)
+    return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
+
+
+def framepack(forward: Callable, text: PackedText, *call: Tensor) -> Tensor:
+    """As `hunyuan_image`; after it the model takes no more of a mask than how many tokens are seen."""
+    refined = hunyuan_image(forward, text, *call)
+    text.mask_positive, text.mask_negative = counted(text.mask_positive), counted(text.mask_negative)
+    return refined
+
+
+class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
+    """Guided attention for HunyuanVideo, in the place of `HunyuanVideoAttnProcessor2_0`: blocks of two streams and of one.
+
+        image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
+        text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)
+
+    Args:
+        nag_scale, nag_tau, nag_alpha: as in `NAGAttnProcessor2_0`.
+        text: how the texts are packed. With it, encoder_hidden_states [B, T+ + T-, C] is [text+ ; text-], each through the
+            token refiner by itself, and both streams come back packed. Without it the layer is plain.
+    Masks: the model counts the tokens that are seen, which does not tell those of two texts: PackedText has their masks.
+    Raises: ValueError for another batch or length, attention_mask without masks in PackedText, settings out of range.
+    """
+
+    _has_masks = True
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = HunyuanVideoAttnProcessor2_0()
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        if encoder_hidden_states is None or self.text is None:
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        self._check_joint(hidden_states, encoder_hidden_states, None)
+        self._check_own_masks(attention_mask)
+        self._count()
+
+        layers = (attn.to_q, attn.to_k, attn.to_v)
+        image = self._project(attn, hidden_states, layers, (attn.norm_q, attn.norm_k))
+        if attn.add_q_proj is None:  # one stream: the text has the layers of the image
+            text = self._project(attn, encoder_hidden_states, layers, (attn.norm_q, attn.norm_k))
+        else:
+            layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            text = self._project(attn, encoder_hidden_states, layers, (attn.norm_added_q, attn.norm_added_k))
+        if image_rotary_emb is not None:
+            query, key, value = image
+            image = (*(apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)), value)
+        *streams, hidden_states = self._attend(image, text)
+        encoder_hidden_states = torch.cat(streams, dim=1)
+        if attn.to_out is not None:
+            hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if getattr(attn, "to_add_out", None) is not None:
+            encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
+        return hidden_states, encoder_hidden_states
+
+    def _project(
+        self, attn: Attention, x: Tensor, layers: tuple[Module, ...], norms: tuple[Module | None, ...]
+    ) -> Projected:
+        query, key, value = (heads(attn, layer(x)) for layer in layers)
+        query, key = (y if norm is None else norm(y) for norm, y in zip(norms, (query, key), strict=True))
+        return query, key, value
+
+
+MODELS: dict[str, Family] = {
+    "HunyuanVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        counted_masks=True,
+        hard_masks=True,
+        sites=attentions_in("transformer_blocks", "single_transformer_blocks"),
+        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        processors={HunyuanVideoAttnProcessor2_0: NAGHunyuanVideoAttnProcessor2_0},
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
+        two_calls=True,
+    ),
+    "HunyuanVideo15Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
+        parts=(
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+            ("encoder_hidden_states", "encoder_attention_mask"),
+            ("image_embeds", None),
+        ),
+        hides_zeros=True,
+        hard_masks=True,
+        sites=layers_named("attn"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("last", ("HunyuanVideo15AttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
+        two_calls=True,
+    ),
+    "HunyuanVideoFramepackTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        hard_masks=True,
+        sites=layers_named("attn"),
+        site_count=sum_of("num_layers", "num_single_layers"),
+        layout=Layout("last", ("HunyuanVideoAttnProcessor2_0",), masks=True),
+        apart=lambda transformer, text: [(transformer.context_embedder, "forward", framepack)],
+        two_calls=True,
+        by_timestep=True,
+    ),
+}

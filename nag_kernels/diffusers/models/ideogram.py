@@ -1,0 +1,33 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ideogram 4."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.nn import Module
+
+from ..attention.dual_forward import Beside
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def _indicated_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    shown = arguments["indicator"] == 2  # tokens of the image to be drawn, at the end of each row
+    image = int(shown[0].sum())
+    if not bool(shown[:, length - image :].all()) or bool(shown[:, : length - image].any()):
+        raise ValueError("guide: indicator must show the image at the end of each row, equally long in all")
+    return slice(length - image, length)
+
+
+MODELS: dict[str, Family] = {
+    "Ideogram4Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=layers_named("attention"),
+        site_count=sum_of("num_layers"),
+        beside=Beside(
+            text=("encoder_hidden_states", "position_ids", "segment_ids", "indicator"), image=_indicated_image
+        ),
+        two_calls=True,  # the other is of a model of its own
+    ),
+}

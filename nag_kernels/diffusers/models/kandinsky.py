@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Kandinsky 5 and 6."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..attention.base import PackedText
+from ..attention.generic import Layout
+from ..attention.text_modules import Part, begun_anew, of_each
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def kandinsky(
+    forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor, *mask: Tensor | None
+) -> Tensor:
+    """Attention within the text; `rope` holds the positions of both."""
+    masks = (of_each(x, text) if isinstance(x, Tensor) else (x, x) for x in mask)
+    each = zip(of_each(texts, text), of_each(rope, text, dim=-5), *masks, strict=True)
+    return torch.cat([forward(x, time, *more) for x, *more in each], dim=1)
+
+
+def kandinsky6(model: Module) -> list[Part]:
+    """As `kandinsky`, for the video and for its sound; the model numbers the tokens of both texts in a row."""
+
+    def turn(forward, text, positions):
+        return forward(begun_anew(positions, text))
+
+    turns = [(x, "forward", turn) for x in (model.video_text_rope_embeddings, model.audio_text_rope_embeddings)]
+    layers = [*model.video_text_transformer_blocks, *model.audio_text_transformer_blocks]
+    return turns + [(layer, "forward", kandinsky) for layer in layers]
+
+
+MODELS: dict[str, Family] = {
+    "Kandinsky5Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1, "text_rope_pos": -1},
+        sites=layers_named("cross_attention"),
+        site_count=sum_of("num_visual_blocks"),
+        layout=Layout("cross", ("Kandinsky5AttnProcessor",)),
+        exact="float32 (no float64)",
+        apart=lambda transformer, text: [(x, "forward", kandinsky) for x in transformer.text_transformer_blocks],
+        two_calls=True,
+    ),
+    "Kandinsky6Transformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=layers_named("cross_attention"),
+        site_count=lambda transformer: 2 * transformer.config.num_visual_blocks,
+        idle={"audio_hidden_states": "audio_dec_block"},
+        layout=Layout("cross", ("Kandinsky6AttnProcessor",), masks=True),
+        exact="float32 (no float64)",
+        apart=lambda transformer, text: kandinsky6(transformer),
+        negative_call={"expand_prompts": False},  # a language model writes a story around a prompt
+        two_calls=True,
+    ),
+}

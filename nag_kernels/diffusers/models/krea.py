@@ -1,0 +1,42 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Krea 2."""
+
+import torch
+from torch.nn import Module
+
+from ..attention.generic import Layout
+from ..attention.text_modules import Part, of_each
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def krea2(model: Module) -> list[Part]:
+    """Attention within the text, and positions, of which each text has the same (zero)."""
+
+    def fuse(forward, text, hidden_states, attention_mask=None):
+        masks = (None, None) if attention_mask is None else of_each(attention_mask, text, dim=-1)
+        texts = zip(of_each(hidden_states, text), masks, strict=True)
+        return torch.cat([forward(x, attention_mask=mask) for x, mask in texts], dim=1)
+
+    def turn(forward, text, position_ids):
+        positive = position_ids[: text.length_positive]
+        negative = positive[:1].expand(text.length_negative, -1)
+        return forward(torch.cat([positive, negative, position_ids[text.length_positive :]]))
+
+    return [(model.text_fusion, "forward", fuse), (model.rotary_emb, "forward", turn)]
+
+
+MODELS: dict[str, Family] = {
+    "Krea2Transformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        hard_masks=True,
+        sites=layers_named("attn"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("first", ("Krea2AttnProcessor",), masks=True),
+        exact="float64, float32; before the gate",
+        apart=lambda transformer, text: krea2(transformer),
+        two_calls=True,
+    ),
+}

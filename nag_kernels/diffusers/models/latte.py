@@ -1,0 +1,17 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Latte."""
+
+from ..attention.generic import Layout
+from .layers import layers_named, sum_of
+from .spec import Family
+
+MODELS: dict[str, Family] = {
+    "LatteTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        sites=layers_named("attn2"),  # the blocks between frames have none
+        site_count=sum_of("num_layers"),
+        layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
+        unknown=("encoder_attention_mask",),
+    ),
+}

@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the attention layers of a denoiser by their type, name or number."""
+
+from collections.abc import Callable, Iterator
+
+from diffusers.models.attention_processor import Attention
+from torch.nn import Module
+
+# How FLUX.1 and its kin take the prompt: embeddings, and their position ids.
+FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
+
+
+def layers_named(*names: str, kind: type = Module) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+    """Attention layers (of this class) by the last part of their name, outside of whatever comes before the model's blocks."""
+    return lambda denoiser: (
+        (name, module)
+        for name, module in denoiser.named_modules()
+        if hasattr(module, "processor")
+        and isinstance(module, kind)
+        and name.split(".")[-1] in names
+        and name.split(".")[0].endswith(("block", "blocks", "layers"))
+    )
+
+
+def sum_of(*names: str) -> Callable[[Module], int]:
+    """The sum of these numbers of the model's configuration."""
+    return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
+
+
+def cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
+    for name, module in denoiser.named_modules():
+        if isinstance(module, Attention) and (module.is_cross_attention or module.added_kv_proj_dim is not None):
+            yield name, module
+
+
+def joint_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
+    """Those with text projections; the `attn2` of SD3.5-Medium sees the image alone."""
+    for name, module in denoiser.named_modules():
+        if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
+            yield name, module
+
+
+def layers_of_type(*kinds: type) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+    return lambda denoiser: ((name, module) for name, module in denoiser.named_modules() if isinstance(module, kinds))
+
+
+def attentions_in(*blocks: str) -> Callable[[Module], Iterator[tuple[str, Attention]]]:
+    return lambda denoiser: (
+        (name, module)
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Attention) and name.split(".")[0] in blocks
+    )
+
+
+def modules_of_type(denoiser: Module, name: str) -> list[Module]:
+    return [module for module in denoiser.modules() if type(module).__name__ == name]

@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""LTX-Video."""
+
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
+from torch import Tensor
+
+from ..attention.base import PackedText, heads
+from ..attention.cross import CrossAttentionProcessor
+from .layers import layers_named
+from .spec import Family, Settings
+
+
+class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
+    """Guided cross-attention for LTX-Video, in the place of `LTXVideoAttnProcessor`.
+
+        out = to_out(guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-                    (arXiv 2505.21179)
+
+    Args, masks and errors as in `NAGAttnProcessor2_0`; image_rotary_emb beside a text is refused as well.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = LTXVideoAttnProcessor()
+
+    def __call__(
+        self, attn: LTXAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        rows = hidden_states.shape[0]
+        if encoder_hidden_states is None or (self.text is None and encoder_hidden_states.shape[0] == rows):
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if image_rotary_emb is not None:
+            raise ValueError(f"{type(self).__name__}: image_rotary_emb must be None beside encoder_hidden_states")
+        self._check_text(rows, encoder_hidden_states)
+        masks = self._masks(attention_mask, encoder_hidden_states, rows)
+        self._count()
+
+        query = heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        key = heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states)))
+        hidden_states = self._attend(query, key, heads(attn, attn.to_v(encoder_hidden_states)), masks)
+        return attn.to_out[1](attn.to_out[0](hidden_states))
+
+
+MODELS: dict[str, Family] = {
+    "LTXVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=layers_named("attn2", kind=LTXAttention),
+        site_count=lambda transformer: transformer.config.num_layers,
+        processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
+        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
+        context_parallel=True,
+    ),
+}

@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Motif-Video."""
+
+from collections.abc import Iterator
+
+from torch.nn import Module
+
+from ..attention.generic import Layout
+from .layers import layers_named
+from .spec import Family
+
+
+def _layers(denoiser: Module) -> Iterator[tuple[str, Module]]:
+    """Attention to image and text and, after it, to the text alone; the last blocks see no text."""
+    seeing = denoiser.config.num_single_layers - denoiser.config.num_decoder_layers
+    for name, module in layers_named("attn", "cross_attn")(denoiser):
+        stream, block, *_ = name.split(".")
+        if stream == "transformer_blocks" or int(block) < seeing:
+            yield name, module
+
+
+def _count(denoiser: Module) -> int:
+    config = denoiser.config
+    single = config.num_single_layers - config.num_decoder_layers
+    both = [
+        (config.num_layers, config.enable_text_cross_attention_dual),
+        (single, config.enable_text_cross_attention_single),
+    ]
+    return sum(layers * (2 if cross else 1) for layers, cross in both)
+
+
+MODELS: dict[str, Family] = {
+    "MotifVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        hard_masks=True,
+        sites=_layers,
+        site_count=_count,
+        layout=(
+            Layout("last", ("MotifVideoAttnProcessor2_0",), masks=True),
+            Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, last_part=True),
+        ),
+        exact="float32 (no float64)",
+        two_calls=True,
+    ),
+}

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""OmniGen."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.nn import Module
+
+from ..attention.dual_forward import Beside
+from .layers import layers_named, sum_of
+from .spec import Family
+
+
+def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+    height, width = arguments["hidden_states"].shape[-2:]
+    return slice(length - height * width // denoiser.config.patch_size**2, length)
+
+
+MODELS: dict[str, Family] = {
+    "OmniGenTransformer2DModel": Family(
+        text={"input_ids": 1},
+        sites=layers_named("self_attn"),
+        site_count=sum_of("num_layers"),
+        beside=Beside(
+            text=("input_ids", "input_image_sizes", "attention_mask", "position_ids"), image=_image_to_be_drawn
+        ),
+        prompt_first=True,
+        cfg_above=-math.inf,  # it always has it
+    ),
+}

@@ -1,0 +1,171 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which file of this folder knows which denoiser class; a file is imported when its denoiser comes."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from torch.nn import Module
+
+from ..denoiser_calls import inner_denoiser
+from .spec import Family
+
+TESTED_WITH = "0.42.1"
+
+# The file of this folder whose `MODELS` has the entry of a denoiser class.
+FILES = {
+    "UNet2DConditionModel": "unet",
+    "UNetMotionModel": "unet",
+    "PixArtTransformer2DModel": "pixart",
+    "SD3Transformer2DModel": "sd3",
+    "SanaTransformer2DModel": "sana",
+    "FluxTransformer2DModel": "flux",
+    "ChromaTransformer2DModel": "chroma",
+    "ZImageTransformer2DModel": "z_image",
+    "HunyuanVideoTransformer3DModel": "hunyuan_video",
+    "Flux2Transformer2DModel": "flux2",
+    "QwenImageTransformer2DModel": "qwen_image",
+    "LTXVideoTransformer3DModel": "ltx",
+    "LTX2VideoTransformer3DModel": "ltx2",
+    "WanTransformer3DModel": "wan",
+    "SkyReelsV2Transformer3DModel": "skyreels_v2",
+    "ChronoEditTransformer3DModel": "chronoedit",
+    "WanAnimateTransformer3DModel": "wan_animate",
+    "WanVACETransformer3DModel": "wan",
+    "CogView4Transformer2DModel": "cogview",
+    "GlmImageTransformer2DModel": "glm_image",
+    "CogView3PlusTransformer2DModel": "cogview",
+    "AllegroTransformer3DModel": "allegro",
+    "CogVideoXTransformer3DModel": "cogvideox",
+    "AuraFlowTransformer2DModel": "auraflow",
+    "BriaTransformer2DModel": "bria",
+    "BriaFiboTransformer2DModel": "bria",
+    "HiDreamImageTransformer2DModel": "hidream",
+    "HunyuanImageTransformer2DModel": "hunyuan_image",
+    "HunyuanVideo15Transformer3DModel": "hunyuan_video",
+    "HunyuanVideoFramepackTransformer3DModel": "hunyuan_video",
+    "MochiTransformer3DModel": "mochi",
+    "Lumina2Transformer2DModel": "lumina",
+    "LongCatImageTransformer2DModel": "longcat_image",
+    "OvisImageTransformer2DModel": "ovis_image",
+    "Krea2Transformer2DModel": "krea",
+    "PRXTransformer2DModel": "prx",
+    "ErnieImageTransformer2DModel": "ernie_image",
+    "NucleusMoEImageTransformer2DModel": "nucleus_image",
+    "JoyImageEditTransformer3DModel": "joy_image",
+    "JoyImageEditPlusTransformer3DModel": "joy_image",
+    "LuminaNextDiT2DModel": "lumina",
+    "CosmosTransformer3DModel": "cosmos",
+    "SanaVideoTransformer3DModel": "sana",
+    "SanaWMTransformer3DModel": "sana",
+    "HeliosTransformer3DModel": "helios",
+    "ConsisIDTransformer3DModel": "cogvideox",
+    "EasyAnimateTransformer3DModel": "easyanimate",
+    "MotifVideoTransformer3DModel": "motif_video",
+    "Kandinsky6Transformer3DModel": "kandinsky",
+    "AnyFlowTransformer3DModel": "anyflow",
+    "AnyFlowFARTransformer3DModel": "anyflow",
+    "HunyuanDiT2DModel": "hunyuan_dit",
+    "LatteTransformer3DModel": "latte",
+    "Kandinsky5Transformer3DModel": "kandinsky",
+    "StableAudioDiTModel": "stable_audio",
+    "StableAudio3DiTModel": "stable_audio",
+    "AceStepTransformer1DModel": "ace_step",
+    "LongCatAudioDiTTransformer": "longcat_audio",
+    "UNet3DConditionModel": "unet_3d",
+    "I2VGenXLUNet": "unet_3d",
+    "DreamLiteUNetModel": "dreamlite",
+    "Kandinsky3UNet": "kandinsky3",
+    "AudioLDM2UNet2DConditionModel": "audioldm2",
+    "UVit2DModel": "amused",
+    "UNetControlNetXSModel": "controlnet_xs",
+    "QwenImage21Transformer2DModel": "qwen_image",
+    "Cosmos3OmniTransformer": "cosmos",
+    "BriaFibo2Transformer2DModel": "bria",
+    "OmniGenTransformer2DModel": "omnigen",
+    "Ideogram4Transformer2DModel": "ideogram",
+}
+
+
+def file_of(kind: str) -> ModuleType:
+    """The file that knows the denoiser class of this name, imported."""
+    return importlib.import_module(f".{FILES[kind]}", __package__)
+
+
+def all_models() -> dict[str, Family]:
+    """The entries of all denoiser classes, but of those whose file the installed diffusers is too old for."""
+    found = {}
+    for kind in FILES:
+        try:
+            found[kind] = file_of(kind).MODELS[kind]
+        except ImportError:
+            continue
+    return found
+
+
+def find_denoisers(pipe: Any) -> list[Module]:
+    """The pipeline's denoisers: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of a kind each."""
+    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+    found = list(dict.fromkeys(x for x in named if isinstance(x, Module)))
+    if not found:
+        raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
+    if any(family_of(x) is not family_of(found[0]) for x in found):
+        kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
+        raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")
+    return found
+
+
+def supported() -> str:
+    """The denoisers that `guide` knows, a line each.
+
+    route: "drop-in" is a processor of our own; "generic" keeps the model's and replaces its call of attention; "slow" runs the
+        model twice, as classifier-free guidance does, where texts cannot be packed.
+    exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
+    """
+    lines = [f"{'denoiser':40s} {'route':8s} {'exact in':34s} tested with"]
+    lines += [
+        f"{name:40s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}"
+        for name, family in all_models().items()
+    ]
+    return "\n".join(lines)
+
+
+def family_of(denoiser: Module) -> Family:
+    """The entry for this denoiser. Raises ValueError, with the supported classes, where there is none."""
+    denoiser = inner_denoiser(denoiser)
+    for cls in type(denoiser).__mro__:
+        if cls.__name__ in FILES:
+            return file_of(cls.__name__).MODELS[cls.__name__]
+    raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FILES)}")
+
+
+def checked_sites(denoiser: Module) -> list[Module]:
+    """The attention layers to be guided.
+
+    Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
+    slicing, xformers), no site at all, or another number than the model's configuration says.
+    """
+    family, wrapped, denoiser = family_of(denoiser), denoiser, inner_denoiser(denoiser)
+    kind = type(denoiser).__name__
+    reason = family.refuse(denoiser)
+    if reason is not None:
+        raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
+    if family.beside and (wrapped is not denoiser or any(x._compiled_call_impl for x in denoiser.modules())):
+        raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
+    sites = list(family.sites(denoiser))
+    known = " or ".join(family.stock)
+    for name, module in sites:
+        unknown = family.why_unknown(module.processor)
+        if unknown is not None:
+            raise ValueError(
+                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, {unknown}: "
+                f"guidance needs {known}. Disable attention slicing, xformers or whatever has set it, or "
+                f"call set_attn_processor({family.stock[0]}())"
+            )
+    if len(sites) != family.site_count(denoiser) or not sites:
+        raise ValueError(
+            f"guide: {kind} has {len(sites)} attention layers that see text, expected {family.site_count(denoiser)}"
+            + ("" if sites else "; guidance has nothing to act on")
+        )
+    return [module for _, module in sites]

@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""SANA and SANA-Sprint, SANA-Video and SANA-WM."""
+
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from torch import Tensor
+
+from ..attention.base import PackedText, heads
+from ..attention.cross import NAGAttnProcessor2_0
+from ..attention.generic import Layout
+from .layers import cross_attentions, layers_named, sum_of
+from .spec import Family, Settings
+
+
+class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
+    """Guided cross-attention for SANA and SANA-Sprint, in the place of `SanaAttnProcessor2_0`.
+
+    As `NAGAttnProcessor2_0`, but for the norms of query and key, which SANA takes over all heads together.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.375,
+                 text: PackedText | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self._plain = SanaAttnProcessor2_0()
+
+    def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
+        *call, _ = call  # without temb, which it does not take
+        return self._plain(attn, *call)
+
+    def _project_image(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+        query = attn.to_q(hidden_states)
+        return heads(attn, query if attn.norm_q is None else attn.norm_q(query))
+
+    def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+        key = attn.to_k(text)
+        return heads(attn, key if attn.norm_k is None else attn.norm_k(key)), heads(attn, attn.to_v(text))
+
+
+MODELS: dict[str, Family] = {
+    "SanaTransformer2DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=cross_attentions,
+        site_count=lambda transformer: transformer.config.num_layers,
+        processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
+        settings=lambda transformer: Settings(5.0, 2.5, 0.375),
+        negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
+        keeps_text=True,
+    ),
+    "SanaVideoTransformer3DModel": Family(
+        text={"encoder_hidden_states": 1},
+        masks=("encoder_attention_mask",),
+        sites=layers_named("attn2"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
+        negative_call={"complex_human_instruction": None},
+    ),
+    "SanaWMTransformer3DModel": Family(
+        text={"encoder_hidden_states": -2},  # [B, 1, T, C]
+        masks=("mask",),
+        hard_masks=True,
+        sites=layers_named("cross_attn"),
+        site_count=sum_of("num_layers"),
+        layout=Layout("cross", ("SanaWMCrossAttnProcessor",), masks=True),
+        exact="float32 (no float64)",
+        negative_call={"chi_prompt": [""]},  # as SANA's instruction to enhance prompts
+        unknown=("encoder_attention_mask",),
+    ),
+}

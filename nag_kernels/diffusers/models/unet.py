@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Stable Diffusion 1.5, 2 and XL, Kolors (UNet2DConditionModel) and AnimateDiff (UNetMotionModel)."""
+
+from typing import Any
+
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+)
+from torch import Tensor
+from torch.nn import Module
+
+from ..attention.base import PackedText
+from ..attention.cross import NAGAttnProcessor2_0
+from ..attention.ip_adapter import attention_to_images
+from .layers import cross_attentions
+from .spec import Family, Settings
+
+
+class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
+    """Guided cross-attention of a UNet with an IP-Adapter, in the place of `IPAdapterAttnProcessor2_0`.
+
+        out = to_out(guidance(Z+, Z-) + sum_i scale_i Z_image_i)
+
+    Args:
+        nag_scale, nag_tau, nag_alpha, text: as in `NAGAttnProcessor2_0`.
+        adapter: the processor that it stands for, which holds the adapter's weights and scales.
+    Raises: as there; ValueError for encoder_hidden_states that are no tuple (text, image prompts), and for masks.
+    """
+
+    def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
+                 text: PackedText | None = None, adapter: IPAdapterAttnProcessor2_0 | None = None):  # fmt: skip
+        super().__init__(nag_scale, nag_tau, nag_alpha, text)
+        self.adapter = adapter
+
+    def stands_for(self, stock: IPAdapterAttnProcessor2_0) -> None:
+        self.adapter, self.fused = stock, False  # which knows no fused projections
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: tuple[Tensor, list[Tensor]] | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, ip_adapter_masks: Any = None,
+    ) -> Tensor:  # fmt: skip
+        where = type(self).__name__
+        if self.adapter is None or not isinstance(encoder_hidden_states, tuple):
+            raise ValueError(f"{where}: needs an adapter, and encoder_hidden_states as (text, image prompts)")
+        text, images = encoder_hidden_states
+        if self.text is None and text.shape[0] == hidden_states.shape[0]:
+            return self.adapter(attn, hidden_states, encoder_hidden_states, attention_mask, temb,
+                                ip_adapter_masks=ip_adapter_masks)  # fmt: skip
+
+        def beside(query: Tensor) -> Tensor:
+            return attention_to_images(where, attn, self.adapter, query, images, ip_adapter_masks)
+
+        return self._run(attn, hidden_states, text, attention_mask, temb, beside)
+
+
+def unet_settings(unet: Module) -> Settings:
+    if unet.config.addition_embed_type == "text_time":
+        return Settings(3.0, 2.5, 0.5)  # SDXL
+    return Settings(3.0, 2.5, 0.375, nasa_scale=0.2 if unet.config.cross_attention_dim == 1024 else 0.1)  # SD2, SD1.5
+
+
+def _count(unet: Module) -> int:
+    blocks = [x for x in unet.modules() if isinstance(x, BasicTransformerBlock)]
+    return sum(not x.double_self_attention for x in blocks) + sum(bool(x.only_cross_attention) for x in blocks)
+
+
+def _refuse(unet: Module) -> str | None:
+    if unet.config.addition_embed_type not in (None, "text_time"):
+        return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
+    if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):
+        return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
+    if any(type(x).__name__ == "SplitInferenceModule" for x in unet.modules()):
+        return "its layers see a part of the frames at a time (enable_free_noise_split_inference)"
+    return None
+
+
+def _unet(**more: Any) -> Family:
+    return Family(
+        text={"encoder_hidden_states": 1},
+        sites=cross_attentions,  # AnimateDiff's between frames have no text
+        site_count=_count,
+        processors={
+            AttnProcessor2_0: NAGAttnProcessor2_0,
+            FusedAttnProcessor2_0: NAGAttnProcessor2_0,
+            IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
+        },
+        settings=unet_settings,
+        refuse=_refuse,
+        keeps_text=True,
+        **more,
+    )
+
+
+MODELS: dict[str, Family] = {
+    "UNet2DConditionModel": _unet(masks=("encoder_attention_mask",)),
+    "UNetMotionModel": _unet(frames=lambda arguments: arguments["sample"].shape[2], unknown=("attention_mask",)),
+}

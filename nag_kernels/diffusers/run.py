@@ -1,0 +1,202 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""One guided call of a pipeline, from its first call of the denoiser to its last."""
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
+from torch.nn import Module
+
+from .attention.base import PackedText
+from .attention.dual_forward import TwoRuns
+from .attention.pooled_modulation import negative_modulation
+from .attention.text_modules import texts_apart
+from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
+from .denoiser_calls import as_they_came, denoiser_arguments, inner_denoiser
+from .interception import contexts_noticed, intercepted
+from .models.registry import family_of
+from .packing import Packer
+from .restore import Replaced
+from .schedule import Steps
+from .turns import plain_call, take, turn_of
+
+
+class GuidedRun:
+    """Stands for the denoisers during one call of the pipeline."""
+
+    def __init__(self, guidance, pipe, denoiser, negative, images, halves):
+        self.guidance, self.pipe, self.family = guidance, pipe, family_of(denoiser)
+        self.thread = threading.get_ident()
+        self.calls = self.guided = 0
+        self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
+        self.rests = False
+        self.steps = Steps(pipe, *guidance.window, self.family)
+        self.latest = (None, None)  # rows and timestep of the latest guided call
+        self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
+        self.seen = (None, None, None)  # sample, text and timestep of the latest call that was not unconditional
+        self.keeps = self.family.keeps_text
+        self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
+        sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
+        self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias, watch=guidance.watch)
+        self.text.sequence_group = None if sequence is None else sequence.get_group()
+        self.text.head_group = None if heads is None else heads.get_group()
+        self.meshes = sequence, heads
+        self.packer = Packer(self.family, negative, images, halves, guidance.pad, self.text, sequence)
+
+    def stand_in(self, replaced: Replaced, denoiser: Module, sites: list[Module]) -> None:
+        """Takes the calls of `denoiser` until `replaced` is put back."""
+        if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
+            raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
+        ours = sites if self.family.beside is None else ()
+        processors = [(site, site.processor, self.family.replaced(site.processor, self.text)) for site in ours]
+        parts = list(self.family.apart(inner_denoiser(denoiser), self.text))
+
+        def call(*args, **kwargs):
+            return self._call(replaced, denoiser, original, steered, processors, parts, args, kwargs)
+
+        contexts_noticed(replaced, denoiser, self.enter)
+        steered = original = denoiser._call_impl  # for the calls of other threads that come at once
+        steered = original = intercepted(replaced, denoiser, call)
+        if self.family.beside is not None:
+            beside = (self.family.beside, self.text, self.packer.negative_for, replaced)
+            steered = TwoRuns(original, denoiser, sites, *beside)
+
+    def _call(self, replaced, denoiser, original, steered, processors, parts, args, kwargs):
+        if threading.get_ident() != self.thread:
+            return plain_call(denoiser, original, args, kwargs)
+        if self.rests:
+            return original(*args, **kwargs)
+        arguments = denoiser_arguments(denoiser, args, kwargs)
+        self.calls += 1
+        for name in self.family.unknown:
+            if arguments.get(name) is not None:
+                raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
+        if self._is_unconditional(arguments) or not self.steps.visit(arguments):
+            return original(*args, **kwargs)
+        check_gradients(denoiser)
+        self._keep_texts(arguments)
+        arguments |= self.packer.pack(arguments)
+        self._check_rows(arguments.get(self.family.timestep))
+        self._set_settings()
+        self.guided += 1
+        if self.text.watch is not None:
+            self.text.watch.begin(denoiser, processors, self.steps.visits - 1, self.packer.rows > self.packer.images)
+        sites = [site for site, _, _ in processors]
+        check_modulation, mark = None, replaced.mark()
+        try:
+            take(turn_of(denoiser, "layers"), replaced)
+            for site, _, ours in processors:
+                ours.text_calls = 0
+                replaced.processor(site, ours)
+            if self.guidance.negative_pooled:
+                pooled = self.packer.pooled(arguments)
+                check_modulation = negative_modulation(replaced, inner_denoiser(denoiser), sites, self.text, pooled)
+            texts_apart(replaced, parts, self.text)
+            positional, named = as_they_came(denoiser, args, arguments)
+            result = steered(*positional, **named)
+        finally:
+            replaced.put_back(mark)
+        if check_modulation is not None:
+            check_modulation()
+        check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors}, arguments)
+        return result
+
+    def enter(self, context: str | None) -> None:
+        context = {"pred_cond": "cond", "pred_uncond": "uncond"}.get(context, context)  # where a guider makes the calls
+        if context not in (None, "cond", "uncond", "cond_uncond") and not self.rests:
+            raise RuntimeError(
+                f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"
+            )
+        self.context = context
+
+    def _is_unconditional(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether classifier-free guidance runs in two calls a step and this is the second, which keeps its plain attention.
+
+        Pipelines say so through `cache_context`; those that do not call first with the prompt and then, in the same step,
+        with another text: with the same sample or one made anew.
+        """
+        if not self.family.two_calls:
+            return False
+        if self.context is not None:
+            return self.context == "uncond"
+        sample = arguments.get("hidden_states", arguments.get("sample"))
+        text, when = arguments.get(next(iter(self.family.text))), arguments.get(self.family.timestep)
+        last_sample, last_text, last_time = self.seen
+        another = text is not last_text and last_text is not None
+        if another and (sample is last_sample or _is_other_text(text, when, last_text, last_time)):
+            self.unconditional += 1
+            return True
+        self.conditional += 1
+        self.seen = (sample, text, when)
+        return False
+
+    def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
+        """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
+        texts = [arguments.get(name) for name in (*self.family.text, *self.family.masks)]
+        same = len(texts) == len(self.texts) and all(x is y for x, y in zip(texts, self.texts, strict=True))
+        self.texts = texts
+        if not self.keeps or torch.is_grad_enabled():
+            self.text.kept = None
+        elif not same or self.text.kept is None:
+            self.text.kept = {}
+
+    def resting(self, callback: Callable) -> Callable:
+        """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered.
+
+        It may change weights or write into the texts, so nothing is kept from step to step beside it.
+        """
+        self.keeps = False
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
+            return callback
+
+        @functools.wraps(callback)
+        def rested(*args, **kwargs):
+            self.rests = True
+            try:
+                return callback(*args, **kwargs)
+            finally:
+                self.rests = False
+
+        return rested
+
+    def _check_rows(self, timestep: Any) -> None:
+        rows, (before, when) = self.packer.rows, self.latest
+        self.latest = (rows, timestep)
+        if before not in (None, rows) and _number(when) == _number(timestep):
+            raise ValueError(
+                f"guide: the denoiser was called with {before} and then {rows} texts in one step (guidance that skips "
+                "layers or attends to itself does so); whether the second is to be guided cannot be told"
+            )
+
+    def _set_settings(self) -> None:
+        """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
+        rows, images = self.packer.rows, self.packer.images
+        if self.text.nag_scale is not None and self.text.nag_scale.shape[0] == rows:
+            return
+        neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
+        steered = [True] * images + [False] * (rows - images)
+        if not self.family.prompt_first:
+            steered.reverse()
+        values = [[ours if yes else plain for yes in steered]
+                  for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
+        values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
+        self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
+        self.text.steered = None
+        if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
+            self.text.steered = torch.tensor(steered, device=self.packer.device)
+
+
+def _is_other_text(text: Tensor, when: Any, last_text: Tensor | None, last_time: Any) -> bool:
+    """In the same step, and not the last text converted once more."""
+    return last_text is not None and _number(when) == _number(last_time) and not torch.equal(text, last_text)
+
+
+def _number(timestep: Any) -> float:
+    """The largest: frames that are given have time 0 in Wan 2.2."""
+    return math.nan if timestep is None else float(timestep.max() if isinstance(timestep, Tensor) else timestep)

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which steps of a pipeline's run are guided: by fraction of the steps, and by noise level."""
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .models.spec import Family
+
+
+class Steps:
+    """Counts a run's visits of its denoiser, and says of each whether its step is guided.
+
+    start, end: step i of n is guided if start <= i / n < end.
+    sigma_end: and if its noise level is above this; None is no bound.
+    family: of the denoiser. Its steps are counted, or known by their timestep (`Family.by_timestep`).
+    """
+
+    def __init__(self, pipe: Any, start: float, end: float, sigma_end: float | None, family: Family):
+        self.pipe, self.start, self.end, self.sigma_end, self.family = pipe, start, end, sigma_end, family
+        self.latest = start == 0  # whether the latest step was guided
+        self.everything = start == 0 and end == 1 and sigma_end is None
+        self.visits = 0
+        self.begun = 0  # the visit with which the scheduler's steps began: FreeInit goes through them several times
+        self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
+        self.sigmas: list[float] = []  # its noise level
+
+    def visit(self, arguments: Mapping[str, Any]) -> bool:
+        """Counts one visit, with these arguments of forward; whether it is guided."""
+        now, self.visits = self.visits, self.visits + 1
+        if self.everything:
+            return True
+        if not self.family.fills_cache(arguments):
+            self.latest = self._inside(now, arguments)
+        return self.latest
+
+    def _inside(self, now: int, arguments: Mapping[str, Any]) -> bool:
+        if not self.step_of or self.family.by_timestep:
+            self._read_scheduler()
+        if self.family.by_timestep:
+            timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
+            # The noisiest of the frames: given ones have an earlier time.
+            now = int((timesteps - float(arguments[self.family.timestep].max())).abs().argmin())
+        elif now - self.begun == len(self.step_of):
+            if not getattr(self.pipe, "free_init_enabled", False):
+                raise RuntimeError(
+                    f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
+                    f"({len(self.step_of)}): start, end and sigma_end cannot be placed"
+                )
+            self.begun = now
+            self._read_scheduler()  # they may have become more
+        now -= self.begun
+        step, steps = self.step_of[now], self.step_of[-1] + 1
+        # Rounded by less than a step: 0.07 * 100 is a little above 7.
+        inside = self.start * steps - 1e-6 <= step < self.end * steps - 1e-6
+        return inside and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
+
+    def never_guided(self) -> str:
+        """What to say where no visit was guided."""
+        sigma = "" if self.sigma_end is None else f" with a sigma above {self.sigma_end:g}"
+        highest = f" and its highest sigma is {max(self.sigmas):g}" if self.sigmas else ""
+        return (
+            f"no step fell between start {self.start:g} and end {self.end:g}{sigma}: guidance did not act; the call had "
+            f"{len(set(self.step_of))} steps{highest}"
+        )
+
+    def _read_scheduler(self) -> None:
+        """The step of each visit: distinct timesteps in a row, as a scheduler of second order visits most of them twice.
+
+        From the scheduler, not from the denoiser's calls: pipelines round their timesteps to half precision, in which
+        neighbours become equal.
+        """
+        timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
+        used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
+        stop = len(timesteps)
+        if self.family.by_timestep:
+            used = stop
+        if isinstance(end := getattr(self.pipe, "denoising_end", None), float) and 0 < end < 1:
+            # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.
+            trained = self.pipe.scheduler.config.num_train_timesteps
+            stop = int((timesteps >= round(trained - end * trained)).sum())
+        run = slice(stop - used, stop)
+        self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
+        if self.sigma_end is not None:
+            self.sigmas = _sigmas(self.pipe.scheduler, timesteps)[run]
+
+
+def check_window(start: float, end: float, sigma_end: float | None) -> None:
+    for name, value in (("start", start), ("end", end), ("sigma_end", sigma_end)):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number and not (name == "sigma_end" and value is None):
+            raise TypeError(
+                f"guide: {name} must be a number, got {value!r:.60} ({type(value).__name__}); write {name}=0.5, say"
+            )
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"guide: start and end must be 0 <= start < end <= 1, got {start:g} and {end:g}")
+    if sigma_end is not None and not (math.isfinite(sigma_end) and sigma_end >= 0):
+        raise ValueError(f"guide: sigma_end must be a noise level of at least 0, or None, got {sigma_end:g}")
+
+
+def _sigmas(scheduler: Any, timesteps: torch.Tensor) -> list[float]:
+    """The noise level at each timestep: the scheduler's own, else sqrt((1 - a) / a) with a its cumulative product of alphas."""
+    own = getattr(scheduler, "sigmas", None)
+    if own is not None and len(own) >= len(timesteps):  # a last one, after all steps, may follow
+        levels = torch.as_tensor(own).double()[: len(timesteps)]
+        # Mochi's count how much of the picture is there.
+        return (1 - levels if getattr(scheduler.config, "invert_sigmas", False) else levels).tolist()
+    products = getattr(scheduler, "alphas_cumprod", None)
+    if products is not None and not timesteps.is_floating_point():
+        kept = products.double().cpu()[timesteps.long().cpu()]
+        return ((1 - kept) / kept).sqrt().tolist()
+    raise ValueError(
+        f"guide: sigma_end needs a scheduler that has noise levels; {type(scheduler).__name__} has none: use end"
+    )

@@ -170,7 +170,6 @@ setup(
         "nag_kernels.diffusers.attention",
         "nag_kernels.diffusers.models",
         "nag_kernels.distill",
-        "nag_kernels.evidence",
         "nag_kernels.shapes",
         "nag_kernels.triton_kernels",
     ],

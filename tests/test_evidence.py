@@ -3,7 +3,10 @@
 """`python -m nag_kernels.evidence`: distances, intervals, the cache, verdicts and the page."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +18,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import nag_kernels
-from nag_kernels.evidence import __main__ as command
-from nag_kernels.evidence import run as running
-from nag_kernels.evidence.cells import (
+from evidence import __main__ as command
+from evidence import run as running
+from evidence.cells import (
     CFG,
     FULL,
     MANY,
@@ -32,13 +35,13 @@ from nag_kernels.evidence.cells import (
     Steering,
     cells_of,
 )  # fmt: skip
-from nag_kernels.evidence.claims import claims_of, outcome, verdict
-from nag_kernels.evidence.frechet import frechet, moments
-from nag_kernels.evidence.measures import Replicates, contrast, draws, interval
-from nag_kernels.evidence.renders import real, there, wanted_scenes
-from nag_kernels.evidence.report import write
-from nag_kernels.evidence.rows import load_rows, update
-from nag_kernels.evidence.students import add_student, measure_student, welch
+from evidence.claims import claims_of, outcome, verdict
+from evidence.frechet import frechet, moments
+from evidence.measures import Replicates, contrast, draws, interval
+from evidence.renders import real, there, wanted_scenes
+from evidence.report import write
+from evidence.rows import load_rows, update
+from evidence.students import add_student, measure_student, welch
 from nag_kernels.shapes.classifier import load_classifier, matches, read, shows
 from nag_kernels.shapes.pipeline import load
 
@@ -58,6 +61,19 @@ def random_gaussian(seed: int, width: int = 6):
 
 
 # --- distances
+
+
+def test_an_installed_package_says_where_the_evidence_is(tmp_path):
+    aside = shutil.ignore_patterns("__pycache__", "weights")
+    shutil.copytree(ROOT / "nag_kernels", tmp_path / "nag_kernels", ignore=aside)
+    call = [sys.executable, "-m", "nag_kernels.evidence", "--help"]
+    done = subprocess.run(
+        call, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "in a checkout of the repository" in done.stderr
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m nag_kernels.evidence"), done.stderr
 
 
 def test_frechet_is_the_closed_form_of_gaussians():

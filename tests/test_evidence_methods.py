@@ -12,12 +12,12 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import nag_kernels
+from evidence.ablation import FORMULAS, formula, heads_of
+from evidence.cells import NAG, PAIRS, PARTS
+from evidence.methods import draw, noise_for
+from evidence.perturbed import TextAndSelf, ValueAlone, perturbed, perturbed_layers
 from nag_kernels import availability, reference
 from nag_kernels.diffusers import guide
-from nag_kernels.evidence.ablation import FORMULAS, formula, heads_of
-from nag_kernels.evidence.cells import NAG, PAIRS, PARTS
-from nag_kernels.evidence.methods import draw, noise_for
-from nag_kernels.evidence.perturbed import TextAndSelf, ValueAlone, perturbed, perturbed_layers
 from nag_kernels.shapes.generator import build_pipeline
 from nag_kernels.shapes.pipeline import load
 

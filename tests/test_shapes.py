@@ -17,7 +17,7 @@ from nag_kernels.shapes.classifier import facts, load_classifier, matches, read,
 from nag_kernels.shapes.classifier_training import SPOILS, accuracy, spoil
 from nag_kernels.shapes.evaluate import evaluate, sample
 from nag_kernels.shapes.generator import place_by_noise
-from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load
+from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, folder_of, load
 from nag_kernels.shapes.text_encoder import WORD_FACTS, embed, word_facts
 
 
@@ -426,15 +426,15 @@ def test_a_folder_without_weights_says_how_to_make_them(tmp_path):
 
 
 def test_weights_are_small():
-    """The first model with all it needs, each denoiser beside it, and the teachers with their one-step students."""
-    sizes = {
-        name: sum(p.stat().st_size for p in (WEIGHTS / name).rglob("*") if p.is_file()) for name in VARIANTS.values()
-    }
-    beside = {name: size for name, size in sizes.items() if name != "unet"}
-    whole = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
-    assert whole - sum(beside.values()) <= 8_000_000
-    assert max(beside.values()) <= 8_000_000
-    assert sum(size for name, size in beside.items() if name != "joint_few") <= 24_000_000
+    """What the wheel holds, each denoiser of the evidence, and the teachers with their one-step students."""
+
+    def size(folder):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    evidence = {name: size(folder_of(name)) for name in VARIANTS if name != "few"}
+    assert size(WEIGHTS) <= 7_000_000
+    assert max(evidence.values()) <= 8_000_000
+    assert sum(n for name, n in evidence.items() if name != "joint_few") <= 24_000_000
 
 
 def test_shipped_weights_reach_what_the_documents_say(pipe, classifier):

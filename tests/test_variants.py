@@ -18,7 +18,7 @@ from nag_kernels.shapes import parallel, variants
 from nag_kernels.shapes.classifier import load_classifier
 from nag_kernels.shapes.evaluate import evaluate
 from nag_kernels.shapes.generator import build_pipeline, build_transformer, load_generator
-from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load, load_denoiser, velocity
+from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, folder_of, load, load_denoiser, velocity
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +167,12 @@ SHIPPED = ("teacher", "student", "joint_teacher", "joint_few", "joint_student")
 
 @pytest.mark.parametrize("variant", SHIPPED)
 def test_the_shipped_weights_draw_as_their_record_says(variant):
-    record = json.loads((WEIGHTS / VARIANTS[variant] / "training.json").read_text())
+    record = json.loads((folder_of(variant) / "training.json").read_text())
     steps, count = record["sampling steps"], 64
     found = evaluate(load(variant=variant), load_classifier(), count, seed=5, steps=steps)
     for name in ("one: objects", "one: objects and clean", "two: objects"):
         expected = record["samples"][name]
         spread = (max(expected * (1 - expected), 0.01) / count) ** 0.5
         assert abs(found[name] - expected) < 4 * spread, name
-    size = (WEIGHTS / VARIANTS[variant] / "diffusion_pytorch_model.safetensors").stat().st_size
+    size = (folder_of(variant) / "diffusion_pytorch_model.safetensors").stat().st_size
     assert size < 8 * 2**20

@@ -25,7 +25,9 @@ from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 WEIGHTS = Path(__file__).with_name("weights")
-# The denoisers that one tokenizer, text encoder, autoencoder and scheduler serve: the folder of each in WEIGHTS.
+# Only the evidence and distillation need the denoisers other than "few": they are in a checkout and not in the wheel.
+CHECKOUT_WEIGHTS = Path(__file__).parents[2] / "evidence" / "weights"
+# The denoisers that one tokenizer, text encoder, autoencoder and scheduler serve: the folder of each (`folder_of`).
 VARIANTS = {
     "few": "unet",  # cross-attention; distilled to four steps
     "teacher": "teacher",  # cross-attention; many steps
@@ -34,6 +36,12 @@ VARIANTS = {
     "joint_few": "joint_few",
     "joint_student": "joint_student",
 }
+
+
+def folder_of(variant: str, folder: str | Path = WEIGHTS) -> Path:
+    """Where the denoiser of a variant lies: in `folder`, or, of the shipped ones other than "few", in a checkout's evidence."""
+    apart = Path(folder) == WEIGHTS and variant != "few"
+    return (CHECKOUT_WEIGHTS if apart else Path(folder)) / VARIANTS[variant]
 
 
 def denoiser_arguments(
@@ -313,9 +321,13 @@ def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu", varia
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"no shapes weights in {folder}; `make shapes` trains them")
-    if not (folder / VARIANTS[variant] / "config.json").is_file():
-        raise FileNotFoundError(f"no weights of the variant {variant!r} in {folder}")
-    given = {} if variant == "few" else {"unet": None} | load_denoiser(folder / VARIANTS[variant])
+    own = folder_of(variant, folder)
+    if not (own / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no weights of the variant {variant!r} in {own.parent}: an installed nag_kernels holds those of 'few' alone, "
+            "the others are in evidence/weights of a checkout of the repository"
+        )
+    given = {} if variant == "few" else {"unet": None} | load_denoiser(own)
     bars = [module.is_progress_bar_enabled() for module in (diffusers_logging, transformers_logging)]
     diffusers_logging.disable_progress_bar(), transformers_logging.disable_progress_bar()
     try:

@@ -25,7 +25,7 @@ from .classifier import load_classifier
 from .evaluate import evaluate
 from .generator import build_transformer, load_generator, match_flow, straighten
 from .parallel import launch
-from .pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load, save_denoiser
+from .pipeline import WEIGHTS, ShapesPipeline, folder_of, load, save_denoiser
 from .settings import QUICK, Settings
 
 SETTINGS = {
@@ -65,7 +65,7 @@ def train(variant: str, settings: Settings, folder: Path, work: Path, go_on: boo
     before = json.loads(record(folder, variant).read_text()) if go_on else None
     pipe = start(variant, folder, go_on)
     load_generator(pipe, path)
-    save_denoiser(pipe.denoiser.half(), folder / VARIANTS[variant])
+    save_denoiser(pipe.denoiser.half(), folder_of(variant, folder))
     return judge(variant, asdict(settings), folder, spent, before)
 
 
@@ -86,12 +86,12 @@ def judge(variant: str, settings: dict, folder: Path, minutes: float, before: di
 
 
 def record(folder: Path, variant: str) -> Path:
-    return folder / VARIANTS[variant] / "training.json"
+    return folder_of(variant, folder) / "training.json"
 
 
 def adopt(variant: str, run: Path, folder: Path) -> dict:
     """Take the student that `nag_kernels.distill` left in `run` as `variant`; returns its `training.json`."""
-    target = folder / VARIANTS[variant]
+    target = folder_of(variant, folder)
     target.mkdir(exist_ok=True)
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copyfile(run / "student" / name, target / name)

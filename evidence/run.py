@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nag_kernels.shapes.classifier import load_classifier
 from nag_kernels.shapes.parallel import one_thread_each
-from nag_kernels.shapes.pipeline import VARIANTS, WEIGHTS, ShapesPipeline, load
+from nag_kernels.shapes.pipeline import WEIGHTS, ShapesPipeline, folder_of, load
 
 from .cells import PAIRS, REAL, Cell, Size
 from .frechet import Features
@@ -35,12 +35,12 @@ SHOWN = 4  # pictures of each pair that are kept
 def digest(variant: str, folder: Path = WEIGHTS) -> str | None:
     """What a cell of this variant depends on (weights, configurations, pairs), in 12 hex digits; None where the variant is
     not shipped."""
-    parts = ["vae", "classifier.safetensors"]
+    parts = [folder / "vae", folder / "classifier.safetensors"]
     if variant not in REAL:
-        parts += [VARIANTS[variant], "text_encoder", "scheduler", "tokenizer"]
-    if not all((folder / part).exists() for part in parts):
+        parts += [folder_of(variant, folder), *(folder / part for part in ("text_encoder", "scheduler", "tokenizer"))]
+    if not all(part.exists() for part in parts):
         return None
-    files = [file for part in parts for file in [folder / part, *sorted((folder / part).rglob("*"))] if file.is_file()]
+    files = [file for part in parts for file in [part, *sorted(part.rglob("*"))] if file.is_file()]
     found = hashlib.sha256(repr(PAIRS).encode())
     for file in files:
         found.update(file.read_bytes())

@@ -22,7 +22,7 @@ there. Papers: NAG (arXiv 2505.21179), SNOOPI with NASA and PG-SB (arXiv 2412.02
 
 READING = """\
 How a verdict comes about, without a hand in it: a claim is written down as differences between cells that it says are above
-zero (`nag_kernels/evidence/claims.py`). Each difference has a 95 % bootstrap interval, paired by seed. Above zero it speaks
+zero (`evidence/claims.py`). Each difference has a 95 % bootstrap interval, paired by seed. Above zero it speaks
 for the claim, below zero against it, and it leaves the claim open where zero is inside. All for: **shown**. Any against:
 **contradicted**, with the differences listed. Otherwise: **not shown at this scale**. With {contrasts} differences a few
 will be against by chance. All of them are in [claims.csv](evidence/claims.csv)."""

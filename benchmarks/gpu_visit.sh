@@ -34,7 +34,6 @@ LIMIT=${LIMIT:-520}
 MINUTES=${MINUTES:-7.5}
 mkdir -p "$OUT"
 export NAG_BACKEND=gpu PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-[ -d nag_kernels/triton_kernels ] || ln -sfn ../triton_kernels nag_kernels/triton_kernels
 
 machine() {
   git rev-parse HEAD 2>/dev/null

@@ -255,6 +255,24 @@ def test_the_folder_is_no_top_level_package():
     assert subprocess.run([sys.executable, "-c", "import triton_kernels"], cwd=ROOT / "tests").returncode != 0
 
 
+def test_a_checkout_that_is_not_installed_finds_its_triton_kernels(tmp_path):
+    """As on a machine that is lent for a while: the folder is on the path, and nothing is installed or linked."""
+    listed = subprocess.run(
+        ["git", "ls-files", "nag_kernels", "triton_kernels"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in listed.stdout.split():
+        if "weights" not in name and (ROOT / name).exists():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in str(f)]; "
+        "import nag_kernels.triton_kernels.configs as x; print(x.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "triton_kernels" / "configs.py"), done.stderr
+
+
 @needs_library
 def test_the_library_holds_only_stable_symbols():
     """No C++ symbol of torch (at::, c10::, torch::) is needed: what is left is the C shim that torch keeps stable."""

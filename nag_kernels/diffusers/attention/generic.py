@@ -25,38 +25,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from nag_kernels import guidance
-
 from .base import PackedText
-from .joint import JointAttentionProcessor, plain_attention
+from .joint import JointAttentionProcessor
 
 NAMES = ("dispatch_attention_fn", "scaled_dot_product_attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the texts lie in the attention of a family.
+    """Where the prompts lie in the attention of a model.
 
     text: "cross": the keys are [text+ ; text-]; "first": all is [text+ ; text- ; image]; "last": [image ; text+ ; text-];
         "keys": the queries are the image, the keys [text+ ; text- ; image]; "last keys": the keys [image ; text+ ; text-].
     stock: the names of the processors.
-    masks: whether the model may give attention a mask of the texts; `PackedText` has them and stands in for it. Without it a
+    masks: whether the model may give attention a mask of the prompts; `PackedText` has them and replaces it. Without it a
         mask is refused.
-    own_tokens: how many tokens the model itself puts before each text.
-    row_by_row: whether attention is called for each row of the batch, with the tokens that are seen alone.
     by_frame: whether each frame of a video is a row of attention of its own: the frames of a row of the batch follow each other.
-    difference: whether a layer calls attention twice and takes the first less the second.
-    last_part: whether attention sees the last of several texts alone.
+    attention: what guides a layer; a model whose layers differ has a class of its own in its file.
     """
 
     text: str
     stock: tuple[str, ...]
     masks: bool = False
-    own_tokens: int = 0
-    row_by_row: bool = False
     by_frame: bool = False
-    difference: bool = False
-    last_part: bool = False
+    attention: "type[GenericAttention] | None" = None  # None: GenericAttention
 
 
 def why_not_rebound(processor: Any, layout: Layout) -> str | None:
@@ -74,7 +66,7 @@ def why_not_rebound(processor: Any, layout: Layout) -> str | None:
     return None
 
 
-class _Attention(JointAttentionProcessor):
+class GenericAttention(JointAttentionProcessor):
     """The attention of one layer, [B, S, H, D] as `dispatch_attention_fn` has it."""
 
     _has_masks = True
@@ -82,12 +74,10 @@ class _Attention(JointAttentionProcessor):
     def __init__(self, layout: Layout, text: PackedText):
         super().__init__(1.0, 2.5, 0.25, text)
         self.layout = layout
-        self._row = self._rows = 0
-        self.first: Any = None  # what the first of two attentions of a layer has left for the second
+        self._rows = 0  # of attention, where each frame is one
 
-    def _lengths(self) -> tuple[int, int]:
-        positive, negative = self.text.parts[-1] if self.layout.last_part else super()._lengths()
-        return positive + self.layout.own_tokens, negative + self.layout.own_tokens
+    def begin(self) -> None:
+        """Called before each run of the layer's processor."""
 
     def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(self._for_frames(x) for x in super()._settings_for(query, steered))
@@ -105,54 +95,14 @@ class _Attention(JointAttentionProcessor):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and not self.layout.masks:
             raise ValueError("guide: this attention must have no mask, got one")
-        if self.layout.row_by_row:
-            return self._attend_row(query, key, value)
-        if self.layout.difference:
-            return self._attend_difference(query, key, value)
+        return self._attend_once(query, key, value)
+
+    def _attend_once(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One call of attention: the only one that the layer's processor makes, unless a model overrides this."""
         self._count()
         if self.layout.by_frame:
             self._rows = len(query)
         return self._attend_batch(query, key, value)
-
-    def _attend_row(self, *row: Tensor) -> Tensor:
-        """Of the next row: its settings, and as many tokens as its masks show. Each text comes back with its padding, zeros,
-        as the processor fills up what it gets at the end."""
-        text, i = self.text, self._row
-        if i == 0:
-            self._count()
-            self._seen = [x.sum(dim=1).tolist() for x in (text.mask_positive, text.mask_negative)]
-        rows = len(text.mask_positive)
-        own = {name: x[i : i + 1] for name in ("nag_scale", "nag_tau", "nag_alpha", "steered")
-               if (x := getattr(text, name)) is not None and x.ndim}  # fmt: skip
-        lengths = {"length_positive": self._seen[0][i], "length_negative": self._seen[1][i]}
-        self._row = (i + 1) % rows
-        try:
-            self.text = dataclasses.replace(text, mask_positive=None, mask_negative=None, **lengths, **own)
-            attended = self._attend_batch(*row)
-            image, *texts = attended.split((attended.shape[1] - sum(lengths.values()), *lengths.values()), dim=1)
-            whole = (len(mask[i]) for mask in (text.mask_positive, text.mask_negative))
-            padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
-            return torch.cat([image, *padded], dim=1)
-        finally:
-            self.text = text
-
-    def _attend_difference(self, query: Tensor, *keys_and_values: Tensor) -> Tensor:
-        """It is the difference that is guided. All of it comes back from the second attention, for a layer that subtracts it."""
-        if self.first is not None:
-            self._count()
-        if self.text.rule == "vsf":  # no more than other values, whose difference can be taken
-            self.first = ()
-            return self._attend_batch(query, *keys_and_values)
-        texts = zip(*(x.split(self._lengths(), dim=1) for x in keys_and_values), strict=True)
-        both = [plain_attention(query, *text) for text in texts]
-        if self.first is None:
-            self.first = both
-            return torch.zeros_like(both[0])
-        positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
-        settings = self._settings_for(query, slice(0, query.shape[0]))
-        if self.text.watch is not None:
-            self.text.watch.branches(self, positive, negative, settings)
-        return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
 
     def _attend_batch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, shape = sum(self._lengths()), (query.shape[2], value.shape[-1])
@@ -184,6 +134,9 @@ class _Attention(JointAttentionProcessor):
         )  # fmt: skip
         return torch.cat([x.unflatten(-1, shape) for x in whole], dim=1)
 
+    def _masks(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.text.mask_positive, self.text.mask_negative
+
     def _apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All that is of text+ and all that is of text-; there may be several pairs."""
         pieces = x.split([n for pair in self.text.parts or (self._lengths(),) for n in pair], dim=1)
@@ -200,9 +153,7 @@ class _Attention(JointAttentionProcessor):
         (key_positive, key_negative), (value_positive, value_negative) = (
             x.split(self._lengths(), dim=1) for x in (key, value)
         )
-        masks = (self.text.mask_positive, self.text.mask_negative)
-        if self.layout.last_part:
-            masks = tuple(mask[:, -n:] for mask, n in zip(masks, self._lengths(), strict=True))
+        masks = self._masks()
         shared = None if key_shared is None else (key_shared, value_shared)
         settings = self._settings_for(query, slice(0, query.shape[0]))
         return self._guided(
@@ -213,11 +164,11 @@ class _Attention(JointAttentionProcessor):
 class _Site:
     """The layer whose processor is running."""
 
-    attention: _Attention | None = None
+    attention: GenericAttention | None = None
 
 
 class _ThreadSite(threading.local):
-    attention: _Attention | None = None
+    attention: GenericAttention | None = None
 
 
 _running, _traced = _ThreadSite(), _Site()
@@ -272,7 +223,7 @@ def _rebound_class(cls: type) -> type:
     def __call__(self, *args, **kwargs):
         site = _site()
         site.attention = self.nag_attention
-        self.nag_attention.first = None
+        self.nag_attention.begin()
         try:
             return own(self, *args, **kwargs)
         finally:
@@ -291,5 +242,5 @@ def rebound(processor: Any, layout: Layout, text: PackedText) -> Callable:
     """A copy of `processor` whose attention is guided."""
     ours = copy.copy(processor)
     ours.__class__ = _rebound_class(type(processor))
-    ours.nag_attention = _Attention(layout, text)
+    ours.nag_attention = (layout.attention or GenericAttention)(layout, text)
     return ours

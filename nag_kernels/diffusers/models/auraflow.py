@@ -7,10 +7,20 @@ from collections.abc import Callable
 import torch
 from torch.nn import Module
 
-from ..attention.generic import Layout
+from ..attention.generic import GenericAttention, Layout
 from ..attention.text_modules import of_each
 from .layers import layers_named, sum_of
 from .spec import Family
+
+REGISTERS = 8  # tokens of the model itself, before those of a prompt
+
+
+class WithRegisters(GenericAttention):
+    """AuraFlow puts tokens of its own before each prompt."""
+
+    def _lengths(self) -> tuple[int, int]:
+        positive, negative = super()._lengths()
+        return positive + REGISTERS, negative + REGISTERS
 
 
 def auraflow(model: Module) -> Callable:
@@ -28,7 +38,7 @@ MODELS: dict[str, Family] = {
         text={"encoder_hidden_states": 1},
         sites=layers_named("attn"),
         site_count=sum_of("num_mmdit_layers", "num_single_dit_layers"),
-        layout=Layout("first", ("AuraFlowAttnProcessor2_0",), own_tokens=8),
+        layout=Layout("first", ("AuraFlowAttnProcessor2_0",), attention=WithRegisters),
         apart=lambda transformer, text: [(transformer.context_embedder, "forward", auraflow(transformer))],
     ),
 }

@@ -2,14 +2,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mochi."""
 
+import dataclasses
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.nn import Module
 
-from ..attention.generic import Layout
+from ..attention.generic import GenericAttention, Layout
 from ..attention.text_modules import of_each
 from .layers import layers_named, sum_of
 from .spec import Family
+
+
+class RowByRow(GenericAttention):
+    """Mochi calls attention for each row of the batch, with the tokens alone that are attended to."""
+
+    _row = 0  # the next one
+
+    def _attend_once(self, *row: Tensor) -> Tensor:
+        """Of the next row: its settings, and as many tokens as its masks show. Each text comes back with its padding, zeros,
+        as the processor fills up what it gets at the end."""
+        text, i = self.text, self._row
+        if i == 0:
+            self._count()
+            self._seen = [x.sum(dim=1).tolist() for x in (text.mask_positive, text.mask_negative)]
+        rows = len(text.mask_positive)
+        own = {name: x[i : i + 1] for name in ("nag_scale", "nag_tau", "nag_alpha", "steered")
+               if (x := getattr(text, name)) is not None and x.ndim}  # fmt: skip
+        lengths = {"length_positive": self._seen[0][i], "length_negative": self._seen[1][i]}
+        self._row = (i + 1) % rows
+        try:
+            self.text = dataclasses.replace(text, mask_positive=None, mask_negative=None, **lengths, **own)
+            attended = self._attend_batch(*row)
+            image, *texts = attended.split((attended.shape[1] - sum(lengths.values()), *lengths.values()), dim=1)
+            whole = (len(mask[i]) for mask in (text.mask_positive, text.mask_negative))
+            padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
+            return torch.cat([image, *padded], dim=1)
+        finally:
+            self.text = text
 
 
 def mochi(model: Module) -> Callable:
@@ -29,7 +61,7 @@ MODELS: dict[str, Family] = {
         hard_masks=True,
         sites=layers_named("attn1"),
         site_count=sum_of("num_layers"),
-        layout=Layout("last", ("MochiAttnProcessor2_0",), row_by_row=True),
+        layout=Layout("last", ("MochiAttnProcessor2_0",), attention=RowByRow),
         apart=lambda transformer, text: [(transformer.time_embed, "forward", mochi(transformer))],
     ),
 }

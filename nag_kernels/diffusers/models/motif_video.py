@@ -4,11 +4,22 @@
 
 from collections.abc import Iterator
 
+from torch import Tensor
 from torch.nn import Module
 
-from ..attention.generic import Layout
+from ..attention.generic import GenericAttention, Layout
 from .layers import layers_named
 from .spec import Family
+
+
+class LastPrompt(GenericAttention):
+    """Attention to the last of several prompts alone."""
+
+    def _lengths(self) -> tuple[int, int]:
+        return self.text.parts[-1]
+
+    def _masks(self) -> tuple[Tensor | None, Tensor | None]:
+        return tuple(mask[:, -n:] for mask, n in zip(super()._masks(), self._lengths(), strict=True))
 
 
 def _layers(denoiser: Module) -> Iterator[tuple[str, Module]]:
@@ -39,7 +50,7 @@ MODELS: dict[str, Family] = {
         site_count=_count,
         layout=(
             Layout("last", ("MotifVideoAttnProcessor2_0",), masks=True),
-            Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, last_part=True),
+            Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, attention=LastPrompt),
         ),
         exact="float32 (no float64)",
         two_calls=True,

@@ -2,9 +2,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stable Audio and Stable Audio 3."""
 
-from ..attention.generic import Layout
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nag_kernels import guidance
+
+from ..attention.generic import GenericAttention, Layout
+from ..attention.joint import plain_attention
 from .layers import layers_named, sum_of
 from .spec import Family
+
+
+class Difference(GenericAttention):
+    """Stable Audio 3 calls attention twice in a layer and takes the first less the second."""
+
+    first: Any = None  # what the first attention has left for the second
+
+    def begin(self) -> None:
+        self.first = None
+
+    def _attend_once(self, query: Tensor, *keys_and_values: Tensor) -> Tensor:
+        """It is the difference that is guided. All of it comes back from the second attention, for a layer that subtracts it."""
+        if self.first is not None:
+            self._count()
+        if self.text.rule == "vsf":  # no more than other values, whose difference can be taken
+            self.first = ()
+            return self._attend_batch(query, *keys_and_values)
+        texts = zip(*(x.split(self._lengths(), dim=1) for x in keys_and_values), strict=True)
+        both = [plain_attention(query, *text) for text in texts]
+        if self.first is None:
+            self.first = both
+            return torch.zeros_like(both[0])
+        positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
+        settings = self._settings_for(query, slice(0, query.shape[0]))
+        if self.text.watch is not None:
+            self.text.watch.branches(self, positive, negative, settings)
+        return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
+
 
 MODELS: dict[str, Family] = {
     "StableAudioDiTModel": Family(
@@ -18,7 +54,7 @@ MODELS: dict[str, Family] = {
         text={"encoder_hidden_states": 1, "encoder_attention_mask": 1},  # an embedding stands in for what is not seen
         sites=layers_named("cross_attn"),
         site_count=sum_of("depth"),
-        layout=Layout("cross", ("StableAudio3CrossAttnProcessor",), difference=True),
+        layout=Layout("cross", ("StableAudio3CrossAttnProcessor",), attention=Difference),
         refuse=lambda transformer: (
             None if transformer.config.use_differential_attention else "its attention is not the difference of two"
         ),

@@ -81,7 +81,7 @@ def _check_two_runs(where: str, model: Module) -> None:
 
 def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mapping[str, Any]) -> None:
     """Raises RuntimeError where a layer did not see the text exactly once in a guided call with these arguments of forward."""
-    idle = [part for name, part in family_of(denoiser).idle.items() if arguments.get(name) is None]
+    idle = family_of(denoiser).idle_layers(arguments)
     if not idle and all(n == 1 for n in calls.values()):
         return
     named = [(name, x) for name, x in inner_denoiser(denoiser).named_modules() if x in calls]

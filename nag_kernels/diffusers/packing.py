@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention.base import PackedText
 from .attention.distributed import interleaved
-from .attention.masks import counted, not_plain, seen_tokens, whole_if_unseen
+from .attention.masks import not_plain, seen_tokens, whole_if_unseen
 from .models.spec import Family
 
 
@@ -45,14 +45,16 @@ class Packer:
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
+        self.images = self.made * self.family.rows_per_image(arguments)
+        return self.family.pack(self, arguments)
+
+    def pack_tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`pack` for text in tensors, which all models but Z-Image take."""
         name, dim = next(iter(self.family.text.items()))
         positive = arguments.get(name)
-        self.images = self.made * self.family.frames(arguments)
-        if self.family.in_lists:
-            return {name: self._pair_of_lists(name, positive)}
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
-        self._set_rows(positive.shape[0] if dim else 1, positive.device)
+        self.set_rows(positive.shape[0] if dim else 1, positive.device)
         if self.family.beside is not None:
             return {}
         packed, along, lists = {}, {}, {}
@@ -78,12 +80,10 @@ class Packer:
             for other in along:
                 packed[other] = _lengthened(*packed[other], along[other])
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
-        self.text.mask_positive, self.text.mask_negative = seen or (None, None)
+        self.text.mask_positive, self.text.mask_negative = map(self.family.attended, seen) if seen else (None, None)
         if self.family.masks_for_image:
             mask = _look_up(arguments, self.family.masks[0])
             self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
-        if seen and self.family.counted_masks:
-            self.text.mask_positive, self.text.mask_negative = map(counted, seen)
         degree = 1 if self.mesh is None else self.mesh.size()
         self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
         packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along} | lists
@@ -135,7 +135,7 @@ class Packer:
         self.text.mask_positive, self.text.mask_negative = both
         return {name: torch.cat(pair, dim=along.get(name, 1)) for name, pair in packed.items()} | masks
 
-    def _set_rows(self, rows: int, device: torch.device) -> None:
+    def set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
         most = self.family.cfg_rows if self.halves else 1
         if self.rows not in [n * self.images for n in range(1, most + 1)]:
@@ -144,25 +144,6 @@ class Packer:
                 f"knows {self.images}, and {self.family.cfg_rows * self.images} for classifier-free guidance in one batch"
                 + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
-
-    def _pair_of_lists(self, name: str, positive: Any) -> list[Tensor]:
-        """The texts of a list, one for each row, and after them their negatives."""
-        negative = self.negative.get(name)
-        for texts in (positive, negative):
-            if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
-                raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
-        if self.pad:
-            raise ValueError(
-                f"guide: pad is not possible for this model: its {name} is a list of texts of their own length"
-            )
-        self._set_rows(len(positive), positive[0].device)
-        if 0 < len(negative) < self.images and self.images % len(negative) == 0:
-            negative = [x for x in negative for _ in range(self.images // len(negative))]
-        # As many as rows: classifier-free guidance may begin or end on the way. Its own texts are not steered.
-        negative = [*negative[: self.images], *positive[self.images :]]
-        if len(negative) != self.rows:
-            raise ValueError(f"guide: {name} must have {self.images} texts for the negative, got {len(negative)}")
-        return [*positive, *(x.to(positive[0]) for x in negative)]
 
     def negative_for(self, name: str, positive: Any) -> Any:
         """An argument of the negative as it is, with the rows of this call."""
@@ -185,7 +166,7 @@ class Packer:
         """An image among the texts, [B, T, C]: each text has its own, as it changes with the text from layer to layer."""
         if image is None:
             return {}
-        hidden = self.family.hides_zeros and not image.any()
+        hidden = self.family.hides(image)
         if not hidden and self.text.rule == "vsf":
             raise ValueError(
                 f"guide: rule 'vsf' flips all values of the negative, and {name} puts an image among them, from which it would "

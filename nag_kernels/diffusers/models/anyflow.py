@@ -10,8 +10,8 @@ from .layers import layers_named, sum_of
 from .spec import Family
 
 
-def _anyflow(**more: Any) -> Family:
-    return Family(
+def _anyflow(spec: type[Family], **more: Any) -> Family:
+    return spec(
         text={"encoder_hidden_states": 1},
         sites=layers_named("attn2"),
         site_count=sum_of("num_layers"),
@@ -21,11 +21,12 @@ def _anyflow(**more: Any) -> Family:
     )
 
 
-def _anyflow_fills_cache(arguments: Mapping[str, Any]) -> bool:
-    return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
+class AnyFlowFAR(Family):
+    def fills_cache(self, arguments: Mapping[str, Any]) -> bool:
+        return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
 
 
 MODELS: dict[str, Family] = {
-    "AnyFlowTransformer3DModel": _anyflow(),
-    "AnyFlowFARTransformer3DModel": _anyflow(by_timestep=True, fills_cache=_anyflow_fills_cache),
+    "AnyFlowTransformer3DModel": _anyflow(Family),
+    "AnyFlowFARTransformer3DModel": _anyflow(AnyFlowFAR, by_timestep=True),
 }

@@ -18,15 +18,18 @@ def _refuse(unet: Module) -> str | None:
     return f"{' and '.join(unknown)} may read the text outside attention" if unknown else None
 
 
+class DreamLite(Family):
+    cfg_rows = 3  # [without text and image; with the image; with both]
+
+
 MODELS: dict[str, Family] = {
-    "DreamLiteUNetModel": Family(
+    "DreamLiteUNetModel": DreamLite(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         sites=layers_named("attn2"),
         site_count=lambda unet: len(modules_of_type(unet, "BasicTransformerBlockDreamLite")),
         layout=Layout("cross", ("DreamLiteAttnProcessor2_0",), masks=True),
         refuse=_refuse,
-        cfg_above=-math.inf,  # where it has it, it always has it
-        cfg_rows=3,  # without text and image, with the image, with both
+        cfg_above=-math.inf,  # whatever guidance_scale is
     ),
 }

@@ -99,11 +99,20 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         return query, key, value
 
 
+class HunyuanVideo(Family):
+    def attended(self, seen: Tensor) -> Tensor:
+        return counted(seen)  # of a mask the model takes no more than how many tokens it lets through: the first ones
+
+
+class HunyuanVideo15(Family):
+    def hides(self, image: Tensor) -> bool:
+        return not image.any()
+
+
 MODELS: dict[str, Family] = {
-    "HunyuanVideoTransformer3DModel": Family(
+    "HunyuanVideoTransformer3DModel": HunyuanVideo(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        counted_masks=True,
         hard_masks=True,
         sites=attentions_in("transformer_blocks", "single_transformer_blocks"),
         site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
@@ -111,14 +120,13 @@ MODELS: dict[str, Family] = {
         apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
         two_calls=True,
     ),
-    "HunyuanVideo15Transformer3DModel": Family(
+    "HunyuanVideo15Transformer3DModel": HunyuanVideo15(
         text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
         parts=(
             ("encoder_hidden_states_2", "encoder_attention_mask_2"),
             ("encoder_hidden_states", "encoder_attention_mask"),
             ("image_embeds", None),
         ),
-        hides_zeros=True,
         hard_masks=True,
         sites=layers_named("attn"),
         site_count=sum_of("num_layers"),

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kandinsky 5 and 6."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ def kandinsky6(model: Module) -> list[Part]:
     return turns + [(layer, "forward", kandinsky) for layer in layers]
 
 
+class Kandinsky6(Family):
+    def idle_layers(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("audio_dec_block",) if arguments.get("audio_hidden_states") is None else ()
+
+
 MODELS: dict[str, Family] = {
     "Kandinsky5Transformer3DModel": Family(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},
@@ -45,13 +51,12 @@ MODELS: dict[str, Family] = {
         apart=lambda transformer, text: [(x, "forward", kandinsky) for x in transformer.text_transformer_blocks],
         two_calls=True,
     ),
-    "Kandinsky6Transformer3DModel": Family(
+    "Kandinsky6Transformer3DModel": Kandinsky6(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
         sites=layers_named("cross_attention"),
         site_count=lambda transformer: 2 * transformer.config.num_visual_blocks,
-        idle={"audio_hidden_states": "audio_dec_block"},
         layout=Layout("cross", ("Kandinsky6AttnProcessor",), masks=True),
         exact="float32 (no float64)",
         apart=lambda transformer, text: kandinsky6(transformer),

@@ -4,8 +4,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.nn import Module
 
 from ..attention.base import GuidedProcessor, PackedText
@@ -29,7 +30,7 @@ FLUX_SETTINGS = Settings(5.0, 2.5, 0.25)  # of FLUX.1 and Wan, and of all models
 
 @dataclass(frozen=True)
 class Family:
-    """How text reaches attention in one denoiser class.
+    """How text reaches attention in one denoiser class. What only one model needs is a method, overridden in its file.
 
     text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: whatever lies before them;
         0: in a model that knows no batch and draws one image a call).
@@ -37,24 +38,18 @@ class Family:
         seen, [B] (the model is then told it of text+); "outer.inner" is in a mapping.
     sites: (name, module) of every attention layer that sees the text.
     site_count: how many there must be, found in another way.
-    idle: arguments of forward, each with a part of the names of layers that do nothing where it is None.
     processors: ours for each stock processor; any other at a site is refused.
     layout: instead of `processors`: the stock processors stay and their attention call is replaced. Several where layers are of
         several kinds, told apart by their processors.
     beside: instead of both: the texts cannot be packed, and the model runs twice.
     settings: the papers' settings for this very model.
     refuse: why this very model cannot be guided, or None.
-    frames: how many rows of text a call with these arguments of forward has for each image: a pipeline may give the text once for
-        each frame of a video.
     negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
     cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
-    cfg_rows: how many rows for each image it then makes at most; those of the prompt are the last, or the first.
     two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
     prompt_first: whether the doubled batch is [conditional; unconditional], and not the other way round.
     by_timestep: whether a step is known by its timestep, and not counted: a pipeline runs through its schedule for each part of a
         video anew, or its frames have timesteps of their own, of which the highest then counts.
-    fills_cache: whether a call with these arguments of forward draws nothing and only keeps keys and values for later calls; it
-        is guided as the step before it.
     unknown: arguments of forward that must be None, as they would change attention.
     keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
         and are small beside the model.
@@ -62,12 +57,9 @@ class Family:
     parts: where attention has several texts one after another: their arguments in that order, each with its mask or None. The
         model is then given masks in which all is seen. An argument that is no text is an image, which lies before the texts and
         is given to each.
-    hides_zeros: whether the model hides an image among the texts that is all zero, and puts it after them.
     masks_for_image: whether the masks are [B, T + image], with ones for the image. The model is then given None.
     hard_masks: whether a text of which nothing is seen is not seen at all. (A mask that is made a bias, alike for all tokens,
         changes nothing: such a text is seen whole.)
-    counted_masks: whether the model takes no more of its masks than how many tokens are seen: the first ones.
-    in_lists: whether text is a list with one tensor [T, C] for each row.
     timestep: the argument of forward that holds it, or "" where the model is told none.
     pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
     context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
@@ -77,34 +69,53 @@ class Family:
     text: Mapping[str, int]
     sites: Callable[[Module], Iterator[tuple[str, Module]]]
     site_count: Callable[[Module], int]
-    idle: Mapping[str, str] = field(default_factory=dict)
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type] = field(default_factory=dict)
     layout: Layout | tuple[Layout, ...] | None = None
     beside: Beside | None = None
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
-    frames: Callable[[Mapping[str, Any]], int] = lambda arguments: 1
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
-    cfg_rows: int = 2
     two_calls: bool = False
     prompt_first: bool = False
     by_timestep: bool = False
-    fills_cache: Callable[[Mapping[str, Any]], bool] = lambda arguments: False
     unknown: tuple[str, ...] = ()
     keeps_text: bool = False
     apart: Callable[[Module, PackedText], Iterable[Part]] = lambda denoiser, text: ()
     parts: tuple[tuple[str, str | None], ...] = ()
-    hides_zeros: bool = False
     masks_for_image: bool = False
     hard_masks: bool = False
-    counted_masks: bool = False
-    in_lists: bool = False
     timestep: str = "timestep"
     pooled: str = ""
     context_parallel: bool = False
     exact: str = "float64, float32"
+
+    cfg_rows: ClassVar[int] = 2  # the largest batch that classifier-free guidance makes of one image
+
+    def pack(self, packer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of forward that hold text, with both prompts in them; packer is a `packing.Packer`."""
+        return packer.pack_tensors(arguments)
+
+    def rows_per_image(self, arguments: Mapping[str, Any]) -> int:
+        """How many rows of text a call has for each image: a pipeline may give the text once for each frame of a video."""
+        return 1
+
+    def attended(self, seen: Tensor) -> Tensor:
+        """Which tokens the layers attend to, of those that a mask lets through; bool [B, T] both."""
+        return seen
+
+    def hides(self, image: Tensor) -> bool:
+        """Whether the model masks this image among the prompts, [B, T, C], out and moves it behind them."""
+        return False
+
+    def idle_layers(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Parts of the names of layers that do nothing in a call with these arguments of forward."""
+        return ()
+
+    def fills_cache(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether such a call draws nothing and only keeps keys and values for later ones; it is guided as the step before."""
+        return False
 
     @property
     def route(self) -> str:

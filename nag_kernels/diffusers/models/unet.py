@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stable Diffusion 1.5, 2 and XL, Kolors (UNet2DConditionModel) and AnimateDiff (UNetMotionModel)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
@@ -79,8 +80,13 @@ def _refuse(unet: Module) -> str | None:
     return None
 
 
-def _unet(**more: Any) -> Family:
-    return Family(
+class AnimateDiff(Family):
+    def rows_per_image(self, arguments: Mapping[str, Any]) -> int:
+        return arguments["sample"].shape[2]  # the text is repeated for each frame
+
+
+def _unet(spec: type[Family], **more: Any) -> Family:
+    return spec(
         text={"encoder_hidden_states": 1},
         sites=cross_attentions,  # AnimateDiff's between frames have no text
         site_count=_count,
@@ -97,6 +103,6 @@ def _unet(**more: Any) -> Family:
 
 
 MODELS: dict[str, Family] = {
-    "UNet2DConditionModel": _unet(masks=("encoder_attention_mask",)),
-    "UNetMotionModel": _unet(frames=lambda arguments: arguments["sample"].shape[2], unknown=("attention_mask",)),
+    "UNet2DConditionModel": _unet(Family, masks=("encoder_attention_mask",)),
+    "UNetMotionModel": _unet(AnimateDiff, unknown=("attention_mask",)),
 }

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Z-Image."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
@@ -102,10 +105,31 @@ def padded(x: Tensor, lengths: list[int]) -> Tensor:
     return pad_sequence([row[:length] for row, length in zip(x, lengths, strict=True)], batch_first=True)
 
 
+class ZImage(Family):
+    def pack(self, packer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The captions are a list with one tensor [T, C] for each row; their negatives follow."""
+        name, positive = "cap_feats", arguments.get("cap_feats")
+        negative = packer.negative.get(name)
+        for texts in (positive, negative):
+            if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
+                raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
+        if packer.pad:
+            raise ValueError(
+                f"guide: pad is not possible for this model: its {name} is a list of texts of their own length"
+            )
+        packer.set_rows(len(positive), positive[0].device)
+        if 0 < len(negative) < packer.images and packer.images % len(negative) == 0:
+            negative = [x for x in negative for _ in range(packer.images // len(negative))]
+        # As many as rows: classifier-free guidance may begin or end on the way. Its own texts are not steered.
+        negative = [*negative[: packer.images], *positive[packer.images :]]
+        if len(negative) != packer.rows:
+            raise ValueError(f"guide: {name} must have {packer.images} texts for the negative, got {len(negative)}")
+        return {name: [*positive, *(x.to(positive[0]) for x in negative)]}
+
+
 MODELS: dict[str, Family] = {
-    "ZImageTransformer2DModel": Family(
+    "ZImageTransformer2DModel": ZImage(
         text={"cap_feats": 0},
-        in_lists=True,
         sites=attentions_in("layers"),
         site_count=lambda transformer: transformer.config.n_layers,
         processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},

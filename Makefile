@@ -1,4 +1,4 @@
-# make demo | shapes | distill | evidence | test | test-oldest | test-torch | bench | gpu | compile-check | wheel | lint | clean
+# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | bench | gpu | compile-check | wheel | lint | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -8,7 +8,7 @@ OLDEST_TESTS = guide guide_limits processors combinations adapters steps negativ
   families family_pipelines family_combinations animatediff examples
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill evidence test test-oldest test-torch bench gpu compile-check wheel lint clean
+.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch bench gpu compile-check wheel lint clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -53,6 +53,9 @@ $(HEADERS)/.fetched: | .venv/.installed
 TESTERS ?= 2  # processes, one thread each
 test: .venv/.quantised $(HEADERS)/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+
+test-fast: .venv/.quantised  # a sample of every test, for daily work
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --fast
 
 # The oldest diffusers that is supported, in an environment of its own that sees all else (torch, this package) in .venv.
 .venv-oldest/.installed: .venv/.quantised

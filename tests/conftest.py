@@ -31,7 +31,25 @@ def backend(request) -> str:
     return request.param
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true",
+                     help="of each test the first, the last and one case between; none that is marked slow")  # fmt: skip
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.option.fast:
+        return
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    kept = {id(case) for each in cases.values() for case in (each[0], each[len(each) // 2], each[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes seconds; left out by --fast (make test-fast)")
     config.calls = {}  # of each backend, over all processes of pytest-xdist
 
 

@@ -1,4 +1,4 @@
-# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | bench | gpu | compile-check | wheel | lint | clean
+# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | bench | gpu | compile-check | wheel | lint | docs | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -8,7 +8,7 @@ OLDEST_TESTS = guide guide_limits processors combinations adapters steps negativ
   families family_pipelines family_combinations animatediff examples
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch bench gpu compile-check wheel lint clean
+.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch bench gpu compile-check wheel lint docs clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -90,6 +90,9 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
+
+docs: .venv/.installed  # the names, links and examples of the pages
+	$(BIN)/python -m pytest tests/test_readme.py
 
 clean:
 	rm -rf .venv .venv-oldest .venv-torch .torch-headers build dist out *.egg-info nag_kernels/*.so

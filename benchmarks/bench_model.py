@@ -225,17 +225,17 @@ class Step:
 
     def __init__(self, model: Model, scale: float, share: float, device: str, dtype: torch.dtype):
         from nag_kernels.diffusers.attention.base import PackedText
-        from nag_kernels.diffusers.models.registry import checked_sites, family_of
+        from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
         torch.manual_seed(0)
         with torch.device(device):
             self.denoiser = model.build(scale, share).to(dtype).eval()
-        family, self.sites = family_of(self.denoiser), checked_sites(self.denoiser)
+        spec, self.layers = spec_of(self.denoiser), guided_layers(self.denoiser)
         inputs = _to(model.inputs(scale), device, dtype)
-        name = next(iter(family.text))
+        name = next(iter(spec.text))
         negative = torch.randn_like(inputs[name])
         length = negative.shape[1]
-        packed = inputs | {other: torch.cat([inputs[other]] * 2, at) for other, at in family.text.items()}
+        packed = inputs | {other: torch.cat([inputs[other]] * 2, at) for other, at in spec.text.items()}
         packed[name] = torch.cat([inputs[name], negative], 1)
         both = torch.cat([inputs[name], negative])
         for_all = {
@@ -245,13 +245,13 @@ class Step:
             "unguided": inputs, "cfg": _repeated(inputs) | {name: both} | for_all, "published": inputs | {name: both},
             "ours": packed, "ours_kept": packed,
         }  # fmt: skip
-        stock = [site.processor for site in self.sites]
+        stock = [site.processor for site in self.layers]
         # The first step of an image, and those after it, where keys and values of the texts stay.
-        text, kept = PackedText(length, length), PackedText(length, length, kept={} if family.keeps_text else None)
+        text, kept = PackedText(length, length), PackedText(length, length, kept={} if spec.keeps_text else None)
         ours, ours_kept = (
-            [family.processors[type(each)](*model.settings, text=x) for each in stock] for x in (text, kept)
+            [spec.processors[type(each)](*model.settings, text=x) for each in stock] for x in (text, kept)
         )
-        joint = getattr(self.sites[0], "added_kv_proj_dim", None) is not None
+        joint = getattr(self.layers[0], "added_kv_proj_dim", None) is not None
         theirs = PublishedJoint(model.settings, length) if joint else PublishedCross(model.settings)
         self.processors = {
             "unguided": stock, "cfg": stock, "published": [theirs] * len(stock), "ours": ours, "ours_kept": ours_kept,
@@ -259,26 +259,26 @@ class Step:
 
     def run(self, provider: str) -> Tensor:
         with image_repeated(self.denoiser if provider == "published" else None):
-            for site, processor in zip(self.sites, self.processors[provider], strict=True):
-                site.processor = processor
+            for layer, processor in zip(self.layers, self.processors[provider], strict=True):
+                layer.processor = processor
             return self.denoiser(**self.inputs[provider], return_dict=False)[0]
 
     def layer(self) -> Callable[[str], Tensor]:
         """The first attention layer that sees the text, alone, with what each provider gives it."""
-        site, calls = self.sites[0], {}
+        layer, calls = self.layers[0], {}
 
         def note(provider: str, _: Module, args: tuple, kwargs: dict) -> None:
             calls[provider] = args, kwargs
 
         for provider in PROVIDERS:
-            hook = site.register_forward_pre_hook(functools.partial(note, provider), with_kwargs=True)
+            hook = layer.register_forward_pre_hook(functools.partial(note, provider), with_kwargs=True)
             self.run(provider)
             hook.remove()
 
         def run(provider: str) -> Tensor:
             args, kwargs = calls[provider]
-            site.processor = self.processors[provider][0]
-            return site(*args, **kwargs)
+            layer.processor = self.processors[provider][0]
+            return layer(*args, **kwargs)
 
         return run
 

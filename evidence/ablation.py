@@ -64,9 +64,9 @@ FORMULAS: dict[str, dict[str, object]] = {
 
 def heads_of(denoiser: nn.Module) -> int:
     """Of the layers in which the image attends to text. Raises ValueError where they differ."""
-    from nag_kernels.diffusers.models.registry import checked_sites
+    from nag_kernels.diffusers.models.registry import guided_layers
 
-    counts = {site.heads for site in checked_sites(denoiser)}
+    counts = {site.heads for site in guided_layers(denoiser)}
     if len(counts) != 1:
         raise ValueError(f"the guided layers must have the same number of heads, got {sorted(counts)}")
     return counts.pop()

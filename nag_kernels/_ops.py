@@ -34,14 +34,14 @@ SCHEMAS = {
 LOG = logging.getLogger("nag_kernels")
 torch_calls: Counter[str] = Counter()  # how often each backend of plain PyTorch ran
 
-# --- definition, fake, floor ------------------------------------------------------------------------------------------
+# --- definition, fake, fallback ---------------------------------------------------------------------------------------
 
 SETTINGS = {"fused_guided_attention": (5, 6, 7), "guidance": (2, 3, 4)}  # positions among the arguments
 REFERENCE = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
 PLAIN = {"reference": REFERENCE, "sdpa": {"fused_guided_attention": sdpa.fused_guided_attention}}  # the formulas
 
 
-def floor(op: str, dtype: torch.dtype) -> str:
+def fallback(op: str, dtype: torch.dtype) -> str:
     """Which of `PLAIN` serves where no kernel does."""
     return "sdpa" if op in PLAIN["sdpa"] and dtype != torch.float64 else "reference"
 
@@ -55,8 +55,8 @@ def run_plain(backend: str, op: str, *args, **kwargs) -> Tensor:
     return PLAIN[backend][op](*args, **kwargs)
 
 
-def run_floor(op: str, *args, **kwargs) -> Tensor:
-    return run_plain(floor(op, args[0].dtype if isinstance(args[0], Tensor) else torch.float32), op, *args, **kwargs)
+def run_fallback(op: str, *args, **kwargs) -> Tensor:
+    return run_plain(fallback(op, args[0].dtype if isinstance(args[0], Tensor) else torch.float32), op, *args, **kwargs)
 
 
 def _fake(op: str, *args, **kwargs) -> Tensor:
@@ -176,7 +176,7 @@ def _register(library: torch.library.Library) -> None:
         def fake(*args, op=op, **kwargs):
             return _fake(op, *args, **kwargs)
 
-        library.impl(name, functools.partial(run_floor, op), "CompositeExplicitAutograd")
+        library.impl(name, functools.partial(run_fallback, op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"nag::{name}", fake, lib=library)
         call = getattr(getattr(torch.ops.nag, op), overload or "default")
         library.impl(name, _autograd(call), "Autograd", with_keyset=True)
@@ -191,13 +191,13 @@ _register(LIBRARY)
 def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str, behind: bool = False) -> None:
     """Let Python kernels serve a dispatch key ("CUDA"); `kernels` gives them by operation, at the first call.
 
-    They get checked input of any dtype but float64, which stays with the floor.
+    They get checked input of any dtype but float64, which stays with the fallback.
     behind: as nag_gpu::, for a compiled kernel of nag:: that hands on what it does not serve (csrc/cuda/choice.cpp).
     """
 
     def serve(op: str, *args, **kwargs) -> Tensor:
         if args[0].dtype == torch.float64:
-            return run_floor(op, *args, **kwargs)
+            return run_fallback(op, *args, **kwargs)
         CHECKS[op](*args, **kwargs)
         with torch.cuda.device(args[0].device) if args[0].is_cuda else contextlib.nullcontext():
             return kernels()[op](*args, **kwargs)

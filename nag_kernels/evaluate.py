@@ -26,7 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from .diffusers import guide
-from .diffusers.models.registry import family_of, find_denoisers
+from .diffusers.models.registry import find_denoisers, spec_of
 from .scores import Drawn, Judges, Score
 from .shapes.loading import load_model
 
@@ -108,7 +108,7 @@ def draw(
     """One picture for each item and seed, all in one call of the pipeline."""
     known = inspect.signature(type(pipe).__call__).parameters
     scale = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"  # FLUX.1's guidance_scale is no CFG
-    call = {"num_inference_steps": options.steps, scale: family_of(find_denoisers(pipe)[0]).cfg_above} | options.call
+    call = {"num_inference_steps": options.steps, scale: spec_of(find_denoisers(pipe)[0]).cfg_above} | options.call
     negatives = [item.negative for item in items]
     if method.cfg is not None:
         call |= {scale: method.cfg, "negative_prompt": negatives}

@@ -67,10 +67,10 @@ def choose(call: Call, families: tuple[str, ...]) -> tuple[str, tuple[tuple[str,
                 continue
             why = why or f"{chosen} comes first ({row.source if row else 'no row of the table fits'})"
         others.append((plan, why))
-    floor = _ops.floor("fused_guided_attention", call.dtype)
+    fallback = _ops.fallback("fused_guided_attention", call.dtype)
     if chosen is None:
-        return floor, tuple(others)
-    return chosen, (*others, (floor, f"{chosen} comes first"))
+        return fallback, tuple(others)
+    return chosen, (*others, (fallback, f"{chosen} comes first"))
 
 
 def explain(call: Call, families: tuple[str, ...] | None = None) -> str:

@@ -15,7 +15,7 @@ from tiny_models import draw, error, flux, pipeline, ready_made_pipeline, seeded
 
 from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.compatibility import check_parallel
-from nag_kernels.diffusers.models.registry import family_of
+from nag_kernels.diffusers.models.registry import spec_of
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
@@ -43,7 +43,7 @@ def spread(model, how, size):
     if how == "tensor":  # the same shards, but nobody has said so
         known, model._parallel_config = model._parallel_config, None
         with pytest.raises(ValueError, match=r"sharded \(DTensor\), but not through enable_parallelism"):
-            check_parallel("", family_of(model), model)
+            check_parallel("", spec_of(model), model)
         model._parallel_config = known
 
 

@@ -33,7 +33,7 @@ from nag_kernels.diffusers import (
     PackedText,
     guide,
 )
-from nag_kernels.diffusers.models.registry import checked_sites
+from nag_kernels.diffusers.models.registry import guided_layers
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}
@@ -119,7 +119,7 @@ def with_image_prompts(pipe):
         model.encoder_hid_proj = ImageProjection()
         model.encoder_hid_proj.num_ip_adapters = 2
         return {"ip_adapter_image_embeds": images, "negative_ip_adapter_image_embeds": [-x for x in images]}
-    for site in checked_sites(model):
+    for site in guided_layers(model):
         site.set_processor(IPAdapterAttnProcessor2_0(site.to_k.out_features, 32, num_tokens=(3, 3), scale=[0.7, 0.4]))
     model.encoder_hid_proj = ImageProjection()
     model.encoder_hid_proj.image_projection_layers = [torch.nn.Linear(1, 1)] * 2
@@ -139,13 +139,13 @@ def test_ip_adapter(kind, guidance_scale):
         options["ip_adapter_image_embeds"] = [x[1:] for x in options["ip_adapter_image_embeds"]]
     plain = draw(pipe, **options)
     assert error(plain, without) > 1e-2
-    processors = [site.processor for site in checked_sites(denoiser(pipe))]
+    processors = [site.processor for site in guided_layers(denoiser(pipe))]
     with guide(pipe, "a small red cat", nag_scale=8.0, nag_tau=1.0, nag_alpha=1.0):
         assert error(draw(pipe, **options), plain) < 2e-5
     with guide(pipe, NEGATIVE, **FIRM):
         assert error(draw(pipe, **options), plain) > 1e-3
     assert torch.equal(draw(pipe, **options), plain)
-    now = [site.processor for site in checked_sites(denoiser(pipe))]
+    now = [site.processor for site in guided_layers(denoiser(pipe))]
     assert all(x is before for x, before in zip(now, processors, strict=True))
     names = [name for name, _ in denoiser(pipe).named_parameters() if "to_k_ip" in name and name.endswith("weight")]
     assert len(names) == 2 * sum(hasattr(x, "to_k_ip") for x in processors)  # as modules of the model, as they were
@@ -293,7 +293,7 @@ def test_sd3_with_an_ip_adapter_equals_two_runs(kind, dtype):
         more = (torch.cat([x] * rows) for x in (pooled, time))
         return model(torch.cat([image] * rows), text, *more, joint_attention_kwargs=kwargs).sample
 
-    plain, sites = run(positive, 1), checked_sites(model)
+    plain, sites = run(positive, 1), guided_layers(model)
     hooks = [hook for site in sites for hook in doubled_with_image_prompts(site, *settings, shares)]
     wanted = run(torch.cat([positive, negative]), 2)[:3]
     for hook in hooks:
@@ -311,7 +311,7 @@ def test_sd3_with_an_ip_adapter_equals_two_runs(kind, dtype):
 
 
 def test_the_processor_for_sd3_needs_its_adapter():
-    attn = checked_sites(pipeline("sd3").transformer)[0]
+    attn = guided_layers(pipeline("sd3").transformer)[0]
     attn.set_processor(NAGSD3IPAdapterJointAttnProcessor2_0(text=PackedText(7, 5)))
     x = noise(2, 9, 32, seed=7, dtype=torch.float32)
     with pytest.raises(ValueError, match="needs an adapter"):

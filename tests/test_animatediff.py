@@ -12,7 +12,7 @@ from tiny_models import error, one_thread  # noqa: F401
 from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.models.registry import checked_sites
+from nag_kernels.diffusers.models.registry import guided_layers
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 2.0, "nag_alpha": 0.5}
@@ -73,7 +73,7 @@ def test_steps_that_are_gone_through_several_times(fast, wanted):
     pipe, draw = animatediff()
     pipe.enable_free_init(num_iters=2, use_fast_sampling=fast)
     calls = []
-    layer = checked_sites(pipe.unet)[0]
+    layer = guided_layers(pipe.unet)[0]
     layer.register_forward_hook(lambda layer, *_: calls.append("NAG" in type(layer.processor).__name__))
     with guide(pipe, NEGATIVE, end=0.5):
         draw()

@@ -26,7 +26,7 @@ from tiny_models import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import PackedText, enable_guidance, guide
-from nag_kernels.diffusers.models.registry import checked_sites, family_of
+from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}
@@ -123,7 +123,7 @@ def fused_and_back(pipe):
     denoiser(pipe).fuse_qkv_projections()
     denoiser(pipe).unfuse_qkv_projections()
     with torch.no_grad():
-        for site in checked_sites(denoiser(pipe)):
+        for site in guided_layers(denoiser(pipe)):
             site.to_k.weight.mul_(0.5)
 
 
@@ -236,9 +236,9 @@ def test_gradient_checkpointing_with_processors_put_in_by_hand(kind):
     packed = torch.cat(texts(2, 7, 7, text_width(kind), torch.float64), dim=1).requires_grad_()
     values = {name: torch.tensor(x) for name, x in FIRM.items()}
     text = PackedText(7, 7, **values)
-    sites = checked_sites(model)
+    sites = guided_layers(model)
     for site in sites:
-        site.processor = family_of(model).processors[type(site.processor)](text=text)
+        site.processor = spec_of(model).processors[type(site.processor)](text=text)
 
     def gradients():
         loss = run(model, arguments, packed).square().sum()

@@ -207,7 +207,7 @@ module = importlib.util.module_from_spec(spec)
 
 
 def test_it_defines_its_operations_when_imported(tmp_path):
-    """Beside a libtorch_cuda.so with what a torch without CUDA lacks; nothing of it can be called here."""
+    """DualForward a libtorch_cuda.so with what a torch without CUDA lacks; nothing of it can be called here."""
     if torch.version.cuda is not None:
         pytest.skip("a torch without CUDA is not here: this one has its own libtorch_cuda.so")
     (tmp_path / "stub.c").write_text(STUB)

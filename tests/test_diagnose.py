@@ -22,7 +22,7 @@ from nag_kernels.diffusers import diagnose, guide
 from nag_kernels.diffusers.attention import base
 from nag_kernels.diffusers.denoiser_calls import inner_denoiser
 from nag_kernels.diffusers.diagnose import BINS, FIRST_OCTAVE, PER_OCTAVE, Findings
-from nag_kernels.diffusers.models.registry import checked_sites
+from nag_kernels.diffusers.models.registry import guided_layers
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
@@ -31,7 +31,7 @@ KINDS = pytest.mark.parametrize("kind", ["sd15", "pixart", "sd3", "flux"])
 
 def site_names(pipe):
     names = {site: name for name, site in inner_denoiser(denoiser(pipe)).named_modules()}
-    return [names[site] for site in checked_sites(denoiser(pipe))]
+    return [names[site] for site in guided_layers(denoiser(pipe))]
 
 
 def by_hand(query, key_positive, value_positive, key_negative, value_negative, scale, tau, alpha, key_shared=None,
@@ -104,7 +104,7 @@ def test_every_family_clips_what_two_runs_clip(kind):
     both = zip(("positive", "negative"), texts(tiny.rows, *tiny.lengths, TEXT, torch.float32), masks, strict=True)
     pipe.texts = {name: tiny.text(x, mask) for name, x, mask in both}
     settings = {"nag_scale": 8.0, "nag_tau": tiny.tau, "nag_alpha": 0.5}
-    sites = checked_sites(pipe.transformer)
+    sites = guided_layers(pipe.transformer)
     _, clipped = two_runs_oracle(tiny, pipe.transformer, sites, pipe.arguments, *pipe.texts.values(),
                                  *settings.values())  # fmt: skip
     with guide(pipe, "negative", **settings):
@@ -122,14 +122,14 @@ def test_every_family_clips_what_two_runs_clip(kind):
 def test_the_guided_output_has_the_same_bits_and_nothing_stays(kind):
     pipe = pipeline(kind)
     plain, cls = draw(pipe), type(pipe)
-    before = [site.processor for site in checked_sites(denoiser(pipe))]
+    before = [site.processor for site in guided_layers(denoiser(pipe))]
     with guide(pipe, NEGATIVE, **FIRM):
         wanted = draw(pipe)
     with diagnose(pipe, NEGATIVE, **FIRM) as found:
         assert torch.equal(draw(pipe), wanted)
     tokens = found.cell().tokens
     assert type(pipe) is cls
-    assert all(x is site.processor for x, site in zip(before, checked_sites(denoiser(pipe)), strict=True))
+    assert all(x is site.processor for x, site in zip(before, guided_layers(denoiser(pipe)), strict=True))
     assert torch.equal(draw(pipe), plain)
     with guide(pipe, NEGATIVE, **FIRM):
         draw(pipe)

@@ -152,7 +152,7 @@ def test_a_method_is_the_call_that_it_says(text, call, settings, monkeypatch):
         return contextlib.nullcontext()
 
     monkeypatch.setattr(evaluate, "guide", guide)
-    monkeypatch.setattr(evaluate, "family_of", lambda denoiser: types.SimpleNamespace(cfg_above=1.0))
+    monkeypatch.setattr(evaluate, "spec_of", lambda denoiser: types.SimpleNamespace(cfg_above=1.0))
     monkeypatch.setattr(evaluate, "find_denoisers", lambda pipe: [pipe])
     options = types.SimpleNamespace(steps=3, end=0.5, call={"height": 32})
     items = [Item("a circle", "red"), Item("a square", "on white")]

@@ -43,9 +43,9 @@ from nag_kernels.diffusers import (
     guide,
 )
 from nag_kernels.diffusers.attention import generic
-from nag_kernels.diffusers.attention.dual_forward import Beside
+from nag_kernels.diffusers.attention.dual_forward import DualForward
 from nag_kernels.diffusers.attention.generic import Layout
-from nag_kernels.diffusers.models.registry import checked_sites, family_of, file_of
+from nag_kernels.diffusers.models.registry import file_of, guided_layers, spec_of
 
 KINDS = pytest.mark.parametrize("kind", TINY)
 
@@ -89,9 +89,9 @@ def test_guided_model_equals_two_runs(kind, dtype, masked):
     tiny = TINY[kind]
     pipe = filled(kind, dtype, masked)
     plain, model = pipe(pipe.prompt), pipe.transformer
-    wanted, clipped = two_runs_oracle(tiny, model, checked_sites(model), pipe.arguments, pipe.texts["positive"],
+    wanted, clipped = two_runs_oracle(tiny, model, guided_layers(model), pipe.arguments, pipe.texts["positive"],
                                       pipe.texts["negative"], *firm(kind).values())  # fmt: skip
-    assert len(clipped) == len(checked_sites(model))
+    assert len(clipped) == len(guided_layers(model))
     assert any(0 < share < 1 for share in clipped), clipped
     with guide(pipe, "negative", **firm(kind)):
         got = pipe(pipe.prompt)
@@ -154,7 +154,7 @@ def test_everything_is_as_it_was(kind):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    hook = checked_sites(pipe.transformer)[-1].register_forward_pre_hook(interrupt)
+    hook = guided_layers(pipe.transformer)[-1].register_forward_pre_hook(interrupt)
     before = state(pipe)
     with pytest.raises(KeyboardInterrupt), guide(pipe, "negative", **firm(kind)):
         pipe(pipe.prompt)
@@ -166,9 +166,9 @@ def test_everything_is_as_it_was(kind):
 @KINDS
 def test_refusals(kind):
     pipe = filled(kind)
-    sites, family = checked_sites(pipe.transformer), family_of(pipe.transformer)
-    if family.beside is None:
-        stock, known = sites[0].processor, " or ".join(family.stock)
+    sites, spec = guided_layers(pipe.transformer), spec_of(pipe.transformer)
+    if spec.dual_forward is None:
+        stock, known = sites[0].processor, " or ".join(spec.stock)
         sites[0].processor = type("Other", (type(stock),), {})()
         other = f"is Other, which is not known: guidance needs {known}"
         with pytest.raises(ValueError, match=other), guide(pipe, "negative"):
@@ -237,9 +237,9 @@ def test_gates_of_ltx2_open_after_guidance():
 def test_drop_in_processors_without_a_negative_are_the_stock_ones(kind):
     pipe = filled(kind, masked=TINY[kind].seen is not None)
     plain = pipe(pipe.prompt)
-    ours = family_of(pipe.transformer).processors
+    ours = spec_of(pipe.transformer).processors
     replaced = [x for x in pipe.transformer.modules() if type(getattr(x, "processor", None)) in ours]
-    assert len(replaced) >= len(checked_sites(pipe.transformer))  # and those between video and sound, and so on
+    assert len(replaced) >= len(guided_layers(pipe.transformer))  # and those between video and sound, and so on
     for layer in replaced:
         layer.processor = ours[type(layer.processor)](nag_scale=5.0)
     assert torch.equal(pipe(pipe.prompt), plain)
@@ -366,29 +366,29 @@ def test_both_routes_are_equal(kind, rule, monkeypatch):
     assert error(got, plain) > 1e-4
 
 
-# --- the slow route ---------------------------------------------------------------------------------------------------
+# --- the dual forward -------------------------------------------------------------------------------------------------
 
 SLOW = "OmniGenTransformer2DModel"
 
 
 @pytest.mark.parametrize("rule", ["nag", "nasa"])
-@pytest.mark.parametrize(("kind", "beside"), [
-    ("CogView4Transformer2DModel", Beside(("encoder_hidden_states",), lambda model, arguments, length: slice(length - 16, None))),
-    ("CosmosTransformer3DModel", Beside(("encoder_hidden_states",), lambda model, arguments, length: slice(0, length))),
+@pytest.mark.parametrize(("kind", "image"), [
+    ("CogView4Transformer2DModel", lambda model, arguments, length: slice(length - 16, None)),
+    ("CosmosTransformer3DModel", lambda model, arguments, length: slice(0, length)),
 ])  # fmt: skip
-def test_the_slow_route_equals_packed_texts(kind, beside, rule, monkeypatch):
+def test_the_dual_forward_equals_packed_prompts(kind, image, rule, monkeypatch):
     pipe = filled(kind)
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
         wanted = pipe(pipe.prompt)
-    models = file_of(kind).MODELS
-    monkeypatch.setitem(models, kind, dataclasses.replace(models[kind], beside=beside))
+    models, twice = file_of(kind).MODELS, DualForward(("encoder_hidden_states",), image)
+    monkeypatch.setitem(models, kind, dataclasses.replace(models[kind], dual_forward=twice))
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
         assert error(pipe(pipe.prompt), wanted) < 1e-5
 
 
 def test_two_runs_have_the_modes_of_the_one():
     pipe, seen, threads = filled(SLOW), [], threading.active_count()
-    layer = checked_sites(pipe.transformer)[0].to_q
+    layer = guided_layers(pipe.transformer)[0].to_q
     layer.register_forward_pre_hook(lambda *_: seen.append(
         (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
     ))  # fmt: skip
@@ -408,7 +408,7 @@ def test_an_error_in_either_run_ends_both(where):
         if len(calls) == {"prompt": 1, "negative": 2}.get(where):
             raise KeyboardInterrupt
 
-    sites = checked_sites(pipe.transformer)
+    sites = guided_layers(pipe.transformer)
     hook = sites[1].to_q.register_forward_pre_hook(interrupt)
     forward = sites[1].forward
     if where == "layer":  # which no longer comes to what follows attention
@@ -425,7 +425,7 @@ def test_an_error_in_either_run_ends_both(where):
     assert torch.equal(pipe(pipe.prompt), plain)
 
 
-def test_what_the_slow_route_refuses():
+def test_what_the_dual_forward_refuses():
     pipe = filled(SLOW)
     with (
         pytest.raises(ValueError, match="rule 'vsf' needs texts in one sequence"),
@@ -466,7 +466,7 @@ def closing_over(x):
 ])  # fmt: skip
 def test_processors_that_cannot_be_rebound(processor, message):
     pipe = filled("CosmosTransformer3DModel")
-    checked_sites(pipe.transformer)[0].processor = processor
+    guided_layers(pipe.transformer)[0].processor = processor
     with pytest.raises(ValueError, match=rf"CosmosAttnProcessor2_0, (whose __call__ )?{message}.*needs Cosmos"):
         enable_guidance(pipe, "negative")
 
@@ -488,17 +488,17 @@ def test_calls_that_are_not_as_assumed(call, message, monkeypatch):
     scope = {"dispatch_attention_fn": lambda **_: torch.zeros(ROWS, 16, 24), "CHANGED": changed}  # of self-attention
     exec(source, scope)
     monkeypatch.setattr(module.CosmosAttnProcessor2_0, "__call__", scope["call"])
-    generic._rebound_class.cache_clear()
+    generic._generic_class.cache_clear()
     try:
         with pytest.raises(ValueError, match=message), guide(pipe, "negative"):
             pipe(pipe.prompt)
     finally:
-        generic._rebound_class.cache_clear()
+        generic._generic_class.cache_clear()
 
 
 def test_attention_that_happens_twice():
     pipe = filled("CosmosTransformer3DModel")
-    site = checked_sites(pipe.transformer)[0]
+    site = guided_layers(pipe.transformer)[0]
     plain = site.forward
     site.forward = lambda *call, **options: plain(*call, **options) + plain(*call, **options)
     with pytest.raises(RuntimeError, match="1 saw it more often"), guide(pipe, "negative"):
@@ -535,9 +535,9 @@ def test_a_video_without_sound():
     pipe = filled(kind, masked=True)
     pipe.arguments["audio_hidden_states"] = None
     model = pipe.transformer
-    wanted, clipped = two_runs_oracle(TINY[kind], model, checked_sites(model), pipe.arguments, pipe.texts["positive"],
+    wanted, clipped = two_runs_oracle(TINY[kind], model, guided_layers(model), pipe.arguments, pipe.texts["positive"],
                                       pipe.texts["negative"], *firm(kind).values())  # fmt: skip
-    assert len(clipped) == len(checked_sites(model)) / 2
+    assert len(clipped) == len(guided_layers(model)) / 2
     with guide(pipe, "negative", **firm(kind)):
         assert error(pipe(pipe.prompt), wanted) < 1e-5
     model.visual_transformer_blocks[1].video_dec_block.cross_attention.forward = lambda x, **_: x

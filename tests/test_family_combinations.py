@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The further families, by processors of our own, by the generic and by the slow route, together with what changes how their
-layers run."""
+"""The further families, by each of the three routes, together with what changes how their layers run."""
 
 import types
 
@@ -17,7 +16,7 @@ from tiny_family import two_runs_oracle
 from tiny_models import error, one_thread  # noqa: F401
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.models.registry import checked_sites
+from nag_kernels.diffusers.models.registry import guided_layers
 
 KINDS = ["ChromaTransformer2DModel", "ZImageTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogView4Transformer2DModel",
          "AuraFlowTransformer2DModel", "HunyuanImageTransformer2DModel", "Lumina2Transformer2DModel", "CosmosTransformer3DModel",
@@ -35,7 +34,7 @@ def test_together_with(kind, how):
     if how is quantised:
         how(pipe)
     plain = pipe(pipe.prompt)
-    wanted, _ = two_runs_oracle(tiny, model, checked_sites(model), pipe.arguments, *texts, *firm(kind).values())
+    wanted, _ = two_runs_oracle(tiny, model, guided_layers(model), pipe.arguments, *texts, *firm(kind).values())
     if how is not quantised:
         how(pipe)
     with guide(pipe, "negative", **firm(kind)):
@@ -46,7 +45,7 @@ def test_together_with(kind, how):
 
 
 @pytest.mark.skipif(SLOW not in TINY, reason="this diffusers has no OmniGen")
-def test_the_slow_route_refuses_layers_that_lose_their_weights_on_the_way():
+def test_the_dual_forward_refuses_layers_that_lose_their_weights_on_the_way():
     for how in (sequential_offload, group_offload("block_level"), group_offload("leaf_level")):
         pipe = filled(SLOW)
         how(pipe)

@@ -27,7 +27,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import NAGFluxAttnProcessor2_0, guide
 from nag_kernels.diffusers import run as guided_run
-from nag_kernels.diffusers.models.registry import checked_sites, find_denoisers
+from nag_kernels.diffusers.models.registry import find_denoisers, guided_layers
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
@@ -230,7 +230,7 @@ def test_schedulers_of_second_order_visit_timesteps_twice():
         wanted, clipped = draw_with_oracle(pipe, 1, recorded, **STEERING, steps=steps)
         with guide(pipe, NEGATIVE, end=end, **FIRM):
             assert error(draw(pipe), wanted) < 2e-5
-        assert len(clipped) == (2 * len(steps) - 1) * len(checked_sites(pipe.unet))
+        assert len(clipped) == (2 * len(steps) - 1) * len(guided_layers(pipe.unet))
 
 
 def test_classifier_free_guidance_may_end_on_the_way():
@@ -449,7 +449,7 @@ def test_inference_mode_and_autocast(kind):
 
 def calls_of_to_k(pipe):
     """How often the first guided layer projects the texts, counted from now on."""
-    layer, calls = checked_sites(find_denoisers(pipe)[0])[0], []
+    layer, calls = guided_layers(find_denoisers(pipe)[0])[0], []
     layer.to_k.register_forward_hook(lambda _, args, __: calls.append(args[0].shape[1]))
     return calls
 
@@ -495,7 +495,7 @@ def test_a_text_that_changes_within_a_run_is_projected_again(monkeypatch):
 def test_what_a_callback_changes_is_seen_by_the_next_step():
     """A change of weights, as of a LoRA's share, and of the text in place."""
     pipe = pipeline("pixart")
-    layer = checked_sites(pipe.transformer)[0]
+    layer = guided_layers(pipe.transformer)[0]
     kept = layer.to_k.weight.detach().clone()
 
     def change(step, timestep, latents):

@@ -21,7 +21,7 @@ from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guid
 
 NEGATIVE = "a large blue dog on grass"
 FOLDER = Path(nag_kernels.diffusers.__file__).parent
-NAMES = ("guide", "owners", "restore", "turns", "dry_run", "texts_apart", "two_runs", "modulation")
+NAMES = ("guide", "owners", "restore", "turns", "dry_run", "run_once_per_prompt", "two_runs", "modulation")
 # Python looks for signals when a function begins, after a call and where a loop begins anew, and so never at these lines (the
 # second comes to a trace once more when its block has ended). An exception there would meet no handler, as none is set up yet.
 NEVER = ("try:", "with _lock:")

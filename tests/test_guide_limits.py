@@ -184,7 +184,7 @@ def test_two_calls_with_samples_of_their_own(cloned):
         return plain_class.__call__(self, **call | {name: call[name].clone() for name in cloned})
 
     pipe.transformer.__class__ = type("Copying", (plain_class,), {"__call__": copying})
-    layer = registry.checked_sites(pipe.transformer)[0]
+    layer = registry.guided_layers(pipe.transformer)[0]
     layer.register_forward_hook(lambda layer, *_: guided.append("NAG" in type(layer.processor).__name__))
     call = {"prompt": "a small red cat", "negative_prompt": "a house", "image": torch.linspace(0, 1, 192).view(1, 3, 8, 8),
             "num_inference_steps": 4, "strength": 1.0, "max_sequence_length": 12, "output_type": "latent"}  # fmt: skip
@@ -276,11 +276,11 @@ def test_attention_slicing_also_when_it_comes_later():
 
 def test_the_table_and_the_docs_know_every_family():
     page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
-    for name, family in registry.all_models().items():
+    for name, spec in registry.all_models().items():
         assert any(line.startswith(name + " ") for line in supported().splitlines()), name
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
-        assert f"| {family.route} |" in row or family.route == "drop-in"
-        for ours in family.processors.values():
+        assert f"| {spec.route} |" in row or spec.route == "drop-in"
+        for ours in spec.processors.values():
             assert f"`{ours.__name__}`" in row, (name, ours)
 
 
@@ -330,8 +330,8 @@ def test_pipelines_of_perturbed_attention():
 @KINDS
 def test_another_number_of_sites(kind):
     pipe = pipeline(kind)
-    expected = registry.family_of(denoiser(pipe)).site_count(denoiser(pipe))
-    site = registry.checked_sites(denoiser(pipe))[0]
+    expected = registry.spec_of(denoiser(pipe)).layer_count(denoiser(pipe))
+    site = registry.guided_layers(denoiser(pipe))[0]
     site.__class__ = torch.nn.Module  # no longer an attention layer
     with pytest.raises(ValueError, match=f"has {expected - 1} attention layers that see text, expected {expected}"):
         enable_guidance(pipe, NEGATIVE)

@@ -27,7 +27,7 @@ from tiny_models import (
 
 from nag_kernels.diffusers import PackedText, disable_guidance, enable_guidance, guide
 from nag_kernels.diffusers.attention.pooled_modulation import negative_modulation
-from nag_kernels.diffusers.models.registry import checked_sites, family_of
+from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 from nag_kernels.diffusers.restore import Replaced
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5
@@ -81,7 +81,7 @@ def test_it_equals_the_doubled_batch_with_both_pooled_texts(kind, dtype):
     positive, negative = texts(3, 7, 7, text_width(kind), dtype)
     pooled = noise(*arguments["pooled_projections"].shape, seed=11, dtype=dtype)
     doubled = twice(arguments) | {"pooled_projections": torch.cat([arguments["pooled_projections"], pooled])}
-    sites = checked_sites(model)
+    sites = guided_layers(model)
     with (
         image_modulated_by_the_positive(model, 7),
         doubled_batch_oracle(sites, 7, SCALE, TAU, ALPHA) as clipped,
@@ -93,7 +93,7 @@ def test_it_equals_the_doubled_batch_with_both_pooled_texts(kind, dtype):
     values = {"nag_scale": SCALE, "nag_tau": TAU, "nag_alpha": ALPHA}
     text = PackedText(7, 7, **{name: torch.tensor(x) for name, x in values.items()})
     for site in sites:
-        site.processor = family_of(model).processors[type(site.processor)](text=text)
+        site.processor = spec_of(model).processors[type(site.processor)](text=text)
     both = torch.cat([positive, negative], dim=1)
     shared = run(model, arguments, both)
     replaced = Replaced()

@@ -15,7 +15,7 @@ from tiny_families import TINY
 from tiny_models import denoiser, denoiser_texts, draw, draw_with_oracle, error, one_thread, pipeline  # noqa: F401
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.models.registry import FAMILIES
+from nag_kernels.diffusers.models.registry import spec_of
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}
@@ -74,7 +74,7 @@ def test_positional_arguments_stay_positional(kind, count):
         got = draw_it()
     assert torch.equal(got, wanted)
     assert not torch.equal(got, plain)
-    runs = 2 if FAMILIES[type(model).__name__].route == "slow" else 1
+    runs = 2 if spec_of(model).route == "dual forward" else 1
     assert [n for n, _ in forms] == [n for n, _ in unguided for _ in range(runs)]
     for place, (_, names) in enumerate(forms):  # a mask that only the negative has may come beside
         assert set(unguided[place // runs][1]) <= set(names)

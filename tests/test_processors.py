@@ -50,7 +50,7 @@ from nag_kernels.diffusers import (
     NAGZSingleStreamAttnProcessor,
     PackedText,
 )
-from nag_kernels.diffusers.models.registry import checked_sites, family_of
+from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5  # exact in float32; the clip fires on a part of the tokens, which each test asserts
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -72,9 +72,9 @@ def settings(rule="nag", **values):
 def install(model, **values):
     """Our processors at every site of a model, sharing one state."""
     text = PackedText(**values)
-    ours = family_of(model).processors
-    processors = [ours[type(site.processor)](text=text) for site in checked_sites(model)]
-    for site, processor in zip(checked_sites(model), processors, strict=True):
+    ours = spec_of(model).processors
+    processors = [ours[type(site.processor)](text=text) for site in guided_layers(model)]
+    for site, processor in zip(guided_layers(model), processors, strict=True):
         site.processor = processor
     return text, processors
 
@@ -90,7 +90,7 @@ def test_packed_text_equals_the_doubled_batch(kind, rule, dtype):
     positive, negative = texts(3, 7, 7, text_width(kind), dtype)
     scale = SCALE if rule == "nag" else 0.5
     plain = run(model, arguments, positive)
-    sites = checked_sites(model)
+    sites = guided_layers(model)
     with doubled_batch_oracle(sites, 7, scale, TAU, ALPHA, rule) as clipped:
         wanted = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
     assert len(clipped) == len(sites)
@@ -112,7 +112,7 @@ def test_vsf_equals_packed_text_in_the_stock_model(kind, dtype):
     model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
     positive, negative = texts(3, 7, 5, text_width(kind), dtype)
     both = torch.cat([positive, negative], dim=1)
-    plain, sites = run(model, arguments, positive), checked_sites(model)
+    plain, sites = run(model, arguments, positive), guided_layers(model)
     with vsf_oracle(sites, 7, 5, 2.0, bias=0.3, text_first=kind.startswith("flux")) as taken:
         wanted = run(model, arguments, both)
     assert len(taken) == len(sites)
@@ -137,8 +137,8 @@ def test_masks_and_unequal_lengths(kind, dtype):
     mask_negative = torch.arange(5) < torch.tensor([[5], [4], [1]])
     padded = torch.cat([negative, torch.full_like(negative[:, :2], 50.0)], dim=1)
     masks = torch.cat([mask_positive, torch.nn.functional.pad(mask_negative, (0, 2))])
-    (name,) = family_of(model).masks
-    with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA) as clipped:
+    (name,) = spec_of(model).masks
+    with doubled_batch_oracle(guided_layers(model), 7, SCALE, TAU, ALPHA) as clipped:
         wanted = run(model, twice(arguments), torch.cat([positive, padded]), **{name: masks})[:3]
     assert any(0 < share < 1 for share in clipped), clipped
 
@@ -158,7 +158,7 @@ def test_each_row_has_its_own_settings(kind):
     model, arguments = seeded(MODELS[kind], torch.float64), model_arguments(kind, 3, torch.float64)
     positive, negative = texts(3, 7, 7, text_width(kind), torch.float64)
     plain = run(model, arguments, positive)
-    with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA):
+    with doubled_batch_oracle(guided_layers(model), 7, SCALE, TAU, ALPHA):
         steered = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
     rows = {"nag_scale": [1.0, SCALE, 1.0], "nag_tau": [math.inf, TAU, math.inf], "nag_alpha": [1.0, ALPHA, ALPHA]}
     install(model, length_positive=7, length_negative=7, **settings(**rows))
@@ -172,9 +172,9 @@ def test_each_row_has_its_own_settings(kind):
 def test_the_published_doubled_batch(kind, dtype):
     model, arguments = seeded(MODELS[kind], dtype), model_arguments(kind, 3, dtype)
     positive, negative = texts(3, 7, 7, text_width(kind), dtype)
-    with doubled_batch_oracle(checked_sites(model), 7, SCALE, TAU, ALPHA):
+    with doubled_batch_oracle(guided_layers(model), 7, SCALE, TAU, ALPHA):
         wanted = run(model, twice(arguments), torch.cat([positive, negative]))[:3]
-    stock, ours = next(iter(family_of(model).processors.items()))
+    stock, ours = next(iter(spec_of(model).processors.items()))
     model.set_attn_processor(ours(SCALE, TAU, ALPHA))  # self-attention too: there it is plain
     got = model(**arguments, encoder_hidden_states=torch.cat([positive, negative])).sample
     assert error(got, wanted) < TOLERANCE[dtype]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nag_kernels.diffusers.models.registry import FILES, all_models, family_of, file_of, supported
+from nag_kernels.diffusers.models.registry import FILES, all_models, file_of, spec_of, supported
 
 PACKAGE = Path(sys.modules["nag_kernels"].__file__).parent
 MODELS = PACKAGE / "diffusers" / "models"
@@ -26,7 +26,7 @@ def python(code: str) -> str:
 @pytest.mark.parametrize("kind", FILES)
 def test_the_file_of_a_class_has_its_entry(kind):
     denoiser = type(kind, (torch.nn.Module,), {})()
-    assert family_of(denoiser) is file_of(kind).MODELS[kind]
+    assert spec_of(denoiser) is file_of(kind).MODELS[kind]
 
 
 def test_every_entry_and_every_file_is_registered():
@@ -46,7 +46,7 @@ def test_a_file_is_imported_when_its_denoiser_comes():
         "new = {x for x in sys.modules if '.models.' in x} - before\n"
         "print(sorted(x for x in new if x.startswith('diffusers.') and '.transformers.' in x))\n"
         "print(sorted(x.rpartition('.')[2] for x in new if x.startswith('nag_kernels.')))\n"
-        "nag_kernels.diffusers.models.registry.family_of(type('FluxTransformer2DModel', (torch.nn.Module,), {})())\n"
+        "nag_kernels.diffusers.models.registry.spec_of(type('FluxTransformer2DModel', (torch.nn.Module,), {})())\n"
         "print(sorted(x.rpartition('.')[2] for x in sys.modules if x.startswith('nag_kernels.diffusers.models.')))"
     )
     theirs, ours, with_flux = python(code).splitlines()[-3:]
@@ -61,11 +61,11 @@ def test_a_model_that_diffusers_has_moved_breaks_no_other(module):
         "import sys, torch, diffusers.models.transformers\n"
         f"sys.modules['diffusers.models.transformers.transformer_{module}'] = None\n"
         "from nag_kernels.diffusers import NAGAttnProcessor2_0, guide, supported\n"
-        "from nag_kernels.diffusers.models.registry import FILES, family_of\n"
+        "from nag_kernels.diffusers.models.registry import FILES, spec_of\n"
         "broken = []\n"
         "for kind in FILES:\n"
         "    try:\n"
-        "        family_of(type(kind, (torch.nn.Module,), {})())\n"
+        "        spec_of(type(kind, (torch.nn.Module,), {})())\n"
         "    except ImportError:\n"
         "        broken.append(FILES[kind])\n"
         "said = supported()\n"

@@ -18,7 +18,7 @@ from tiny_models import denoiser, draw, one_thread, pipeline  # noqa: F401
 from tiny_pipelines import FURTHER
 
 from nag_kernels.diffusers import enable_guidance, guide
-from nag_kernels.diffusers.models.registry import checked_sites
+from nag_kernels.diffusers.models.registry import guided_layers
 
 NEGATIVE = "a large blue dog on grass"
 
@@ -27,7 +27,7 @@ NEGATIVE = "a large blue dog on grass"
 def test_sigma_end(kind):
     """Steps whose noise level is above it; given together with end, whichever comes first."""
     pipe, guided_steps = pipeline(kind), []
-    layer = checked_sites(denoiser(pipe))[0]
+    layer = guided_layers(denoiser(pipe))[0]
     layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
     draw(pipe, num_inference_steps=6)
     guided_steps.clear()
@@ -56,7 +56,7 @@ def test_sigma_end_with_schedulers_of_second_order(scheduler):
     kind = "sd3" if "FlowMatch" in scheduler.__name__ else "sd15"
     pipe, guided_visits = pipeline(kind), []
     pipe.scheduler = scheduler()
-    layer = checked_sites(denoiser(pipe))[0]
+    layer = guided_layers(denoiser(pipe))[0]
     layer.register_forward_hook(lambda layer, *_: guided_visits.append("NAG" in type(layer.processor).__name__))
     draw(pipe)
     sigma = pipe.scheduler.sigmas[3].item()  # of the third distinct timestep: both its visits have it
@@ -70,7 +70,7 @@ def test_sigma_end_with_schedulers_of_second_order(scheduler):
 def test_sigma_end_where_the_scheduler_counts_upwards():
     pipe, guided_steps = pipeline("sd3"), []
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    layer = checked_sites(pipe.transformer)[0]
+    layer = guided_layers(pipe.transformer)[0]
     layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
     with guide(pipe, NEGATIVE, sigma_end=0.6):
         draw(pipe)
@@ -81,7 +81,7 @@ def test_sigma_end_where_the_scheduler_counts_upwards():
 def test_sigma_end_where_the_first_steps_are_left_out():
     pipe, guided_steps = StableDiffusion3Img2ImgPipeline(**pipeline("sd3").components), []
     pipe.set_progress_bar_config(disable=True)
-    layer = checked_sites(pipe.transformer)[0]
+    layer = guided_layers(pipe.transformer)[0]
     layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
     call = {
         "num_inference_steps": 6,
@@ -117,7 +117,7 @@ def test_sigma_end_where_the_last_steps_are_left_out():
     """SDXL's denoising_end leaves the rest to a refiner: the first noise levels of the scheduler are the run's."""
     pipe, guided_steps = pipeline("sdxl"), []
     pipe.scheduler = EulerDiscreteScheduler()
-    layer = checked_sites(pipe.unet)[0]
+    layer = guided_layers(pipe.unet)[0]
     layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
     draw(pipe, num_inference_steps=6, denoising_end=0.6)
     steps = len(guided_steps)
@@ -149,7 +149,7 @@ def test_videos_in_parts_go_through_their_steps_anew(kind, more, window, wanted)
     call = {name: x for name, x in call.items() if not name.startswith("negative_")}  # no classifier-free guidance
     call = {"guidance_scale": 1.0} | call | {"num_inference_steps": 4, "output_type": "latent"} | more
     calls = []
-    layer = checked_sites(pipe.transformer)[0]
+    layer = guided_layers(pipe.transformer)[0]
     layer.register_forward_hook(lambda layer, *_: calls.append("NAG" in type(layer.processor).__name__))
     with guide(pipe, negative, **window):
         pipe(**call, **prompt)

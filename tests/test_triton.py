@@ -253,7 +253,7 @@ print(availability.counts())
 
 
 def test_behind_the_operation():
-    """Dispatch, compile, gradient, the float64 floor and a refusal, with the kernels registered for the CPU."""
+    """Dispatch, compile, gradient, the float64 fallback and a refusal, with the kernels registered for the CPU."""
     said = python(HIDE_THE_EXTENSION + DISPATCHED, TRITON_INTERPRET="1")
     assert "negative must have shape (2, 4) like positive, got (2, 5)" in said
     assert "'triton': 3, 'cpu': 0, 'sdpa': 0, 'reference': 2" in said

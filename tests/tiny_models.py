@@ -51,7 +51,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from nag_kernels.diffusers.models.registry import checked_sites
+from nag_kernels.diffusers.models.registry import guided_layers
 
 TEXT = 32  # width of all text embeddings
 POOLED = 24
@@ -612,14 +612,14 @@ def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", step
                 one["txt_ids"] = one["txt_ids"].repeat(2, 1)  # all zero
             flux = isinstance(pipe, FluxPipeline)
             lengths = [x.shape[1] for x in texts]
-            with vsf_oracle(checked_sites(model), *lengths, scale, bias=tau, text_first=flux) as taken:
+            with vsf_oracle(guided_layers(model), *lengths, scale, bias=tau, text_first=flux) as taken:
                 conditional = plain(**one)[0]
-            assert len(taken) == len(checked_sites(model))
+            assert len(taken) == len(guided_layers(model))
             return (torch.cat([out[: rows - images], conditional]),)
         pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
         if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
             pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])
-        with doubled_batch_oracle(checked_sites(model), length, scale, tau, alpha, rule) as clipped:
+        with doubled_batch_oracle(guided_layers(model), length, scale, tau, alpha, rule) as clipped:
             conditional = plain(**pair)[0][:images]
         shares.extend(clipped)
         return (torch.cat([out[: rows - images], conditional]),)

@@ -171,7 +171,7 @@ def kandinsky6(image=None):
 
 
 def cogvideox(name, channels, build=tiny_cogvideox, **call):
-    """Beside noise of four channels the model sees an image, a video or what else it starts from."""
+    """DualForward noise of four channels the model sees an image, a video or what else it starts from."""
 
     def more():
         vae = seeded(lambda: diffusers.AutoencoderKLCogVideoX(

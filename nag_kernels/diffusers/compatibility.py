@@ -10,7 +10,7 @@ import torch
 from torch.nn import Module
 
 from .denoiser_calls import inner_denoiser
-from .models.registry import family_of
+from .models.registry import spec_of
 
 # Of diffusers' own hooks those that leave what a layer computes as it is. All others (caches of steps or layers, skipped
 # layers, perturbed attention) carry results from one call into another, or change attention.
@@ -19,7 +19,7 @@ HARMLESS_HOOKS = ("group_offloading", "layerwise_casting", "context_parallel", "
 
 def check_combination(denoiser: Module, negative_pooled: bool) -> None:
     """Raises ValueError, with what to do, where something on the denoiser would make guidance wrong."""
-    family, model = family_of(denoiser), inner_denoiser(denoiser)
+    spec, model = spec_of(denoiser), inner_denoiser(denoiser)
     where = f"guide: this {type(model).__name__} cannot be guided: "
     if getattr(model, "is_cache_enabled", False):
         raise ValueError(
@@ -38,11 +38,11 @@ def check_combination(denoiser: Module, negative_pooled: bool) -> None:
             f"{where}DeepCache is enabled on it, which would carry what guided steps computed into steps that are not guided, "
             "and the other way round: call disable() of your DeepCacheSDHelper while guidance is enabled"
         )
-    check_parallel(where, family, model)
-    if family.route == "slow":
-        _check_two_runs(where, model)
+    check_parallel(where, spec, model)
+    if spec.route == "dual forward":
+        _check_dual_forward(where, model)
     if negative_pooled:
-        if not family.pooled:
+        if not spec.pooled:
             raise ValueError(
                 f"{where}negative_pooled needs a model whose layers are modulated by pooled text: SD3 or FLUX.1"
             )
@@ -68,7 +68,7 @@ def check_gradients(denoiser: Module) -> None:
         )
 
 
-def _check_two_runs(where: str, model: Module) -> None:
+def _check_dual_forward(where: str, model: Module) -> None:
     """Two runs take turns within a layer, which must not lose its weights when the first of them leaves it."""
     grouped = any(type(hook).__module__.endswith("group_offloading") for _, _, hook in _hooks(model))
     inside = (x for x in model.modules() if x is not model)
@@ -81,7 +81,7 @@ def _check_two_runs(where: str, model: Module) -> None:
 
 def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mapping[str, Any]) -> None:
     """Raises RuntimeError where a layer did not see the text exactly once in a guided call with these arguments of forward."""
-    idle = family_of(denoiser).idle_layers(arguments)
+    idle = spec_of(denoiser).idle_layers(arguments)
     if not idle and all(n == 1 for n in calls.values()):
         return
     named = [(name, x) for name, x in inner_denoiser(denoiser).named_modules() if x in calls]
@@ -97,7 +97,7 @@ def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mappin
     )
 
 
-def check_parallel(where: str, family: Any, model: Module) -> None:
+def check_parallel(where: str, spec: Any, model: Module) -> None:
     config = getattr(model, "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     if config is None:
@@ -112,12 +112,12 @@ def check_parallel(where: str, family: Any, model: Module) -> None:
             f"{where}it is spread over several devices in a way that is not known ({type(config).__name__})"
         )
     if context is None:
-        if family.route == "slow":
+        if spec.route == "dual forward":
             raise ValueError(
                 f"{where}its texts cannot be packed, and it is spread over several devices; use one device"
             )
         return
-    if not family.context_parallel:
+    if not spec.context_parallel:
         raise ValueError(
             f"{where}context parallelism is not supported for this model; use tensor parallelism or one device"
         )
@@ -148,7 +148,7 @@ def sequence_mesh(denoiser: Module) -> Any | None:
     config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
     if config is None:
         return None
-    text = next(iter(family_of(model).text))
+    text = next(iter(spec_of(model).text))
     splits = any(
         text in (getattr(hook, "metadata", None) or ()) for _, name, hook in _hooks(model) if "cp_input" in name
     )

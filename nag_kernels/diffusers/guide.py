@@ -15,7 +15,7 @@ from nag_kernels.checks import check_rule, check_scalars
 from .compatibility import check_combination
 from .denoiser_calls import inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
-from .models.registry import checked_sites, family_of, find_denoisers
+from .models.registry import find_denoisers, guided_layers, spec_of
 from .negative_prompt import Negative, checked_negative, record_negative
 from .owners import Block, OneCall, Owner, enter, leave, owner_for_everybody, refuse_nested
 from .restore import put_back_after
@@ -157,7 +157,7 @@ class _Guidance:
             raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
         denoisers = find_denoisers(pipe)
         denoiser = denoisers[0]
-        papers = family_of(denoiser).settings(inner_denoiser(denoiser))
+        papers = spec_of(denoiser).settings(inner_denoiser(denoiser))
         check_rule("guide", rule)
         scale = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
         if given[0] is None and scale is None:
@@ -183,7 +183,7 @@ class _Guidance:
     def check(self, denoiser):
         """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
         check_combination(denoiser, self.negative_pooled)
-        return checked_sites(denoiser)
+        return guided_layers(denoiser)
 
     def run(self, function, pipe, args, kwargs):
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
@@ -205,8 +205,8 @@ class _Guidance:
         negative = record_negative(replaced, function, pipe, denoisers, arguments, self.negative)
         images = image_count(pipe, arguments)
         scale = arguments.get("guidance_scale")
-        family = family_of(denoisers[0])
-        halves = not family.two_calls and (not isinstance(scale, (int, float)) or scale > family.cfg_above)
+        spec = spec_of(denoisers[0])
+        halves = not spec.two_calls and (not isinstance(scale, (int, float)) or scale > spec.cfg_above)
         steered = GuidedRun(self, pipe, denoisers[0], negative, images, halves)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
         for turn in turns:

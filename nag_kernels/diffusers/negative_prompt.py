@@ -16,7 +16,7 @@ from torch.nn import Module
 from .attention.base import put_processor
 from .denoiser_calls import denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, intercepted, prompt_count
-from .models.registry import family_of
+from .models.registry import spec_of
 from .restore import Replaced
 from .turns import plain_call
 
@@ -60,7 +60,7 @@ def record_negative(replaced: Replaced, function: Callable, pipe: Any, denoisers
         raise _Reached
 
     call = _with_negative(function, pipe, arguments, negative)
-    call |= {name: value for name, value in family_of(denoisers[0]).negative_call.items() if name in arguments}
+    call |= {name: value for name, value in spec_of(denoisers[0]).negative_call.items() if name in arguments}
     mark = replaced.mark()
     try:
         _leave_nothing_behind(replaced, pipe, denoisers)

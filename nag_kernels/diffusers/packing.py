@@ -11,13 +11,13 @@ from torch import Tensor
 from .attention.base import PackedText
 from .attention.distributed import interleaved
 from .attention.masks import not_plain, seen_tokens, whole_if_unseen
-from .models.spec import Family
+from .models.spec import ModelSpec
 
 
 class Packer:
     """Packs the recorded negative into the calls of one pipeline run, and tells the processors how the texts lie.
 
-    family: of the denoiser.
+    spec: of the denoiser.
     negative: its arguments as `record_negative` gives them.
     images: how many the run makes; a call has that many rows (or one for each of their frames), or twice as many, [unconditional;
         conditional].
@@ -29,7 +29,7 @@ class Packer:
 
     def __init__(
         self,
-        family: Family,
+        spec: ModelSpec,
         negative: Mapping[str, Any],
         images: int,
         halves: bool,
@@ -37,7 +37,7 @@ class Packer:
         text: PackedText,
         mesh: Any = None,
     ):
-        self.family, self.negative, self.pad, self.text = family, negative, pad, text
+        self.spec, self.negative, self.pad, self.text = spec, negative, pad, text
         self.made = self.images = images
         self.halves, self.mesh = halves, mesh
         self.rows, self.device = 0, None  # of the latest call
@@ -45,20 +45,20 @@ class Packer:
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
-        self.images = self.made * self.family.rows_per_image(arguments)
-        return self.family.pack(self, arguments)
+        self.images = self.made * self.spec.rows_per_image(arguments)
+        return self.spec.pack(self, arguments)
 
     def pack_tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """`pack` for text in tensors, which all models but Z-Image take."""
-        name, dim = next(iter(self.family.text.items()))
+        name, dim = next(iter(self.spec.text.items()))
         positive = arguments.get(name)
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
         self.set_rows(positive.shape[0] if dim else 1, positive.device)
-        if self.family.beside is not None:
+        if self.spec.dual_forward is not None:
             return {}
         packed, along, lists = {}, {}, {}
-        for other, at in self.family.text.items():
+        for other, at in self.spec.text.items():
             if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
                 lists[other] = self._pairs(other, at, arguments[other])
             elif arguments.get(other) is not None:
@@ -69,7 +69,7 @@ class Packer:
                 ]
             elif self.negative.get(other) is not None:
                 raise ValueError(f"guide: the pipeline gave {other} for the negative and none for the prompt")
-        if self.family.parts:
+        if self.spec.concatenated:
             return self._in_parts(arguments, packed, along)
         seen = self._masks(arguments)
         if self.pad and lists:
@@ -80,27 +80,27 @@ class Packer:
             for other in along:
                 packed[other] = _lengthened(*packed[other], along[other])
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
-        self.text.mask_positive, self.text.mask_negative = map(self.family.attended, seen) if seen else (None, None)
-        if self.family.masks_for_image:
-            mask = _look_up(arguments, self.family.masks[0])
+        self.text.mask_positive, self.text.mask_negative = map(self.spec.attended, seen) if seen else (None, None)
+        if self.spec.masks_for_image:
+            mask = _look_up(arguments, self.spec.masks[0])
             self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
         degree = 1 if self.mesh is None else self.mesh.size()
         self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
         packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along} | lists
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
-            masks = () if self.family.masks_for_image else self.family.masks
+            masks = () if self.spec.masks_for_image else self.spec.masks
             packed |= {
                 mask: seen[0].sum(dim=1) if _counts(arguments.get(mask)) else interleaved(*seen, 1, degree, mask)
                 for mask in masks
             }
-        if self.family.masks_for_image:
-            packed |= _without(arguments, self.family.masks[0])
+        if self.spec.masks_for_image:
+            packed |= _without(arguments, self.spec.masks[0])
         return packed
 
     def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
         """The negative's pooled text with the rows of this call."""
-        name = self.family.pooled
+        name = self.spec.pooled
         return self._rows_of(name, 1, arguments[name], self.negative.get(name))
 
     def _pairs(self, name: str, at: int, positive: list[Tensor]) -> list[Tensor]:
@@ -116,8 +116,8 @@ class Packer:
         if self.pad:
             raise ValueError("guide: pad is not possible for this model, which puts several texts one after another")
         parts, seen, masks = [], [], {}
-        for name, mask in self.family.parts:
-            if name not in self.family.text:
+        for name, mask in self.spec.concatenated:
+            if name not in self.spec.text:
                 packed |= self._image(name, arguments.get(name), parts, seen)
                 continue
             if name not in packed:
@@ -137,11 +137,11 @@ class Packer:
 
     def set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
-        most = self.family.cfg_rows if self.halves else 1
+        most = self.spec.cfg_rows if self.halves else 1
         if self.rows not in [n * self.images for n in range(1, most + 1)]:
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
-                f"knows {self.images}, and {self.family.cfg_rows * self.images} for classifier-free guidance in one batch"
+                f"knows {self.images}, and {self.spec.cfg_rows * self.images} for classifier-free guidance in one batch"
                 + ("" if self.halves else ", which guidance_scale turns off in this call")
             )
 
@@ -150,7 +150,7 @@ class Packer:
         negative = self.negative.get(name)
         if not isinstance(negative, Tensor) or not isinstance(positive, Tensor):
             return negative
-        if 0 in self.family.text.values():  # there are no rows
+        if 0 in self.spec.text.values():  # there are no rows
             return negative.to(positive.device)
         if len(negative) != len(positive):
             negative = self._with_rows(negative)
@@ -166,7 +166,7 @@ class Packer:
         """An image among the texts, [B, T, C]: each text has its own, as it changes with the text from layer to layer."""
         if image is None:
             return {}
-        hidden = self.family.hides(image)
+        hidden = self.spec.hides(image)
         if not hidden and self.text.rule == "vsf":
             raise ValueError(
                 f"guide: rule 'vsf' flips all values of the negative, and {name} puts an image among them, from which it would "
@@ -196,16 +196,16 @@ class Packer:
         return negative.to(positive)
 
     def _masks(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-        for name in self.family.masks:
+        for name in self.spec.masks:
             positive, negative = _look_up(arguments, name), _look_up(self.negative, name)
-            for other in self.family.masks:
+            for other in self.spec.masks:
                 if _look_up(arguments, other) is not positive or _look_up(self.negative, other) is not negative:
                     raise ValueError(
                         f"guide: {other} must be the very mask that {name} is: texts are packed under one mask"
                     )
             if positive is None and negative is None:
                 continue
-            text, dim = next(iter(self.family.text.items()))
+            text, dim = next(iter(self.spec.text.items()))
             return self._pair_of_masks(name, positive, negative, (arguments[text].shape[dim], self._length(text, dim)))
         return None
 
@@ -221,7 +221,7 @@ class Packer:
     def _with_rows(self, negative: Tensor, dim: int = 0) -> Tensor:
         """The negative with the rows of this call. Classifier-free guidance may begin or end on the way."""
         if negative.shape[dim] == 2 * self.images == 2 * self.rows:  # it has ended
-            return negative.narrow(dim, 0 if self.family.prompt_first else self.images, self.images)
+            return negative.narrow(dim, 0 if self.spec.prompt_first else self.images, self.images)
         rows = negative.shape[dim]
         if 0 < rows < self.images and self.images % rows == 0:
             # Some pipelines do not repeat ready-made text for each of a prompt's images.
@@ -240,14 +240,14 @@ class Packer:
             plain = (seen | (mask == 0)).all()
         else:
             seen, plain = seen_tokens("guide", mask)
-        if self.family.masks_for_image:
+        if self.spec.masks_for_image:
             plain = plain & seen[:, length:].all()
             seen = seen[:, :length]
         if not any(given is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))
             self._plain.append(given)
-        return seen if self.family.hard_masks else whole_if_unseen(seen)
+        return seen if self.spec.hard_masks else whole_if_unseen(seen)
 
     def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
                   ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
@@ -256,7 +256,7 @@ class Packer:
         if seen is None:
             if positive >= negative or not unconditional:
                 return None  # all is seen
-            if not self.family.masks:
+            if not self.spec.masks:
                 raise ValueError(
                     f"guide: pad cannot lengthen the prompt's {positive} tokens to the negative's {negative} under "
                     "classifier-free guidance: this model has no masks to keep the unconditional text as it is"

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from .attention.base import PackedText
-from .attention.dual_forward import TwoRuns
+from .attention.dual_forward import DualForwardRun
 from .attention.pooled_modulation import negative_modulation
-from .attention.text_modules import texts_apart
+from .attention.text_modules import run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
-from .models.registry import family_of
+from .models.registry import spec_of
 from .packing import Packer
 from .restore import Replaced
 from .schedule import Steps
@@ -31,31 +31,31 @@ class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
     def __init__(self, guidance, pipe, denoiser, negative, images, halves):
-        self.guidance, self.pipe, self.family = guidance, pipe, family_of(denoiser)
+        self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
         self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
         self.rests = False
-        self.steps = Steps(pipe, *guidance.window, self.family)
+        self.steps = Steps(pipe, *guidance.window, self.spec)
         self.latest = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.seen = (None, None, None)  # sample, text and timestep of the latest call that was not unconditional
-        self.keeps = self.family.keeps_text
+        self.keeps = self.spec.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
         self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias, watch=guidance.watch)
         self.text.sequence_group = None if sequence is None else sequence.get_group()
         self.text.head_group = None if heads is None else heads.get_group()
         self.meshes = sequence, heads
-        self.packer = Packer(self.family, negative, images, halves, guidance.pad, self.text, sequence)
+        self.packer = Packer(self.spec, negative, images, halves, guidance.pad, self.text, sequence)
 
     def stand_in(self, replaced: Replaced, denoiser: Module, sites: list[Module]) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
-        ours = sites if self.family.beside is None else ()
-        processors = [(site, site.processor, self.family.replaced(site.processor, self.text)) for site in ours]
-        parts = list(self.family.apart(inner_denoiser(denoiser), self.text))
+        ours = sites if self.spec.dual_forward is None else ()
+        processors = [(site, site.processor, self.spec.replaced(site.processor, self.text)) for site in ours]
+        parts = list(self.spec.text_modules(inner_denoiser(denoiser)))
 
         def call(*args, **kwargs):
             return self._call(replaced, denoiser, original, steered, processors, parts, args, kwargs)
@@ -63,9 +63,9 @@ class GuidedRun:
         contexts_noticed(replaced, denoiser, self.enter)
         steered = original = denoiser._call_impl  # for the calls of other threads that come at once
         steered = original = intercepted(replaced, denoiser, call)
-        if self.family.beside is not None:
-            beside = (self.family.beside, self.text, self.packer.negative_for, replaced)
-            steered = TwoRuns(original, denoiser, sites, *beside)
+        if self.spec.dual_forward is not None:
+            beside = (self.spec.dual_forward, self.text, self.packer.negative_for, replaced)
+            steered = DualForwardRun(original, denoiser, sites, *beside)
 
     def _call(self, replaced, denoiser, original, steered, processors, parts, args, kwargs):
         if threading.get_ident() != self.thread:
@@ -74,7 +74,7 @@ class GuidedRun:
             return original(*args, **kwargs)
         arguments = denoiser_arguments(denoiser, args, kwargs)
         self.calls += 1
-        for name in self.family.unknown:
+        for name in self.spec.must_be_none:
             if arguments.get(name) is not None:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
         if self._is_unconditional(arguments) or not self.steps.visit(arguments):
@@ -82,7 +82,7 @@ class GuidedRun:
         check_gradients(denoiser)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
-        self._check_rows(arguments.get(self.family.timestep))
+        self._check_rows(arguments.get(self.spec.timestep))
         self._set_settings()
         self.guided += 1
         if self.text.watch is not None:
@@ -97,7 +97,7 @@ class GuidedRun:
             if self.guidance.negative_pooled:
                 pooled = self.packer.pooled(arguments)
                 check_modulation = negative_modulation(replaced, inner_denoiser(denoiser), sites, self.text, pooled)
-            texts_apart(replaced, parts, self.text)
+            run_once_per_prompt(replaced, parts, self.text)
             positional, named = as_they_came(denoiser, args, arguments)
             result = steered(*positional, **named)
         finally:
@@ -121,12 +121,12 @@ class GuidedRun:
         Pipelines say so through `cache_context`; those that do not call first with the prompt and then, in the same step,
         with another text: with the same sample or one made anew.
         """
-        if not self.family.two_calls:
+        if not self.spec.two_calls:
             return False
         if self.context is not None:
             return self.context == "uncond"
         sample = arguments.get("hidden_states", arguments.get("sample"))
-        text, when = arguments.get(next(iter(self.family.text))), arguments.get(self.family.timestep)
+        text, when = arguments.get(next(iter(self.spec.text))), arguments.get(self.spec.timestep)
         last_sample, last_text, last_time = self.seen
         another = text is not last_text and last_text is not None
         if another and (sample is last_sample or _is_other_text(text, when, last_text, last_time)):
@@ -138,7 +138,7 @@ class GuidedRun:
 
     def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
         """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
-        texts = [arguments.get(name) for name in (*self.family.text, *self.family.masks)]
+        texts = [arguments.get(name) for name in (*self.spec.text, *self.spec.masks)]
         same = len(texts) == len(self.texts) and all(x is y for x, y in zip(texts, self.texts, strict=True))
         self.texts = texts
         if not self.keeps or torch.is_grad_enabled():
@@ -181,7 +181,7 @@ class GuidedRun:
             return
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
         steered = [True] * images + [False] * (rows - images)
-        if not self.family.prompt_first:
+        if not self.spec.prompt_first:
             steered.reverse()
         values = [[ours if yes else plain for yes in steered]
                   for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .models.spec import Family
+from .models.spec import ModelSpec
 
 
 class Steps:
@@ -17,11 +17,11 @@ class Steps:
 
     start, end: step i of n is guided if start <= i / n < end.
     sigma_end: and if its noise level is above this; None is no bound.
-    family: of the denoiser. Its steps are counted, or known by their timestep (`Family.by_timestep`).
+    spec: of the denoiser. Its steps are counted, or known by their timestep (`ModelSpec.by_timestep`).
     """
 
-    def __init__(self, pipe: Any, start: float, end: float, sigma_end: float | None, family: Family):
-        self.pipe, self.start, self.end, self.sigma_end, self.family = pipe, start, end, sigma_end, family
+    def __init__(self, pipe: Any, start: float, end: float, sigma_end: float | None, spec: ModelSpec):
+        self.pipe, self.start, self.end, self.sigma_end, self.spec = pipe, start, end, sigma_end, spec
         self.latest = start == 0  # whether the latest step was guided
         self.everything = start == 0 and end == 1 and sigma_end is None
         self.visits = 0
@@ -34,17 +34,17 @@ class Steps:
         now, self.visits = self.visits, self.visits + 1
         if self.everything:
             return True
-        if not self.family.fills_cache(arguments):
+        if not self.spec.fills_cache(arguments):
             self.latest = self._inside(now, arguments)
         return self.latest
 
     def _inside(self, now: int, arguments: Mapping[str, Any]) -> bool:
-        if not self.step_of or self.family.by_timestep:
+        if not self.step_of or self.spec.by_timestep:
             self._read_scheduler()
-        if self.family.by_timestep:
+        if self.spec.by_timestep:
             timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
             # The noisiest of the frames: given ones have an earlier time.
-            now = int((timesteps - float(arguments[self.family.timestep].max())).abs().argmin())
+            now = int((timesteps - float(arguments[self.spec.timestep].max())).abs().argmin())
         elif now - self.begun == len(self.step_of):
             if not getattr(self.pipe, "free_init_enabled", False):
                 raise RuntimeError(
@@ -77,7 +77,7 @@ class Steps:
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         stop = len(timesteps)
-        if self.family.by_timestep:
+        if self.spec.by_timestep:
             used = stop
         if isinstance(end := getattr(self.pipe, "denoising_end", None), float) and 0 < end < 1:
             # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.

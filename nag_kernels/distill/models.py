@@ -114,18 +114,18 @@ def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterat
     gradient: backward may come after the block.
     """
     from nag_kernels.diffusers.attention.base import PackedText, put_processor
-    from nag_kernels.diffusers.models.registry import checked_sites, family_of
+    from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
-    family = family_of(module)
+    spec = spec_of(module)
     one = torch.ones((), device=scale.device)
     lie = PackedText(text["embeds"].shape[1], negative["embeds"].shape[1], rule="nasa",
                      nag_scale=scale, nag_tau=one, nag_alpha=one)  # fmt: skip
-    if "mask" in text and family.masks:
+    if "mask" in text and spec.masks:
         lie.mask_positive, lie.mask_negative = text["mask"].bool(), negative["mask"].bool()
-    stock = [(site, site.processor) for site in checked_sites(module)]
+    stock = [(site, site.processor) for site in guided_layers(module)]
     try:
         for site, processor in stock:
-            put_processor(site, family.replaced(processor, lie))
+            put_processor(site, spec.replaced(processor, lie))
         yield
     finally:
         for site, processor in stock:

@@ -174,7 +174,7 @@ class GuidedProcessor:
             )
         return fused_guided_attention(query, *positive, *negative, *settings, **options)
 
-    def stands_for(self, stock: Any) -> None:
+    def takes_over(self, stock: Any) -> None:
         """Takes over what only the processor in whose place it comes knows; `guide` calls this."""
 
     def _is_fused(self, attn: Module) -> bool:

@@ -92,7 +92,7 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self._plain, self._plain_fused = AttnProcessor2_0(), FusedAttnProcessor2_0()
 
-    def stands_for(self, stock: Any) -> None:
+    def takes_over(self, stock: Any) -> None:
         self.fused = isinstance(stock, FusedAttnProcessor2_0)
 
     def __call__(

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The slow route, for models whose texts cannot be packed: the untouched model runs twice, with the prompt and with the
-negative, side by side.
+"""The dual forward, for models whose prompts cannot be packed: the untouched model runs twice, with the prompt and with the
+negative prompt, side by side.
 
-At each layer in which the image attends to text the two runs meet, and both go on with the guided output for the image. That
-is what a doubled batch does, but for texts that differ in length, in their place and in what goes with them, and it costs as
-much. The runs take turns in two threads, one of them at a time, so the model sees nothing of it.
+At each guided layer the two runs wait for each other, and both go on with the guided output for the image. A doubled batch does
+the same and costs the same, but its prompts must be of one length and lie in one place. The runs take turns in two threads, one
+of them at a time, so nothing in the model has to know.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from .base import PackedText
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What tells the two runs of a family apart.
+class DualForward:
+    """How the two runs of a model differ.
 
     text: the arguments that hold the text and whatever depends on it; they come from the negative.
     image: image(model, arguments, length of the sequence in a guided layer) -> where the image lies in it, as a slice.
-    layer: the layer after attention, whose input is guided; [B, S, C], or [S, C] in a model that knows no batch.
-    fixed: arguments that the run with the negative has whatever the other has.
+    after: the layer after attention, whose input is guided; [B, S, C], or [S, C] in a model without a batch.
+    fixed: arguments of the run with the negative, whatever the run with the prompt has.
     """
 
     text: tuple[str, ...]
     image: Callable[[Module, Mapping[str, Any], int], slice]
-    layer: Callable[[Module], Module] = lambda site: site.to_out[0]
+    after: Callable[[Module], Module] = lambda layer: layer.to_out[0]
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -45,8 +45,8 @@ class _Finished(BaseException):
     """Ends the run with the negative after the last layer that the other needs it for."""
 
 
-class TwoRuns:
-    """In the place of a denoiser's call: it runs `call` with the arguments given and, beside it, with the negative's.
+class DualForwardRun:
+    """Replaces a denoiser's call: it runs `call` with the arguments given and, at the same time, with the negative's.
 
     negative_for(name, value): the negative's argument with the rows of this call.
     replaced: remembers what is set on the model's layers.
@@ -56,8 +56,8 @@ class TwoRuns:
         self,
         call: Callable,
         model: Module,
-        sites: list[Module],
-        beside: Beside,
+        layers: list[Module],
+        spec: DualForward,
         text: PackedText,
         negative_for: Callable,
         replaced: Replaced,
@@ -66,39 +66,39 @@ class TwoRuns:
             raise ValueError(
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
-        self.call, self.model, self.sites, self.beside, self.text = call, model, sites, beside, text
+        self.call, self.model, self.layers, self.spec, self.text = call, model, layers, spec, text
         self.negative_for, self.replaced = negative_for, replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = denoiser_arguments(self.model, args, kwargs)
-        own = {name: self.negative_for(name, arguments.get(name)) for name in self.beside.text}
-        both = (arguments, {**arguments, **self.beside.fixed, **own})
+        own = {name: self.negative_for(name, arguments.get(name)) for name in self.spec.text}
+        both = (arguments, {**arguments, **self.spec.fixed, **own})
         positional, named = as_they_came(self.model, args, both[1])
-        meeting = _Meeting(self.text, len(self.sites))
+        meeting = _Meeting(self.text, len(self.layers))
         mark = self.replaced.mark()
         try:
-            for site in self.sites:
-                self._watch(site, meeting, both)
+            for layer in self.layers:
+                self._watch(layer, meeting, both)
             meeting.begin(self.replaced, lambda: self.call(*positional, **named))
             result = self.call(*args, **kwargs)
         finally:
             self.replaced.put_back(mark)
-        if meeting.met != len(self.sites):
+        if meeting.met != len(self.layers):
             raise RuntimeError(
-                f"guide: each of {len(self.sites)} attention layers must see the text once per call, but there were "
+                f"guide: each of {len(self.layers)} attention layers must see the text once per call, but there were "
                 f"{meeting.met} meetings of the runs with the prompt and the negative: guidance would not act everywhere"
             )
         return result
 
-    def _watch(self, site: Module, meeting: "_Meeting", both: tuple) -> None:
-        def steer(layer, inputs):
+    def _watch(self, layer: Module, meeting: "_Meeting", both: tuple) -> None:
+        def steer(after, inputs):
             x = inputs[0].clone()
             rows = x if x.ndim == 3 else x[None]
-            image = self.beside.image(self.model, both[meeting.place()], rows.shape[1])
-            rows[:, image] = meeting.exchange(site, rows[:, image])
+            image = self.spec.image(self.model, both[meeting.place()], rows.shape[1])
+            rows[:, image] = meeting.exchange(layer, rows[:, image])
             return (x,)
 
-        self.replaced.hook(self.beside.layer(site).register_forward_pre_hook, steer)
+        self.replaced.hook(self.spec.after(layer).register_forward_pre_hook, steer)
 
 
 class _Meeting:
@@ -116,8 +116,8 @@ class _Meeting:
     def place(self) -> int:
         return int(threading.get_ident() != self.main)
 
-    def exchange(self, site: Module, x: Tensor) -> Tensor:
-        """Waits for the other run to come to this layer, `site`. Returns the guided output for both."""
+    def exchange(self, layer: Module, x: Tensor) -> Tensor:
+        """Waits for the other run to come to this layer. Returns the guided output for both."""
         place = self.place()
         self.outputs[place] = x
         self.turns[1 - place].release()
@@ -133,7 +133,7 @@ class _Meeting:
             raise RuntimeError(f"guide: the two runs see images of {tuple(positive.shape)} and {tuple(negative.shape)}")
         settings = (self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha)
         if self.text.watch is not None:
-            self.text.watch.branches(site, positive, negative, settings)
+            self.text.watch.branches(layer, positive, negative, settings)
         self.guided = guidance(positive, negative, *settings, rule=self.text.rule)
         self.met += 1
         return self.guided

@@ -6,7 +6,7 @@ A copy of the processor runs the very code of its class with two names bound oth
 `dispatch_attention_fn` and, of `F`, `scaled_dot_product_attention`. So projections, norms, positions and gates are the model's
 own, nothing that others see is changed, and a compiled model meets no hook.
 
-It assumes of a processor, and `why_not_rebound` checks before guidance is enabled: it is one of diffusers' own classes of a
+It assumes of a processor, and `why_not_generic` checks before guidance is enabled: it is one of diffusers' own classes of a
 known name; its `__call__` is a plain function that calls attention itself, by one of these names, and closes over nothing. And
 of each call, which is checked as it comes: attention is neither causal nor dropped out, scaled as always, on one device, and
 happens once. Its mask is not looked at: what of the texts is seen stands in `PackedText`.
@@ -51,7 +51,7 @@ class Layout:
     attention: "type[GenericAttention] | None" = None  # None: GenericAttention
 
 
-def why_not_rebound(processor: Any, layout: Layout) -> str | None:
+def why_not_generic(processor: Any, layout: Layout) -> str | None:
     """Why the attention call of this processor cannot be replaced, or None where it can."""
     cls = type(processor)
     if cls.__name__ not in layout.stock or not cls.__module__.startswith("diffusers."):
@@ -206,7 +206,7 @@ _functional.scaled_dot_product_attention = _scaled_dot_product_attention
 
 
 @functools.cache
-def _rebound_class(cls: type) -> type:
+def _generic_class(cls: type) -> type:
     """A subclass whose `__call__` is the code of `cls` with its names of attention bound to ours.
 
     One for each class, so that a compiled model meets the same code in every layer and every run; what differs is reached
@@ -238,9 +238,9 @@ def _rebound_class(cls: type) -> type:
     return type(f"NAG{cls.__name__}", (cls,), {"__call__": __call__, "text_calls": property(get_calls, set_calls)})
 
 
-def rebound(processor: Any, layout: Layout, text: PackedText) -> Callable:
+def generic_processor(processor: Any, layout: Layout, text: PackedText) -> Callable:
     """A copy of `processor` whose attention is guided."""
     ours = copy.copy(processor)
-    ours.__class__ = _rebound_class(type(processor))
+    ours.__class__ = _generic_class(type(processor))
     ours.nag_attention = (layout.attention or GenericAttention)(layout, text)
     return ours

@@ -39,7 +39,7 @@ class _Apart:
 _known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
 
 
-def texts_apart(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> None:
+def run_once_per_prompt(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> None:
     """Until `replaced` is put back, `parts` see the texts one at a time. Only attributes of instances are set."""
     for owner, name, function in parts:
         ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
@@ -48,7 +48,7 @@ def texts_apart(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> 
         replaced.attribute(owner, name, ours)
 
 
-def of_each(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
+def split_prompts(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
     """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
     return x.split((text.length_positive, text.length_negative), dim=dim)
 

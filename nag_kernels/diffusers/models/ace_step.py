@@ -4,13 +4,13 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "AceStepTransformer1DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "AceStepTransformer1DModel": ModelSpec(
         text={"encoder_hidden_states": 1},  # and lyrics and a voice before it
-        sites=layers_named("cross_attn"),
-        site_count=sum_of("num_hidden_layers"),
+        layers=layers_named("cross_attn"),
+        layer_count=sum_of("num_hidden_layers"),
         layout=Layout("cross", ("AceStepAttnProcessor2_0",)),
         prompt_first=True,
     ),

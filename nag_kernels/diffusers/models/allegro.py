@@ -4,14 +4,14 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "AllegroTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "AllegroTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": -2},  # [B, T, C], or [B, 1, T, C] by its pipeline
         masks=("encoder_attention_mask",),
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("AllegroAttnProcessor2_0",), masks=True),
     ),
 }

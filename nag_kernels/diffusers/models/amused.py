@@ -4,15 +4,15 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "UVit2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "UVit2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=lambda unet: (
+        layers=lambda unet: (
             (x, layer) for x, layer in layers_named("attn1", "attn2")(unet) if layer.is_cross_attention
         ),
-        site_count=lambda unet: unet.config.num_hidden_layers + 2 * 2 * unet.config.num_res_blocks,
+        layer_count=lambda unet: unet.config.num_hidden_layers + 2 * 2 * unet.config.num_res_blocks,
         layout=Layout("cross", ("AttnProcessor2_0",)),
         timestep="",  # it is told none
     ),

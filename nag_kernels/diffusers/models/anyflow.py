@@ -7,26 +7,28 @@ from typing import Any
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
-def _anyflow(spec: type[Family], **more: Any) -> Family:
+def _anyflow(spec: type[ModelSpec], **more: Any) -> ModelSpec:
     return spec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("AnyFlowCrossAttnProcessor",)),
-        unknown=("encoder_hidden_states_image",),  # no pipeline gives one: an image goes before the frames to be drawn
+        must_be_none=(
+            "encoder_hidden_states_image",
+        ),  # no pipeline gives one: an image goes before the frames to be drawn
         **more,
     )
 
 
-class AnyFlowFAR(Family):
+class AnyFlowFAR(ModelSpec):
     def fills_cache(self, arguments: Mapping[str, Any]) -> bool:
         return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
 
 
-MODELS: dict[str, Family] = {
-    "AnyFlowTransformer3DModel": _anyflow(Family),
+MODELS: dict[str, ModelSpec] = {
+    "AnyFlowTransformer3DModel": _anyflow(ModelSpec),
     "AnyFlowFARTransformer3DModel": _anyflow(AnyFlowFAR, by_timestep=True),
 }

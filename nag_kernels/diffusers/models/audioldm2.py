@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from torch.nn import Module
 
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, masks_of_part
+from ..attention.text_modules import TextModule, masks_of_part
 from .layers import modules_of_type
-from .spec import Family
+from .spec import ModelSpec
 
 
 def _layers(unet: Module) -> Iterator[tuple[str, Module, int]]:
@@ -23,7 +23,7 @@ def _layers(unet: Module) -> Iterator[tuple[str, Module, int]]:
                     yield f"{name}.attentions.{i}.{x}", layer, int(turn > 1)
 
 
-def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[Part]:
+def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[TextModule]:
     """Two texts, of which each layer sees one, here beside it by its place. Where there is no second text the layers for it see
     the first, and all of it: so the model has it."""
 
@@ -44,18 +44,18 @@ def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[Part]:
     return [(layer, "forward", of_part(place)) for layer, place in layers]
 
 
-MODELS: dict[str, Family] = {
-    "AudioLDM2UNet2DConditionModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "AudioLDM2UNet2DConditionModel": ModelSpec(
         text={"encoder_hidden_states": 1, "encoder_hidden_states_1": 1},
-        parts=(
+        concatenated=(
             ("encoder_hidden_states", "encoder_attention_mask"),
             ("encoder_hidden_states_1", "encoder_attention_mask_1"),
         ),
-        sites=lambda unet: ((name, layer) for name, layer, _ in _layers(unet)),
-        site_count=lambda unet: sum(
+        layers=lambda unet: ((name, layer) for name, layer, _ in _layers(unet)),
+        layer_count=lambda unet: sum(
             not x.double_self_attention for x in modules_of_type(unet, "BasicTransformerBlock")
         ),
         layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
-        apart=lambda unet, text: audioldm2((layer, place) for _, layer, place in _layers(unet)),
+        text_modules=lambda unet: audioldm2((layer, place) for _, layer, place in _layers(unet)),
     ),
 }

@@ -8,9 +8,9 @@ import torch
 from torch.nn import Module
 
 from ..attention.generic import GenericAttention, Layout
-from ..attention.text_modules import of_each
+from ..attention.text_modules import split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 REGISTERS = 8  # tokens of the model itself, before those of a prompt
 
@@ -27,18 +27,18 @@ def auraflow(model: Module) -> Callable:
     """The model puts tokens of its own before the text: text- gets them too."""
 
     def apart(forward, text, texts):
-        positive, negative = of_each(forward(texts), text)
+        positive, negative = split_prompts(forward(texts), text)
         return torch.cat([positive, model.register_tokens.to(positive).expand(len(positive), -1, -1), negative], dim=1)
 
     return apart
 
 
-MODELS: dict[str, Family] = {
-    "AuraFlowTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "AuraFlowTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn"),
-        site_count=sum_of("num_mmdit_layers", "num_single_dit_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_mmdit_layers", "num_single_dit_layers"),
         layout=Layout("first", ("AuraFlowAttnProcessor2_0",), attention=WithRegisters),
-        apart=lambda transformer, text: [(transformer.context_embedder, "forward", auraflow(transformer))],
+        text_modules=lambda transformer: [(transformer.context_embedder, "forward", auraflow(transformer))],
     ),
 }

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.nn import Module
 
-from ..attention.dual_forward import Beside
+from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout
 from .layers import FLUX_LIKE, layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
@@ -29,27 +29,27 @@ def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: i
     return slice(start, start + height * width // config.patch_size**2)
 
 
-MODELS: dict[str, Family] = {
-    "BriaTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "BriaTransformer2DModel": ModelSpec(
         text=FLUX_LIKE,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers", "num_single_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers", "num_single_layers"),
         layout=Layout("first", ("BriaAttnProcessor",)),
     ),
-    "BriaFiboTransformer2DModel": Family(
+    "BriaFiboTransformer2DModel": ModelSpec(
         text=FLUX_LIKE | {"text_encoder_layers": 1},
         masks=("joint_attention_kwargs.attention_mask",),
         masks_for_image=True,
         hard_masks=True,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers", "num_single_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers", "num_single_layers"),
         layout=Layout("first", ("BriaFiboAttnProcessor", "BriaAttnProcessor"), masks=True),
     ),
-    "BriaFibo2Transformer2DModel": Family(
+    "BriaFibo2Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 2},
-        sites=layers_named("attention", "cross_attention"),
-        site_count=lambda denoiser: denoiser.config.n_layers + len(denoiser.config.injection_layer_ids),
-        beside=Beside(text=("encoder_hidden_states", "encoder_attention_mask"), image=_image_beside_gist),
+        layers=layers_named("attention", "cross_attention"),
+        layer_count=lambda denoiser: denoiser.config.n_layers + len(denoiser.config.injection_layer_ids),
+        dual_forward=DualForward(text=("encoder_hidden_states", "encoder_attention_mask"), image=_image_beside_gist),
         two_calls=True,
     ),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..attention.joint import Projected
 from .flux import NAGFluxAttnProcessor2_0
 from .layers import layers_of_type
-from .spec import Family
+from .spec import ModelSpec
 
 
 class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
@@ -56,14 +56,14 @@ class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
         return tuple(x.unflatten(-1, (-1, width + 8))[..., :width].flatten(-2) for x in attended)
 
 
-MODELS: dict[str, Family] = {
-    "ChromaTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "ChromaTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
         masks=("attention_mask",),
         masks_for_image=True,
         hard_masks=True,
-        sites=layers_of_type(FluxAttention),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        layers=layers_of_type(FluxAttention),
+        layer_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
         processors={FluxAttnProcessor: NAGChromaAttnProcessor2_0},
         two_calls=True,
     ),

@@ -4,9 +4,9 @@
 
 from diffusers.models.transformers.transformer_chronoedit import WanAttention, WanAttnProcessor
 
-from .spec import Family
+from .spec import ModelSpec
 from .wan import wan_like
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "ChronoEditTransformer3DModel": wan_like(WanAttention, WanAttnProcessor),
 }

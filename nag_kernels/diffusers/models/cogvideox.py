@@ -9,31 +9,31 @@ from torch import Tensor
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import of_each
+from ..attention.text_modules import split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def cogvideox(forward: Callable, text: PackedText, texts: Tensor, video: Tensor) -> Tensor:
     """Text and video leave their embedding as one sequence, with positions that know one text."""
-    positive, negative = of_each(texts, text)
+    positive, negative = split_prompts(texts, text)
     first, second = forward(positive, video), forward(negative, video)
     return torch.cat(
         [first[:, : positive.shape[1]], second[:, : negative.shape[1]], first[:, positive.shape[1] :]], dim=1
     )
 
 
-def _cogvideox() -> Family:
-    return Family(
+def _cogvideox() -> ModelSpec:
+    return ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn1"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn1"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
-        apart=lambda transformer, text: [(transformer.patch_embed, "forward", cogvideox)],
+        text_modules=lambda transformer: [(transformer.patch_embed, "forward", cogvideox)],
     )
 
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "CogVideoXTransformer3DModel": _cogvideox(),
     "ConsisIDTransformer3DModel": _cogvideox(),
 }

@@ -4,21 +4,21 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "CogView4Transformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "CogView4Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn1"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn1"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("first", ("CogView4AttnProcessor",)),
         two_calls=True,
-        unknown=("attention_mask",),
+        must_be_none=("attention_mask",),
     ),
-    "CogView3PlusTransformer2DModel": Family(
+    "CogView3PlusTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn1"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn1"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("first", ("CogVideoXAttnProcessor2_0",)),
     ),
 }

@@ -10,9 +10,9 @@ from torch.nn import Module
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, of_each
+from ..attention.text_modules import TextModule, split_prompts
 from .layers import layers_named
-from .spec import Family
+from .spec import ModelSpec
 from .unet import unet_settings
 
 
@@ -31,23 +31,23 @@ def _count(unet: Module) -> int:
     return down + layers[-1] + up
 
 
-def _control(unet: Module) -> list[Part]:
+def _control(unet: Module) -> list[TextModule]:
     return [(layer, "forward", prompt_alone) for _, layer in _layers(control=True)(unet)]
 
 
 def prompt_alone(forward: Callable, text: PackedText, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
                  ) -> Tensor:  # fmt: skip
     """Attention that is not guided: to text+."""
-    return forward(hidden_states, of_each(encoder_hidden_states, text)[0], **options)
+    return forward(hidden_states, split_prompts(encoder_hidden_states, text)[0], **options)
 
 
-MODELS: dict[str, Family] = {
-    "UNetControlNetXSModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "UNetControlNetXSModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=_layers(control=False),
-        site_count=_count,
+        layers=_layers(control=False),
+        layer_count=_count,
         layout=Layout("cross", ("AttnProcessor2_0",)),
         settings=unet_settings,
-        apart=lambda unet, text: _control(unet),
+        text_modules=lambda unet: _control(unet),
     ),
 }

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch.nn import Module
 
-from ..attention.dual_forward import Beside
+from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def _whole_sequence(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
@@ -28,23 +28,23 @@ def _refuse(denoiser: Module) -> str | None:
 _COSMOS3_PLACES = [f"{x}_{of}_indexes" for x in ("vision", "sound", "action") for of in ("sequence", "mse_loss")]
 
 
-MODELS: dict[str, Family] = {
-    "CosmosTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "CosmosTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("CosmosAttnProcessor2_0",)),
         two_calls=True,
-        unknown=("attention_mask",),
+        must_be_none=("attention_mask",),
     ),
-    "Cosmos3OmniTransformer": Family(
+    "Cosmos3OmniTransformer": ModelSpec(
         text={"input_ids": 0},
-        sites=layers_named("self_attn"),
-        site_count=sum_of("num_hidden_layers"),
-        beside=Beside(
+        layers=layers_named("self_attn"),
+        layer_count=sum_of("num_hidden_layers"),
+        dual_forward=DualForward(
             text=("input_ids", "text_indexes", "position_ids", "und_len", "sequence_length", *_COSMOS3_PLACES),
             image=_whole_sequence,
-            layer=lambda site: site.to_add_out,
+            after=lambda layer: layer.to_add_out,
         ),
         negative_call={"add_resolution_template": False, "add_duration_template": False},
         two_calls=True,

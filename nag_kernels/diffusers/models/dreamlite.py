@@ -8,7 +8,7 @@ from torch.nn import Module
 
 from ..attention.generic import Layout
 from .layers import layers_named, modules_of_type
-from .spec import Family
+from .spec import ModelSpec
 
 
 def _refuse(unet: Module) -> str | None:
@@ -18,16 +18,16 @@ def _refuse(unet: Module) -> str | None:
     return f"{' and '.join(unknown)} may read the text outside attention" if unknown else None
 
 
-class DreamLite(Family):
+class DreamLite(ModelSpec):
     cfg_rows = 3  # [without text and image; with the image; with both]
 
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "DreamLiteUNetModel": DreamLite(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        sites=layers_named("attn2"),
-        site_count=lambda unet: len(modules_of_type(unet, "BasicTransformerBlockDreamLite")),
+        layers=layers_named("attn2"),
+        layer_count=lambda unet: len(modules_of_type(unet, "BasicTransformerBlockDreamLite")),
         layout=Layout("cross", ("DreamLiteAttnProcessor2_0",), masks=True),
         refuse=_refuse,
         cfg_above=-math.inf,  # whatever guidance_scale is

@@ -4,14 +4,14 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "EasyAnimateTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "EasyAnimateTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1, "encoder_hidden_states_t5": 1},
-        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
-        sites=layers_named("attn1"),
-        site_count=sum_of("num_layers"),
+        concatenated=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        layers=layers_named("attn1"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("first", ("EasyAnimateAttnProcessor2_0",)),
     ),
 }

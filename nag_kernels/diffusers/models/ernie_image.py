@@ -10,7 +10,7 @@ from torch import Tensor
 from ..attention.base import PackedText
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def ernie_image(forward: Callable, text: PackedText, positions: Tensor) -> Tensor:
@@ -20,15 +20,15 @@ def ernie_image(forward: Callable, text: PackedText, positions: Tensor) -> Tenso
     return forward(torch.cat([positions[:, : -text.length_negative], numbers], dim=1))
 
 
-MODELS: dict[str, Family] = {
-    "ErnieImageTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "ErnieImageTransformer2DModel": ModelSpec(
         text={"text_bth": 1},
         masks=("text_lens",),
         hard_masks=True,
-        sites=layers_named("self_attention"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("self_attention"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("last", ("ErnieImageSingleStreamAttnProcessor",), masks=True),
-        apart=lambda transformer, text: [(transformer.pos_embed, "forward", ernie_image)],
+        text_modules=lambda transformer: [(transformer.pos_embed, "forward", ernie_image)],
         negative_call={"use_pe": False},  # a language model that enhances prompts
     ),
 }

@@ -14,7 +14,7 @@ from ..attention.base import PackedText, heads
 from ..attention.ip_adapter import attention_to_images
 from ..attention.joint import JointAttentionProcessor, Projected, plain_attention, turned
 from .layers import layers_of_type
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
@@ -127,7 +127,7 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self.adapter = adapter
 
-    def stands_for(self, stock: FluxIPAdapterAttnProcessor) -> None:
+    def takes_over(self, stock: FluxIPAdapterAttnProcessor) -> None:
         self.adapter = stock
 
     def __call__(
@@ -147,12 +147,12 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
         return *outputs, images.expand_as(outputs[0])
 
 
-MODELS: dict[str, Family] = {
-    "FluxTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "FluxTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
         masks=(),
-        sites=layers_of_type(FluxAttention),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        layers=layers_of_type(FluxAttention),
+        layer_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
         processors={
             FluxAttnProcessor: NAGFluxAttnProcessor2_0,
             FluxIPAdapterAttnProcessor: NAGFluxIPAdapterAttnProcessor,

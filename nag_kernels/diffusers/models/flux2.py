@@ -15,7 +15,7 @@ from ..attention.base import PackedText, heads
 from ..attention.joint import JointAttentionProcessor
 from .flux import NAGFluxAttnProcessor2_0
 from .layers import layers_of_type
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
@@ -69,19 +69,19 @@ class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
         return attn.to_out(torch.cat([torch.cat(attended, dim=1), attn.mlp_act_fn(feed_forward)], dim=-1))
 
 
-MODELS: dict[str, Family] = {
-    "Flux2Transformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "Flux2Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1, "txt_ids": -2},
         masks=(),
-        sites=layers_of_type(Flux2Attention, Flux2ParallelSelfAttention),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        layers=layers_of_type(Flux2Attention, Flux2ParallelSelfAttention),
+        layer_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
         processors={
             Flux2AttnProcessor: NAGFlux2AttnProcessor,
             Flux2ParallelSelfAttnProcessor: NAGFlux2ParallelSelfAttnProcessor,
         },
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
         two_calls=True,
-        unknown=("kv_cache_mode",),
+        must_be_none=("kv_cache_mode",),
         context_parallel=True,
     ),
 }

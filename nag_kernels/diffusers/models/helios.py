@@ -4,13 +4,13 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "HeliosTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "HeliosTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("HeliosAttnProcessor",)),
         two_calls=True,
         by_timestep=True,

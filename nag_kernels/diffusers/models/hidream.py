@@ -4,14 +4,14 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "HiDreamImageTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "HiDreamImageTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states_t5": 1, "encoder_hidden_states_llama3": 2},
-        parts=(("encoder_hidden_states_t5", None), *(("encoder_hidden_states_llama3", None),) * 2),
-        sites=layers_named("attn1"),
-        site_count=sum_of("num_layers", "num_single_layers"),
+        concatenated=(("encoder_hidden_states_t5", None), *(("encoder_hidden_states_llama3", None),) * 2),
+        layers=layers_named("attn1"),
+        layer_count=sum_of("num_layers", "num_single_layers"),
         layout=Layout("last", ("HiDreamAttnProcessor",)),
         timestep="timesteps",
     ),

@@ -6,12 +6,12 @@ import torch
 from torch.nn import Module
 
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, _argument_names
+from ..attention.text_modules import TextModule, _argument_names
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
-def hunyuan_dit(model: Module) -> list[Part]:
+def hunyuan_dit(model: Module) -> list[TextModule]:
     """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
 
     So the texts go through it as a batch, [text+ of all rows, text- of all rows], up to the blocks, where they lie along the
@@ -45,18 +45,18 @@ def hunyuan_dit(model: Module) -> list[Part]:
     return [(model, "forward", enter), (model.time_extra_emb, "forward", embed), *blocks]
 
 
-MODELS: dict[str, Family] = {
-    "HunyuanDiT2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "HunyuanDiT2DModel": ModelSpec(
         text={
             "encoder_hidden_states": 1,
             "text_embedding_mask": 1,  # of embeddings that stand in for padding: attention sees all of them
             "encoder_hidden_states_t5": 1,
             "text_embedding_mask_t5": 1,
         },
-        parts=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        concatenated=(("encoder_hidden_states", None), ("encoder_hidden_states_t5", None)),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0")),
-        apart=lambda transformer, text: hunyuan_dit(transformer),
+        text_modules=lambda transformer: hunyuan_dit(transformer),
     ),
 }

@@ -15,16 +15,16 @@ from ..attention.base import PackedText, heads
 from ..attention.generic import Layout
 from ..attention.joint import JointAttentionProcessor, Projected
 from ..attention.masks import counted
-from ..attention.text_modules import masks_of_part, of_each
+from ..attention.text_modules import masks_of_part, split_prompts
 from .layers import attentions_in, layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def token_refiner(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor,
                   attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
     """HunyuanVideo: attention within the text and a mean over its tokens."""
-    masks = (None, None) if attention_mask is None else of_each(attention_mask, text)
-    texts = zip(of_each(hidden_states, text), masks, strict=True)
+    masks = (None, None) if attention_mask is None else split_prompts(attention_mask, text)
+    texts = zip(split_prompts(hidden_states, text), masks, strict=True)
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
 
 
@@ -99,49 +99,49 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         return query, key, value
 
 
-class HunyuanVideo(Family):
+class HunyuanVideo(ModelSpec):
     def attended(self, seen: Tensor) -> Tensor:
         return counted(seen)  # of a mask the model takes no more than how many tokens it lets through: the first ones
 
 
-class HunyuanVideo15(Family):
+class HunyuanVideo15(ModelSpec):
     def hides(self, image: Tensor) -> bool:
         return not image.any()
 
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "HunyuanVideoTransformer3DModel": HunyuanVideo(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
-        sites=attentions_in("transformer_blocks", "single_transformer_blocks"),
-        site_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
+        layers=attentions_in("transformer_blocks", "single_transformer_blocks"),
+        layer_count=lambda transformer: transformer.config.num_layers + transformer.config.num_single_layers,
         processors={HunyuanVideoAttnProcessor2_0: NAGHunyuanVideoAttnProcessor2_0},
-        apart=lambda transformer, text: [(transformer.context_embedder, "forward", token_refiner)],
+        text_modules=lambda transformer: [(transformer.context_embedder, "forward", token_refiner)],
         two_calls=True,
     ),
     "HunyuanVideo15Transformer3DModel": HunyuanVideo15(
         text={"encoder_hidden_states": 1, "encoder_hidden_states_2": 1},
-        parts=(
+        concatenated=(
             ("encoder_hidden_states_2", "encoder_attention_mask_2"),
             ("encoder_hidden_states", "encoder_attention_mask"),
             ("image_embeds", None),
         ),
         hard_masks=True,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("last", ("HunyuanVideo15AttnProcessor2_0",), masks=True),
-        apart=lambda transformer, text: [(transformer.context_embedder, "forward", hunyuan_image)],
+        text_modules=lambda transformer: [(transformer.context_embedder, "forward", hunyuan_image)],
         two_calls=True,
     ),
-    "HunyuanVideoFramepackTransformer3DModel": Family(
+    "HunyuanVideoFramepackTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        concatenated=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
         hard_masks=True,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers", "num_single_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers", "num_single_layers"),
         layout=Layout("last", ("HunyuanVideoAttnProcessor2_0",), masks=True),
-        apart=lambda transformer, text: [(transformer.context_embedder, "forward", framepack)],
+        text_modules=lambda transformer: [(transformer.context_embedder, "forward", framepack)],
         two_calls=True,
         by_timestep=True,
     ),

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.nn import Module
 
-from ..attention.dual_forward import Beside
+from ..attention.dual_forward import DualForward
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def _indicated_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
@@ -20,12 +20,12 @@ def _indicated_image(denoiser: Module, arguments: Mapping[str, Any], length: int
     return slice(length - image, length)
 
 
-MODELS: dict[str, Family] = {
-    "Ideogram4Transformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "Ideogram4Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attention"),
-        site_count=sum_of("num_layers"),
-        beside=Beside(
+        layers=layers_named("attention"),
+        layer_count=sum_of("num_layers"),
+        dual_forward=DualForward(
             text=("encoder_hidden_states", "position_ids", "segment_ids", "indicator"), image=_indicated_image
         ),
         two_calls=True,  # the other is of a model of its own

@@ -7,12 +7,12 @@ import math
 from torch.nn import Module
 
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, _argument_names, numbered_anew
+from ..attention.text_modules import TextModule, _argument_names, numbered_anew
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
-def joy_image_plus(model: Module) -> list[Part]:
+def joy_image_plus(model: Module) -> list[TextModule]:
     """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
     order = _argument_names(model)
 
@@ -29,22 +29,22 @@ def joy_image_plus(model: Module) -> list[Part]:
     return [(model, "forward", enter)]
 
 
-MODELS: dict[str, Family] = {
-    "JoyImageEditTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "JoyImageEditTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("last", ("JoyImageAttnProcessor",)),
-        apart=lambda transformer, text: [(transformer, "get_rotary_pos_embed", numbered_anew)],
+        text_modules=lambda transformer: [(transformer, "get_rotary_pos_embed", numbered_anew)],
         two_calls=True,
     ),
-    "JoyImageEditPlusTransformer3DModel": Family(
+    "JoyImageEditPlusTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_hidden_states_mask",),
         hard_masks=True,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("last", ("JoyImageEditPlusAttnProcessor",), masks=True),
-        apart=lambda transformer, text: joy_image_plus(transformer),
+        text_modules=lambda transformer: joy_image_plus(transformer),
     ),
 }

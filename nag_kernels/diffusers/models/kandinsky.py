@@ -11,21 +11,21 @@ from torch.nn import Module
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, begun_anew, of_each
+from ..attention.text_modules import TextModule, begun_anew, split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def kandinsky(
     forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor, *mask: Tensor | None
 ) -> Tensor:
     """Attention within the text; `rope` holds the positions of both."""
-    masks = (of_each(x, text) if isinstance(x, Tensor) else (x, x) for x in mask)
-    each = zip(of_each(texts, text), of_each(rope, text, dim=-5), *masks, strict=True)
+    masks = (split_prompts(x, text) if isinstance(x, Tensor) else (x, x) for x in mask)
+    each = zip(split_prompts(texts, text), split_prompts(rope, text, dim=-5), *masks, strict=True)
     return torch.cat([forward(x, time, *more) for x, *more in each], dim=1)
 
 
-def kandinsky6(model: Module) -> list[Part]:
+def kandinsky6(model: Module) -> list[TextModule]:
     """As `kandinsky`, for the video and for its sound; the model numbers the tokens of both texts in a row."""
 
     def turn(forward, text, positions):
@@ -36,30 +36,30 @@ def kandinsky6(model: Module) -> list[Part]:
     return turns + [(layer, "forward", kandinsky) for layer in layers]
 
 
-class Kandinsky6(Family):
+class Kandinsky6(ModelSpec):
     def idle_layers(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         return ("audio_dec_block",) if arguments.get("audio_hidden_states") is None else ()
 
 
-MODELS: dict[str, Family] = {
-    "Kandinsky5Transformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "Kandinsky5Transformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1, "text_rope_pos": -1},
-        sites=layers_named("cross_attention"),
-        site_count=sum_of("num_visual_blocks"),
+        layers=layers_named("cross_attention"),
+        layer_count=sum_of("num_visual_blocks"),
         layout=Layout("cross", ("Kandinsky5AttnProcessor",)),
         exact="float32 (no float64)",
-        apart=lambda transformer, text: [(x, "forward", kandinsky) for x in transformer.text_transformer_blocks],
+        text_modules=lambda transformer: [(x, "forward", kandinsky) for x in transformer.text_transformer_blocks],
         two_calls=True,
     ),
     "Kandinsky6Transformer3DModel": Kandinsky6(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
-        sites=layers_named("cross_attention"),
-        site_count=lambda transformer: 2 * transformer.config.num_visual_blocks,
+        layers=layers_named("cross_attention"),
+        layer_count=lambda transformer: 2 * transformer.config.num_visual_blocks,
         layout=Layout("cross", ("Kandinsky6AttnProcessor",), masks=True),
         exact="float32 (no float64)",
-        apart=lambda transformer, text: kandinsky6(transformer),
+        text_modules=lambda transformer: kandinsky6(transformer),
         negative_call={"expand_prompts": False},  # a language model writes a story around a prompt
         two_calls=True,
     ),

@@ -8,23 +8,23 @@ from torch import Tensor
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import of_each
+from ..attention.text_modules import split_prompts
 from .layers import layers_named
-from .spec import Family
+from .spec import ModelSpec
 
 
 def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
     """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
-    return forward(time, of_each(texts, text)[0], of_each(bias, text, dim=-1)[0])
+    return forward(time, split_prompts(texts, text)[0], split_prompts(bias, text, dim=-1)[0])
 
 
-MODELS: dict[str, Family] = {
-    "Kandinsky3UNet": Family(
+MODELS: dict[str, ModelSpec] = {
+    "Kandinsky3UNet": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        sites=lambda unet: ((x, layer) for x, layer in layers_named("attention")(unet) if ".attentions.0." not in x),
-        site_count=lambda unet: 2 * unet.config.layers_per_block * (len(unet.config.block_out_channels) - 1),
+        layers=lambda unet: ((x, layer) for x, layer in layers_named("attention")(unet) if ".attentions.0." not in x),
+        layer_count=lambda unet: 2 * unet.config.layers_per_block * (len(unet.config.block_out_channels) - 1),
         layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
-        apart=lambda unet, text: [(unet.add_time_condition, "forward", kandinsky3)],
+        text_modules=lambda unet: [(unet.add_time_condition, "forward", kandinsky3)],
     ),
 }

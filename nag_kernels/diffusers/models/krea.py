@@ -6,17 +6,17 @@ import torch
 from torch.nn import Module
 
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, of_each
+from ..attention.text_modules import TextModule, split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
-def krea2(model: Module) -> list[Part]:
+def krea2(model: Module) -> list[TextModule]:
     """Attention within the text, and positions, of which each text has the same (zero)."""
 
     def fuse(forward, text, hidden_states, attention_mask=None):
-        masks = (None, None) if attention_mask is None else of_each(attention_mask, text, dim=-1)
-        texts = zip(of_each(hidden_states, text), masks, strict=True)
+        masks = (None, None) if attention_mask is None else split_prompts(attention_mask, text, dim=-1)
+        texts = zip(split_prompts(hidden_states, text), masks, strict=True)
         return torch.cat([forward(x, attention_mask=mask) for x, mask in texts], dim=1)
 
     def turn(forward, text, position_ids):
@@ -27,16 +27,16 @@ def krea2(model: Module) -> list[Part]:
     return [(model.text_fusion, "forward", fuse), (model.rotary_emb, "forward", turn)]
 
 
-MODELS: dict[str, Family] = {
-    "Krea2Transformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "Krea2Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("first", ("Krea2AttnProcessor",), masks=True),
         exact="float64, float32; before the gate",
-        apart=lambda transformer, text: krea2(transformer),
+        text_modules=lambda transformer: krea2(transformer),
         two_calls=True,
     ),
 }

@@ -4,14 +4,14 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "LatteTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "LatteTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn2"),  # the blocks between frames have none
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),  # the blocks between frames have none
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("AttnProcessor2_0",), by_frame=True),
-        unknown=("encoder_attention_mask",),
+        must_be_none=("encoder_attention_mask",),
     ),
 }

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, begun_anew, of_each
+from ..attention.text_modules import TextModule, begun_anew, split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
-def longcat_audio(model: Module) -> list[Part]:
+def longcat_audio(model: Module) -> list[TextModule]:
     """Convolutions along the text, its numbers, and a mean of it that is a part of the time: of text+."""
     known: dict[str, Tensor] = {}
 
@@ -21,17 +21,17 @@ def longcat_audio(model: Module) -> list[Part]:
         return known["time"]
 
     def embed(forward, text, x, mask):
-        known["mask"] = of_each(mask, text)[0]
+        known["mask"] = split_prompts(mask, text)[0]
         known["text"] = forward(x, mask)
         return known["text"]
 
     def convolve(forward, text, x):
-        known["text"] = torch.cat([forward(each) for each in of_each(x, text)], dim=1)
+        known["text"] = torch.cat([forward(each) for each in split_prompts(x, text)], dim=1)
         return known["text"]
 
     def with_mean(forward, text, *call):
         seen = known["mask"][..., None]
-        mean = (of_each(known["text"], text)[0] * seen).sum(1) / seen.sum(1).clamp(min=1)
+        mean = (split_prompts(known["text"], text)[0] * seen).sum(1) / seen.sum(1).clamp(min=1)
         return forward(*call[:-1], known["time"] + mean)
 
     def attend(forward, text, *, prompt_rotary_emb, **options):
@@ -48,15 +48,15 @@ def longcat_audio(model: Module) -> list[Part]:
     return parts
 
 
-MODELS: dict[str, Family] = {
-    "LongCatAudioDiTTransformer": Family(
+MODELS: dict[str, ModelSpec] = {
+    "LongCatAudioDiTTransformer": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
-        sites=layers_named("cross_attn"),
-        site_count=sum_of("dit_depth"),
+        layers=layers_named("cross_attn"),
+        layer_count=sum_of("dit_depth"),
         layout=Layout("cross", ("AudioDiTCrossAttnProcessor",), masks=True),
-        apart=lambda transformer, text: longcat_audio(transformer),
+        text_modules=lambda transformer: longcat_audio(transformer),
         two_calls=True,
     ),
 }

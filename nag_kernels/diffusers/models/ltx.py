@@ -8,7 +8,7 @@ from torch import Tensor
 from ..attention.base import PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from .layers import layers_named
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
@@ -43,12 +43,12 @@ class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
         return attn.to_out[1](attn.to_out[0](hidden_states))
 
 
-MODELS: dict[str, Family] = {
-    "LTXVideoTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "LTXVideoTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        sites=layers_named("attn2", kind=LTXAttention),
-        site_count=lambda transformer: transformer.config.num_layers,
+        layers=layers_named("attn2", kind=LTXAttention),
+        layer_count=lambda transformer: transformer.config.num_layers,
         processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
         context_parallel=True,

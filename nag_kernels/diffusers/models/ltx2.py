@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attention.base import PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from .layers import layers_named
-from .spec import Family
+from .spec import ModelSpec
 
 
 class NAGLTX2AudioVideoAttnProcessor(CrossAttentionProcessor):
@@ -75,12 +75,12 @@ class NAGLTX2PerturbedAttnProcessor(NAGLTX2AudioVideoAttnProcessor):
         raise ValueError(f"{type(self).__name__}: perturbation_mask must be None beside encoder_hidden_states")
 
 
-MODELS: dict[str, Family] = {
-    "LTX2VideoTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "LTX2VideoTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1, "audio_encoder_hidden_states": 1},
         masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
-        sites=layers_named("attn2", "audio_attn2", kind=LTX2Attention),
-        site_count=lambda transformer: 2 * transformer.config.num_layers,
+        layers=layers_named("attn2", "audio_attn2", kind=LTX2Attention),
+        layer_count=lambda transformer: 2 * transformer.config.num_layers,
         processors={
             LTX2AudioVideoAttnProcessor: NAGLTX2AudioVideoAttnProcessor,
             LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,

@@ -10,19 +10,19 @@ from torch.nn import Module
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import Part, of_each
+from ..attention.text_modules import TextModule, split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
-def lumina2(model: Module) -> list[Part]:
+def lumina2(model: Module) -> list[TextModule]:
     """Attention within the text, and positions and lengths that are read from its mask.
 
     The image has the positions that it has after text+.
     """
 
     def positions(forward, text, image, mask):
-        first, second = of_each(mask, text)
+        first, second = split_prompts(mask, text)
         image_tokens, of_first, turns, *_ = forward(image, first)
         both = torch.cat([of_first, forward(image, second)[1]], dim=1)
         rows, length = mask.shape
@@ -30,7 +30,7 @@ def lumina2(model: Module) -> list[Part]:
         return image_tokens, both, turns, torch.cat([both, turns], dim=1), [length] * rows, [whole] * rows
 
     def refine(forward, text, hidden_states, mask, turns):
-        texts = zip(*(of_each(x, text) for x in (hidden_states, mask, turns)), strict=True)
+        texts = zip(*(split_prompts(x, text) for x in (hidden_states, mask, turns)), strict=True)
         return torch.cat([forward(*each) for each in texts], dim=1)
 
     layers = [(layer, "forward", refine) for layer in model.context_refiner]
@@ -39,28 +39,28 @@ def lumina2(model: Module) -> list[Part]:
 
 def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
     """As `mochi`: the time is embedded together with a mean of text+."""
-    return forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0])
+    return forward(timestep, split_prompts(texts, text)[0], split_prompts(mask, text)[0])
 
 
-MODELS: dict[str, Family] = {
-    "Lumina2Transformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "Lumina2Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("first", ("Lumina2AttnProcessor2_0",)),
-        apart=lambda transformer, text: lumina2(transformer),
+        text_modules=lambda transformer: lumina2(transformer),
         two_calls=True,
     ),
-    "LuminaNextDiT2DModel": Family(
+    "LuminaNextDiT2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_mask",),
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("LuminaAttnProcessor2_0",), masks=True),
         exact="float64, float32; before the gate",
-        apart=lambda transformer, text: [(transformer.time_caption_embed, "forward", lumina_next)],
+        text_modules=lambda transformer: [(transformer.time_caption_embed, "forward", lumina_next)],
         prompt_first=True,
     ),
 }

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..attention.generic import GenericAttention, Layout
-from ..attention.text_modules import of_each
+from ..attention.text_modules import split_prompts
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 class RowByRow(GenericAttention):
@@ -48,20 +48,21 @@ def mochi(model: Module) -> Callable:
     """The time is embedded together with a mean of the text: of text+."""
 
     def embed(forward, text, timestep, texts, mask, hidden_dtype=None):
-        conditioning, _ = forward(timestep, of_each(texts, text)[0], of_each(mask, text)[0], hidden_dtype=hidden_dtype)
+        prompt, seen = split_prompts(texts, text)[0], split_prompts(mask, text)[0]
+        conditioning, _ = forward(timestep, prompt, seen, hidden_dtype=hidden_dtype)
         return conditioning, model.time_embed.caption_proj(texts)
 
     return embed
 
 
-MODELS: dict[str, Family] = {
-    "MochiTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "MochiTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         hard_masks=True,
-        sites=layers_named("attn1"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn1"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("last", ("MochiAttnProcessor2_0",), attention=RowByRow),
-        apart=lambda transformer, text: [(transformer.time_embed, "forward", mochi(transformer))],
+        text_modules=lambda transformer: [(transformer.time_embed, "forward", mochi(transformer))],
     ),
 }

@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from ..attention.generic import GenericAttention, Layout
 from .layers import layers_named
-from .spec import Family
+from .spec import ModelSpec
 
 
 class LastPrompt(GenericAttention):
@@ -41,13 +41,13 @@ def _count(denoiser: Module) -> int:
     return sum(layers * (2 if cross else 1) for layers, cross in both)
 
 
-MODELS: dict[str, Family] = {
-    "MotifVideoTransformer3DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "MotifVideoTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        parts=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
+        concatenated=(("image_embeds", None), ("encoder_hidden_states", "encoder_attention_mask")),
         hard_masks=True,
-        sites=_layers,
-        site_count=_count,
+        layers=_layers,
+        layer_count=_count,
         layout=(
             Layout("last", ("MotifVideoAttnProcessor2_0",), masks=True),
             Layout("cross", ("MotifVideoCrossAttnProcessor2_0",), masks=True, attention=LastPrompt),

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.nn import Module
 
-from ..attention.dual_forward import Beside
+from ..attention.dual_forward import DualForward
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
@@ -18,12 +18,12 @@ def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: i
     return slice(length - height * width // denoiser.config.patch_size**2, length)
 
 
-MODELS: dict[str, Family] = {
-    "OmniGenTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "OmniGenTransformer2DModel": ModelSpec(
         text={"input_ids": 1},
-        sites=layers_named("self_attn"),
-        site_count=sum_of("num_layers"),
-        beside=Beside(
+        layers=layers_named("self_attn"),
+        layer_count=sum_of("num_layers"),
+        dual_forward=DualForward(
             text=("input_ids", "input_image_sizes", "attention_mask", "position_ids"), image=_image_to_be_drawn
         ),
         prompt_first=True,

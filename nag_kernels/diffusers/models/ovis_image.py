@@ -4,13 +4,13 @@
 
 from ..attention.generic import Layout
 from .layers import FLUX_LIKE, layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "OvisImageTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "OvisImageTransformer2DModel": ModelSpec(
         text=FLUX_LIKE,
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers", "num_single_layers"),
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers", "num_single_layers"),
         layout=Layout("first", ("OvisImageAttnProcessor",)),
         two_calls=True,
     ),

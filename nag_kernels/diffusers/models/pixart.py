@@ -6,14 +6,14 @@ from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProc
 
 from ..attention.cross import NAGAttnProcessor2_0
 from .layers import cross_attentions
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
-MODELS: dict[str, Family] = {
-    "PixArtTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "PixArtTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        sites=cross_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
+        layers=cross_attentions,
+        layer_count=lambda transformer: transformer.config.num_layers,
         processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
         keeps_text=True,

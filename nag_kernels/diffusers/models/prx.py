@@ -4,15 +4,15 @@
 
 from ..attention.generic import Layout
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
-MODELS: dict[str, Family] = {
-    "PRXTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "PRXTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("attention_mask",),
         hard_masks=True,
-        sites=layers_named("attention"),
-        site_count=sum_of("depth"),
+        layers=layers_named("attention"),
+        layer_count=sum_of("depth"),
         layout=Layout("keys", ("PRXAttnProcessor2_0",), masks=True),
     ),
 }

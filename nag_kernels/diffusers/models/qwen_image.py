@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..attention.base import PackedText, heads
-from ..attention.dual_forward import Beside
+from ..attention.dual_forward import DualForward
 from ..attention.joint import JointAttentionProcessor
 from .layers import joint_attentions, layers_named, sum_of
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
@@ -73,22 +73,22 @@ def _last_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> 
     return slice(length - math.prod(arguments["img_shapes"][0][-1]), length)
 
 
-MODELS: dict[str, Family] = {
-    "QwenImageTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "QwenImageTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_hidden_states_mask",),
         hard_masks=True,
-        sites=joint_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
+        layers=joint_attentions,
+        layer_count=lambda transformer: transformer.config.num_layers,
         processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
         two_calls=True,
     ),
-    "QwenImage21Transformer2DModel": Family(
+    "QwenImage21Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=layers_named("attn"),
-        site_count=sum_of("num_layers"),
-        beside=Beside(
+        layers=layers_named("attn"),
+        layer_count=sum_of("num_layers"),
+        dual_forward=DualForward(
             text=("encoder_hidden_states", "encoder_hidden_states_mask", "img_mask"),
             image=_last_image,
             fixed={"kv_cache": None, "kv_cache_mode": None},  # what it would hold is the prompt's

@@ -9,7 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from ..denoiser_calls import inner_denoiser
-from .spec import Family
+from .spec import ModelSpec
 
 TESTED_WITH = "0.42.1"
 
@@ -93,7 +93,7 @@ def file_of(kind: str) -> ModuleType:
     return importlib.import_module(f".{FILES[kind]}", __package__)
 
 
-def all_models() -> dict[str, Family]:
+def all_models() -> dict[str, ModelSpec]:
     """The entries of all denoiser classes, but of those whose file the installed diffusers is too old for."""
     found = {}
     for kind in FILES:
@@ -110,7 +110,7 @@ def find_denoisers(pipe: Any) -> list[Module]:
     found = list(dict.fromkeys(x for x in named if isinstance(x, Module)))
     if not found:
         raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
-    if any(family_of(x) is not family_of(found[0]) for x in found):
+    if any(spec_of(x) is not spec_of(found[0]) for x in found):
         kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
         raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")
     return found
@@ -119,19 +119,18 @@ def find_denoisers(pipe: Any) -> list[Module]:
 def supported() -> str:
     """The denoisers that `guide` knows, a line each.
 
-    route: "drop-in" is a processor of our own; "generic" keeps the model's and replaces its call of attention; "slow" runs the
-        model twice, as classifier-free guidance does, where texts cannot be packed.
+    route: "drop-in": a processor of our own. "generic": the model's own processor, of which the call of attention is replaced.
+        "dual forward": the model runs twice, as under classifier-free guidance, since its prompts cannot be packed.
     exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
     """
-    lines = [f"{'denoiser':40s} {'route':8s} {'exact in':34s} tested with"]
+    lines = [f"{'denoiser':40s} {'route':12s} {'exact in':34s} tested with"]
     lines += [
-        f"{name:40s} {family.route:8s} {family.exact:34s} diffusers {TESTED_WITH}"
-        for name, family in all_models().items()
+        f"{name:40s} {spec.route:12s} {spec.exact:34s} diffusers {TESTED_WITH}" for name, spec in all_models().items()
     ]
     return "\n".join(lines)
 
 
-def family_of(denoiser: Module) -> Family:
+def spec_of(denoiser: Module) -> ModelSpec:
     """The entry for this denoiser. Raises ValueError, with the supported classes, where there is none."""
     denoiser = inner_denoiser(denoiser)
     for cls in type(denoiser).__mro__:
@@ -140,32 +139,32 @@ def family_of(denoiser: Module) -> Family:
     raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FILES)}")
 
 
-def checked_sites(denoiser: Module) -> list[Module]:
+def guided_layers(denoiser: Module) -> list[Module]:
     """The attention layers to be guided.
 
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
-    slicing, xformers), no site at all, or another number than the model's configuration says.
+    slicing, xformers), no such layer at all, or another number than the model's configuration says.
     """
-    family, wrapped, denoiser = family_of(denoiser), denoiser, inner_denoiser(denoiser)
+    spec, wrapped, denoiser = spec_of(denoiser), denoiser, inner_denoiser(denoiser)
     kind = type(denoiser).__name__
-    reason = family.refuse(denoiser)
+    reason = spec.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
-    if family.beside and (wrapped is not denoiser or any(x._compiled_call_impl for x in denoiser.modules())):
+    if spec.dual_forward and (wrapped is not denoiser or any(x._compiled_call_impl for x in denoiser.modules())):
         raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
-    sites = list(family.sites(denoiser))
-    known = " or ".join(family.stock)
-    for name, module in sites:
-        unknown = family.why_unknown(module.processor)
+    layers = list(spec.layers(denoiser))
+    known = " or ".join(spec.stock)
+    for name, module in layers:
+        unknown = spec.why_unknown(module.processor)
         if unknown is not None:
             raise ValueError(
                 f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, {unknown}: "
                 f"guidance needs {known}. Disable attention slicing, xformers or whatever has set it, or "
-                f"call set_attn_processor({family.stock[0]}())"
+                f"call set_attn_processor({spec.stock[0]}())"
             )
-    if len(sites) != family.site_count(denoiser) or not sites:
+    if len(layers) != spec.layer_count(denoiser) or not layers:
         raise ValueError(
-            f"guide: {kind} has {len(sites)} attention layers that see text, expected {family.site_count(denoiser)}"
-            + ("" if sites else "; guidance has nothing to act on")
+            f"guide: {kind} has {len(layers)} attention layers that see text, expected {spec.layer_count(denoiser)}"
+            + ("" if layers else "; guidance has nothing to act on")
         )
-    return [module for _, module in sites]
+    return [module for _, module in layers]

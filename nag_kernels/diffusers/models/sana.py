@@ -10,7 +10,7 @@ from ..attention.base import PackedText, heads
 from ..attention.cross import NAGAttnProcessor2_0
 from ..attention.generic import Layout
 from .layers import cross_attentions, layers_named, sum_of
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
@@ -37,34 +37,34 @@ class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
         return heads(attn, key if attn.norm_k is None else attn.norm_k(key)), heads(attn, attn.to_v(text))
 
 
-MODELS: dict[str, Family] = {
-    "SanaTransformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "SanaTransformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        sites=cross_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
+        layers=cross_attentions,
+        layer_count=lambda transformer: transformer.config.num_layers,
         processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.375),
         negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
         keeps_text=True,
     ),
-    "SanaVideoTransformer3DModel": Family(
+    "SanaVideoTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("SanaAttnProcessor2_0",), masks=True),
         negative_call={"complex_human_instruction": None},
     ),
-    "SanaWMTransformer3DModel": Family(
+    "SanaWMTransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": -2},  # [B, 1, T, C]
         masks=("mask",),
         hard_masks=True,
-        sites=layers_named("cross_attn"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("cross_attn"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("SanaWMCrossAttnProcessor",), masks=True),
         exact="float32 (no float64)",
         negative_call={"chi_prompt": [""]},  # as SANA's instruction to enhance prompts
-        unknown=("encoder_attention_mask",),
+        must_be_none=("encoder_attention_mask",),
     ),
 }

@@ -18,7 +18,7 @@ from torch.nn import Module
 from ..attention.base import PackedText, heads
 from ..attention.joint import JointAttentionProcessor, Projected
 from .layers import joint_attentions
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGJointAttnProcessor2_0(JointAttentionProcessor):
@@ -44,7 +44,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self._plain, self._plain_fused = JointAttnProcessor2_0(), FusedJointAttnProcessor2_0()
 
-    def stands_for(self, stock: Any) -> None:
+    def takes_over(self, stock: Any) -> None:
         self.fused = isinstance(stock, FusedJointAttnProcessor2_0)
 
     def __call__(
@@ -122,7 +122,7 @@ class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self.adapter = adapter
 
-    def stands_for(self, stock: SD3IPAdapterJointAttnProcessor2_0) -> None:
+    def takes_over(self, stock: SD3IPAdapterJointAttnProcessor2_0) -> None:
         self.adapter, self.fused = stock, False  # which knows no fused projections
 
     def __call__(
@@ -159,12 +159,12 @@ def _refuse(transformer: Module) -> str | None:
     return None
 
 
-MODELS: dict[str, Family] = {
-    "SD3Transformer2DModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "SD3Transformer2DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=(),
-        sites=joint_attentions,
-        site_count=lambda transformer: transformer.config.num_layers,
+        layers=joint_attentions,
+        layer_count=lambda transformer: transformer.config.num_layers,
         processors={
             JointAttnProcessor2_0: NAGJointAttnProcessor2_0,
             FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,

@@ -4,9 +4,9 @@
 
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2AttnProcessor
 
-from .spec import Family
+from .spec import ModelSpec
 from .wan import wan_like
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "SkyReelsV2Transformer3DModel": wan_like(SkyReelsV2Attention, SkyReelsV2AttnProcessor, by_timestep=True),
 }

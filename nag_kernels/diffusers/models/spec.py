@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..attention.base import GuidedProcessor, PackedText
-from ..attention.dual_forward import Beside
-from ..attention.generic import Layout, rebound, why_not_rebound
-from ..attention.text_modules import Part
+from ..attention.dual_forward import DualForward
+from ..attention.generic import Layout, generic_processor, why_not_generic
+from ..attention.text_modules import TextModule
 
 
 @dataclass(frozen=True)
@@ -29,50 +29,59 @@ FLUX_SETTINGS = Settings(5.0, 2.5, 0.25)  # of FLUX.1 and Wan, and of all models
 
 
 @dataclass(frozen=True)
-class Family:
-    """How text reaches attention in one denoiser class. What only one model needs is a method, overridden in its file.
+class ModelSpec:
+    """How text reaches attention in one denoiser class, and what its pipelines do around it.
 
-    text: the arguments of forward that hold the text, and the dimension its tokens lie along (-2: whatever lies before them;
-        0: in a model that knows no batch and draws one image a call).
-    masks: the arguments that hold its masks, [B, T] (1 = seen) or a bias [B, 1, T], or say how many of the first tokens are
-        seen, [B] (the model is then told it of text+); "outer.inner" is in a mapping.
-    sites: (name, module) of every attention layer that sees the text.
-    site_count: how many there must be, found in another way.
-    processors: ours for each stock processor; any other at a site is refused.
-    layout: instead of `processors`: the stock processors stay and their attention call is replaced. Several where layers are of
-        several kinds, told apart by their processors.
-    beside: instead of both: the texts cannot be packed, and the model runs twice.
-    settings: the papers' settings for this very model.
-    refuse: why this very model cannot be guided, or None.
-    negative_call: arguments of the pipeline's call that are others for a negative than for a prompt.
-    cfg_above: the guidance_scale above which classifier-free guidance doubles the batch.
-    two_calls: whether classifier-free guidance calls the model twice a step, and not once with a doubled batch.
-    prompt_first: whether the doubled batch is [conditional; unconditional], and not the other way round.
-    by_timestep: whether a step is known by its timestep, and not counted: a pipeline runs through its schedule for each part of a
-        video anew, or its frames have timesteps of their own, of which the highest then counts.
-    unknown: arguments of forward that must be None, as they would change attention.
-    keeps_text: whether keys and values of the texts are kept over the steps of a run: they depend on neither step nor image,
-        and are small beside the model.
-    apart: the parts of the model that see a whole text and have to see each text by itself (`texts_apart`).
-    parts: where attention has several texts one after another: their arguments in that order, each with its mask or None. The
-        model is then given masks in which all is seen. An argument that is no text is an image, which lies before the texts and
-        is given to each.
-    masks_for_image: whether the masks are [B, T + image], with ones for the image. The model is then given None.
-    hard_masks: whether a text of which nothing is seen is not seen at all. (A mask that is made a bias, alike for all tokens,
-        changes nothing: such a text is seen whole.)
-    timestep: the argument of forward that holds it, or "" where the model is told none.
-    pooled: the argument of forward with the pooled text that modulates the layers of both texts; "" where there is none.
-    context_parallel: whether the model works under diffusers' context parallelism; others are refused there.
-    exact: in which types the model has been found equal to two runs side by side (below 1e-12 in float64, 1e-5 in float32).
+    The fields are what many models need. The methods are what one model needs: its file overrides them in a subclass.
+
+    What forward takes:
+        text: the arguments of forward that hold prompt embeddings, each with the dimension that its tokens lie along. -2 stands
+            for "whatever lies before the tokens". 0 is for a model without a batch, which draws one image a call.
+        masks: the arguments that hold the masks of the text. A mask is [B, T] (1 = attended to), a bias [B, 1, T], or [B], the
+            number of tokens that are attended to, counted from the first. "outer.inner" is the entry of a mapping.
+        masks_for_image: the masks are [B, T + image], with ones for the image. A guided call then gives the model no mask.
+        hard_masks: what a mask that is all False means. True: no token is attended to. False: the mask becomes a constant bias,
+            which softmax cancels, so every token is attended to.
+        concatenated: for attention that sees the embeddings of several text encoders one after another: their arguments in that
+            order, each with its mask or None. The model is given masks that are all ones. An argument that is not in `text` is
+            an image; it comes before the text, and each prompt gets a copy.
+        pooled: the argument with the pooled text that modulates the layers of both prompts; "" where there is none.
+        timestep: the argument that holds the timestep; "" where the model is told none.
+        must_be_none: arguments that would change attention, and are refused.
+
+    Its layers:
+        layers: (name, module) of every attention layer that sees the text.
+        layer_count: how many there must be, found in another way.
+        text_modules: modules that mix the tokens of a prompt, and run once per prompt (`attention/text_modules.py`).
+        keeps_text: keys and values of the text depend on neither step nor image, and are small: they are kept over a run.
+
+    How they are guided, one of three ways:
+        processors: drop-in: our processor for each stock processor; any other processor is refused.
+        layout: generic: the model's processor stays, and its call of attention is replaced. A tuple where the layers have
+            several kinds of processors.
+        dual_forward: the prompts cannot be packed, and the model runs twice.
+
+    Its pipelines:
+        settings: the published settings for this very model.
+        refuse: why this very model cannot be guided, or None.
+        negative_call: arguments of the pipeline's call that are others for a negative prompt than for a prompt.
+        cfg_above: classifier-free guidance is on where guidance_scale is above this.
+        two_calls: classifier-free guidance calls the denoiser twice a step, instead of once with a doubled batch.
+        prompt_first: a doubled batch is [conditional; unconditional] instead of [unconditional; conditional].
+        by_timestep: a step is known by its timestep instead of being counted: the pipeline runs through its schedule once for
+            each part of a video, or frames have timesteps of their own, of which the highest counts.
+        context_parallel: the model works under diffusers' context parallelism; others are refused there.
+        exact: the types in which the model has been found equal to two runs side by side (below 1e-12 in float64, 1e-5 in
+            float32).
     """
 
     text: Mapping[str, int]
-    sites: Callable[[Module], Iterator[tuple[str, Module]]]
-    site_count: Callable[[Module], int]
+    layers: Callable[[Module], Iterator[tuple[str, Module]]]
+    layer_count: Callable[[Module], int]
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type] = field(default_factory=dict)
     layout: Layout | tuple[Layout, ...] | None = None
-    beside: Beside | None = None
+    dual_forward: DualForward | None = None
     settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
     refuse: Callable[[Module], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
@@ -80,10 +89,10 @@ class Family:
     two_calls: bool = False
     prompt_first: bool = False
     by_timestep: bool = False
-    unknown: tuple[str, ...] = ()
+    must_be_none: tuple[str, ...] = ()
     keeps_text: bool = False
-    apart: Callable[[Module, PackedText], Iterable[Part]] = lambda denoiser, text: ()
-    parts: tuple[tuple[str, str | None], ...] = ()
+    text_modules: Callable[[Module], Iterable[TextModule]] = lambda denoiser: ()
+    concatenated: tuple[tuple[str, str | None], ...] = ()
     masks_for_image: bool = False
     hard_masks: bool = False
     timestep: str = "timestep"
@@ -119,11 +128,11 @@ class Family:
 
     @property
     def route(self) -> str:
-        return "slow" if self.beside else "generic" if self.layout else "drop-in"
+        return "dual forward" if self.dual_forward else "generic" if self.layout else "drop-in"
 
     @property
     def stock(self) -> tuple[str, ...]:
-        """The names of the processors that guidance can take the place of."""
+        """The names of the processors that guidance replaces."""
         if self.layout:
             return tuple(name for layout in self._layouts for name in layout.stock)
         return tuple(x.__name__ for x in self.processors)
@@ -136,17 +145,17 @@ class Family:
         return next((x for x in self._layouts if type(processor).__name__ in x.stock), self._layouts[0])
 
     def why_unknown(self, processor: Any) -> str | None:
-        """Why guidance cannot take the place of this processor, or None where it can."""
-        if self.beside:
+        """Why guidance cannot replace this processor, or None where it can."""
+        if self.dual_forward:
             return None  # it is what comes after it that is guided
         if self.layout:
-            return why_not_rebound(processor, self._layout_of(processor))
+            return why_not_generic(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
     def replaced(self, processor: Any, text: PackedText) -> GuidedProcessor:
-        """Ours for the processor of a site."""
+        """Our processor for the one of a layer."""
         if self.layout:
-            return rebound(processor, self._layout_of(processor), text)
+            return generic_processor(processor, self._layout_of(processor), text)
         ours = self.processors[type(processor)](text=text)
-        ours.stands_for(processor)
+        ours.takes_over(processor)
         return ours

@@ -12,7 +12,7 @@ from nag_kernels import guidance
 from ..attention.generic import GenericAttention, Layout
 from ..attention.joint import plain_attention
 from .layers import layers_named, sum_of
-from .spec import Family
+from .spec import ModelSpec
 
 
 class Difference(GenericAttention):
@@ -42,18 +42,18 @@ class Difference(GenericAttention):
         return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
 
 
-MODELS: dict[str, Family] = {
-    "StableAudioDiTModel": Family(
+MODELS: dict[str, ModelSpec] = {
+    "StableAudioDiTModel": ModelSpec(
         text={"encoder_hidden_states": 1},  # and the length of the sound after it
-        sites=layers_named("attn2"),
-        site_count=sum_of("num_layers"),
+        layers=layers_named("attn2"),
+        layer_count=sum_of("num_layers"),
         layout=Layout("cross", ("StableAudioAttnProcessor2_0",)),
-        unknown=("attention_mask", "encoder_attention_mask"),
+        must_be_none=("attention_mask", "encoder_attention_mask"),
     ),
-    "StableAudio3DiTModel": Family(
+    "StableAudio3DiTModel": ModelSpec(
         text={"encoder_hidden_states": 1, "encoder_attention_mask": 1},  # an embedding stands in for what is not seen
-        sites=layers_named("cross_attn"),
-        site_count=sum_of("depth"),
+        layers=layers_named("cross_attn"),
+        layer_count=sum_of("depth"),
         layout=Layout("cross", ("StableAudio3CrossAttnProcessor",), attention=Difference),
         refuse=lambda transformer: (
             None if transformer.config.use_differential_attention else "its attention is not the difference of two"

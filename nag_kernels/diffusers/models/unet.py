@@ -19,7 +19,7 @@ from ..attention.base import PackedText
 from ..attention.cross import NAGAttnProcessor2_0
 from ..attention.ip_adapter import attention_to_images
 from .layers import cross_attentions
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
@@ -38,7 +38,7 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self.adapter = adapter
 
-    def stands_for(self, stock: IPAdapterAttnProcessor2_0) -> None:
+    def takes_over(self, stock: IPAdapterAttnProcessor2_0) -> None:
         self.adapter, self.fused = stock, False  # which knows no fused projections
 
     def __call__(
@@ -80,16 +80,16 @@ def _refuse(unet: Module) -> str | None:
     return None
 
 
-class AnimateDiff(Family):
+class AnimateDiff(ModelSpec):
     def rows_per_image(self, arguments: Mapping[str, Any]) -> int:
         return arguments["sample"].shape[2]  # the text is repeated for each frame
 
 
-def _unet(spec: type[Family], **more: Any) -> Family:
+def _unet(spec: type[ModelSpec], **more: Any) -> ModelSpec:
     return spec(
         text={"encoder_hidden_states": 1},
-        sites=cross_attentions,  # AnimateDiff's between frames have no text
-        site_count=_count,
+        layers=cross_attentions,  # AnimateDiff's between frames have no text
+        layer_count=_count,
         processors={
             AttnProcessor2_0: NAGAttnProcessor2_0,
             FusedAttnProcessor2_0: NAGAttnProcessor2_0,
@@ -102,7 +102,7 @@ def _unet(spec: type[Family], **more: Any) -> Family:
     )
 
 
-MODELS: dict[str, Family] = {
-    "UNet2DConditionModel": _unet(Family, masks=("encoder_attention_mask",)),
-    "UNetMotionModel": _unet(AnimateDiff, unknown=("attention_mask",)),
+MODELS: dict[str, ModelSpec] = {
+    "UNet2DConditionModel": _unet(ModelSpec, masks=("encoder_attention_mask",)),
+    "UNetMotionModel": _unet(AnimateDiff, must_be_none=("attention_mask",)),
 }

@@ -5,10 +5,10 @@
 from diffusers import Transformer2DModel
 
 from ..attention.generic import Layout
-from .spec import Family
+from .spec import ModelSpec
 
 
-def _unet_of_frames(layout: str) -> Family:
+def _unet_of_frames(layout: str) -> ModelSpec:
     """Its layers between frames see no text, and those within a frame see it once for each."""
 
     def sites(unet):
@@ -19,16 +19,16 @@ def _unet_of_frames(layout: str) -> Family:
     def count(unet):
         return sum(len(x.transformer_blocks) for x in unet.modules() if isinstance(x, Transformer2DModel))
 
-    return Family(
+    return ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=sites,
-        site_count=count,
+        layers=sites,
+        layer_count=count,
         layout=Layout(layout, ("AttnProcessor2_0",), by_frame=True),
-        unknown=("attention_mask",),
+        must_be_none=("attention_mask",),
     )
 
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "UNet3DConditionModel": _unet_of_frames("cross"),
     "I2VGenXLUNet": _unet_of_frames("keys"),  # the image's tokens follow the text
 }

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from ..attention.base import PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
-from .spec import Family, Settings
+from .spec import ModelSpec, Settings
 
 
 class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
@@ -88,12 +88,12 @@ def cross_attentions(attention: type) -> Callable[[Module], Iterator[tuple[str, 
     )
 
 
-def wan_like(attention: type, processor: type, **more: Any) -> Family:
+def wan_like(attention: type, processor: type, **more: Any) -> ModelSpec:
     """Wan, and models whose layers do the same in classes of their own."""
-    return Family(
+    return ModelSpec(
         text={"encoder_hidden_states": 1},
-        sites=cross_attentions(attention),
-        site_count=lambda transformer: transformer.config.num_layers,
+        layers=cross_attentions(attention),
+        layer_count=lambda transformer: transformer.config.num_layers,
         processors={processor: NAGWanAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,
@@ -101,13 +101,13 @@ def wan_like(attention: type, processor: type, **more: Any) -> Family:
     )
 
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "WanTransformer3DModel": wan_like(WanAttention, WanAttnProcessor, context_parallel=True),
-    "WanVACETransformer3DModel": Family(
+    "WanVACETransformer3DModel": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=(),
-        sites=cross_attentions(WanAttention),
-        site_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
+        layers=cross_attentions(WanAttention),
+        layer_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
         processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
         settings=lambda transformer: Settings(5.0, 2.5, 0.25),
         two_calls=True,

@@ -4,9 +4,9 @@
 
 from diffusers.models.transformers.transformer_wan_animate import WanAttention, WanAttnProcessor
 
-from .spec import Family
+from .spec import ModelSpec
 from .wan import wan_like
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "WanAnimateTransformer3DModel": wan_like(WanAttention, WanAttnProcessor, by_timestep=True),
 }

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..attention.base import PackedText, heads
 from ..attention.joint import JointAttentionProcessor
-from ..attention.text_modules import Part
+from ..attention.text_modules import TextModule
 from .layers import attentions_in
-from .spec import Family
+from .spec import ModelSpec
 
 
 class NAGZSingleStreamAttnProcessor(JointAttentionProcessor):
@@ -65,7 +65,7 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns[:, :, None]).flatten(-2).to(x.dtype)
 
 
-def z_image(model: Module) -> list[Part]:
+def z_image(model: Module) -> list[TextModule]:
     """Captions come as a list with one tensor for each image, and then one for each image's negative.
 
     Up to the end of their refiner the model treats them as so many captions. Its own padding (to multiples of 32, of tokens
@@ -105,7 +105,7 @@ def padded(x: Tensor, lengths: list[int]) -> Tensor:
     return pad_sequence([row[:length] for row, length in zip(x, lengths, strict=True)], batch_first=True)
 
 
-class ZImage(Family):
+class ZImage(ModelSpec):
     def pack(self, packer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The captions are a list with one tensor [T, C] for each row; their negatives follow."""
         name, positive = "cap_feats", arguments.get("cap_feats")
@@ -127,16 +127,16 @@ class ZImage(Family):
         return {name: [*positive, *(x.to(positive[0]) for x in negative)]}
 
 
-MODELS: dict[str, Family] = {
+MODELS: dict[str, ModelSpec] = {
     "ZImageTransformer2DModel": ZImage(
         text={"cap_feats": 0},
-        sites=attentions_in("layers"),
-        site_count=lambda transformer: transformer.config.n_layers,
+        layers=attentions_in("layers"),
+        layer_count=lambda transformer: transformer.config.n_layers,
         processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},
-        apart=lambda transformer, text: z_image(transformer),
+        text_modules=lambda transformer: z_image(transformer),
         prompt_first=True,
         cfg_above=0.0,
-        unknown=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
+        must_be_none=("siglip_feats", "image_noise_mask", "controlnet_block_samples"),
         timestep="t",
     ),
 }

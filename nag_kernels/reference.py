@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Guided attention in plain PyTorch: the truth of every test, and the fallback of `guidance` and of float64 (sdpa.py has the other).
+"""Guided attention in plain PyTorch: the truth of every test, and the fallback of `guidance` and of float64 (of all else:
+sdpa.py).
 
 NAG is arXiv 2505.21179 (its phi is `nag_scale - 1`); its four steps are numbered here in the paper's order:
     (1) extrapolate  G = Z+ + phi (Z+ - Z-)     (2) normalise  R = |G|_1 / |Z+|_1, over all heads of a token

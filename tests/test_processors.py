@@ -50,6 +50,7 @@ from nag_kernels.diffusers import (
     NAGZSingleStreamAttnProcessor,
     PackedText,
 )
+from nag_kernels.diffusers.attention.base import SharedText
 from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
 SCALE, TAU, ALPHA = 8.0, 1.25, 0.5  # exact in float32; the clip fires on a part of the tokens, which each test asserts
@@ -70,13 +71,13 @@ def settings(rule="nag", **values):
 
 
 def install(model, **values):
-    """Our processors at every site of a model, sharing one state."""
-    text = PackedText(**values)
+    """Our processors at every guided layer of a model, sharing one packed text."""
+    shared = SharedText(PackedText(**values))
     ours = spec_of(model).processors
-    processors = [ours[type(site.processor)](text=text) for site in guided_layers(model)]
+    processors = [ours[type(site.processor)](text=shared) for site in guided_layers(model)]
     for site, processor in zip(guided_layers(model), processors, strict=True):
         site.processor = processor
-    return text, processors
+    return shared, processors
 
 
 # --- whole models -----------------------------------------------------------------------------------------------------
@@ -117,12 +118,12 @@ def test_vsf_equals_packed_text_in_the_stock_model(kind, dtype):
         wanted = run(model, arguments, both)
     assert len(taken) == len(sites)
 
-    text, _ = install(model, length_positive=7, length_negative=5, negative_logit_bias=0.3,
-                      **settings(rule="vsf", nag_scale=2.0))  # fmt: skip
+    shared, _ = install(model, length_positive=7, length_negative=5, negative_logit_bias=0.3,
+                        **settings(rule="vsf", nag_scale=2.0))  # fmt: skip
     got = run(model, arguments, both)
     assert error(got, wanted) < TOLERANCE[dtype]
     assert error(wanted, plain) > 1e-2
-    text.steered = torch.tensor([True, False, True])
+    shared.change(steered=torch.tensor([True, False, True]))
     got = run(model, arguments, both)
     assert error(got[1], plain[1]) < TOLERANCE[dtype]
     assert error(got[::2], wanted[::2]) < TOLERANCE[dtype]
@@ -143,13 +144,13 @@ def test_masks_and_unequal_lengths(kind, dtype):
     assert any(0 < share < 1 for share in clipped), clipped
 
     both, mask = torch.cat([positive, negative], dim=1), torch.cat([mask_positive, mask_negative], dim=1)
-    text, _ = install(model, length_positive=7, length_negative=5, **settings())
+    shared, _ = install(model, length_positive=7, length_negative=5, **settings())
     if kind == "qwen":
         with pytest.raises(ValueError, match="the masks of both texts must be given in PackedText"):
             run(model, arguments, both, **{name: mask})
     else:
         assert error(run(model, arguments, both, **{name: mask}), wanted) < TOLERANCE[dtype]  # the model's own bias
-    text.mask_positive, text.mask_negative = mask_positive, mask_negative
+    shared.change(mask_positive=mask_positive, mask_negative=mask_negative)
     assert error(run(model, arguments, both), wanted) < TOLERANCE[dtype]  # or masks beside it
 
 
@@ -605,7 +606,7 @@ def test_joint_misfits_are_refused():
         attn(x, noise(2, 14, 32, seed=1))
     with pytest.raises(ValueError, match="attention_mask must be None"):
         attn(x, noise(2, 12, 32, seed=1), attention_mask=torch.zeros(2, 1, 12))
-    attn.processor.text.mask_positive = torch.ones(2, 7, dtype=torch.bool)
+    attn.processor.text = PackedText(7, 5, mask_positive=torch.ones(2, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match="there are no masks"):
         attn(x, noise(2, 12, 32, seed=1))
 
@@ -641,12 +642,12 @@ def test_compiled_models_follow_the_settings(kind):
     text = torch.cat(texts(2, 7, 7, text_width(kind), torch.float32), dim=1)
     state, processors = install(model, length_positive=7, length_negative=7, **settings())
     if vsf:
-        state.rule, state.negative_logit_bias, state.steered = "vsf", -0.2, torch.tensor([False, True])
+        state.change(rule="vsf", negative_logit_bias=-0.2, steered=torch.tensor([False, True]))
     compiler = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=compiler, fullgraph=True)
     seen = []
     for scale in (8.0, 1.0, 3.0, 5.0):
-        state.nag_scale = torch.tensor(scale)
+        state.change(nag_scale=torch.tensor(scale))
         for processor in processors:
             processor.text_calls = 0
         seen.append(run(compiled, arguments, text))
@@ -655,7 +656,7 @@ def test_compiled_models_follow_the_settings(kind):
     assert compiler.frame_count == 1
     assert error(seen[0], seen[1]) > 1e-3
     if vsf:  # a number, which is compiled for each of its first values
-        state.negative_logit_bias = 0.3
+        state.change(negative_logit_bias=0.3)
         assert error(run(compiled, arguments, text), run(model, arguments, text)) < 1e-6
 
 

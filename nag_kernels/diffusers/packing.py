@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention.base import PackedText
+from .attention.base import SharedText
 from .attention.distributed import interleaved
 from .attention.masks import not_plain, seen_tokens, whole_if_unseen
 from .models.spec import ModelSpec
@@ -23,7 +23,7 @@ class Packer:
         conditional].
     halves: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
-    text: what the processors share.
+    shared: what it tells the processors.
     mesh: the devices over which the text is split on its way through the model, or None.
     """
 
@@ -34,10 +34,10 @@ class Packer:
         images: int,
         halves: bool,
         pad: bool,
-        text: PackedText,
+        shared: SharedText,
         mesh: Any = None,
     ):
-        self.spec, self.negative, self.pad, self.text = spec, negative, pad, text
+        self.spec, self.negative, self.pad, self.shared = spec, negative, pad, shared
         self.made = self.images = images
         self.halves, self.mesh = halves, mesh
         self.rows, self.device = 0, None  # of the latest call
@@ -80,12 +80,17 @@ class Packer:
             for other in along:
                 packed[other] = _lengthened(*packed[other], along[other])
             seen = self._levelled(positive.shape[dim], self._length(name, dim), seen)
-        self.text.mask_positive, self.text.mask_negative = map(self.spec.attended, seen) if seen else (None, None)
+        mask_positive, mask_negative = map(self.spec.attended, seen) if seen else (None, None)
+        unseen_bias = None
         if self.spec.masks_for_image:
             mask = _look_up(arguments, self.spec.masks[0])
-            self.text.unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
+            unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
         degree = 1 if self.mesh is None else self.mesh.size()
-        self.text.length_positive, self.text.length_negative = (x.shape[dim] // degree for x in packed[name])
+        length_positive, length_negative = (x.shape[dim] // degree for x in packed[name])
+        self.shared.change(
+            length_positive=length_positive, length_negative=length_negative, mask_positive=mask_positive,
+            mask_negative=mask_negative, unseen_bias=unseen_bias,
+        )  # fmt: skip
         packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along} | lists
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
@@ -129,10 +134,12 @@ class Packer:
                 masks[mask] = torch.ones(
                     self.rows, sum(parts[-1]), device=self.device, dtype=getattr(like, "dtype", None)
                 )
-        self.text.parts = tuple(parts)
-        self.text.length_positive, self.text.length_negative = (sum(lengths) for lengths in zip(*parts, strict=True))
-        both = [torch.cat(x, dim=1) for x in zip(*seen, strict=True)] or (None, None)
-        self.text.mask_positive, self.text.mask_negative = both
+        length_positive, length_negative = (sum(lengths) for lengths in zip(*parts, strict=True))
+        mask_positive, mask_negative = [torch.cat(x, dim=1) for x in zip(*seen, strict=True)] or (None, None)
+        self.shared.change(
+            parts=tuple(parts), length_positive=length_positive, length_negative=length_negative,
+            mask_positive=mask_positive, mask_negative=mask_negative,
+        )  # fmt: skip
         return {name: torch.cat(pair, dim=along.get(name, 1)) for name, pair in packed.items()} | masks
 
     def set_rows(self, rows: int, device: torch.device) -> None:
@@ -167,7 +174,7 @@ class Packer:
         if image is None:
             return {}
         hidden = self.spec.hides(image)
-        if not hidden and self.text.rule == "vsf":
+        if not hidden and self.shared.text.rule == "vsf":
             raise ValueError(
                 f"guide: rule 'vsf' flips all values of the negative, and {name} puts an image among them, from which it would "
                 "turn away as well; take 'nag' or 'nasa'"

@@ -13,7 +13,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 from torch.nn import Module
 
-from .attention.base import PackedText
+from .attention.base import PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
 from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import run_once_per_prompt
@@ -43,31 +43,37 @@ class GuidedRun:
         self.keeps = self.spec.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
-        self.text = PackedText(rule=guidance.rule, negative_logit_bias=guidance.bias, watch=guidance.watch)
-        self.text.sequence_group = None if sequence is None else sequence.get_group()
-        self.text.head_group = None if heads is None else heads.get_group()
+        self.shared = SharedText(
+            PackedText(
+                rule=guidance.rule,
+                negative_logit_bias=guidance.bias,
+                watch=guidance.watch,
+                sequence_group=None if sequence is None else sequence.get_group(),
+                head_group=None if heads is None else heads.get_group(),
+            )
+        )
         self.meshes = sequence, heads
-        self.packer = Packer(self.spec, negative, images, halves, guidance.pad, self.text, sequence)
+        self.packer = Packer(self.spec, negative, images, halves, guidance.pad, self.shared, sequence)
 
     def stand_in(self, replaced: Replaced, denoiser: Module, sites: list[Module]) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
         ours = sites if self.spec.dual_forward is None else ()
-        processors = [(site, site.processor, self.spec.replaced(site.processor, self.text)) for site in ours]
-        parts = list(self.spec.text_modules(inner_denoiser(denoiser)))
+        processors = [(site, site.processor, self.spec.replaced(site.processor, self.shared)) for site in ours]
+        text_modules = list(self.spec.text_modules(inner_denoiser(denoiser)))
 
         def call(*args, **kwargs):
-            return self._call(replaced, denoiser, original, steered, processors, parts, args, kwargs)
+            return self._call(replaced, denoiser, original, steered, processors, text_modules, args, kwargs)
 
         contexts_noticed(replaced, denoiser, self.enter)
         steered = original = denoiser._call_impl  # for the calls of other threads that come at once
         steered = original = intercepted(replaced, denoiser, call)
         if self.spec.dual_forward is not None:
-            beside = (self.spec.dual_forward, self.text, self.packer.negative_for, replaced)
+            beside = (self.spec.dual_forward, self.shared, self.packer.negative_for, replaced)
             steered = DualForwardRun(original, denoiser, sites, *beside)
 
-    def _call(self, replaced, denoiser, original, steered, processors, parts, args, kwargs):
+    def _call(self, replaced, denoiser, original, steered, processors, text_modules, args, kwargs):
         if threading.get_ident() != self.thread:
             return plain_call(denoiser, original, args, kwargs)
         if self.rests:
@@ -85,8 +91,10 @@ class GuidedRun:
         self._check_rows(arguments.get(self.spec.timestep))
         self._set_settings()
         self.guided += 1
-        if self.text.watch is not None:
-            self.text.watch.begin(denoiser, processors, self.steps.visits - 1, self.packer.rows > self.packer.images)
+        if self.guidance.watch is not None:
+            self.guidance.watch.begin(
+                denoiser, processors, self.steps.visits - 1, self.packer.rows > self.packer.images
+            )
         sites = [site for site, _, _ in processors]
         check_modulation, mark = None, replaced.mark()
         try:
@@ -96,8 +104,10 @@ class GuidedRun:
                 replaced.processor(site, ours)
             if self.guidance.negative_pooled:
                 pooled = self.packer.pooled(arguments)
-                check_modulation = negative_modulation(replaced, inner_denoiser(denoiser), sites, self.text, pooled)
-            run_once_per_prompt(replaced, parts, self.text)
+                check_modulation = negative_modulation(
+                    replaced, inner_denoiser(denoiser), sites, self.shared.text, pooled
+                )
+            run_once_per_prompt(replaced, text_modules, self.shared)
             positional, named = as_they_came(denoiser, args, arguments)
             result = steered(*positional, **named)
         finally:
@@ -142,9 +152,9 @@ class GuidedRun:
         same = len(texts) == len(self.texts) and all(x is y for x, y in zip(texts, self.texts, strict=True))
         self.texts = texts
         if not self.keeps or torch.is_grad_enabled():
-            self.text.kept = None
-        elif not same or self.text.kept is None:
-            self.text.kept = {}
+            self.shared.change(kept=None)
+        elif not same or self.shared.text.kept is None:
+            self.shared.change(kept={})
 
     def resting(self, callback: Callable) -> Callable:
         """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered.
@@ -177,7 +187,8 @@ class GuidedRun:
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
         rows, images = self.packer.rows, self.packer.images
-        if self.text.nag_scale is not None and self.text.nag_scale.shape[0] == rows:
+        known = self.shared.text.nag_scale
+        if known is not None and known.shape[0] == rows:
             return
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
         steered = [True] * images + [False] * (rows - images)
@@ -186,10 +197,11 @@ class GuidedRun:
         values = [[ours if yes else plain for yes in steered]
                   for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
         values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
-        self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha = values.unbind()
-        self.text.steered = None
+        scale, tau, alpha = values.unbind()
+        has_text = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
-            self.text.steered = torch.tensor(steered, device=self.packer.device)
+            has_text = torch.tensor(steered, device=self.packer.device)
+        self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
 
 
 def _is_other_text(text: Tensor, when: Any, last_text: Tensor | None, last_time: Any) -> bool:

@@ -6,6 +6,7 @@ Where there is no negative text, or nag_scale is 1 (and nag_tau at least 1), a p
 gives.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ from .distributed import attention_with_sharded_heads
 KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class PackedText:
-    """What the processors of one denoiser share: how text+ and text- lie in the sequence [text+ ; text-].
+    """How the prompts of one denoiser lie in the sequence [text+ ; text-], and how they are guided. It never changes.
 
     length_positive, length_negative: tokens of each text, as the attention layers see them.
     mask_positive, mask_negative: bool [B, T], False is not seen; None where all is seen. Cross-attention only.
@@ -62,6 +63,19 @@ class PackedText:
     watch: Any = None
 
 
+class SharedText:
+    """The packed text that the processors and the text modules of one guided run have in common.
+
+    Where it must differ, `change` puts a changed copy in its place, for all of them at once.
+    """
+
+    def __init__(self, text: PackedText | None):
+        self.text = text
+
+    def change(self, **changes: Any) -> None:
+        self.text = dataclasses.replace(self.text, **changes)
+
+
 class GuidedProcessor:
     """The settings of one processor, and how its layer's texts lie.
 
@@ -71,10 +85,10 @@ class GuidedProcessor:
 
     fused: bool | None = None
 
-    def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | None):
-        if text is not None and not isinstance(text, PackedText):
+    def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | SharedText | None):
+        if text is not None and not isinstance(text, (PackedText, SharedText)):
             raise TypeError(f"{type(self).__name__}: text must be a PackedText or None, got {type(text).__name__}")
-        self.text = text
+        self.shared = text if isinstance(text, SharedText) else SharedText(text)
         self.text_calls: int | None = None  # guided calls since it was set to 0; not counted while None
         self._settings = torch.zeros(3)
         self._set(nag_scale, nag_tau, nag_alpha)
@@ -85,6 +99,14 @@ class GuidedProcessor:
         # A tensor, so that a compiled model follows a change without being compiled again.
         with torch.inference_mode(False):  # a training step may save it for its gradient later
             self._settings = torch.tensor(values, dtype=torch.float32, device=self._settings.device)
+
+    @property
+    def text(self) -> PackedText | None:
+        return self.shared.text
+
+    @text.setter
+    def text(self, text: PackedText | None) -> None:
+        self.shared = SharedText(text)
 
     @property
     def nag_scale(self) -> float:

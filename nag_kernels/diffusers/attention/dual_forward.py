@@ -22,7 +22,7 @@ from nag_kernels import guidance
 
 from ..denoiser_calls import as_they_came, denoiser_arguments
 from ..restore import Replaced
-from .base import PackedText
+from .base import PackedText, SharedText
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class DualForwardRun:
         model: Module,
         layers: list[Module],
         spec: DualForward,
-        text: PackedText,
+        shared: SharedText,
         negative_for: Callable,
         replaced: Replaced,
     ):
-        if text.rule == "vsf":
+        if shared.text.rule == "vsf":
             raise ValueError(
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
-        self.call, self.model, self.layers, self.spec, self.text = call, model, layers, spec, text
+        self.call, self.model, self.layers, self.spec, self.shared = call, model, layers, spec, shared
         self.negative_for, self.replaced = negative_for, replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ class DualForwardRun:
         own = {name: self.negative_for(name, arguments.get(name)) for name in self.spec.text}
         both = (arguments, {**arguments, **self.spec.fixed, **own})
         positional, named = as_they_came(self.model, args, both[1])
-        meeting = _Meeting(self.text, len(self.layers))
+        meeting = _Meeting(self.shared.text, len(self.layers))
         mark = self.replaced.mark()
         try:
             for layer in self.layers:

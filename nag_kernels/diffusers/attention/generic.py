@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from .base import PackedText
+from .base import PackedText, SharedText
 from .joint import JointAttentionProcessor
 
 NAMES = ("dispatch_attention_fn", "scaled_dot_product_attention")
@@ -71,7 +71,7 @@ class GenericAttention(JointAttentionProcessor):
 
     _has_masks = True
 
-    def __init__(self, layout: Layout, text: PackedText):
+    def __init__(self, layout: Layout, text: PackedText | SharedText):
         super().__init__(1.0, 2.5, 0.25, text)
         self.layout = layout
         self._rows = 0  # of attention, where each frame is one
@@ -238,7 +238,7 @@ def _generic_class(cls: type) -> type:
     return type(f"NAG{cls.__name__}", (cls,), {"__call__": __call__, "text_calls": property(get_calls, set_calls)})
 
 
-def generic_processor(processor: Any, layout: Layout, text: PackedText) -> Callable:
+def generic_processor(processor: Any, layout: Layout, text: PackedText | SharedText) -> Callable:
     """A copy of `processor` whose attention is guided."""
     ours = copy.copy(processor)
     ours.__class__ = _generic_class(type(processor))

@@ -16,35 +16,44 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..restore import Replaced
-from .base import PackedText
+from .base import PackedText, SharedText
 
-# The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it.
-Part = tuple[Any, str, Callable]
+# The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it. `text` is the
+# PackedText of the call; a function that has to change it for what comes after is marked with `changes_text` and gets the
+# SharedText.
+TextModule = tuple[Any, str, Callable]
 
 
-class _Apart:
-    """In the place of a method: whatever stood there before (a hook of an offloading library, say) is called inside.
+def changes_text(function: Callable) -> Callable:
+    function.changes_text = True
+    return function
+
+
+class _OncePerPrompt:
+    """Replaces a method: whatever stood there before (a hook of an offloading library, say) is called inside.
 
     One for each method, as long as its owner lives: a compiled model is compiled for the very object that it finds there.
     """
 
     method: Callable | None = None
-    text: PackedText | None = None
+    shared: SharedText | None = None
     function: Callable | None = None
+    changes: bool = False
 
     def __call__(self, *args, **kwargs):
-        return self.function(self.method, self.text, *args, **kwargs)
+        return self.function(self.method, self.shared if self.changes else self.shared.text, *args, **kwargs)
 
 
-_known: weakref.WeakKeyDictionary[Any, dict[str, _Apart]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, dict[str, _OncePerPrompt]] = weakref.WeakKeyDictionary()
 
 
-def run_once_per_prompt(replaced: Replaced, parts: Iterable[Part], text: PackedText) -> None:
-    """Until `replaced` is put back, `parts` see the texts one at a time. Only attributes of instances are set."""
-    for owner, name, function in parts:
-        ours = _known.setdefault(owner, {}).setdefault(name, _Apart())
+def run_once_per_prompt(replaced: Replaced, modules: Iterable[TextModule], shared: SharedText) -> None:
+    """Until `replaced` is put back, `modules` see the prompts one at a time. Only attributes of instances are set."""
+    for owner, name, function in modules:
+        ours = _known.setdefault(owner, {}).setdefault(name, _OncePerPrompt())
         replaced.later(ours.__dict__.clear)
-        ours.method, ours.text, ours.function = getattr(owner, name), text, function
+        ours.method, ours.shared, ours.function = getattr(owner, name), shared, function
+        ours.changes = getattr(function, "changes_text", False)
         replaced.attribute(owner, name, ours)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch.nn import Module
 
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, masks_of_part
+from ..attention.text_modules import TextModule, changes_text, masks_of_part
 from .layers import modules_of_type
 from .spec import ModelSpec
 
@@ -28,16 +28,18 @@ def audioldm2(layers: Iterable[tuple[Module, int]]) -> list[TextModule]:
     the first, and all of it: so the model has it."""
 
     def of_part(place):
-        def attend(forward, text, *call, **options):
-            whole = dict(vars(text))
+        @changes_text
+        def attend(forward, shared, *call, **options):
+            text = shared.text
             there = place < len(text.parts)
-            text.mask_positive, text.mask_negative = masks_of_part(text, place) if there else (None, None)
-            text.length_positive, text.length_negative = text.parts[place if there else 0]
+            masks = masks_of_part(text, place) if there else (None, None)
+            lengths = text.parts[place if there else 0]
+            shared.change(mask_positive=masks[0], mask_negative=masks[1],
+                          length_positive=lengths[0], length_negative=lengths[1])  # fmt: skip
             try:
                 return forward(*call, **options)
             finally:
-                for name in ("mask_positive", "mask_negative", "length_positive", "length_negative"):
-                    setattr(text, name, whole[name])
+                shared.text = text
 
         return attend
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chroma."""
 
+import dataclasses
+
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import Tensor
@@ -44,15 +46,15 @@ class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
         def widened(x, last):
             return torch.cat([x, x.new_zeros(*x.shape[:-1], 7), last.expand(*x.shape[:-1], 1)], dim=-1)
 
-        masks, none = (self.text.mask_positive, self.text.mask_negative), image[0].new_zeros(1)
+        none = image[0].new_zeros(1)
         queries = (widened(x * stretch, last * stretch) for x, last in ((image[0], none + 1), (text[0], seen)))
         keys = (widened(x, last) for x, last in ((image[1], none), (text[1], (1 - seen) * bias * width**0.5)))
         values = (widened(x, none) for x in (image[2], text[2]))
-        self.text.mask_positive = self.text.mask_negative = None
+        shared, self.text = self.shared, dataclasses.replace(self.text, mask_positive=None, mask_negative=None)
         try:
             attended = super()._attend(*zip(queries, keys, values, strict=True))
         finally:
-            self.text.mask_positive, self.text.mask_negative = masks
+            self.shared = shared
         return tuple(x.unflatten(-1, (-1, width + 8))[..., :width].flatten(-2) for x in attended)
 
 

@@ -11,11 +11,11 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from torch import Tensor
 from torch.nn import Module
 
-from ..attention.base import PackedText, heads
+from ..attention.base import PackedText, SharedText, heads
 from ..attention.generic import Layout
 from ..attention.joint import JointAttentionProcessor, Projected
 from ..attention.masks import counted
-from ..attention.text_modules import masks_of_part, split_prompts
+from ..attention.text_modules import changes_text, masks_of_part, split_prompts
 from .layers import attentions_in, layers_named, sum_of
 from .spec import ModelSpec
 
@@ -35,10 +35,12 @@ def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, ti
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
 
 
-def framepack(forward: Callable, text: PackedText, *call: Tensor) -> Tensor:
+@changes_text
+def framepack(forward: Callable, shared: SharedText, *call: Tensor) -> Tensor:
     """As `hunyuan_image`; after it the model takes no more of a mask than how many tokens are seen."""
+    text = shared.text
     refined = hunyuan_image(forward, text, *call)
-    text.mask_positive, text.mask_negative = counted(text.mask_positive), counted(text.mask_negative)
+    shared.change(mask_positive=counted(text.mask_positive), mask_negative=counted(text.mask_negative))
     return refined
 
 

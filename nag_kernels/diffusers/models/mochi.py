@@ -24,7 +24,7 @@ class RowByRow(GenericAttention):
     def _attend_once(self, *row: Tensor) -> Tensor:
         """Of the next row: its settings, and as many tokens as its masks show. Each text comes back with its padding, zeros,
         as the processor fills up what it gets at the end."""
-        text, i = self.text, self._row
+        shared, text, i = self.shared, self.text, self._row
         if i == 0:
             self._count()
             self._seen = [x.sum(dim=1).tolist() for x in (text.mask_positive, text.mask_negative)]
@@ -41,7 +41,7 @@ class RowByRow(GenericAttention):
             padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
             return torch.cat([image, *padded], dim=1)
         finally:
-            self.text = text
+            self.shared = shared
 
 
 def mochi(model: Module) -> Callable:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import Module
 
-from ..attention.base import GuidedProcessor, PackedText
+from ..attention.base import GuidedProcessor, PackedText, SharedText
 from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout, generic_processor, why_not_generic
 from ..attention.text_modules import TextModule
@@ -152,7 +152,7 @@ class ModelSpec:
             return why_not_generic(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
-    def replaced(self, processor: Any, text: PackedText) -> GuidedProcessor:
+    def replaced(self, processor: Any, text: PackedText | SharedText) -> GuidedProcessor:
         """Our processor for the one of a layer."""
         if self.layout:
             return generic_processor(processor, self._layout_of(processor), text)

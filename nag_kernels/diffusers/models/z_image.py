@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..attention.base import PackedText, heads
 from ..attention.joint import JointAttentionProcessor
-from ..attention.text_modules import TextModule
+from ..attention.text_modules import TextModule, changes_text
 from .layers import attentions_in
 from .spec import ModelSpec
 
@@ -81,7 +81,8 @@ def z_image(model: Module) -> list[TextModule]:
             positive[place] = [*positive[place], *negative[place]]
         return tuple(positive)
 
-    def unify(method, text, x, x_freqs, x_lengths, x_noise, captions, freqs, lengths, noise, *rest):
+    @changes_text
+    def unify(method, shared, x, x_freqs, x_lengths, x_noise, captions, freqs, lengths, noise, *rest):
         if len(set(x_lengths)) > 1:
             raise ValueError(f"guide: images must be of one size while texts are packed, got {x_lengths} tokens")
         rows = len(x_lengths)
@@ -90,12 +91,13 @@ def z_image(model: Module) -> list[TextModule]:
         captions, freqs = (
             torch.cat([padded(y[part], lengths[part]) for part in each], dim=1) for y in (captions, freqs)
         )
-        text.length_positive, text.length_negative = longest
-        text.mask_positive, text.mask_negative = (
+        masks = (
             None if len(set(lengths[part])) == 1 else
             torch.arange(length, device=captions.device) < torch.tensor(lengths[part], device=captions.device)[:, None]
             for part, length in zip(each, longest, strict=True)
         )  # fmt: skip
+        shared.change(**dict(zip(("length_positive", "length_negative"), longest, strict=True)),
+                      **dict(zip(("mask_positive", "mask_negative"), masks, strict=True)))  # fmt: skip
         return method(x, x_freqs, x_lengths, x_noise, captions, freqs, [sum(longest)] * rows, noise, *rest)
 
     return [(model, "patchify_and_embed", patchify), (model, "_build_unified_sequence", unify)]

@@ -96,8 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         return pipe(prompts, **call).images
 
     def run(scale: float | None, tau: float | None, alpha: float | None) -> tuple[Findings, list[Any]]:
-        settings = {"nag_scale": scale, "nag_tau": tau, "nag_alpha": alpha}
-        with diagnose(pipe, options.negative, end=options.end, **settings) as found:
+        with diagnose(pipe, options.negative, end=options.end, nag_scale=scale, nag_tau=tau, nag_alpha=alpha) as found:
             return found, draw()
 
     plain = draw()

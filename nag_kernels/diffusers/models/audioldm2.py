@@ -3,19 +3,21 @@
 """AudioLDM 2."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, changes_text, masks_of_part
+from ..denoiser_calls import Denoiser
 from .layers import modules_of_type
 from .spec import ModelSpec
 
 
-def _layers(unet: Module) -> Iterator[tuple[str, Module, int]]:
+def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
     """(name, layer, which of the texts it sees): a block has layers for nothing, a first or a second text, in turns."""
     for name, block in unet.named_modules():
-        widths = getattr(block, "cross_attention_dim", None) if hasattr(block, "attentions") else None
+        widths: Any = getattr(block, "cross_attention_dim", None) if hasattr(block, "attentions") else None
         for i, attention in enumerate(block.attentions if widths else ()):
             turn = i % len(widths)
             for x, layer in attention.named_modules() if widths[turn] else ():

@@ -3,15 +3,15 @@
 """HunyuanDiT."""
 
 import torch
-from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, _argument_names
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def hunyuan_dit(model: Module) -> list[TextModule]:
+def hunyuan_dit(model: Denoiser) -> list[TextModule]:
     """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
 
     So the texts go through it as a batch, [text+ of all rows, text- of all rows], up to the blocks, where they lie along the

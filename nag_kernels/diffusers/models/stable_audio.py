@@ -27,7 +27,7 @@ class Difference(GenericAttention):
         """It is the difference that is guided. All of it comes back from the second attention, for a layer that subtracts it."""
         if self.first is not None:
             self._count()
-        if self.text.rule == "vsf":  # no more than other values, whose difference can be taken
+        if self._packed.rule == "vsf":  # no more than other values, whose difference can be taken
             self.first = ()
             return self._attend_batch(query, *keys_and_values)
         texts = zip(*(x.split(self._lengths(), dim=1) for x in keys_and_values), strict=True)
@@ -37,9 +37,9 @@ class Difference(GenericAttention):
             return torch.zeros_like(both[0])
         positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
         settings = self._settings_for(query, slice(0, query.shape[0]))
-        if self.text.watch is not None:
-            self.text.watch.branches(self, positive, negative, settings)
-        return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
+        if self._packed.watch is not None:
+            self._packed.watch.branches(self, positive, negative, settings)
+        return -guidance(positive, negative, *settings, rule=self._packed.rule).view_as(both[0])
 
 
 MODELS: dict[str, ModelSpec] = {

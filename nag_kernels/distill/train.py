@@ -171,6 +171,7 @@ class Distillation:
         if nasa_scale is None:
             output = self.model.output(self.student, noise, timestep, text)
         else:
+            assert self.negative is not None
             negative = rows({k: v.to(noise.device) for k, v in self.negative.items()}, len(noise))
             with steered(self.student, text, negative, torch.tensor(nasa_scale, device=noise.device)):
                 output = self.model.output(self.student, noise, timestep, text, negative)
@@ -247,8 +248,8 @@ class Distillation:
                 own.copy_(mean)
         for name, each in self.teachers.lora.items():
             each.copy_(state["lora"][name])
-        for own, kept in zip((self.descent, self.lora_descent), state["optimizers"], strict=True):
-            own.optimizer.load_state_dict(kept)
+        for descent, kept in zip((self.descent, self.lora_descent), state["optimizers"], strict=True):
+            descent.optimizer.load_state_dict(kept)
         self.done, self.descent.done, self.lora_descent.done = state["done"]
 
     @contextlib.contextmanager

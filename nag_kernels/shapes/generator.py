@@ -6,6 +6,7 @@ import copy
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ def build_transformer(layers: int = 5) -> SD3Transformer2DModel:
     )  # fmt: skip
     modulations = [norm.linear for block in model.transformer_blocks for norm in (block.norm1, block.norm1_context)]
     for linear in (*modulations, model.norm_out.linear, model.proj_out):
-        nn.init.zeros_(linear.weight), nn.init.zeros_(linear.bias)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
     return model
 
 
@@ -110,7 +112,7 @@ def _highest(table: Tensor) -> Tensor:
 class Pairs:
     """A process's endless supply of noise, the latents that it should become, and captions."""
 
-    def __init__(self, settings: Settings, rank: int, vae: nn.Module, two_share: float):
+    def __init__(self, settings: Settings, rank: int, vae: Any, two_share: float):
         self.rng, self.settings, self.vae = np.random.default_rng(settings.seed + 30 + rank), settings, vae
         self.two_share = two_share
         self.ready: list[tuple[Tensor, Tensor, list[str]]] = []
@@ -129,7 +131,7 @@ class Pairs:
         return self.ready.pop()
 
 
-def shifted(sigma: Tensor | np.ndarray, shift: float) -> Tensor | np.ndarray:
+def shifted(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -156,7 +158,7 @@ class _Watch:
 
     def __init__(self, settings: Settings, pipe: ShapesPipeline, average: Average, rank: int, judge: Path, path: Path):
         self.settings, self.pipe, self.average, self.rank, self.path = settings, pipe, average, rank, path
-        self.classifier = load_classifier(judge) if rank == 0 else None
+        self.classifier: Any = load_classifier(judge) if rank == 0 else None
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
         last = step == steps - 1
@@ -232,7 +234,7 @@ def straighten(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path,
     trainer = Trainer([pipe.denoiser], settings.few_steps, settings.few_rate, warmup=50)
     average = Average([pipe.denoiser], decay=0.99)
     watch = _Watch(settings, pipe, average, rank, judge, path)
-    edges = torch.from_numpy(shifted(np.linspace(1, 0, 5), settings.shift)).float()
+    edges = shifted(torch.from_numpy(np.linspace(1, 0, 5)), settings.shift).float()
     for step in bar(range(settings.few_steps), "four steps", rank):
         noise, x, captions = pairs.draw()
         window = torch.randint(4, (len(x),))

@@ -29,7 +29,7 @@ class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
     def __call__(
         self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         call = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if self.text is None and (encoder_hidden_states is None or len(encoder_hidden_states) == len(hidden_states)):
             return self._plain(attn, *call)

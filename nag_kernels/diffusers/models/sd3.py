@@ -57,7 +57,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
     def _run(
         self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
         beside: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Both streams; `beside` is added to the image's attention, [B, S, C]."""
         self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         doubled = self._is_doubled(hidden_states, encoder_hidden_states)
@@ -78,7 +78,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
             encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
         return hidden_states, encoder_hidden_states
 
-    def _stock(self, attn: Layer, *call: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _stock(self, attn: Layer, *call: Tensor) -> Any:
         if not self._is_fused(attn):
             return self._plain(attn, *call)
         if attn.norm_q is not None:

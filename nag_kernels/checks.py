@@ -161,12 +161,8 @@ def check_fused_guided_attention(*arguments: Any, **named: Any) -> None:
     kv_heads = key_positive.shape[2]
     if kv_heads < 1 or heads % kv_heads != 0:
         _refuse(op, f"key_positive must have a number of heads that divides query's {heads}, got {kv_heads}")
-    parts: tuple[tuple[str, Any, Any, Any], ...] = (
-        ("positive", key_positive, call.value_positive, call.mask_positive),
-        ("negative", call.key_negative, call.value_negative, call.mask_negative),
-        ("shared", key_shared, value_shared, call.mask_shared),
-    )
-    for part, key, value, mask in parts:
+    for part in ("positive", "negative", "shared"):
+        key, value, mask = (getattr(call, f"{kind}_{part}") for kind in ("key", "value", "mask"))
         if key is not None:
             for name, x in ((f"key_{part}", key), (f"value_{part}", value)):
                 _check_4d(op, name, x)

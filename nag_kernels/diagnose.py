@@ -41,7 +41,8 @@ def plot_comparison(runs: dict[str, tuple[Findings, list[Any]]], plain: list[Any
     for line, (name, pictures) in zip(tiles, named.items(), strict=True):
         for tile, picture in zip(line, pictures, strict=False):
             tile.imshow(picture)
-            tile.set_xticks([]), tile.set_yticks([])
+            tile.set_xticks([])
+            tile.set_yticks([])
         line[0].set_title(name, loc="left", fontsize=9)
     figure.savefig(path)
 

@@ -102,7 +102,7 @@ def levels_of(scheduler: Any) -> Levels:
         if config.get("use_dynamic_shifting"):
             raise ValueError(f"scheduler must have a fixed shift, got a {name} with use_dynamic_shifting")
         return Levels("flow", shift=config.get("shift", 1.0), timesteps=config.num_train_timesteps)
-    prediction = {"flow_prediction": "flow"}.get(config.prediction_type, config.prediction_type)
+    prediction: str = "flow" if config.prediction_type == "flow_prediction" else config.prediction_type
     products = scheduler.alphas_cumprod.double()
     levels = Levels(prediction, products)
     if prediction == "epsilon" and products[-1] < 1e-6:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,8 @@ class Descent:
             [torch.zeros_like(x).flatten() if x.grad is None else x.grad.flatten() for x in self.parameters]
         )
         if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(flat, "mean")
+            reduced: Any = self.accelerator.reduce(flat, "mean")
+            flat = reduced
         norm = float(flat.norm())
         flat *= min(1.0, self.settings.clip / (norm + 1e-12))
         for each, part in zip(self.parameters, flat.split(sizes), strict=True):

@@ -102,7 +102,7 @@ class ShapesPipeline(DiffusionPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, unet=unet,
             transformer=transformer,
         )  # fmt: skip
-        self.vae_scale_factor = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
@@ -280,41 +280,38 @@ class ShapesPipeline(DiffusionPipeline):
             prompt, guided, negative_prompt, num_images_per_prompt, device, prompt_embeds, negative_prompt_embeds,
             prompt_attention_mask, negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
-        embeds, prompt_attention_mask, negative_embeds, negative_prompt_attention_mask = texts
-        latents = self.prepare_latents(len(embeds), self.denoiser.dtype, device, generator, latents)
+        embeds, mask, negative_embeds, negative_mask = texts
+        x = self.prepare_latents(len(embeds), self.denoiser.dtype, device, generator, latents)
         levels = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
         self.scheduler.set_timesteps(sigmas=levels, device=device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as bar:
+        progress: Any = self.progress_bar
+        with progress(total=len(timesteps)) as bar:
             for step, timestep in enumerate(timesteps):
                 if self._interrupt:
                     continue
-                text, mask, state = embeds, prompt_attention_mask, latents
+                text, seen, state = embeds, mask, x
                 if guided:
-                    text, mask = (
-                        torch.cat([negative_embeds, text]),
-                        torch.cat([negative_prompt_attention_mask, mask]),
-                    )
-                    state = torch.cat([latents, latents])
-                velocity = self.predict(state, timestep, text, mask)
+                    text, seen = torch.cat([negative_embeds, embeds]), torch.cat([negative_mask, mask])
+                    state = torch.cat([x, x])
+                velocity = self.predict(state, timestep, text, seen)
                 if guided:
                     without, with_prompt = velocity.chunk(2)
                     velocity = without + guidance_scale * (with_prompt - without)
-                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": embeds}
+                    tensors = {"latents": x, "prompt_embeds": embeds}
                     tensors["negative_prompt_embeds"] = negative_embeds
                     chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, step, timestep, chosen)
-                    latents = changed.pop("latents", latents)
+                    x = changed.pop("latents", x)
                     embeds = changed.pop("prompt_embeds", embeds)
                     negative_embeds = changed.pop("negative_prompt_embeds", negative_embeds)
                 bar.update()
-        if output_type == "latent":
-            images = latents
-        else:
-            images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        images: Any = x
+        if output_type != "latent":
+            images = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

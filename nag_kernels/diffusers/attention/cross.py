@@ -87,6 +87,8 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         plain yes or no (RuntimeError from inside a compiled model), settings out of range.
     """
 
+    _plain_fused: Any
+
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
                  text: PackedText | None = None):  # fmt: skip
         super().__init__(nag_scale, nag_tau, nag_alpha, text)

@@ -3,7 +3,6 @@
 """AudioLDM 2."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torch.nn import Module
 
@@ -17,7 +16,7 @@ from .spec import ModelSpec
 def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
     """(name, layer, which of the texts it sees): a block has layers for nothing, a first or a second text, in turns."""
     for name, block in unet.named_modules():
-        widths: Any = getattr(block, "cross_attention_dim", None) if hasattr(block, "attentions") else None
+        widths = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
         for i, attention in enumerate(block.attentions if widths else ()):
             turn = i % len(widths)
             for x, layer in attention.named_modules() if widths[turn] else ():

@@ -134,6 +134,7 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
     """
 
     _takes_doubled_batch = False
+    adapter: Any  # diffusers' processor
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
                  text: PackedText | None = None, adapter: FluxIPAdapterAttnProcessor | None = None):  # fmt: skip

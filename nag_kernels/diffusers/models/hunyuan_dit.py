@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanDiT."""
 
+from typing import Any
+
 import torch
 
 from ..attention.generic import Layout
@@ -37,7 +39,7 @@ def hunyuan_dit(model: Denoiser) -> list[TextModule]:
     def embed(forward, text, timestep, both, *sizes, **options):
         return forward(timestep, both.chunk(2)[0], *sizes, **options)
 
-    def attend(forward, text, hidden_states, encoder_hidden_states=None, **options):
+    def attend(forward, text, hidden_states, encoder_hidden_states: Any = None, **options):
         packed = torch.cat(encoder_hidden_states.chunk(2), dim=1)
         return forward(hidden_states, encoder_hidden_states=packed, **options)
 

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 from torch.nn import Module
 
 from ..attention.base import Layer, PackedText, SharedText, heads
 from ..attention.generic import Layout
-from ..attention.joint import JointAttentionProcessor, Projected
+from ..attention.joint import JointAttentionProcessor, Projected, turned
 from ..attention.masks import counted
 from ..attention.text_modules import changes_text, masks_of_part, split_prompts
 from .layers import attentions_in, layers_named, sum_of
@@ -86,10 +85,7 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         else:
             layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             text = self._project(attn, encoder_hidden_states, layers, (attn.norm_added_q, attn.norm_added_k))
-        if image_rotary_emb is not None:
-            query, key, value = image
-            image = (*(apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)), value)
-        *streams, hidden_states = self._attend(image, text)
+        *streams, hidden_states = self._attend(turned(image, image_rotary_emb), text)
         encoder_hidden_states = torch.cat(streams, dim=1)
         if attn.to_out is not None:
             hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))

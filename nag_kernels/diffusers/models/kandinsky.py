@@ -31,9 +31,10 @@ def kandinsky6(model: Denoiser) -> list[TextModule]:
     def turn(forward, text, positions):
         return forward(begun_anew(positions, text))
 
+    turns: list[TextModule]
     turns = [(x, "forward", turn) for x in (model.video_text_rope_embeddings, model.audio_text_rope_embeddings)]
     layers = [*model.video_text_transformer_blocks, *model.audio_text_transformer_blocks]
-    return turns + [(layer, "forward", kandinsky) for layer in layers]
+    return [*turns, *((layer, "forward", kandinsky) for layer in layers)]
 
 
 class Kandinsky6(ModelSpec):

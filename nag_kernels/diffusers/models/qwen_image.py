@@ -60,8 +60,9 @@ class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
         if image_rotary_emb is not None:
             image_turns, turns = image_rotary_emb
             text_turns = torch.cat([turns[: self._packed.length_positive], turns[: self._packed.length_negative]])
+            rotate: Any = apply_rotary_emb_qwen  # gives a tensor, and is annotated with a pair
             for stream, turn in ((image, image_turns), (text, text_turns)):
-                stream[:2] = (apply_rotary_emb_qwen(x, turn, use_real=False) for x in stream[:2])
+                stream[:2] = (rotate(x, turn, use_real=False) for x in stream[:2])
         *streams, hidden_states = self._attend((image[0], image[1], image[2]), (text[0], text[1], text[2]))
         for layer in attn.to_out:
             hidden_states = layer(hidden_states)

@@ -37,6 +37,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
     """
 
     _takes_doubled_batch = True
+    _plain_fused: Any
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
                  text: PackedText | None = None):  # fmt: skip
@@ -117,6 +118,7 @@ class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
     """
 
     _takes_doubled_batch = False
+    adapter: Any  # diffusers' processor
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
                  text: PackedText | None = None, adapter: SD3IPAdapterJointAttnProcessor2_0 | None = None):  # fmt: skip

@@ -32,6 +32,8 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
     Raises: as there; ValueError for encoder_hidden_states that are no tuple (text, image prompts), and for masks.
     """
 
+    adapter: Any  # diffusers' processor
+
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
                  text: PackedText | None = None, adapter: IPAdapterAttnProcessor2_0 | None = None):  # fmt: skip
         super().__init__(nag_scale, nag_tau, nag_alpha, text)

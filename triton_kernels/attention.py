@@ -25,6 +25,7 @@ from torch import Tensor
 from triton_kernels.configs import capability, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LARGEST_BIAS = torch.finfo(torch.float32).max / 4  # times log2(e), and with a logit added, it stays finite
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on the CPU, for tests
 calls: Counter[str] = Counter()  # how often the kernels ran, by operation
 
@@ -248,6 +249,7 @@ def _guided(query, pairs, masks, softmax_scale, bias, settings, rule, state=None
     """Both kernels; pairs and masks of text+, text- and the shared keys (None where there are none) or, in the place of those,
     `state`: (out, logsumexp, whether Z- may lie where `out` does) of an attention to them."""
     batch, length, heads, size = query.shape
+    bias = min(max(float(bias), -LARGEST_BIAS), LARGEST_BIAS)
     shared = pairs[2] is not None and pairs[2][0].shape[1] > 0
     query = _unit(query)
     texts = [_unit(x) for pair in (*pairs[:2], pairs[2] if shared else pairs[0]) for x in pair]
@@ -272,7 +274,7 @@ def _guided(query, pairs, masks, softmax_scale, bias, settings, rule, state=None
     branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
         query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), prefix, lse, *both,
         *(both if scales is None else scales), length, *(x.shape[1] for x in texts[::2]),
-        size**-0.5 if softmax_scale is None else float(softmax_scale), float(bias), *strides,
+        size**-0.5 if softmax_scale is None else float(softmax_scale), bias, *strides,
         HEADS=heads, REPEATS=heads // texts[0].shape[2], SIZE=size, SHARED=shared, FINISH=state is not None,
         MASK_POSITIVE=masks[0] is not None, MASK_NEGATIVE=masks[1] is not None, MASK_SHARED=masks[2] is not None,
         VSF=rule == "vsf", NARROW=narrow, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -221,6 +222,35 @@ struct KeySet {
   const Tensor* value;
   const Tensor* mask;
 };
+
+// The logit bias within a fourth of what float32 holds: times log2(e), and with a logit added, it stays finite. Beyond that
+// it makes no difference, as exp() of it is 0 (or of all else beside it).
+inline double kernel_bias(double bias) {
+  constexpr double kLargest = std::numeric_limits<float>::max() / 4;
+  return std::clamp(bias, -kLargest, kLargest);
+}
+
+// nag::fused_guided_attention as the dispatcher calls it, with the arguments of its schema (nag_kernels/_ops.py) in
+// their order. Run::run does the work and gets the keys in sets; what another schema has beyond these arguments comes
+// last.
+template <class Run, class Setting, class... More>
+Tensor call_attention(Tensor query,                                           // [B, S, H, D]
+                      Tensor key_positive,                                    // [B, Tp, Hkv, D]
+                      Tensor value_positive,                                  // [B, Tp, Hkv, D]
+                      Tensor key_negative,                                    // [B or 1, Tn, Hkv, D]
+                      Tensor value_negative,                                  // [B or 1, Tn, Hkv, D]
+                      Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
+                      std::optional<Tensor> key_shared,                       // [B, Ts, Hkv, D]
+                      std::optional<Tensor> value_shared,                     // [B, Ts, Hkv, D]
+                      std::optional<Tensor> mask_positive,                    // bool [B or 1, Tp]
+                      std::optional<Tensor> mask_negative,                    // bool [B or 1, Tn]
+                      std::optional<Tensor> mask_shared,                      // bool [B or 1, Ts]
+                      std::optional<double> softmax_scale, double negative_logit_bias, std::string rule, More... more) {
+  const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
+                          {"negative", &key_negative, &value_negative, pointer(mask_negative)},
+                          {"shared", pointer(key_shared), pointer(value_shared), pointer(mask_shared)}};
+  return Run::run(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule, more...);
+}
 
 template <class Setting>
 void check_attention(const Tensor& query, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,

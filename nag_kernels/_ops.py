@@ -195,10 +195,11 @@ _register(LIBRARY)
 
 
 def register_kernels(kernels: Callable[[], Operations], key: str, behind: bool = False) -> None:
-    """Let Python kernels serve a dispatch key ("CUDA"); `kernels` gives them by operation, at the first call.
+    """Register Python kernels for a dispatch key ("CUDA"); `kernels` gives them by operation, at the first call.
 
-    They get checked input of any dtype but float64, which stays with the fallback.
-    behind: as nag_gpu::, for a compiled kernel of nag:: that hands on what it does not serve (csrc/cuda/choice.cpp).
+    Kernels receive validated tensors; float64 goes to the fallback.
+    behind: registers them as nag_gpu::*, the operator that _C_cuda calls when none of its compiled kernels fits
+        (csrc/cuda/choice.cpp).
     """
 
     def serve(op: str, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a call on a GPU by the plan that gpu_table.py chooses.
+"""Chooses the plan of a call on a GPU, by the rows of gpu_table.py, and runs it.
 
 Calls whose row begins with a plan in C++ meet this module once: from then on csrc/cuda/choice.cpp knows the rows.
 """

@@ -72,7 +72,9 @@ def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
             key, value = (x.expand(batch, *x.shape[1:]) for x in parts[first][:2])
         bias = None
         if first == 0 and negative_logit_bias != 0:
-            bias = torch.cat([key.new_full((lengths[0],), negative_logit_bias), key.new_zeros(length - lengths[0])])
+            largest = torch.finfo(key.dtype).max  # in float16 a bias of -1e5, say, stands beyond its numbers
+            filling = min(max(negative_logit_bias, -largest), largest)
+            bias = torch.cat([key.new_full((lengths[0],), filling), key.new_zeros(length - lengths[0])])
         visible = seen.narrow(1, begin, length) if masked else None
         return attention(query, key, value, visible, bias, call.softmax_scale)
 

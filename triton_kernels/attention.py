@@ -26,6 +26,7 @@ from ..checks import Attention
 from .configs import capability, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LARGEST_BIAS = torch.finfo(torch.float32).max / 4  # times log2(e), and with a logit added, it stays finite
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on the CPU, for tests
 calls: Counter[str] = Counter()  # how often the kernels ran, by operation
 
@@ -251,6 +252,7 @@ def _guided(call: Attention, state: tuple[Tensor, Tensor, bool] | None = None) -
     if not call.query.numel():
         return torch.empty_like(call.query, memory_format=torch.contiguous_format)
     batch, length, heads, size = call.query.shape
+    bias = min(max(float(call.negative_logit_bias), -LARGEST_BIAS), LARGEST_BIAS)
     shared = call.key_shared is not None and call.key_shared.shape[1] > 0
     query = _unit(call.query)
     positive, negative = (call.key_positive, call.value_positive), (call.key_negative, call.value_negative)
@@ -277,7 +279,7 @@ def _guided(call: Attention, state: tuple[Tensor, Tensor, bool] | None = None) -
     branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
         query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), prefix, lse, *both,
         *(both if scales is None else scales), length, *(x.shape[1] for x in texts[::2]),
-        size**-0.5 if call.softmax_scale is None else float(call.softmax_scale), float(call.negative_logit_bias), *strides,
+        size**-0.5 if call.softmax_scale is None else float(call.softmax_scale), bias, *strides,
         HEADS=heads, REPEATS=heads // texts[0].shape[2], SIZE=size, SHARED=shared, FINISH=state is not None,
         MASK_POSITIVE=masks[0] is not None, MASK_NEGATIVE=masks[1] is not None, MASK_SHARED=masks[2] is not None,
         VSF=call.rule == "vsf", NARROW=narrow, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,

@@ -91,12 +91,13 @@ Visible find_visible(int64_t length, int64_t samples, const Tensor* mask, int64_
   visible.packed_first.reserve(samples + 1);
   visible.packed_first.push_back(0);
   visible.index.reserve(length * samples);
-  const bool* seen = mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr;
+  // As bytes: one other than 0 and 1 counts as True, as in torch, and is no valid bool in C++.
+  const uint8_t* seen = mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr;
   const int64_t sample_stride = mask && mask->size(0) > 1 ? mask->stride(0) : 0;
   const int64_t token_stride = mask ? mask->stride(1) : 0;
   for (int64_t sample = 0; sample < samples; ++sample) {
     for (int64_t token = 0; token < length; ++token) {
-      if (seen == nullptr || seen[sample * sample_stride + token * token_stride]) {
+      if (seen == nullptr || seen[sample * sample_stride + token * token_stride] != 0) {
         visible.index.push_back(token);
       }
     }
@@ -108,8 +109,8 @@ Visible find_visible(int64_t length, int64_t samples, const Tensor* mask, int64_
 }
 
 template <class Setting>
-Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
-           const Setting& alpha, const std::optional<double>& softmax_scale, double bias, const std::string& rule) {
+Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
+              const Setting& alpha, const std::optional<double>& softmax_scale, double bias, const std::string& rule) {
   check_attention(query_given, sets, scale, tau, alpha, softmax_scale, bias, rule);
   const AttentionKernel& kernel = kernels().attention[static_cast<int>(kernel_dtype(query_given.scalar_type()))];
   count_call(Op::kAttention, kernel.path);
@@ -156,7 +157,7 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
     read_strides(value, s.value_stride);
     const bool own_mask = set.mask != nullptr && set.mask->size(0) > 1 && set.mask->stride(0) != 0;
     s.packed_batch = s.key_stride[0] != 0 || s.value_stride[0] != 0 || own_mask ? p.batch : 1;
-    s.logit_bias = kIds[i] == kNegative ? bias : 0.0;
+    s.logit_bias = kIds[i] == kNegative ? kernel_bias(bias) : 0.0;
     Visible& v = visible[kIds[i]];
     v = find_visible(key.size(1), s.packed_batch, set.mask, kernel.key_round);
     s.index = v.index.data();
@@ -206,29 +207,17 @@ Tensor run(const Tensor& query_given, const KeySet (&sets)[3], const Setting& sc
   return out;
 }
 
-template <class Setting>
-Tensor attention_cpu(Tensor query,                                           // [B, S, H, D]
-                     Tensor key_positive,                                    // [B, Tp, Hkv, D]
-                     Tensor value_positive,                                  // [B, Tp, Hkv, D]
-                     Tensor key_negative,                                    // [B or 1, Tn, Hkv, D]
-                     Tensor value_negative,                                  // [B or 1, Tn, Hkv, D]
-                     Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
-                     std::optional<Tensor> key_shared,                       // [B, Ts, Hkv, D]
-                     std::optional<Tensor> value_shared,                     // [B, Ts, Hkv, D]
-                     std::optional<Tensor> mask_positive,                    // bool [B or 1, Tp]
-                     std::optional<Tensor> mask_negative,                    // bool [B or 1, Tn]
-                     std::optional<Tensor> mask_shared,                      // bool [B or 1, Ts]
-                     std::optional<double> softmax_scale, double negative_logit_bias, std::string rule) {
-  const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
-                          {"negative", &key_negative, &value_negative, pointer(mask_negative)},
-                          {"shared", pointer(key_shared), pointer(value_shared), pointer(mask_shared)}};
-  return run(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule);
-}
+struct Cpu {
+  template <class... Arguments>
+  static Tensor run(const Arguments&... arguments) {
+    return attend(arguments...);
+  }
+};
 
 }  // namespace
 }  // namespace nag
 
 STABLE_TORCH_LIBRARY_IMPL(nag, CPU, m) {
-  m.impl("fused_guided_attention", TORCH_BOX(&nag::attention_cpu<double>));
-  m.impl("fused_guided_attention.tensor", TORCH_BOX(&nag::attention_cpu<nag::Tensor>));
+  m.impl("fused_guided_attention", TORCH_BOX((&nag::call_attention<nag::Cpu, double>)));
+  m.impl("fused_guided_attention.tensor", TORCH_BOX((&nag::call_attention<nag::Cpu, nag::Tensor>)));
 }

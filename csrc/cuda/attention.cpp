@@ -45,7 +45,7 @@ Segment make_segment(const KeySet& set, int64_t batch, double bias, std::vector<
     read_strides(*set.mask, batch, s.mask_stride);
   }
   s.length = static_cast<int>(key.size(1));
-  s.bias = static_cast<float>(bias * kLog2e);
+  s.bias = static_cast<float>(kernel_bias(bias) * kLog2e);
   return s;
 }
 
@@ -179,25 +179,12 @@ template Tensor attend(const Tensor&, const KeySet (&)[3], const Tensor&, const 
 
 namespace {
 
-template <class Setting>
-Tensor attention_cuda(Tensor query,                                           // [B, S, H, D]
-                      Tensor key_positive,                                    // [B, Tp, Hkv, D]
-                      Tensor value_positive,                                  // [B, Tp, Hkv, D]
-                      Tensor key_negative,                                    // [B or 1, Tn, Hkv, D]
-                      Tensor value_negative,                                  // [B or 1, Tn, Hkv, D]
-                      Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
-                      std::optional<Tensor> key_shared,                       // [B, Ts, Hkv, D]
-                      std::optional<Tensor> value_shared,                     // [B, Ts, Hkv, D]
-                      std::optional<Tensor> mask_positive,                    // bool [B or 1, Tp]
-                      std::optional<Tensor> mask_negative,                    // bool [B or 1, Tn]
-                      std::optional<Tensor> mask_shared,                      // bool [B or 1, Ts]
-                      std::optional<double> softmax_scale, double negative_logit_bias, std::string rule,
-                      std::string form) {  // "text", "cluster" or "branches"
-  const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
-                          {"negative", &key_negative, &value_negative, pointer(mask_negative)},
-                          {"shared", pointer(key_shared), pointer(value_shared), pointer(mask_shared)}};
-  return attend(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule, form);
-}
+struct Cuda {  // its schema has one argument more: "text", "cluster" or "branches"
+  template <class... Arguments>
+  static Tensor run(const Arguments&... arguments) {
+    return attend(arguments...);
+  }
+};
 
 }  // namespace
 }  // namespace nag
@@ -215,6 +202,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
-  m.impl("fused_guided_attention", TORCH_BOX(&nag::attention_cuda<double>));
-  m.impl("fused_guided_attention.tensor", TORCH_BOX(&nag::attention_cuda<nag::Tensor>));
+  m.impl("fused_guided_attention", TORCH_BOX((&nag::call_attention<nag::Cuda, double, std::string>)));
+  m.impl("fused_guided_attention.tensor", TORCH_BOX((&nag::call_attention<nag::Cuda, nag::Tensor, std::string>)));
 }

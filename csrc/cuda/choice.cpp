@@ -12,6 +12,7 @@
 
 #include <array>
 #include <atomic>
+#include <optional>
 #include <vector>
 
 #include "launch.h"
@@ -67,33 +68,27 @@ Tensor by_python(const char* op, std::array<StableIValue, kCount> stack) {
   return to<Tensor>(stack[0]);
 }
 
-template <class Setting>
-Tensor attention_chosen(Tensor query,                                           // [B, S, H, D]
-                        Tensor key_positive,                                    // [B, Tp, Hkv, D]
-                        Tensor value_positive,                                  // [B, Tp, Hkv, D]
-                        Tensor key_negative,                                    // [B or 1, Tn, Hkv, D]
-                        Tensor value_negative,                                  // [B or 1, Tn, Hkv, D]
-                        Setting nag_scale, Setting nag_tau, Setting nag_alpha,  // numbers, or float32 [] or [B]
-                        std::optional<Tensor> key_shared,                       // [B, Ts, Hkv, D]
-                        std::optional<Tensor> value_shared,                     // [B, Ts, Hkv, D]
-                        std::optional<Tensor> mask_positive,                    // bool [B or 1, Tp]
-                        std::optional<Tensor> mask_negative,                    // bool [B or 1, Tn]
-                        std::optional<Tensor> mask_shared,                      // bool [B or 1, Ts]
-                        std::optional<double> softmax_scale, double negative_logit_bias, std::string rule) {
-  const KeySet sets[3] = {{"positive", &key_positive, &value_positive, pointer(mask_positive)},
-                          {"negative", &key_negative, &value_negative, pointer(mask_negative)},
-                          {"shared", pointer(key_shared), pointer(value_shared), pointer(mask_shared)}};
-  const std::string form = form_of(query, sets);
-  if (!form.empty()) {
-    return attend(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule, form);
+std::optional<Tensor> optional(const Tensor* x) { return x == nullptr ? std::nullopt : std::optional<Tensor>(*x); }
+
+struct Chosen {
+  template <class Setting>
+  static Tensor run(const Tensor& query, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
+                    const Setting& alpha, const std::optional<double>& softmax_scale, double bias,
+                    const std::string& rule) {
+    const std::string form = form_of(query, sets);
+    if (!form.empty()) {
+      return attend(query, sets, scale, tau, alpha, softmax_scale, bias, rule, form);
+    }
+    check_attention(query, sets, scale, tau, alpha, softmax_scale, bias, rule);
+    const auto& [positive, negative, shared] = sets;
+    return by_python<Setting>(
+        "fused_guided_attention",
+        std::array{from(query), from(*positive.key), from(*positive.value), from(*negative.key), from(*negative.value),
+                   from(scale), from(tau), from(alpha), from(optional(shared.key)), from(optional(shared.value)),
+                   from(optional(positive.mask)), from(optional(negative.mask)), from(optional(shared.mask)),
+                   from(softmax_scale), from(bias), from(rule)});
   }
-  check_attention(query, sets, nag_scale, nag_tau, nag_alpha, softmax_scale, negative_logit_bias, rule);
-  return by_python<Setting>("fused_guided_attention",
-                            std::array{from(query), from(key_positive), from(value_positive), from(key_negative),
-                                       from(value_negative), from(nag_scale), from(nag_tau), from(nag_alpha),
-                                       from(key_shared), from(value_shared), from(mask_positive), from(mask_negative),
-                                       from(mask_shared), from(softmax_scale), from(negative_logit_bias), from(rule)});
-}
+};
 
 template <class Setting>
 Tensor guidance_chosen(Tensor positive, Tensor negative, Setting nag_scale, Setting nag_tau, Setting nag_alpha,
@@ -120,8 +115,8 @@ STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CompositeExplicitAutograd, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag, NAG_CUDA_KEY, m) {
-  m.impl("fused_guided_attention", TORCH_BOX(&nag::attention_chosen<double>));
-  m.impl("fused_guided_attention.tensor", TORCH_BOX(&nag::attention_chosen<nag::Tensor>));
+  m.impl("fused_guided_attention", TORCH_BOX((&nag::call_attention<nag::Chosen, double>)));
+  m.impl("fused_guided_attention.tensor", TORCH_BOX((&nag::call_attention<nag::Chosen, nag::Tensor>)));
   m.impl("guidance", TORCH_BOX(&nag::guidance_chosen<double>));
   m.impl("guidance.tensor", TORCH_BOX(&nag::guidance_chosen<nag::Tensor>));
 }

@@ -150,7 +150,10 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
                 call[f"negative_{name}"] = call[name]
     else:
         encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
-        if encoders and all(getattr(pipe, name) is None for name in encoders):
+        dropped = bool(encoders) and all(getattr(pipe, name) is None for name in encoders)
+        if (
+            dropped and arguments.get("prompt") is None
+        ):  # else the pipeline has another way to encode it, or says so itself
             raise ValueError(
                 f"guide: negative_prompt is text, and this {type(pipe).__name__} has no text encoder ({', '.join(encoders)}: "
                 "None): give ready-made text, {'prompt_embeds': ...} and what else its call takes for a prompt, which "

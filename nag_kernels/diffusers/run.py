@@ -141,10 +141,10 @@ class GuidedRun:
         self.context = context
 
     def _is_unconditional(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether classifier-free guidance runs in two calls a step and this is the second, which keeps its plain attention.
+        """Whether this is the unconditional call of a step, of models for which classifier-free guidance calls twice.
 
-        Pipelines say so through `cache_context`; those that do not call first with the prompt and then, in the same step,
-        with another text: with the same sample or one made anew.
+        A pipeline with `cache_context` says which call is which. Without it the conditional call comes first; a second call in
+        the same step with a different text is the unconditional one. Its latents may be the same tensor or a new one.
         """
         if not self.spec.two_calls:
             return False

@@ -105,7 +105,7 @@ def check_window(start: float, end: float, sigma_end: float | None) -> None:
 def _sigmas(scheduler: Any, timesteps: torch.Tensor) -> list[float]:
     """The noise level at each timestep: the scheduler's own, else sqrt((1 - a) / a) with a its cumulative product of alphas."""
     own = getattr(scheduler, "sigmas", None)
-    if own is not None and len(own) >= len(timesteps):  # a last one, after all steps, may follow
+    if own is not None and len(own) >= len(timesteps):  # sigmas may carry one extra value, the final sigma
         levels = torch.as_tensor(own).double()[: len(timesteps)]
         # Mochi's count how much of the picture is there.
         return (1 - levels if getattr(scheduler.config, "invert_sigmas", False) else levels).tolist()

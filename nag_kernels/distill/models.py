@@ -119,15 +119,13 @@ def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterat
 
     spec = spec_of(module)
     one = torch.ones((), device=scale.device)
-    masked = "mask" in text and bool(spec.masks)
-    lie = PackedText(
-        text["embeds"].shape[1], negative["embeds"].shape[1], rule="nasa", nag_scale=scale, nag_tau=one, nag_alpha=one,
-        mask_positive=text["mask"].bool() if masked else None, mask_negative=negative["mask"].bool() if masked else None,
-    )  # fmt: skip
+    masks = (text["mask"].bool(), negative["mask"].bool()) if "mask" in text and spec.masks else (None, None)
+    packed = PackedText(text["embeds"].shape[1], negative["embeds"].shape[1], *masks, rule="nasa",
+                        nag_scale=scale, nag_tau=one, nag_alpha=one)  # fmt: skip
     stock = [(site, site.processor) for site in guided_layers(module)]
     try:
         for site, processor in stock:
-            put_processor(site, spec.replaced(processor, lie))
+            put_processor(site, spec.replaced(processor, packed))
         yield
     finally:
         for site, processor in stock:

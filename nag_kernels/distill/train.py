@@ -19,7 +19,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nag_kernels.shapes.parallel import Average
+from nag_kernels.shapes.parallel import Average, cosine_rate
 
 from .models import Model, digest, rows, steered
 from .settings import Settings, kappa_at
@@ -88,11 +87,8 @@ class Descent:
         flat *= min(1.0, self.settings.clip / (norm + 1e-12))
         for each, part in zip(self.parameters, flat.split(sizes), strict=True):
             each.grad = part.view_as(each).clone()
-        fall = 0.5 * (1 + math.cos(math.pi * min(self.done / self.steps, 1.0)))
-        rise = min(1.0, (self.done + 1) / self.settings.warmup)
-        self.optimizer.param_groups[0]["lr"] = (
-            self.rate * rise * (self.settings.final + (1 - self.settings.final) * fall)
-        )
+        share = cosine_rate(self.done, self.steps, self.settings.warmup, self.settings.final)
+        self.optimizer.param_groups[0]["lr"] = self.rate * share
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1

@@ -62,6 +62,13 @@ def average_buffers(module: nn.Module) -> None:
             each /= dist.get_world_size()
 
 
+def cosine_rate(done: int, steps: int, warmup: int, final: float) -> float:
+    """The learning rate of step `done` of `steps`, over its peak: a linear rise over `warmup` steps times half a cosine from 1 to
+    `final`."""
+    fall = 0.5 * (1 + math.cos(math.pi * min(done / steps, 1.0)))
+    return min(1.0, (done + 1) / warmup) * (final + (1 - final) * fall)
+
+
 class Trainer:
     """AdamW with warm-up, cosine decay, clipping and gradients averaged over all processes."""
 
@@ -85,10 +92,8 @@ class Trainer:
         flat *= min(1.0, 1.0 / (float(flat.norm()) + 1e-6))
         for each, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
             each.copy_(part.view_as(each))
-        fall = 0.5 * (1 + math.cos(math.pi * self.done / self.steps))
-        rate = self.rate * min(1.0, (self.done + 1) / self.warmup) * (self.final + (1 - self.final) * fall)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate * cosine_rate(self.done, self.steps, self.warmup, self.final)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1

@@ -88,8 +88,8 @@ class SharedText:
 class GuidedProcessor:
     """The settings of one processor, and how its layer's texts lie.
 
-    fused: whether the layer's fused projections are used. None asks the layer, which is right but for diffusers' `Attention`:
-        it says so still when they are fused no more, and the fused weights are stale.
+    fused: whether the layer's fused projections are used. None: use layer.fused_projections. That flag is not reliable for
+        diffusers' `Attention`, where it stays True after unfuse_qkv_projections() while the fused weights are out of date.
     """
 
     fused: bool | None = None

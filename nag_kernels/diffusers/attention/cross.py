@@ -69,7 +69,7 @@ class CrossAttentionProcessor(GuidedProcessor):
 
 
 class NAGAttnProcessor2_0(CrossAttentionProcessor):
-    """Guided cross-attention for diffusers' `Attention`, in the place of `AttnProcessor2_0` (UNets, PixArt).
+    """Guided cross-attention for diffusers' `Attention`, instead of `AttnProcessor2_0` (UNets, PixArt).
 
         out = to_out(guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-     in one call (arXiv 2505.21179)
 

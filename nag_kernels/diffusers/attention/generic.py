@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The generic route: a model's own attention processor, of which only the call of attention itself is replaced.
+"""The generic processor: a model's own attention processor, of which only the call of attention itself is replaced.
 
-A copy of the processor runs the very code of its class with two names bound otherwise, in globals of its own:
-`dispatch_attention_fn` and, of `F`, `scaled_dot_product_attention`. So projections, norms, positions and gates are the model's
-own, nothing that others see is changed, and a compiled model meets no hook.
+We copy the processor and give its `__call__` a private globals dict, in which `dispatch_attention_fn` and
+`F.scaled_dot_product_attention` point at ours. So projections, norms, positions and gates are the model's own, nothing that
+others see is changed, and a compiled model meets no hook.
 
-It assumes of a processor, and `why_not_generic` checks before guidance is enabled: it is one of diffusers' own classes of a
-known name; its `__call__` is a plain function that calls attention itself, by one of these names, and closes over nothing. And
-of each call, which is checked as it comes: attention is neither causal nor dropped out, scaled as always, on one device, and
-happens once. Its mask is not looked at: what of the texts is seen stands in `PackedText`.
+`why_not_generic` checks before guidance is enabled what this assumes of a processor: it is one of diffusers' own classes of a
+known name; its `__call__` is a plain function that calls attention itself, by one of these names, and closes over nothing. Each
+call is checked as it comes: attention is not causal, has no dropout, the usual scale and one device, and happens once. Its mask
+is ignored: `PackedText` says which tokens of the prompts are attended to.
 """
 
 import copy

@@ -14,7 +14,7 @@ from .spec import ModelSpec
 
 
 def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
-    """(name, layer, which of the texts it sees): a block has layers for nothing, a first or a second text, in turns."""
+    """(name, layer, which text it sees). The attention layers of a block cycle through: self-attention, text 1, text 2."""
     for name, block in unet.named_modules():
         widths = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
         for i, attention in enumerate(block.attentions if widths else ()):

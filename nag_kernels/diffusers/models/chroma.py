@@ -16,7 +16,7 @@ from .spec import ModelSpec
 
 
 class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
-    """Guided attention for Chroma, in the place of `FluxAttnProcessor`; the texts may have masks.
+    """Guided attention for Chroma, instead of `FluxAttnProcessor`; the texts may have masks.
 
     As `NAGFluxAttnProcessor2_0`. The masks stand in PackedText; the model is given none while its texts are packed. Where its
     masks are numbers, 1 and 0, it adds them to the logits of the tokens that are seen: so it draws, and so does this

@@ -18,7 +18,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
-    """Guided attention for FLUX.1, in the place of `FluxAttnProcessor`: two-stream and single-stream blocks, text first.
+    """Guided attention for FLUX.1, instead of `FluxAttnProcessor`: two-stream and single-stream blocks, text first.
 
         image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
         text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)
@@ -125,7 +125,7 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
 
 
 class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
-    """Guided attention of FLUX.1's two-stream blocks with an IP-Adapter, in the place of `FluxIPAdapterAttnProcessor`.
+    """Guided attention of FLUX.1's two-stream blocks with an IP-Adapter, instead of `FluxIPAdapterAttnProcessor`.
 
     As `NAGFluxAttnProcessor2_0`, and the attention to the image prompts as a third output.
 

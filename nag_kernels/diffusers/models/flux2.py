@@ -19,7 +19,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
-    """Guided attention for the two-stream blocks of FLUX.2, in the place of `Flux2AttnProcessor`.
+    """Guided attention for the two-stream blocks of FLUX.2, instead of `Flux2AttnProcessor`.
 
     As `NAGFluxAttnProcessor2_0` with packed texts; there is no published transformer with a doubled batch.
     """
@@ -39,7 +39,7 @@ class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
 
 
 class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
-    """Guided attention for the single-stream blocks of FLUX.2, in the place of `Flux2ParallelSelfAttnProcessor`.
+    """Guided attention for the single-stream blocks of FLUX.2, instead of `Flux2ParallelSelfAttnProcessor`.
 
     One projection gives query, key, value and the feed-forward's input, one takes attention's and the feed-forward's output;
     between them attention is that of `NAGFluxAttnProcessor2_0` in a single-stream block, with its arguments and errors.

@@ -14,10 +14,11 @@ from .spec import ModelSpec
 
 
 def hunyuan_dit(model: Denoiser) -> list[TextModule]:
-    """A text of one length alone, which the model fills up with embeddings of its own and makes a part of its time of.
+    """HunyuanDiT accepts one prompt length only, replaces padding by learned embeddings, and adds a pooled prompt to its timestep
+    embedding.
 
-    So the texts go through it as a batch, [text+ of all rows, text- of all rows], up to the blocks, where they lie along the
-    sequence again. The time is that of text+.
+    So both prompts go through it as a batch, [text+ of all rows, text- of all rows]. In the blocks they lie along the sequence
+    again. The timestep embedding is that of text+.
     """
     names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
 

@@ -48,7 +48,7 @@ def framepack(forward: Callable[..., Any], shared: SharedText, *call: Any) -> Te
 
 
 class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
-    """Guided attention for HunyuanVideo, in the place of `HunyuanVideoAttnProcessor2_0`: blocks of two streams and of one.
+    """Guided attention for HunyuanVideo, instead of `HunyuanVideoAttnProcessor2_0`: blocks of two streams and of one.
 
         image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
         text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)

@@ -27,6 +27,6 @@ MODELS: dict[str, ModelSpec] = {
         dual_forward=DualForward(
             text=("encoder_hidden_states", "position_ids", "segment_ids", "indicator"), image=_indicated_image
         ),
-        two_calls=True,  # the other is of a model of its own
+        two_calls=True,  # the unconditional pass uses a separate model
     ),
 }

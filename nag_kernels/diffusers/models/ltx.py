@@ -12,7 +12,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
-    """Guided cross-attention for LTX-Video, in the place of `LTXVideoAttnProcessor`.
+    """Guided cross-attention for LTX-Video, instead of `LTXVideoAttnProcessor`.
 
         out = to_out(guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-                    (arXiv 2505.21179)
 

@@ -17,7 +17,7 @@ from .spec import ModelSpec
 
 
 class NAGLTX2AudioVideoAttnProcessor(CrossAttentionProcessor):
-    """Guided cross-attention for LTX-2, of the video or of the sound to its text, in the place of `LTX2AudioVideoAttnProcessor`.
+    """Guided cross-attention for LTX-2, of the video or of the sound to its text, instead of `LTX2AudioVideoAttnProcessor`.
 
         out = to_out(gate * guidance(Z+, Z-)),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-             (arXiv 2505.21179)
 
@@ -57,7 +57,7 @@ class NAGLTX2AudioVideoAttnProcessor(CrossAttentionProcessor):
 
 
 class NAGLTX2PerturbedAttnProcessor(NAGLTX2AudioVideoAttnProcessor):
-    """As `NAGLTX2AudioVideoAttnProcessor`, in the place of `LTX2PerturbedAttnProcessor`; a perturbed text is refused."""
+    """As `NAGLTX2AudioVideoAttnProcessor`, instead of `LTX2PerturbedAttnProcessor`; a perturbed text is refused."""
 
     _stock = LTX2PerturbedAttnProcessor
 

@@ -19,7 +19,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
-    """Guided attention for Qwen-Image, in the place of `QwenDoubleStreamAttnProcessor2_0`; the texts may have masks.
+    """Guided attention for Qwen-Image, instead of `QwenDoubleStreamAttnProcessor2_0`; the texts may have masks.
 
     As `NAGJointAttnProcessor2_0`. Qwen-Image numbers the tokens of its text; of the packed texts each is numbered from 0.
 

@@ -13,7 +13,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
-    """Guided cross-attention for SANA and SANA-Sprint, in the place of `SanaAttnProcessor2_0`.
+    """Guided cross-attention for SANA and SANA-Sprint, instead of `SanaAttnProcessor2_0`.
 
     As `NAGAttnProcessor2_0`, but for the norms of query and key, which SANA takes over all heads together.
     """

@@ -21,7 +21,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGJointAttnProcessor2_0(JointAttentionProcessor):
-    """Guided joint attention for SD3 and SD3.5, in the place of `JointAttnProcessor2_0`; text is last.
+    """Guided joint attention for SD3 and SD3.5, instead of `JointAttnProcessor2_0`; text is last.
 
         image:  guidance(Z+, Z-),  Z+- = softmax(Q [K_image | K+-]^T / sqrt(D)) [V_image | V+-]    in one call
         text+-: plain attention to [image | text+-]: each text keeps its own stream        (arXiv 2505.21179)
@@ -105,7 +105,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
 
 
 class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
-    """Guided attention of SD3 and SD3.5 with an IP-Adapter, in the place of `SD3IPAdapterJointAttnProcessor2_0`.
+    """Guided attention of SD3 and SD3.5 with an IP-Adapter, instead of `SD3IPAdapterJointAttnProcessor2_0`.
 
         image:  to_out(guidance(Z+, Z-) + scale Z_prompt),
         Z_prompt = softmax(Q' [K'_image | K_prompt]^T / sqrt(D)) [V_image | V_prompt],  with the adapter's own norms

@@ -22,7 +22,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
-    """Guided cross-attention of a UNet with an IP-Adapter, in the place of `IPAdapterAttnProcessor2_0`.
+    """Guided cross-attention of a UNet with an IP-Adapter, instead of `IPAdapterAttnProcessor2_0`.
 
         out = to_out(guidance(Z+, Z-) + sum_i scale_i Z_image_i)
 

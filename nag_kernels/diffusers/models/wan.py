@@ -17,7 +17,7 @@ from .spec import ModelSpec, Settings
 
 
 class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
-    """Guided cross-attention for Wan, Wan-Animate, SkyReels V2 and ChronoEdit, in the place of `WanAttnProcessor` and the like.
+    """Guided cross-attention for Wan, Wan-Animate, SkyReels V2 and ChronoEdit, instead of `WanAttnProcessor` and the like.
 
         out = to_out(guidance(Z+, Z-) + Z_image),  Z+- = softmax(Q K+-^T / sqrt(D)) V+-         (arXiv 2505.21179)
 

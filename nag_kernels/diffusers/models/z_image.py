@@ -19,7 +19,7 @@ from .spec import ModelSpec
 
 
 class NAGZSingleStreamAttnProcessor(JointAttentionProcessor):
-    """Guided attention for Z-Image, in the place of `ZSingleStreamAttnProcessor`.
+    """Guided attention for Z-Image, instead of `ZSingleStreamAttnProcessor`.
 
     As `NAGHunyuanVideoAttnProcessor2_0` in a block of one stream: hidden_states is [image ; text+ ; text-], freqs_cis holds the
     positions of all of it, and the masks of the texts, which Z-Image needs where those of a batch differ in length, stand in

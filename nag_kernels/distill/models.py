@@ -120,8 +120,10 @@ def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterat
     spec = spec_of(module)
     one = torch.ones((), device=scale.device)
     masks = (text["mask"].bool(), negative["mask"].bool()) if "mask" in text and spec.masks else (None, None)
-    packed = PackedText(text["embeds"].shape[1], negative["embeds"].shape[1], *masks, rule="nasa",
-                        nag_scale=scale, nag_tau=one, nag_alpha=one)  # fmt: skip
+    packed = PackedText(
+        text["embeds"].shape[1], negative["embeds"].shape[1], masks[0], masks[1], rule="nasa",
+        nag_scale=scale, nag_tau=one, nag_alpha=one,
+    )  # fmt: skip
     stock = [(site, site.processor) for site in guided_layers(module)]
     try:
         for site, processor in stock:

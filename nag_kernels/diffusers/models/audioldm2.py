@@ -15,6 +15,7 @@ from .spec import ModelSpec
 
 def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
     """(name, layer, which text it sees). The attention layers of a block cycle through: self-attention, text 1, text 2."""
+    block: Any
     for name, block in unet.named_modules():
         widths = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
         for i, attention in enumerate(block.attentions if widths else ()):

@@ -3,6 +3,7 @@
 """AudioLDM 2."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch.nn import Module
 

@@ -18,8 +18,9 @@ def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
     """(name, layer, which text it sees). The attention layers of a block cycle through: self-attention, text 1, text 2."""
     block: Any
     for name, block in unet.named_modules():
-        widths = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
-        for i, attention in enumerate(block.attentions if widths else ()):
+        widths: Any = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
+        attentions: Any = block.attentions if widths else ()
+        for i, attention in enumerate(attentions):
             turn = i % len(widths)
             for x, layer in attention.named_modules() if widths[turn] else ():
                 if x.endswith("attn2") and hasattr(layer, "processor"):

@@ -144,7 +144,7 @@ def published(example: Example, options: argparse.Namespace):
 
 def tiny(example: Example, options: argparse.Namespace):
     """The same, of random weights and as small as can be; its output is latents."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusers" / "models"))
     import tiny_models
     import tiny_pipelines
 

@@ -18,7 +18,10 @@ from nag_kernels.diffusers.compatibility import check_parallel
 from nag_kernels.diffusers.models.registry import spec_of
 
 sys.path.append(str(Path(__file__).with_name("models")))
-from tiny_models import draw, error, flux, pipeline, ready_made_pipeline, seeded
+from drawing import draw
+from every_model import pipeline, ready_made_pipeline
+from test_flux import flux
+from tiny import error, seeded
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens

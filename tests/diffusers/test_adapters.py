@@ -14,16 +14,10 @@ from diffusers.models.attention_processor import (
     SD3IPAdapterJointAttnProcessor2_0,
 )
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor
-from tiny_models import (
-    denoiser,
-    draw,
-    error,
-    guided,
-    noise,
-    pipeline,
-    seeded,
-    texts,
-)
+from drawing import denoiser, draw
+from every_model import pipeline
+from oracles import guided
+from tiny import error, noise, seeded, texts
 
 from nag_kernels.diffusers import (
     NAGFluxIPAdapterAttnProcessor,

@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from every_model import PIPELINES
 from test_adapters import with_image_prompts
-from tiny_models import error
-from tiny_pipelines import FURTHER
+from tiny import error
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.models.registry import guided_layers
@@ -22,7 +22,7 @@ FIRM = {"nag_scale": 8.0, "nag_tau": 2.0, "nag_alpha": 0.5}
 
 def animatediff(guidance_scale=1.0, **more):
     """The pipeline, and what draws with it."""
-    pipe, call, prompt, _ = FURTHER["animatediff"]()
+    pipe, call, prompt, _ = PIPELINES["animatediff"]()
     pipe.set_progress_bar_config(disable=True)
     call |= {"num_inference_steps": 4, "output_type": "latent", "guidance_scale": guidance_scale} | prompt | more
     return pipe, lambda **more: pipe(**call | more, generator=torch.Generator().manual_seed(7)).frames

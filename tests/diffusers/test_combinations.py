@@ -8,20 +8,10 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import hooks
-from tiny_models import (
-    MODELS,
-    denoiser,
-    denoiser_texts,
-    draw,
-    draw_with_oracle,
-    error,
-    model_arguments,
-    pipeline,
-    run,
-    seeded,
-    text_width,
-    texts,
-)
+from drawing import denoiser, denoiser_texts, draw, draw_with_oracle
+from every_model import MODELS, model_arguments, pipeline, text_width
+from oracles import run
+from tiny import error, seeded, texts
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import PackedText, enable_guidance, guide

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
+from drawing import denoiser, draw
+from every_model import TINY, pipeline
+from oracles import two_runs_oracle
 from PIL import Image
-from tiny_families import TINY, Pipeline
-from tiny_family import two_runs_oracle
-from tiny_models import TEXT, denoiser, draw, pipeline, texts
+from stand_in import Pipeline
+from tiny import TEXT, texts
 
 from nag_kernels import diagnose as command
 from nag_kernels.diffusers import diagnose, guide
@@ -98,7 +100,7 @@ def test_what_is_recorded_equals_float64_by_hand(kind, guidance_scale, monkeypat
 @pytest.mark.parametrize("kind", TINY)
 @torch.no_grad()
 def test_every_family_clips_what_two_runs_clip(kind):
-    tiny, pipe = TINY[kind], Pipeline(kind)
+    tiny, pipe = TINY[kind], Pipeline(TINY[kind])
     masks = [None, None]
     if tiny.seen is not None:
         pairs = zip(tiny.lengths, tiny.seen, strict=True)

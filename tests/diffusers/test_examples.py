@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from every_model import EXAMPLES, FULL_PIPELINES
 
 pytest.importorskip("diffusers")
 
-from tiny_models import PIPELINES
-from tiny_pipelines import DRAWN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +22,9 @@ sys.modules[spec.name] = families  # dataclasses look their module up
 spec.loader.exec_module(families)
 
 
-@pytest.mark.parametrize("family", [x for x, example in families.EXAMPLES.items() if example.tiny in PIPELINES | DRAWN])
+@pytest.mark.parametrize(
+    "family", [x for x, example in families.EXAMPLES.items() if example.tiny in FULL_PIPELINES | EXAMPLES]
+)
 def test_example(family, capsys):
     families.main([family, "--tiny"])
     changed = re.fullmatch(r"\w+: guidance changed the latents by ([\d.]+)%\n", capsys.readouterr().out)

@@ -13,15 +13,9 @@ pytest.importorskip("diffusers")
 from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny_models import (
-    PIPELINES,
-    denoiser_texts,
-    draw,
-    draw_with_oracle,
-    error,
-    pipeline,
-    ready_made_pipeline,
-)
+from drawing import denoiser_texts, draw, draw_with_oracle
+from every_model import FULL_PIPELINES, pipeline, ready_made_pipeline
+from tiny import error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import NAGFluxAttnProcessor2_0, guide
@@ -33,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
 STEERING = {"scale": 8.0, "tau": 3.0, "alpha": 0.5}
-KINDS = pytest.mark.parametrize("kind", PIPELINES)
+KINDS = pytest.mark.parametrize("kind", FULL_PIPELINES)
 # SANA puts an instruction to enhance it before a prompt, and nothing before a negative.
 ENCODED_AS_NEGATIVES = {name: {"complex_human_instruction": None} for name in ("SanaPipeline", "SanaSprintPipeline")}
 

@@ -12,9 +12,10 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from test_families import filled, firm
+from drawing import draw
+from every_model import TINY, pipeline
+from stand_in import filled, firm
 from test_guide_limits import state
-from tiny_models import draw, pipeline
 
 import nag_kernels.diffusers
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
@@ -111,7 +112,7 @@ ROUTES = {
 def test_an_interrupt_at_any_line(route):
     kind, settings = ROUTES[route]
     if settings is None:
-        pipe, negative, settings = filled(kind), "negative", firm(kind)
+        pipe, negative, settings = filled(TINY[kind]), "negative", firm(TINY[kind])
         drawing = lambda: pipe(pipe.prompt)  # noqa: E731
         plain = drawing()
     else:

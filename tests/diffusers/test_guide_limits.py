@@ -21,7 +21,9 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor,
     XFormersAttnProcessor,
 )
-from tiny_models import PIPELINES, denoiser, denoisers, draw, error, pipeline, ready_made_pipeline
+from drawing import denoiser, denoisers, draw
+from every_model import FULL_PIPELINES, pipeline, ready_made_pipeline
+from tiny import error
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, run, supported
 from nag_kernels.diffusers.models import registry
@@ -29,7 +31,7 @@ from nag_kernels.diffusers.models import registry
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NEGATIVE = "a large blue dog on grass"
-KINDS = pytest.mark.parametrize("kind", PIPELINES)
+KINDS = pytest.mark.parametrize("kind", FULL_PIPELINES)
 
 
 def state(pipe):

@@ -16,8 +16,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from test_families import filled, firm
-from tiny_models import denoiser, draw, error, pipeline
+
+from drawing import denoiser, draw
+from every_model import TINY, pipeline
+from stand_in import filled, firm
+from tiny import error
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
 
@@ -309,9 +312,9 @@ def test_guided_calls_of_one_denoiser_wait_for_each_other():
 def test_a_call_of_the_denoiser_in_the_middle_of_a_guided_one(kind):
     """It waits until the stock layers are back."""
     families = kind[0].isupper()
-    pipe = filled(kind) if families else pipeline(kind)
+    pipe = filled(TINY[kind]) if families else pipeline(kind)
     negative = "negative" if families else NEGATIVE
-    settings = firm(kind) if families else {}
+    settings = firm(TINY[kind]) if families else {}
     drawing = (lambda: pipe(pipe.prompt)) if families else (lambda: draw(pipe))
     model, calls = denoiser(pipe), []
     note = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)

@@ -9,20 +9,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from tiny_models import (
-    MODELS,
-    doubled_batch_oracle,
-    draw,
-    error,
-    model_arguments,
-    noise,
-    pipeline,
-    run,
-    seeded,
-    text_width,
-    texts,
-    twice,
-)
+
+from drawing import draw
+from every_model import MODELS, model_arguments, pipeline, text_width
+from oracles import doubled_batch_oracle, run, twice
+from tiny import error, noise, seeded, texts
 
 from nag_kernels.diffusers import PackedText, disable_guidance, enable_guidance, guide
 from nag_kernels.diffusers.attention.pooled_modulation import negative_modulation

@@ -10,9 +10,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from test_families import filled, firm
-from tiny_families import TINY
-from tiny_models import denoiser, denoiser_texts, draw, draw_with_oracle, error, pipeline
+
+from drawing import denoiser, denoiser_texts, draw, draw_with_oracle
+from every_model import TINY, pipeline
+from stand_in import filled, firm
+from tiny import error
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.models.registry import spec_of
@@ -45,8 +47,8 @@ def drawn(kind):
     if kind in WHOLE_PIPELINES:
         pipe = pipeline(kind)
         return pipe, lambda: draw(pipe), NEGATIVE, FIRM
-    pipe = filled(kind)
-    return pipe, lambda: pipe(pipe.prompt), "negative", firm(kind)
+    pipe = filled(TINY[kind])
+    return pipe, lambda: pipe(pipe.prompt), "negative", firm(TINY[kind])
 
 
 @pytest.mark.parametrize(

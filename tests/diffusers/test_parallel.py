@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import diffusers
-from tiny_models import pipeline
+from every_model import pipeline
 
 from nag_kernels.diffusers import enable_guidance
 from nag_kernels.diffusers.attention import distributed

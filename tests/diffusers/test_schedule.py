@@ -14,8 +14,8 @@ from diffusers import (
     HeunDiscreteScheduler,
     StableDiffusion3Img2ImgPipeline,
 )
-from tiny_models import denoiser, draw, pipeline
-from tiny_pipelines import FURTHER
+from drawing import denoiser, draw
+from every_model import PIPELINES, pipeline
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.models.registry import guided_layers
@@ -144,9 +144,9 @@ PARTS = [  # of four steps, by the calls of the denoiser
 ]
 
 
-@pytest.mark.parametrize(("kind", "more", "window", "wanted"), [x for x in PARTS if x[0] in FURTHER])
+@pytest.mark.parametrize(("kind", "more", "window", "wanted"), [x for x in PARTS if x[0] in PIPELINES])
 def test_videos_in_parts_go_through_their_steps_anew(kind, more, window, wanted):
-    pipe, call, prompt, negative = FURTHER[kind]()
+    pipe, call, prompt, negative = PIPELINES[kind]()
     pipe.set_progress_bar_config(disable=True)
     call = {name: x for name, x in call.items() if not name.startswith("negative_")}  # no classifier-free guidance
     call = {"guidance_scale": 1.0} | call | {"num_inference_steps": 4, "output_type": "latent"} | more

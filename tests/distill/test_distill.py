@@ -15,8 +15,8 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from every_model import pipeline
 from tiny_distillation import DIFFUSION, TINY, levels, prompts, tiny, tiny_model, tiny_unet
-from tiny_models import pipeline
 
 from nag_kernels.diffusers.attention import base
 from nag_kernels.distill.command import shapes_prompts

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 from drawing import draw
 from every_model import TINY, pipeline
 from stand_in import filled, firm
-from test_guide_limits import state
+from test_guide_afterwards import state
 
 import nag_kernels.diffusers
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided

@@ -4,12 +4,7 @@
 
 import asyncio
 import concurrent.futures
-import copy
-import os
-import pickle
 import threading
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +14,7 @@ pytest.importorskip("diffusers")
 
 from drawing import denoiser, draw
 from every_model import TINY, pipeline
+from pipeline_parts import NEGATIVE
 from stand_in import filled, firm
 from tiny import error
 
@@ -26,7 +22,6 @@ from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NEGATIVE = "a large blue dog on grass"
 OTHERS = ["red", "a house", NEGATIVE]
 SHORT = {"num_inference_steps": 2}
 PATIENCE = 60  # seconds
@@ -190,89 +185,6 @@ def test_a_task_that_outlives_the_block_is_plain_again():
     assert torch.equal(asyncio.run(serve()), plain)
 
 
-# --- one call ---------------------------------------------------------------------------------------------------------
-
-
-def test_one_call():
-    pipe = pipeline("pixart")
-    plain, cls = draw(pipe), type(pipe)
-    with guide(pipe, NEGATIVE, nag_scale=8.0, end=0.5):
-        wanted = draw(pipe)
-    steer = guided(pipe, NEGATIVE, nag_scale=8.0, end=0.5)
-
-    class Drawn(cls):  # so that `draw` calls it
-        def __call__(self, **call):
-            return steer(**call)
-
-    shown = copy.copy(pipe)
-    shown.__class__ = Drawn
-    for _ in range(2):
-        assert torch.equal(draw(shown), wanted)
-        assert type(pipe) is cls
-        assert torch.equal(draw(pipe), plain)
-    with pytest.raises(ValueError, match="there is no negative text"):
-        guided(pipe, None)
-    with pytest.raises(ValueError, match="needs prompt or prompt_embeds"):
-        steer()
-    assert type(pipe) is cls
-    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match="enabled already"):
-        draw(pipe)
-        draw(shown)
-
-
-def test_a_server_under_load():
-    """Many short requests by 8 threads, with different negatives and with none: each picture is that of its own single run."""
-    requests, pipe = int(os.environ.get("NAG_SERVER_REQUESTS", "200")), pipeline("pixart")
-    cls = type(pipe)
-    asked = [*OTHERS, None]
-    alone = {}
-    for negative in asked:
-        with guide(pipe, negative) if negative else warnings.catch_warnings():
-            alone[negative] = draw(pipe, **SHORT)
-
-    def answer(i):
-        torch.set_num_threads(1)
-        negative, how = asked[i % 4], i // 4 % 3
-        if negative is None:
-            return negative, draw(pipe, **SHORT)
-        if how == 0:
-            with guide(pipe, negative):
-                return negative, draw(pipe, **SHORT)
-        steer = guided(pipe, negative)
-        call = {"prompt": "a small red cat", "guidance_scale": 1.0, "height": 8, "width": 8, "output_type": "latent",
-                "generator": torch.Generator().manual_seed(7), "max_sequence_length": 12, **SHORT,
-                "use_resolution_binning": False, "clean_caption": False}  # fmt: skip
-        return negative, steer(**call).images
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        drawn = list(pool.map(answer, range(requests)))
-    assert len(drawn) == requests
-    assert all(torch.equal(got, alone[negative]) for negative, got in drawn)
-    assert type(pipe) is cls
-    assert torch.equal(draw(pipe, **SHORT), alone[None])
-
-
-def test_the_servers_example_in_the_docs():
-    page = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text()
-    code = page.partition("## In a server")[2].partition("```python\n")[2].partition("```")[0]
-    pipe = pipeline("pixart")
-
-    class Small(type(pipe)):
-        def __call__(self, prompt=None, **options):
-            small = {"guidance_scale": 1.0, "height": 8, "width": 8, "output_type": "latent", "max_sequence_length": 12,
-                     "use_resolution_binning": False, "clean_caption": False}  # fmt: skip
-            return super().__call__(prompt=prompt, **small | options | SHORT)
-
-    pipe.__class__ = Small
-    requests = [{"prompt": "a cat", "negative": OTHERS[i % 3], "seed": i} for i in range(12)]
-    names = {"pipe": pipe, "requests": requests}
-    exec(code, names)
-    for request, image in zip(requests, names["images"], strict=True):
-        with guide(pipe, request["negative"], nag_scale=5.0):
-            alone = pipe(request["prompt"], generator=torch.Generator().manual_seed(request["seed"])).images[0]
-        assert torch.equal(image, alone)
-
-
 # --- calls at the same time -------------------------------------------------------------------------------------------
 
 
@@ -432,89 +344,3 @@ def test_contexts_of_another_threads_call_are_its_own():
     with guide(pipe, NEGATIVE):
         assert torch.equal(draw(pipe, **options), wanted)
     hook.remove()
-
-
-# --- what nobody enters, what others change ---------------------------------------------------------------------------
-
-
-def test_a_block_that_is_never_entered_says_so():
-    pipe = pipeline("pixart")
-    with pytest.warns(UserWarning, match=r"guide\(PixArtAlphaPipeline, ...\) was never entered, so nothing was guided"):
-        guide(pipe, NEGATIVE)  # gone at once
-    with pytest.warns(UserWarning, match=r"guided\(PixArtAlphaPipeline, ...\) was never called"):
-        guided(pipe, NEGATIVE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with guide(pipe, NEGATIVE):
-            draw(pipe)
-
-        @guide(pipe, NEGATIVE)
-        def draw_guided():
-            return draw(pipe)
-
-        assert torch.equal(draw_guided(), draw_guided())
-    block = guide(pipe, NEGATIVE)
-    with block:
-        draw(pipe)
-    with pytest.raises(RuntimeError, match="has been entered before"), block:
-        pass
-
-
-def test_a_wrapper_that_somebody_puts_on_the_call_stays():
-    pipe = pipeline("pixart")
-    plain, calls, cls = draw(pipe), [], type(pipe)
-    with guide(pipe, NEGATIVE):
-        wanted = draw(pipe)
-        inner = type(pipe).__call__
-
-        def logged(self, *args, **kwargs):
-            calls.append(1)
-            return inner(self, *args, **kwargs)
-
-        type(pipe).__call__ = logged
-        assert torch.equal(draw(pipe), wanted)
-    assert torch.equal(draw(pipe), plain)
-    assert len(calls) == 2
-    assert cls.__call__ is not logged
-    with guide(pipe, NEGATIVE):
-        assert torch.equal(draw(pipe), wanted)
-    assert torch.equal(draw(pipe), plain)
-    assert len(calls) == 4
-
-
-def test_a_class_that_somebody_puts_there_stays():
-    pipe = pipeline("pixart")
-    plain, cls = draw(pipe), type(pipe)
-    with guide(pipe, NEGATIVE):
-        wanted = draw(pipe)
-        Theirs = type("Theirs", (type(pipe),), {})
-        pipe.__class__ = Theirs
-        assert torch.equal(draw(pipe), wanted)
-    assert type(pipe) is Theirs
-    assert torch.equal(draw(pipe), plain)
-    with guide(pipe, NEGATIVE):
-        assert torch.equal(draw(pipe), wanted)
-    assert type(pipe) is Theirs
-    Unrelated = type("Unrelated", (cls,), {})
-    with guide(pipe, NEGATIVE):
-        draw(pipe)
-        pipe.__class__ = Unrelated
-        assert torch.equal(draw(pipe), plain)
-    assert type(pipe) is Unrelated
-
-
-def test_copies_are_plain():
-    pipe = pipeline("pixart")
-    plain, cls = draw(pipe), type(pipe)
-    with guide(pipe, NEGATIVE):
-        wanted = draw(pipe)
-        copies = [copy.copy(pipe), copy.deepcopy(pipe), type(pipe)(**pipe.components)]
-        for each in copies:
-            each.set_progress_bar_config(disable=True)
-            assert torch.equal(draw(each), plain)
-        assert [type(x) for x in copies[:2]] == [cls] * 2
-        assert pipe.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[1] == (cls,)
-        with guide(copies[2], NEGATIVE):  # a copy can be guided as anything else
-            assert torch.equal(draw(copies[2]), wanted)
-        assert torch.equal(draw(pipe), wanted)
-    assert all(torch.equal(draw(x), plain) for x in (*copies, pipe))

@@ -17,6 +17,7 @@ from diffusers import (
     WanPipeline,
 )
 from oracles import doubled_batch_oracle, vsf_oracle
+from pipeline_parts import NEGATIVE
 
 from nag_kernels.diffusers.models.registry import guided_layers
 
@@ -140,3 +141,11 @@ def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", step
             del model.forward
             if forward is not None:
                 model.forward = forward
+
+
+# SANA puts an instruction to enhance it before a prompt, and nothing before a negative.
+ENCODED_AS_NEGATIVES = {name: {"complex_human_instruction": None} for name in ("SanaPipeline", "SanaSprintPipeline")}
+
+
+def negative_of(pipe, text=NEGATIVE, **options):
+    return denoiser_texts(pipe, **options | {"prompt": text} | ENCODED_AS_NEGATIVES.get(type(pipe).__name__, {}))

@@ -80,6 +80,13 @@ def test_drawing_and_text_of_the_architecture_name_the_same_files():
     assert all((ROOT / path).exists() for path in found[0])
 
 
+def test_the_page_on_adding_a_model_quotes_the_files():
+    quoted = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "docs" / "add_a_model.md").read_text(), re.DOTALL)
+    assert len({path for path, _ in quoted}) == 3
+    for path, code in quoted:
+        assert code in (ROOT / path).read_text(), path
+
+
 def test_terms_of_the_glossary():
     text = (ROOT / "docs" / "glossary.md").read_text()
     rows = re.findall(r"^\| (\*\*.+?\*\*) \| (.+) \|$", text, re.MULTILINE)

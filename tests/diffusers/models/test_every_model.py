@@ -3,7 +3,8 @@
 """Every model: `guide` on it alone, against two runs of the untouched model, and on its pipelines, where the conditional rows
 change and no others.
 
-The cases come from the models' own test files."""
+The cases come from the models' own test files (every_model.py).
+"""
 
 import pytest
 import torch
@@ -11,18 +12,28 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from drawing import denoiser
-from every_model import PIPELINES, TINY
+from every_model import MODELS, PIPELINES, TINY
 from oracles import two_runs_oracle
 from stand_in import filled, firm, state
+from test_cosmos import FIRST_COSMOS3
 from tiny import error
 
 from nag_kernels.diffusers import guide
-from nag_kernels.diffusers.models.registry import guided_layers, spec_of
+from nag_kernels.diffusers.models.registry import FILES, guided_layers, spec_of
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
 KINDS = pytest.mark.parametrize("kind", TINY)
+
+
+def test_every_class_of_the_registry_has_a_tiny_model():
+    tested = {kind.split()[0] for kind in TINY} | {type(build()).__name__ for build in MODELS.values()}
+    missing = {kind for kind in FILES if hasattr(diffusers, kind)} - tested
+    assert missing == ({"Cosmos3OmniTransformer"} if FIRST_COSMOS3 else set())
+
+
 CASES = [
     pytest.param(
         kind, dtype, masked, id=f"{kind} {'float32' if dtype == torch.float32 else 'float64'}{' masked' * masked}"

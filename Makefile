@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
 OLDEST_TORCH = 2.10.0
-OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_limits processors combinations adapters schedule negative_pooled \
-  parallel animatediff examples))
+OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_limits guide_afterwards processors generic dual_forward \
+  packing combinations adapters schedule negative_pooled parallel animatediff examples))
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo shapes distill evidence test test-fast test-oldest test-torch bench gpu compile-check wheel lint docs clean

@@ -89,6 +89,8 @@ wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
 
 docs: .venv/.installed  # the names, links and examples of the pages

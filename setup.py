@@ -175,7 +175,7 @@ setup(
     ],
     package_dir={"nag_kernels": "nag_kernels", "nag_kernels.triton_kernels": "triton_kernels"},
     package_data={
-        "nag_kernels": ["gpu_choices.csv"],
+        "nag_kernels": ["gpu_choices.csv", "py.typed"],
         "nag_kernels.triton_kernels": ["tiles.csv"],
         "nag_kernels.shapes": ["weights/*", "weights/*/*"],
     },

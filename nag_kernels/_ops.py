@@ -8,7 +8,9 @@ import functools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +39,10 @@ torch_calls: Counter[str] = Counter()  # how often each backend of plain PyTorch
 # --- definition, fake, fallback ---------------------------------------------------------------------------------------
 
 SETTINGS = {"fused_guided_attention": (5, 6, 7), "guidance": (2, 3, 4)}  # positions among the arguments
-REFERENCE = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
-PLAIN = {"reference": REFERENCE, "sdpa": {"fused_guided_attention": sdpa.fused_guided_attention}}  # the formulas
+Operations = Mapping[str, Callable[..., Tensor]]  # what computes each operation
+REFERENCE: Operations = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
+PLAIN: Mapping[str, Operations]  # the formulas
+PLAIN = {"reference": REFERENCE, "sdpa": {"fused_guided_attention": sdpa.fused_guided_attention}}
 
 
 def fallback(op: str, dtype: torch.dtype) -> str:
@@ -46,7 +50,7 @@ def fallback(op: str, dtype: torch.dtype) -> str:
     return "sdpa" if op in PLAIN["sdpa"] and dtype != torch.float64 else "reference"
 
 
-def run_plain(backend: str, op: str, *args, **kwargs) -> Tensor:
+def run_plain(backend: str, op: str, *args: Any, **kwargs: Any) -> Tensor:
     """Check, then a formula in plain PyTorch, on any device."""
     CHECKS[op](*args, **kwargs)
     torch_calls[backend] += 1
@@ -55,11 +59,11 @@ def run_plain(backend: str, op: str, *args, **kwargs) -> Tensor:
     return PLAIN[backend][op](*args, **kwargs)
 
 
-def run_fallback(op: str, *args, **kwargs) -> Tensor:
+def run_fallback(op: str, *args: Any, **kwargs: Any) -> Tensor:
     return run_plain(fallback(op, args[0].dtype if isinstance(args[0], Tensor) else torch.float32), op, *args, **kwargs)
 
 
-def _fake(op: str, *args, **kwargs) -> Tensor:
+def _fake(op: str, *args: Any, **kwargs: Any) -> Tensor:
     CHECKS[op](*args, **kwargs)
     return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
@@ -69,7 +73,7 @@ def _fake(op: str, *args, **kwargs) -> Tensor:
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, keyset, *inputs):
+    def forward(ctx: Any, call: Any, keyset: Any, *inputs: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             output = call.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
         ctx.op = call._schema.name.removeprefix("nag::")
@@ -78,7 +82,7 @@ class _Recompute(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] one output, one gradient
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
         wanted = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
@@ -89,6 +93,7 @@ class _Recompute(torch.autograd.Function):
                 # and still leads to the saved tensor, so that a second derivative is right as well.
                 inputs[i] = inputs[i].view_as(inputs[i]) if second_order else inputs[i].detach().requires_grad_()
             output = REFERENCE[ctx.op](*inputs)
+            found: Sequence[Tensor]
             if output.requires_grad:
                 found = torch.autograd.grad(
                     output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
@@ -101,11 +106,11 @@ class _Recompute(torch.autograd.Function):
         return tuple(grads)
 
 
-def _autograd(call):
+def _autograd(call: Any) -> Callable[..., Tensor]:
     """What torch.library.register_autograd would register, and the refusal of forward mode, which that drops silently
     where no input requires a gradient."""
 
-    def run(keyset, *args):
+    def run(keyset: Any, *args: Any) -> Tensor:
         if forward_ad._current_level >= 0 and any(
             isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args
         ):
@@ -123,15 +128,15 @@ def _autograd(call):
 # --- autocast: every floating tensor to the autocast dtype, as SDPA does; settings stay float32 --------------------------
 
 
-def _no_autocast(device: str):
+def _no_autocast(device: str) -> AbstractContextManager[object]:
     available = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
-def _cast(op: str, device: str, args: tuple) -> tuple:
+def _cast(op: str, device: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     dtype, kept = torch.get_autocast_dtype(device), SETTINGS[op]
 
-    def cast(x):
+    def cast(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.device.type != device or not x.is_floating_point():
             return x
         return x if x.dtype == torch.float64 else x.to(dtype)  # float64 is left alone, as autocast leaves it
@@ -139,29 +144,30 @@ def _cast(op: str, device: str, args: tuple) -> tuple:
     return tuple(x if i in kept else cast(x) for i, x in enumerate(args))
 
 
-def _autocast(call, op: str, device: str):
-    keys = torch._C.DispatchKeySet(torch._C._parse_dispatch_key(f"Autocast{device.upper()}"))
+def _autocast(call: Any, op: str, device: str) -> Callable[..., Tensor]:
+    key: Any = torch._C._parse_dispatch_key(f"Autocast{device.upper()}")
+    keys = torch._C.DispatchKeySet(key)
 
-    def run(*args):
+    def run(*args: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return call(*_cast(op, device, args))
 
     return run
 
 
-def device_type(args: tuple) -> str:
+def device_type(args: tuple[Any, ...]) -> str:
     """Where a call runs, which its first argument says; "cpu" where that is no tensor, and will be refused."""
     return args[0].device.type if isinstance(args[0], Tensor) else "cpu"
 
 
-def autocasted(op: str, args: tuple) -> tuple:
+def autocasted(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments as the dispatcher would hand them on: cast where autocast is on."""
     device = device_type(args)
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return _cast(op, device, args) if enabled else args
 
 
-def force_plain(backend: str, op: str, *args) -> Tensor:
+def force_plain(backend: str, op: str, *args: Any) -> Tensor:
     """`run_plain`, with what the dispatcher does about autocast before it."""
     args = autocasted(op, args)
     with _no_autocast(device_type(args)):
@@ -173,7 +179,7 @@ def _register(library: torch.library.Library) -> None:
         op, _, overload = name.partition(".")
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-        def fake(*args, op=op, **kwargs):
+        def fake(*args: Any, op: str = op, **kwargs: Any) -> Tensor:
             return _fake(op, *args, **kwargs)
 
         library.impl(name, functools.partial(run_fallback, op), "CompositeExplicitAutograd")
@@ -188,7 +194,7 @@ LIBRARY = torch.library.Library("nag", "DEF")
 _register(LIBRARY)
 
 
-def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str, behind: bool = False) -> None:
+def register_kernels(kernels: Callable[[], Operations], key: str, behind: bool = False) -> None:
     """Register Python kernels for a dispatch key ("CUDA"); `kernels` gives them by operation, at the first call.
 
     Kernels receive validated tensors; float64 goes to the fallback.
@@ -196,14 +202,14 @@ def register_kernels(kernels: Callable[[], Mapping[str, Callable]], key: str, be
         (csrc/cuda/choice.cpp).
     """
 
-    def serve(op: str, *args, **kwargs) -> Tensor:
+    def serve(op: str, *args: Any, **kwargs: Any) -> Tensor:
         if args[0].dtype == torch.float64:
             return run_fallback(op, *args, **kwargs)
         CHECKS[op](*args, **kwargs)
         with torch.cuda.device(args[0].device) if args[0].is_cuda else contextlib.nullcontext():
             return kernels()[op](*args, **kwargs)
 
-    def serve_behind(op: str, *args, **kwargs) -> Tensor:
+    def serve_behind(op: str, *args: Any, **kwargs: Any) -> Tensor:
         try:
             return serve(op, *args, **kwargs)
         except Exception as error:
@@ -225,4 +231,5 @@ _thread = threading.local()
 
 def error_behind() -> Exception:
     """What nag_gpu:: raised last in this thread."""
-    return _thread.__dict__.pop("error")
+    error: Exception = _thread.__dict__.pop("error")
+    return error

@@ -9,10 +9,12 @@ What they refuse goes to "sdpa", float64 to "reference". `NAG_LOG=debug` logs wh
 these two serve.
 """
 
+import importlib
 import importlib.util
 import logging
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -32,7 +34,7 @@ FORCED = None if ASKED == "gpu" else ASKED
 OPERATIONS = tuple(checks.CHECKS)
 
 
-def _load(module: str, why: str = "no C++ compiler that works at install time, or NAG_BUILD_EXT=0"):
+def _load(module: str, why: str = "no C++ compiler that works at install time, or NAG_BUILD_EXT=0") -> tuple[Any, str]:
     """(module, "") or (None, why not); importing a compiled module registers its kernels with the dispatcher."""
     try:
         return importlib.import_module(module, __package__), ""

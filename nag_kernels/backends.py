@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend serves a call, and why the others do not."""
 
+from typing import Any
+
 from . import _ops, gpu, gpu_table
 from .availability import BACKENDS, FORCED, LOG, OPERATIONS, refusal
 
@@ -14,7 +16,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
 
     Raises: ValueError with the reason where the forced one cannot run.
     """
-    forced = backend or FORCED
+    forced, reason = backend or FORCED, None
     for name in (forced,) if forced else BACKENDS:
         reason = refusal(name, device, op)
         if reason is None:
@@ -23,7 +25,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     raise ValueError(f"{forced} cannot run nag::{op}: {reason}")
 
 
-def explain(op: str = "fused_guided_attention", device: str = "cpu", **call) -> str:
+def explain(op: str = "fused_guided_attention", device: str = "cpu", **call: Any) -> str:
     """One line per backend: which serves `op` on a device type, and why each other one does not.
 
     With the facts of one call of fused_guided_attention on a GPU (`nag_kernels.gpu_table.Call`: chip, length, heads, size,

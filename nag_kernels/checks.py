@@ -7,6 +7,8 @@
 
 import math
 import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,6 +16,27 @@ from torch import Tensor
 RULES = ("nag", "nasa", "vsf")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Attention(NamedTuple):
+    """The arguments of `fused_guided_attention` in the order of its schema, for what hands them on; see there for the shapes."""
+
+    query: Tensor
+    key_positive: Tensor
+    value_positive: Tensor
+    key_negative: Tensor
+    value_negative: Tensor
+    nag_scale: float | Tensor
+    nag_tau: float | Tensor
+    nag_alpha: float | Tensor
+    key_shared: Tensor | None = None
+    value_shared: Tensor | None = None
+    mask_positive: Tensor | None = None
+    mask_negative: Tensor | None = None
+    mask_shared: Tensor | None = None
+    softmax_scale: float | None = None
+    negative_logit_bias: float = 0.0
+    rule: str = "nag"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -24,11 +47,11 @@ def _shape(tensor: Tensor) -> str:
     return "(" + ", ".join(str(n) for n in tensor.shape) + ")"
 
 
-def _refuse(op: str, message: str, error: type[Exception] = ValueError) -> None:
+def _refuse(op: str, message: str, error: type[Exception] = ValueError) -> NoReturn:
     raise error(f"nag::{op}: {message}")
 
 
-def _check_tensor(op: str, name: str, x) -> None:
+def _check_tensor(op: str, name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         _refuse(op, f"{name} must be a tensor, got {type(x).__name__}", TypeError)
 
@@ -45,7 +68,7 @@ def _check_like(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> 
         _refuse(op, f"{name} must be on {like.device} like {like_name}, got {x.device}")
 
 
-def _check_4d(op: str, name: str, x) -> None:
+def _check_4d(op: str, name: str, x: Any) -> None:
     _check_tensor(op, name, x)
     if x.ndim != 4:
         _refuse(op, f"{name} must be 4-D (batch, length, heads, head size), got shape {_shape(x)}")
@@ -56,12 +79,14 @@ def check_rule(where: str, rule: str) -> None:
         raise ValueError(f"{where}: rule must be 'nag', 'nasa' or 'vsf', got '{rule}'")
 
 
-def _check_number(where: str, name: str, x) -> None:
+def _check_number(where: str, name: str, x: Any) -> None:
     if not isinstance(x, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{where}: {name} must be a number, got {type(x).__name__}")
 
 
-def check_scalars(where: str, nag_scale=None, nag_tau=None, nag_alpha=None) -> None:
+def check_scalars(
+    where: str, nag_scale: float | None = None, nag_tau: float | None = None, nag_alpha: float | None = None
+) -> None:  # fmt: skip
     """Settings as numbers, each checked unless it is None; `where` begins the message."""
     if nag_scale is not None:
         _check_number(where, "nag_scale", nag_scale)
@@ -81,7 +106,9 @@ def check_scalars(where: str, nag_scale=None, nag_tau=None, nag_alpha=None) -> N
             raise ValueError(f"{where}: nag_alpha must be between 0 and 1, got {nag_alpha:g}")
 
 
-def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name: str, like: Tensor) -> None:
+def _check_settings(
+    op: str, nag_scale: Any, nag_tau: Any, nag_alpha: Any, rule: str, like_name: str, like: Tensor
+) -> None:  # fmt: skip
     check_rule(f"nag::{op}", rule)
     if op == "guidance" and rule == "vsf":
         _refuse(op, "rule 'vsf' needs how much of one softmax each text takes, which two attention outputs do not hold; "
@@ -101,7 +128,10 @@ def _check_settings(op: str, nag_scale, nag_tau, nag_alpha, rule: str, like_name
     check_scalars(f"nag::{op}", nag_scale, nag_tau, nag_alpha)
 
 
-def check_guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule="nag") -> None:
+def check_guidance(
+    positive: Any, negative: Any, nag_scale: Any, nag_tau: Any, nag_alpha: Any, rule: str = "nag"
+) -> None:  # fmt: skip
+    """Of whatever was given for the arguments of `guidance`."""
     op = "guidance"
     _check_tensor(op, "positive", positive)
     _check_tensor(op, "negative", negative)
@@ -114,12 +144,11 @@ def check_guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule="nag"
     _check_settings(op, nag_scale, nag_tau, nag_alpha, rule, "positive", positive)
 
 
-def check_fused_guided_attention(
-    query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha,
-    key_shared=None, value_shared=None, mask_positive=None, mask_negative=None, mask_shared=None,
-    softmax_scale=None, negative_logit_bias=0.0, rule="nag",
-) -> None:  # fmt: skip
+def check_fused_guided_attention(*arguments: Any, **named: Any) -> None:
+    """Of whatever was given for the fields of `Attention`."""
     op = "fused_guided_attention"
+    call = Attention(*arguments, **named)
+    query, key_positive, key_shared, value_shared = call.query, call.key_positive, call.key_shared, call.value_shared
     _check_4d(op, "query", query)
     _check_dtype(op, "query", query)
     batch, _, heads, size = query.shape
@@ -132,11 +161,8 @@ def check_fused_guided_attention(
     kv_heads = key_positive.shape[2]
     if kv_heads < 1 or heads % kv_heads != 0:
         _refuse(op, f"key_positive must have a number of heads that divides query's {heads}, got {kv_heads}")
-    for part, key, value, mask in (
-        ("positive", key_positive, value_positive, mask_positive),
-        ("negative", key_negative, value_negative, mask_negative),
-        ("shared", key_shared, value_shared, mask_shared),
-    ):
+    for part in ("positive", "negative", "shared"):
+        key, value, mask = (getattr(call, f"{kind}_{part}") for kind in ("key", "value", "mask"))
         if key is not None:
             for name, x in ((f"key_{part}", key), (f"value_{part}", value)):
                 _check_4d(op, name, x)
@@ -162,6 +188,7 @@ def check_fused_guided_attention(
                 _refuse(op, f"{name} must be on {query.device} like query, got {mask.device}")
             if mask.ndim != 2 or (mask.shape[0] != batch and mask.shape[0] != 1) or mask.shape[1] != key.shape[1]:
                 _refuse(op, f"{name} must have shape ({batch} or 1, {key.shape[1]}), got {_shape(mask)}")
+    softmax_scale, negative_logit_bias, rule = call.softmax_scale, call.negative_logit_bias, call.rule
     if softmax_scale is not None:
         _check_number(f"nag::{op}", "softmax_scale", softmax_scale)
         if not math.isfinite(softmax_scale):
@@ -171,7 +198,10 @@ def check_fused_guided_attention(
         _refuse(op, f"negative_logit_bias must be finite, got {negative_logit_bias:g}")
     if key_shared is None and negative_logit_bias != 0 and rule != "vsf":
         _refuse(op, f"negative_logit_bias must be 0 without key_shared (it would cancel), got {negative_logit_bias:g}")
-    _check_settings(op, nag_scale, nag_tau, nag_alpha, rule, "query", query)
+    _check_settings(op, call.nag_scale, call.nag_tau, call.nag_alpha, rule, "query", query)
 
 
-CHECKS = {"fused_guided_attention": check_fused_guided_attention, "guidance": check_guidance}
+CHECKS: dict[str, Callable[..., None]] = {
+    "fused_guided_attention": check_fused_guided_attention,
+    "guidance": check_guidance,
+}

@@ -46,7 +46,7 @@ def draw(
     pipe: Any, prompt: str, negative: str, method: str, seeds: range, options: argparse.Namespace, **call: Any
 ) -> Any:
     """One picture per seed, all in one call of the pipeline."""
-    context = contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if method == "CFG":
         call |= {"negative_prompt": [negative] * len(seeds), "guidance_scale": options.cfg_scale}
     else:

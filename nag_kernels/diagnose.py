@@ -41,7 +41,8 @@ def plot_comparison(runs: dict[str, tuple[Findings, list[Any]]], plain: list[Any
     for line, (name, pictures) in zip(tiles, named.items(), strict=True):
         for tile, picture in zip(line, pictures, strict=False):
             tile.imshow(picture)
-            tile.set_xticks([]), tile.set_yticks([])
+            tile.set_xticks([])
+            tile.set_yticks([])
         line[0].set_title(name, loc="left", fontsize=9)
     figure.savefig(path)
 
@@ -96,8 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         return pipe(prompts, **call).images
 
     def run(scale: float | None, tau: float | None, alpha: float | None) -> tuple[Findings, list[Any]]:
-        settings = {"nag_scale": scale, "nag_tau": tau, "nag_alpha": alpha}
-        with diagnose(pipe, options.negative, end=options.end, **settings) as found:
+        with diagnose(pipe, options.negative, end=options.end, nag_scale=scale, nag_tau=tau, nag_alpha=alpha) as found:
             return found, draw()
 
     plain = draw()

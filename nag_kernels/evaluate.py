@@ -61,7 +61,9 @@ class Method:
 
 def parse_method(text: str) -> Method:
     """Raises ValueError for what is no method."""
-    cfg, rule, settings = None, None, ()
+    cfg: float | None = None
+    rule: str | None = None
+    settings: tuple[float, ...] = ()
     for part in text.split("+"):
         name, *numbers = part.split(":")
         try:
@@ -112,9 +114,9 @@ def draw(
     negatives = [item.negative for item in items]
     if method.cfg is not None:
         call |= {scale: method.cfg, "negative_prompt": negatives}
-    context = contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if method.rule is not None:
-        settings = dict(zip(RULES[method.rule], method.settings, strict=False))
+        settings: dict[str, Any] = dict(zip(RULES[method.rule], method.settings, strict=False))
         context = guide(pipe, negatives, rule=method.rule, end=options.end, **settings)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with context:
@@ -237,15 +239,15 @@ def kept_scores(scores: dict[str, list[Score]], path: Path) -> dict[str, list[Sc
 
     with path.open(newline="", encoding="utf-8") as file:
         before = {(row["method"], row["metric"]): row for row in csv.DictReader(file) if row["value"]}
-    merged = {}
+    merged: dict[str, list[Score]] = {}
     for method, each in scores.items():
         samples = str(max(x.samples for x in each))
         merged[method] = []
         for x in each:
             old = before.get((method, x.metric))
             if x.value is None and old is not None and samples in (old["samples"], "0"):
-                values = (number(old[name]) for name in ("value", "low", "high"))
-                x = Score(x.metric, int(old["samples"]), *values, old["note"])
+                value, low, high = (number(old[name]) for name in ("value", "low", "high"))
+                x = Score(x.metric, int(old["samples"]), value, low, high, old["note"])
             merged[method].append(x)
     return merged
 

@@ -4,6 +4,8 @@
 
 import importlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from . import _ops, availability, backends, checks, gpu
 from .gpu import call_of, explain
 
 
-def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
+def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple[float | Tensor, ...]:
     """All three as numbers, or, where any is a tensor, all three as tensors (by a fill, never by a transfer)."""
     if not any(isinstance(x, Tensor) for x in values):
         return values
@@ -21,7 +23,7 @@ def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple:
     return tuple(x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device) for x in values)
 
 
-def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bool) -> Tensor:
+def _call(op: str, backend: str | None, operation: Any, arguments: tuple[Any, ...], tensors: bool) -> Tensor:
     forced = backend or availability.FORCED
     if forced is not None:
         chosen = backends.choose(op, _ops.device_type(arguments), forced)
@@ -33,7 +35,7 @@ def _call(op: str, backend: str | None, operation, arguments: tuple, tensors: bo
                                  f"NAG_BACKEND={backend} before the import chooses for the process")  # fmt: skip
             with gpu.only(backend):
                 return _call(op, None, operation, arguments, tensors)
-    run = operation.tensor if tensors else operation.default
+    run: Callable[..., Tensor] = operation.tensor if tensors else operation.default
     try:  # the kernel checks its input (and autocast acts before that): a second check here would cost more than it
         return run(*arguments)
     except NotImplementedError:
@@ -132,7 +134,9 @@ def guidance(
     return _call("guidance", backend, torch.ops.nag.guidance, arguments, isinstance(scale, Tensor))
 
 
-def warmup(*layers: dict, device: str | torch.device = "cuda", dtype: torch.dtype = torch.bfloat16) -> list[str]:
+def warmup(
+    *layers: dict[str, Any], device: str | torch.device = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> list[str]:
     """Compile and load ahead of the first call what layers of these shapes need; nothing is tuned.
 
     Args:
@@ -145,7 +149,7 @@ def warmup(*layers: dict, device: str | torch.device = "cuda", dtype: torch.dtyp
         layer = {"batch": 1, "kv_heads": layer["heads"], "shared": 0, "masks": False, "rule": "nag"} | layer
         batch, heads, size = layer["batch"], layer["heads"], layer["size"]
         query = torch.zeros(batch, layer["length"], heads, size, dtype=dtype, device=device)
-        inputs: dict = {"query": query}
+        inputs: dict[str, Any] = {"query": query}
         for part in ("positive", "negative", "shared"):
             if part != "shared" or layer["shared"]:
                 key = query.new_zeros(batch, layer[part], layer["kv_heads"], size)

@@ -12,11 +12,13 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _ops, availability
+from .checks import Attention
 from .gpu_table import Call, find, order, refusal, rows_for_cpp
 
 calls: Counter[str] = Counter()  # how often each plan ran from here
@@ -56,16 +58,17 @@ def _hand_over() -> None:
 def choose(call: Call, families: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
     """(plan that serves, ((other plan, why it does not), ...)) for the families of kernels that may serve."""
     row = find(call)
-    chosen, others = None, []
+    chosen: str | None = None
+    others: list[tuple[str, str]] = []
     for plan in order(row):
         if plan.split()[0] not in families:
             why = f"{plan.split()[0]} is off or not here"
         else:
-            why = refusal(plan, call)
-            if why is None and chosen is None:
+            refused = refusal(plan, call)
+            if refused is None and chosen is None:
                 chosen = plan
                 continue
-            why = why or f"{chosen} comes first ({row.source if row else 'no row of the table fits'})"
+            why = refused or f"{chosen} comes first ({row.source if row else 'no row of the table fits'})"
         others.append((plan, why))
     fallback = _ops.fallback("fused_guided_attention", call.dtype)
     if chosen is None:
@@ -85,36 +88,32 @@ def explain(call: Call, families: tuple[str, ...] | None = None) -> str:
 # --- running a plan ---------------------------------------------------------------------------------------------------
 
 
-def _triton():
+def _triton() -> Any:
     return importlib.import_module(".triton_kernels.attention", __package__)
 
 
-def _overload(operation, setting):
+def _overload(operation: Any, setting: float | Tensor) -> Any:
     return operation.tensor if isinstance(setting, Tensor) else operation.default
 
 
-def run_plan(
-    plan: str, query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
-    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
-    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
-    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
-) -> Tensor:  # fmt: skip
-    """`fused_guided_attention` by one plan, for input that was checked and that the plan does not refuse."""
-    arguments = (query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha)
-    shared = (key_shared, value_shared, mask_positive, mask_negative, mask_shared)
-    options = (softmax_scale, negative_logit_bias, rule)
+def run_plan(plan: str, *arguments: Any, **named: Any) -> Tensor:
+    """`fused_guided_attention`, of the fields of `Attention`, by one plan, for input that was checked and that the plan does
+    not refuse."""
+    call = Attention(*arguments, **named)
     calls[plan] += 1
     if plan.startswith("cuda"):
         operation = torch.ops.nag_cuda.fused_guided_attention
-        return _overload(operation, nag_scale)(*arguments, *shared, *options, plan.split()[1])
+        return _overload(operation, call.nag_scale)(*call, plan.split()[1])
     if plan == "triton":
-        return _triton().fused_guided_attention(*arguments, *shared, *options)
+        return _triton().fused_guided_attention(*call)
     if plan.startswith("triton finish"):
         prefix = importlib.import_module(".triton_kernels.prefix", __package__).PREFIXES[plan.split()[2]]
-        scale = query.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
-        state = prefix(query, key_shared, value_shared, scale)
-        return _triton().finish(*arguments, *state, mask_positive, mask_negative, *options, spend=True)
-    return _ops.run_plain(plan, "fused_guided_attention", *arguments, *shared, *options)
+        scale = call.query.shape[3] ** -0.5 if call.softmax_scale is None else call.softmax_scale
+        state = prefix(call.query, call.key_shared, call.value_shared, scale)
+        given = call._asdict()
+        del given["key_shared"], given["value_shared"], given["mask_shared"]
+        return _triton().finish(**given, shared_out=state[0], shared_lse=state[1], spend=True)
+    return _ops.run_plain(plan, "fused_guided_attention", *call)
 
 
 @functools.cache
@@ -123,7 +122,9 @@ def _chip(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def call_of(query, key_positive, key_negative, key_shared, mask_shared, rule) -> Call:
+def call_of(
+    query: Tensor, key_positive: Tensor, key_negative: Tensor, key_shared: Tensor | None, mask_shared: Tensor | None, rule: str
+) -> Call:  # fmt: skip
     _, length, heads, size = query.shape
     return Call(
         _chip(query.device), length, heads, size, key_positive.shape[1], key_negative.shape[1],
@@ -131,35 +132,35 @@ def call_of(query, key_positive, key_negative, key_shared, mask_shared, rule) ->
     )  # fmt: skip
 
 
-def fused_guided_attention(
-    query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha, key_shared=None,
-    value_shared=None, mask_positive=None, mask_negative=None, mask_shared=None, softmax_scale=None,
-    negative_logit_bias=0.0, rule="nag",
-) -> Tensor:  # fmt: skip
+def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
+    """Of the fields of `Attention`."""
+    given = Attention(*arguments, **named)
     if "cuda" in _families():
         _hand_over()
-    call = call_of(query, key_positive, key_negative, key_shared, mask_shared, rule)
+    call = call_of(given.query, given.key_positive, given.key_negative, given.key_shared, given.mask_shared, given.rule)
     plan, others = choose(call, turned_on())
     if plan in _ops.PLAIN:
         _ops.LOG.debug("no GPU kernel serves nag::fused_guided_attention: %s", "; ".join(map(": ".join, others)))
-    return run_plan(
-        plan, query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha, key_shared,
-        value_shared, mask_positive, mask_negative, mask_shared, softmax_scale, negative_logit_bias, rule,
-    )  # fmt: skip
+    return run_plan(plan, *given)
 
 
-def guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule="nag") -> Tensor:
+def guidance(
+    positive: Tensor, negative: Tensor, nag_scale: float | Tensor, nag_tau: float | Tensor, nag_alpha: float | Tensor,
+    rule: str = "nag",
+) -> Tensor:  # fmt: skip
+    arguments = (positive, negative, nag_scale, nag_tau, nag_alpha, rule)
     families = turned_on()
     if "cuda" in families:
         calls["cuda guidance"] += 1
         operation = torch.ops.nag_cuda.guidance
-        return _overload(operation, nag_scale)(positive, negative, nag_scale, nag_tau, nag_alpha, rule)
+        return _overload(operation, nag_scale)(*arguments)
     if "triton" in families:
         calls["triton guidance"] += 1
-        return _triton().guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule)
-    return _ops.run_plain("reference", "guidance", positive, negative, nag_scale, nag_tau, nag_alpha, rule)
+        return _triton().guidance(*arguments)
+    return _ops.run_plain("reference", "guidance", *arguments)
 
 
+KERNELS: _ops.Operations
 KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}
 
 

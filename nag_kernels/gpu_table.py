@@ -70,12 +70,15 @@ class Choice:
         return self.chip <= call.chip and self.shared == bool(call.shared) and all(not a or b <= a for a, b in limits)
 
 
+def _limits(row: dict[str, str]) -> tuple[int, int, int, int, int]:
+    chip, shared, *limits = (int(row[x] or 0) for x in ("chip", "shared", "size_to", "length_to", "text_to"))
+    size_to, length_to, text_to = limits
+    return chip, shared, size_to, length_to, text_to
+
+
 def read(path: Path = TABLE) -> list[Choice]:
     with path.open(newline="") as file:
-        return [
-            Choice(**{k: v if k in ("plans", "source") else int(v or 0) for k, v in row.items()})
-            for row in csv.DictReader(file)
-        ]
+        return [Choice(*_limits(row), row["plans"], row["source"]) for row in csv.DictReader(file)]
 
 
 def write(rows: list[Choice], path: Path = TABLE) -> None:
@@ -166,7 +169,7 @@ def order(row: Choice | None) -> list[str]:
 
 def rows_for_cpp(families: tuple[str, ...]) -> list[int]:
     """Of each row six numbers for choice.cpp: its limits, and which of the plans in C++ comes first (0: another one)."""
-    numbers = []
+    numbers: list[int] = []
     for row in read():
         first = next(plan for plan in order(row) if plan.split()[0] in families)
         form = {"cuda text": 1, "cuda branches": 2, "cuda cluster": 3}.get(first, 0)

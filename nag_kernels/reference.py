@@ -11,8 +11,13 @@ VSF is arXiv 2508.10931: (6) out = softmax(Q [Ks | K+ | K-]^T + bias on K-) [Vs 
 Arithmetic is float32, float64 for float64 inputs; nothing is rounded before the final cast. It imports torch only.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Part = tuple[Tensor | None, Tensor | None, Tensor | None, float]  # key, value, mask, and the bias of the logits
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,10 +47,13 @@ def attention(
         weights = weights * factor[:, None, None, :]
     # In runs of 128 keys: some matrix libraries add up a product in one long chain, whose rounding grows with its length.
     runs = zip(weights.split(128, -1), value.split(128, 1), strict=True)
-    return sum(torch.einsum("bhst,bthd->bshd", *run) for run in runs)
+    return functools.reduce(torch.add, (torch.einsum("bhst,bthd->bshd", *run) for run in runs))
 
 
-def row_factors(positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str, total=None):
+def row_factors(
+    positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(a, b) of out = a * Z+ - b * Z-, one pair per token; positive, negative are [..., C] with all heads in C (where some
     are elsewhere, total adds up the sums |G|_1 and |Z+|_1, [..., 2]).
 
@@ -71,18 +79,22 @@ def as_tensor(setting: float | Tensor, like: Tensor) -> Tensor:
     return setting.to(dtype).reshape(setting.shape + (1,) * (like.ndim - setting.ndim))
 
 
-def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, rule: str = "nag", **total) -> Tensor:
+def guidance(
+    positive: Tensor, negative: Tensor, nag_scale: float | Tensor, nag_tau: float | Tensor, nag_alpha: float | Tensor,
+    rule: str = "nag", total: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """out = a * positive - b * negative, tensors [..., C]; settings are floats or tensors [] or [B]; not for "vsf"."""
     dtype = accumulate_dtype(positive.dtype)
-    settings = [as_tensor(x, positive) for x in (nag_scale, nag_tau, nag_alpha)]
+    scale, tau, alpha = (as_tensor(x, positive) for x in (nag_scale, nag_tau, nag_alpha))
     wide_positive, wide_negative = positive.to(dtype), negative.to(dtype)
-    a, b = row_factors(wide_positive, wide_negative, *settings, rule, **total)
+    a, b = row_factors(wide_positive, wide_negative, scale, tau, alpha, rule, total)
     return (a * wide_positive - b * wide_negative).to(positive.dtype).contiguous()
 
 
 def fused_guided_attention(
     query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
-    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
+    nag_scale: float | Tensor, nag_tau: float | Tensor, nag_alpha: float | Tensor,
+    key_shared: Tensor | None = None, value_shared: Tensor | None = None,
     mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
     softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
 ) -> Tensor:  # fmt: skip
@@ -92,15 +104,16 @@ def fused_guided_attention(
     dtype = accumulate_dtype(query.dtype)
     scale = size**-0.5 if softmax_scale is None else softmax_scale
 
-    def attend(*parts, factor=None):
-        """To the keys of all parts; each is key, value, mask, and the bias of its logits."""
-        parts = [part for part in parts if part[0] is not None]
-        keys, values = (torch.cat([p[i].expand(batch, -1, -1, -1).to(dtype) for p in parts], 1) for i in (0, 1))
+    def attend(*parts: Part, factor: Tensor | None = None) -> Tensor:
+        """To the keys of all parts that are there."""
+        there = [(key, value, m, bias) for key, value, m, bias in parts if key is not None and value is not None]
+        keys = torch.cat([key.expand(batch, -1, -1, -1).to(dtype) for key, _, _, _ in there], 1)
+        values = torch.cat([value.expand(batch, -1, -1, -1).to(dtype) for _, value, _, _ in there], 1)
         visible = None
-        if any(mask is not None for _, _, mask, _ in parts):
-            masks = (key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m, _ in parts)
+        if any(mask is not None for _, _, mask, _ in there):
+            masks = (key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m, _ in there)
             visible = torch.cat([mask.expand(batch, -1) for mask in masks], 1)
-        bias = torch.cat([keys.new_full((key.shape[1],), bias) for key, _, _, bias in parts])
+        bias = torch.cat([keys.new_full((key.shape[1],), bias) for key, _, _, bias in there])
         return attention(query.to(dtype), keys, values, visible, bias, factor, scale)
 
     shared = (key_shared, value_shared, mask_shared, 0.0)
@@ -111,6 +124,6 @@ def fused_guided_attention(
         flipped = -as_tensor(nag_scale, key_negative[..., 0, 0]).expand(batch, key_negative.shape[1])
         factor = torch.cat([flipped.new_ones(batch, seen_by_both), flipped], 1)
         return attend(shared, positive, negative, factor=factor).to(query.dtype).contiguous()
-    branches = (attend(shared, text).flatten(2) for text in (positive, negative))
-    guided = guidance(*branches, nag_scale, nag_tau, nag_alpha, rule)
+    seen_positive, seen_negative = (attend(shared, text).flatten(2) for text in (positive, negative))
+    guided = guidance(seen_positive, seen_negative, nag_scale, nag_tau, nag_alpha, rule)
     return guided.view(batch, length, heads, size).to(query.dtype)

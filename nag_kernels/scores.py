@@ -224,7 +224,7 @@ class Judges:
 
     def _image_reward(self, drawn: list[Drawn]) -> Score:
         def load() -> Any:
-            import ImageReward
+            import ImageReward  # pyright: ignore[reportMissingImports]  # by hand: it brings torch of its own
 
             return ImageReward.load("ImageReward-v1.0", device=self.device)
 
@@ -237,7 +237,7 @@ class Judges:
         """Times 100, as it is published."""
 
         def load() -> Any:
-            import hpsv2
+            import hpsv2  # pyright: ignore[reportMissingImports]  # by hand as well
 
             # The package loads its weights as it scores.
             hpsv2.score(Image.new("RGB", (PATCH, PATCH)), "", hps_version=self.hps_version)

@@ -6,16 +6,20 @@ Where torch has a fused attention for the device nothing holds the logits, and t
 the error: Z+ and Z- are rounded to the dtype of the inputs before the formula, which the reference and our kernels avoid.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
+from .checks import Attention
 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None, scale: float | None
-):
+) -> Tensor:  # fmt: skip
     """Z [B, S, H, D]; a row that sees no key gives zeros.
 
     query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits, or None.
@@ -27,33 +31,36 @@ def attention(
         key, value = (x.masked_fill(~visible[:, :, None, None], 0) for x in (key, value))
     if bias is not None:
         mask = bias.view(1, 1, 1, -1) if mask is None else torch.where(mask, bias, -torch.inf)
+    grouped = key.shape[2] != query.shape[2]
     rows = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))  # torch's fused attentions want it
-    out = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in rows),
-        attn_mask=mask, scale=scale, enable_gqa=key.shape[2] != query.shape[2],
-    ).transpose(1, 2)  # fmt: skip
+    query, key, value = (x.transpose(1, 2) for x in rows)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    out = out.transpose(1, 2)
     # Some of torch's attentions make NaN of a row that sees no key.
     return out if visible is None else torch.where(visible.any(1)[:, None, None, None], out, 0)
 
 
-def fused_guided_attention(
-    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
-    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
-    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
-    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
-) -> Tensor:  # fmt: skip
-    """As `nag_kernels.fused_guided_attention`; settings are floats or tensors [] or [B]."""
+def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
+    """As `nag_kernels.fused_guided_attention`, of the fields of `Attention`; settings are floats or tensors [] or [B]."""
+    call = Attention(*arguments, **named)
+    query, value_negative, negative_logit_bias, rule = (
+        call.query,
+        call.value_negative,
+        call.negative_logit_bias,
+        call.rule,
+    )
     batch = query.shape[0]
     if rule == "vsf":  # (6): one softmax over all keys
-        value_negative = (-reference.as_tensor(nag_scale, value_negative) * value_negative).to(query.dtype)
-    parts = [(key_negative, value_negative, mask_negative), (key_shared, value_shared, mask_shared),
-             (key_positive, value_positive, mask_positive)]  # fmt: skip
-    parts = [(key, value, mask) for key, value, mask in parts if key is not None]
+        value_negative = (-reference.as_tensor(call.nag_scale, value_negative) * value_negative).to(query.dtype)
+    parts = [(call.key_negative, value_negative, call.mask_negative)]
+    if call.key_shared is not None and call.value_shared is not None:
+        parts.append((call.key_shared, call.value_shared, call.mask_shared))
+    parts.append((call.key_positive, call.value_positive, call.mask_positive))
     lengths = [key.shape[1] for key, _, _ in parts]
     masked = any(mask is not None for _, _, mask in parts)
     joined = len(parts) == 3 or rule == "vsf"
 
-    def whole(tensors: list[Tensor]) -> Tensor:
+    def whole(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat([x.expand(batch, *x.shape[1:]) for x in tensors], 1)
 
     def attend(first: int, last: int) -> Tensor:
@@ -69,14 +76,17 @@ def fused_guided_attention(
             filling = min(max(negative_logit_bias, -largest), largest)
             bias = torch.cat([key.new_full((lengths[0],), filling), key.new_zeros(length - lengths[0])])
         visible = seen.narrow(1, begin, length) if masked else None
-        return attention(query, key, value, visible, bias, softmax_scale)
+        return attention(query, key, value, visible, bias, call.softmax_scale)
 
+    rows: list[Tensor] = []  # keys and values of all parts
     if joined:
-        rows = [whole([part[i] for part in parts]) for i in (0, 1)]
+        rows = [whole(key for key, _, _ in parts), whole(value for _, value, _ in parts)]
+    seen = query  # the masks of all parts, where there are any
     if masked:
         seen = whole([key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m in parts])
     if rule == "vsf":
         return attend(0, len(parts)).contiguous()
     positive, negative = attend(1, len(parts)), attend(0, len(parts) - 1)
-    guided = reference.guidance(positive.flatten(2), negative.flatten(2), nag_scale, nag_tau, nag_alpha, rule)
+    settings = call.nag_scale, call.nag_tau, call.nag_alpha
+    guided = reference.guidance(positive.flatten(2), negative.flatten(2), *settings, rule)
     return guided.view(query.shape)

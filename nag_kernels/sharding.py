@@ -8,6 +8,8 @@ them. Whatever is placed otherwise DTensor moves first. `guidance` stays where i
 same reason. The front doors import this when they first meet a DTensor; a caller of `torch.ops.nag` must do so.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +18,10 @@ from torch.distributed.tensor.experimental import register_sharding
 
 from . import _ops
 
-Sharding = tuple[list[Placement], list[Placement | None]]  # of the output, and of each argument
+Sharding = tuple[list[Placement | None], list[Placement | None]]  # of the output, and of each argument
 
 
-def _placed(arguments: tuple[Any, ...], place) -> Sharding:
+def _placed(arguments: tuple[Any, ...], place: Callable[[Any, int], Placement]) -> Sharding:
     """place(argument, its position) for each that is a tensor, and for the output what the first has."""
     inputs = [place(x, i) if hasattr(x, "placements") else None for i, x in enumerate(arguments)]
     return inputs[:1], inputs
@@ -28,6 +30,10 @@ def _placed(arguments: tuple[Any, ...], place) -> Sharding:
 def _by_rows(first: Any, x: Any) -> Placement:
     """Along the first dimension, which one row for all, and a setting for all, do not have."""
     return Shard(0) if x.ndim and x.shape[0] == first.shape[0] else Replicate()
+
+
+def _both_along(dim: int, x: Any, i: int) -> Placement:
+    return Shard(dim) if i < 2 else Replicate()
 
 
 def _attention(query: Any, *others: Any) -> list[Sharding]:
@@ -45,7 +51,7 @@ def _guidance(positive: Any, *others: Any) -> list[Sharding]:
     if positive.ndim > 1:
         shardings.append(_placed(arguments, lambda x, i: _by_rows(positive, x)))
     for dim in range(1, positive.ndim - 1):
-        shardings.append(_placed(arguments, lambda x, i, dim=dim: Shard(dim) if i < 2 else Replicate()))
+        shardings.append(_placed(arguments, functools.partial(_both_along, dim)))
     return shardings
 
 

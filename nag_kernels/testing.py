@@ -90,9 +90,8 @@ def eager_attention(inputs: dict, *parts: str, flip: float = -1.0) -> Tensor:
     mask = None
     if bias != 0 or any(inputs.get(f"mask_{name}") is not None for name in names):
         mask = whole([seen(name) for name in names])[:, None, None, :]
-    out = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask, scale=inputs.get("softmax_scale")
-    )
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=inputs.get("softmax_scale"))
     return out.transpose(1, 2).reshape(batch, length, -1)
 
 
@@ -115,7 +114,9 @@ def eager(inputs: dict, *settings, rule: str = "nag") -> Tensor:
     """The baseline of every comparison: SDPA twice and the eager formula or, for "vsf", SDPA once with flipped values."""
     if rule == "vsf":
         return eager_attention(inputs, "shared", "positive", "negative", flip=settings[0]).view(inputs["query"].shape)
-    return eager_guidance(*eager_branches(inputs), *settings, rule=rule).view(inputs["query"].shape)
+    positive, negative = eager_branches(inputs)
+    scale, tau, alpha = settings
+    return eager_guidance(positive, negative, scale, tau, alpha, rule).view(inputs["query"].shape)
 
 
 def error(out: Tensor, exact: Tensor) -> float:
@@ -141,8 +142,8 @@ def limit(inputs: dict, exact: Tensor, settings: tuple, rule: str, rounded: bool
     dtype = inputs["query"].dtype
     half = dtype in (torch.float16, torch.bfloat16)
     floor = rounding_floor(dtype)
-    baseline = eager(inputs, *settings, rule=rule)
-    baseline = error(baseline, exact) if bool(torch.isfinite(baseline).all()) else 2 * floor  # float16 may overflow
+    published = eager(inputs, *settings, rule=rule)
+    baseline = error(published, exact) if bool(torch.isfinite(published).all()) else 2 * floor  # float16 may overflow
     tokens = inputs["query"].shape[0] * inputs["query"].shape[1]
     if half and not rounded and tokens >= 64 and rule == "nag" and settings == (5.0, 2.5, 0.25):
         return HALF_MARGIN * baseline

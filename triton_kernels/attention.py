@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.configs import capability, tiles
+from ..checks import Attention
+from .configs import capability, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LARGEST_BIAS = torch.finfo(torch.float32).max / 4  # times log2(e), and with a logit added, it stays finite
@@ -245,15 +246,19 @@ def guidance(positive: Tensor, negative: Tensor, nag_scale, nag_tau, nag_alpha, 
     return out
 
 
-def _guided(query, pairs, masks, softmax_scale, bias, settings, rule, state=None) -> Tensor:
-    """Both kernels; pairs and masks of text+, text- and the shared keys (None where there are none) or, in the place of those,
-    `state`: (out, logsumexp, whether Z- may lie where `out` does) of an attention to them."""
-    batch, length, heads, size = query.shape
-    bias = min(max(float(bias), -LARGEST_BIAS), LARGEST_BIAS)
-    shared = pairs[2] is not None and pairs[2][0].shape[1] > 0
-    query = _unit(query)
-    texts = [_unit(x) for pair in (*pairs[:2], pairs[2] if shared else pairs[0]) for x in pair]
-    masks = [*masks[:2], masks[2] if shared else None]
+def _guided(call: Attention, state: tuple[Tensor, Tensor, bool] | None = None) -> Tensor:
+    """Both kernels; in the place of the shared keys `state`: (out, logsumexp, whether Z- may lie where `out` does) of an
+    attention to them."""
+    if not call.query.numel():
+        return torch.empty_like(call.query, memory_format=torch.contiguous_format)
+    batch, length, heads, size = call.query.shape
+    bias = min(max(float(call.negative_logit_bias), -LARGEST_BIAS), LARGEST_BIAS)
+    shared = call.key_shared is not None and call.key_shared.shape[1] > 0
+    query = _unit(call.query)
+    positive, negative = (call.key_positive, call.value_positive), (call.key_negative, call.value_negative)
+    last = (call.key_shared, call.value_shared) if shared else positive
+    texts = [_unit(x) for x in (*positive, *negative, *last)]
+    masks = [call.mask_positive, call.mask_negative, call.mask_shared if shared else None]
     prefix, lse, spent = state or (query, query, False)
     prefix = _unit(prefix)
     strides = [query.stride(i) for i in range(3)]
@@ -274,48 +279,30 @@ def _guided(query, pairs, masks, softmax_scale, bias, settings, rule, state=None
     branches[(triton.cdiv(length, config["BLOCK_M"]), heads, batch)](
         query, *texts, *(query if mask is None else mask.view(torch.uint8) for mask in masks), prefix, lse, *both,
         *(both if scales is None else scales), length, *(x.shape[1] for x in texts[::2]),
-        size**-0.5 if softmax_scale is None else float(softmax_scale), bias, *strides,
+        size**-0.5 if call.softmax_scale is None else float(call.softmax_scale), bias, *strides,
         HEADS=heads, REPEATS=heads // texts[0].shape[2], SIZE=size, SHARED=shared, FINISH=state is not None,
         MASK_POSITIVE=masks[0] is not None, MASK_NEGATIVE=masks[1] is not None, MASK_SHARED=masks[2] is not None,
-        VSF=rule == "vsf", NARROW=narrow, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
+        VSF=call.rule == "vsf", NARROW=narrow, WIDEN=INTERPRETED and query.dtype == torch.bfloat16,
         BLOCK_D=max(16, triton.next_power_of_2(size)), **config,
     )  # fmt: skip
-    _blend(*(x.view(batch * length, heads * size) for x in (*both, out)), batch, settings, rule, scales)
+    settings = (call.nag_scale, call.nag_tau, call.nag_alpha)
+    _blend(*(x.view(batch * length, heads * size) for x in (*both, out)), batch, settings, call.rule, scales)
     return out
 
 
-def fused_guided_attention(
-    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
-    nag_scale, nag_tau, nag_alpha, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
-    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None, mask_shared: Tensor | None = None,
-    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
-) -> Tensor:  # fmt: skip
-    """As `nag_kernels.fused_guided_attention`, for inputs that were checked; any dtype but float64."""
+def fused_guided_attention(*arguments, **named) -> Tensor:
+    """As `nag_kernels.fused_guided_attention`, of the fields of `Attention`, for inputs that were checked; any dtype but
+    float64."""
     calls["fused_guided_attention"] += 1
-    if not query.numel():
-        return torch.empty_like(query, memory_format=torch.contiguous_format)
-    pairs = [(key_positive, value_positive), (key_negative, value_negative)]
-    pairs.append(None if key_shared is None else (key_shared, value_shared))
-    masks = (mask_positive, mask_negative, mask_shared)
-    return _guided(query, pairs, masks, softmax_scale, negative_logit_bias, (nag_scale, nag_tau, nag_alpha), rule)
+    return _guided(Attention(*arguments, **named))
 
 
-def finish(
-    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
-    nag_scale, nag_tau, nag_alpha, shared_out: Tensor, shared_lse: Tensor,
-    mask_positive: Tensor | None = None, mask_negative: Tensor | None = None,
-    softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag", spend: bool = False,
-) -> Tensor:  # fmt: skip
+def finish(*arguments, shared_out: Tensor, shared_lse: Tensor, spend: bool = False, **named) -> Tensor:
     """The same with the shared part given: shared_out [B, S, H, D] (query's dtype or float32) and shared_lse [B, H, S]
     (float32, natural logarithm), what an attention of query to the shared keys returned at the same softmax_scale.
     spend: shared_out may be written over."""
     calls["finish"] += 1
-    if not query.numel():
-        return torch.empty_like(query, memory_format=torch.contiguous_format)
-    pairs = [(key_positive, value_positive), (key_negative, value_negative), None]
-    masks = (mask_positive, mask_negative, None)
-    settings, state = (nag_scale, nag_tau, nag_alpha), (shared_out, shared_lse, spend)
-    return _guided(query, pairs, masks, softmax_scale, negative_logit_bias, settings, rule, state)
+    return _guided(Attention(*arguments, **named), (shared_out, shared_lse, spend))
 
 
 KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}

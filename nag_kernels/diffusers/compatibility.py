@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from .denoiser_calls import inner_denoiser
+from .denoiser_calls import Denoiser, inner_denoiser
 from .models.registry import spec_of
 
 # Of diffusers' own hooks those that leave what a layer computes as it is. All others (caches of steps or layers, skipped
@@ -17,7 +17,7 @@ from .models.registry import spec_of
 HARMLESS_HOOKS = ("group_offloading", "layerwise_casting", "context_parallel", "tensor_parallel", "hooks")
 
 
-def check_combination(denoiser: Module, negative_pooled: bool) -> None:
+def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
     """Raises ValueError, with what to do, where something on the denoiser would make guidance wrong."""
     spec, model = spec_of(denoiser), inner_denoiser(denoiser)
     where = f"guide: this {type(model).__name__} cannot be guided: "
@@ -59,7 +59,7 @@ def check_combination(denoiser: Module, negative_pooled: bool) -> None:
             )
 
 
-def check_gradients(denoiser: Module) -> None:
+def check_gradients(denoiser: Denoiser) -> None:
     """Raises ValueError where layers would run once more, for a gradient, after the guided call has ended."""
     if torch.is_grad_enabled() and getattr(inner_denoiser(denoiser), "is_gradient_checkpointing", False):
         raise ValueError(
@@ -68,7 +68,7 @@ def check_gradients(denoiser: Module) -> None:
         )
 
 
-def _check_dual_forward(where: str, model: Module) -> None:
+def _check_dual_forward(where: str, model: Denoiser) -> None:
     """Two runs take turns within a layer, which must not lose its weights when the first of them leaves it."""
     grouped = any(type(hook).__module__.endswith("group_offloading") for _, _, hook in _hooks(model))
     inside = (x for x in model.modules() if x is not model)
@@ -79,15 +79,15 @@ def _check_dual_forward(where: str, model: Module) -> None:
         )
 
 
-def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mapping[str, Any]) -> None:
+def check_calls(denoiser: Denoiser, calls: Mapping[Module, int], arguments: Mapping[str, Any]) -> None:
     """Raises RuntimeError where a layer did not see the text exactly once in a guided call with these arguments of forward."""
     idle = spec_of(denoiser).idle_layers(arguments)
     if not idle and all(n == 1 for n in calls.values()):
         return
     named = [(name, x) for name, x in inner_denoiser(denoiser).named_modules() if x in calls]
-    calls = {name: calls[x] for name, x in named if calls[x] or not any(part in name for part in idle)}
-    counts = list(calls.values())
-    wrong = [f"{name} ({n})" for name, n in calls.items() if n != 1]
+    by_name = {name: calls[x] for name, x in named if calls[x] or not any(part in name for part in idle)}
+    counts = list(by_name.values())
+    wrong = [f"{name} ({n})" for name, n in by_name.items() if n != 1]
     if not wrong:
         return
     raise RuntimeError(
@@ -97,7 +97,7 @@ def check_calls(denoiser: Module, calls: Mapping[Module, int], arguments: Mappin
     )
 
 
-def check_parallel(where: str, spec: Any, model: Module) -> None:
+def check_parallel(where: str, spec: Any, model: Denoiser) -> None:
     config = getattr(model, "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     if config is None:
@@ -128,7 +128,7 @@ def check_parallel(where: str, spec: Any, model: Module) -> None:
         )
 
 
-def _sharded_by_hand(model: Module) -> bool:
+def _sharded_by_hand(model: Denoiser) -> bool:
     """By tensor parallelism, that is; fully sharded weights are whole again when a layer runs."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
@@ -139,7 +139,7 @@ def _sharded_by_hand(model: Module) -> bool:
     return sharded and not any(isinstance(x, FSDPModule) for x in model.modules())
 
 
-def sequence_mesh(denoiser: Module) -> Any | None:
+def sequence_mesh(denoiser: Denoiser) -> Any | None:
     """The devices over which context parallelism splits the text, as a mesh of one dimension; None where it does not.
 
     Read from the hooks that split (a plan may be given by the user): Wan's leaves the text whole.
@@ -155,13 +155,13 @@ def sequence_mesh(denoiser: Module) -> Any | None:
     return config._flattened_mesh if splits else None
 
 
-def head_mesh(denoiser: Module) -> Any | None:
+def head_mesh(denoiser: Denoiser) -> Any | None:
     """The devices over which tensor parallelism shards the heads, None where it does not."""
     config = getattr(getattr(inner_denoiser(denoiser), "_parallel_config", None), "tensor_parallel_config", None)
     return None if config is None else config._mesh
 
 
-def is_compiled(denoiser: Module) -> bool:
+def is_compiled(denoiser: Denoiser) -> bool:
     inner = inner_denoiser(denoiser)
     return inner is not denoiser or any(x._compiled_call_impl is not None for x in inner.modules())
 
@@ -171,7 +171,7 @@ def _is_of(function: Any, package: str) -> bool:
     return (getattr(function, "__module__", None) or "").partition(".")[0] == package
 
 
-def _hooks(model: Module) -> Iterator[tuple[str, str, Any]]:
+def _hooks(model: Denoiser) -> Iterator[tuple[str, str, Any]]:
     """(layer, name, hook) of all of diffusers' hooks."""
     for layer, module in model.named_modules():
         for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items():

@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch.nn import Module
+Denoiser = Any  # a model of diffusers: a Module, of whose attributes a type checker knows nothing
 
 
-def inner_denoiser(denoiser: Module) -> Module:
+def inner_denoiser(denoiser: Denoiser) -> Denoiser:
     """The model itself where `torch.compile` has wrapped it."""
     return getattr(denoiser, "_orig_mod", denoiser)
 
 
-def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def denoiser_arguments(denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a denoiser call by name."""
     signature = inspect.signature(type(inner_denoiser(denoiser)).forward)
     arguments = dict(signature.bind(denoiser, *args, **kwargs).arguments)
@@ -25,7 +25,9 @@ def denoiser_arguments(denoiser: Module, args: tuple, kwargs: Mapping[str, Any])
     return arguments
 
 
-def as_they_came(denoiser: Module, args: tuple, arguments: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def as_they_came(
+    denoiser: Denoiser, args: tuple[Any, ...], arguments: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a denoiser call, changed or not, in the form of the call that came with `args`: as many of them by
     position, the rest by name. Others' hooks and wrappers read them so."""
     names = list(inspect.signature(type(inner_denoiser(denoiser)).forward).parameters)[1 : len(args) + 1]

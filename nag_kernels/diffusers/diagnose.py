@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import Module
 
 from nag_kernels import fused_guided_attention, reference
 
-from .attention.base import KeyValue
+from .attention.base import KeyValue, Masks, SettingTensors
 from .attention.distributed import PLAIN
 from .compatibility import head_mesh, is_compiled
 from .denoiser_calls import inner_denoiser
@@ -29,7 +30,6 @@ FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 %
 BINS = OCTAVES * PER_OCTAVE + 2
 PUBLISHED_TAU = 2.5  # in all of the paper's settings
 PUBLISHED_STEP = 1.0  # nag_alpha (nag_scale - 1): the median of the paper's settings, which lie between 0.5 and 1.5
-Settings = tuple[Tensor, Tensor, Tensor]
 
 
 @contextlib.contextmanager
@@ -59,9 +59,10 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
                 raise ValueError(
                     "diagnose: the heads of the denoiser must be on one device, for norms run over all heads"
                 )
-        guidance = owner_of(pipe).guidance
-        guidance.watch = Findings(pipe, *guidance.settings)
-        yield guidance.watch
+        owner = owner_of(pipe)
+        assert owner is not None  # that of the block
+        found = owner.guidance.watch = Findings(pipe, *owner.guidance.settings)
+        yield found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """Settings to start from, and why."""
+    """SettingTensors to start from, and why."""
 
     nag_scale: float
     nag_tau: float
@@ -127,22 +128,23 @@ class Findings:
 
     @torch.no_grad()
     def attention(
-        self, processor: Any, query: Tensor, positive: KeyValue, negative: KeyValue, settings: Settings,
-        masks: tuple[Tensor | None, Tensor | None], shared: KeyValue | None,
+        self, processor: Any, query: Tensor, positive: KeyValue, negative: KeyValue, settings: SettingTensors,
+        masks: Masks, shared: KeyValue | None,
     ) -> None:  # fmt: skip
         """The arguments of one guided layer, [B, S, H, D]."""
         dtype, rows = reference.accumulate_dtype(query.dtype), query.shape[0]
+        options: dict[str, Any]
         options = {} if shared is None else {"key_shared": shared[0].to(dtype), "value_shared": shared[1].to(dtype)}
-        both = []
+        both: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
             for text, mask in zip((positive, negative), masks, strict=True):
                 key, value = (x.to(dtype).expand(rows, -1, -1, -1) for x in text)
                 plain = (query.to(dtype), key, value, key[:, :0], value[:, :0], *PLAIN)
                 both.append(fused_guided_attention(*plain, mask_positive=mask, **options).flatten(2))
-        self.branches(processor, *both, settings)
+        self.branches(processor, both[0], both[1], settings)
 
     @torch.no_grad()
-    def branches(self, layer: Any, positive: Tensor, negative: Tensor, settings: Settings) -> None:
+    def branches(self, layer: Any, positive: Tensor, negative: Tensor, settings: SettingTensors) -> None:
         """Z+ and Z- [B, S, C] of one guided layer."""
         dtype = reference.accumulate_dtype(positive.dtype)
         positive, negative = positive.to(dtype), negative.to(dtype)
@@ -196,7 +198,9 @@ class Findings:
         if not chosen:
             where = "" if layer is None and step is None else f" for layer {layer!r} and step {step}"
             raise ValueError(f"diagnose: nothing was recorded{where}: was {self.name} called in the block?")
-        counts, by_ratio, sums = (sum(x.cpu() for x in same) for same in zip(*chosen, strict=True))
+        counts, by_ratio, sums = (
+            functools.reduce(torch.add, [x.cpu() for x in same]) for same in zip(*chosen, strict=True)
+        )
         tokens = int(counts.sum())
         clipped, apart, moved, there = sums.tolist()
         means = (clipped / max(tokens, 1), apart / max(there, 1), moved / max(there, 1))
@@ -213,7 +217,9 @@ class Findings:
         table.add_column(by)
         for name in ("tokens", "clipped", "R 5 %", "R 50 %", "R 95 %", "R 99 %", "difference", "moved"):
             table.add_column(name, justify="right")
-        lines = [(str(x), self.cell(**{by: x})) for x in (self.layers if by == "layer" else self.steps)]
+        lines = [(x, self.cell(layer=x)) for x in self.layers] if by == "layer" else [
+            (str(x), self.cell(step=x)) for x in self.steps
+        ]  # fmt: skip
         for name, cell in [*lines, ("all", self.cell())]:
             if name == "all":
                 table.add_section()
@@ -224,7 +230,7 @@ class Findings:
         return table
 
     def suggest(self, clipped: float = 0.05, moved: float = 0.4) -> Suggestion:
-        """Settings to start from for this model, prompt and negative; nag_scale stays that of the run.
+        """SettingTensors to start from for this model, prompt and negative; nag_scale stays that of the run.
 
             nag_tau   = the quantile 1 - clipped of R, at most 2.5, at least 1
             nag_alpha = 1 / (nag_scale - 1), or less: so that tokens move by the share `moved` of their length in the mean

@@ -3,33 +3,54 @@
 """`guide`: negative guidance inside attention for an unmodified pipeline, on for a while and gone without a trace."""
 
 import functools
+import inspect
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from diffusers import ModularPipeline
 from torch.nn import Module
 
 from nag_kernels.checks import check_rule, check_scalars
 
+from .attention.base import Layer
 from .compatibility import check_combination
-from .denoiser_calls import inner_denoiser
+from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
 from .models.registry import find_denoisers, guided_layers, spec_of
 from .negative_prompt import Negative, checked_negative, record_negative
-from .owners import Block, OneCall, Owner, enter, leave, owner_for_everybody, refuse_nested
-from .restore import put_back_after
+from .owners import Block, OneCall, Owner, Pipe, enter, leave, owner_for_everybody, refuse_nested
+from .restore import Replaced, put_back_after
 from .run import GuidedRun
 from .schedule import check_window
 from .turns import is_mine, run_turns, take, wait_for_calls_begun
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _arguments_of(
+    function: Callable[Arguments, Any],
+) -> Callable[[Callable[..., Result]], Callable[Arguments, Result]]:
+    """Gives the decorated function, which hands its arguments on to `function`, the same signature: for a type checker, an
+    editor and `help`."""
+
+    def give(ours: Callable[..., Result]) -> Callable[Arguments, Result]:
+        own = inspect.signature(ours)
+        parameters = inspect.signature(function).parameters.values()
+        ours.__dict__["__signature__"] = own.replace(parameters=list(parameters))
+        return ours
+
+    return give
+
 
 def guide(
-    pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
+    pipe: Pipe, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
     nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
     start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
     negative_pooled: bool = False,
-) -> Block:  # fmt: skip
+) -> Block[Pipe]:  # fmt: skip
     """Within the block (`with guide(pipe, "blurry"):`), every call of `pipe` is steered away from `negative_prompt` inside
     attention.
 
@@ -75,40 +96,26 @@ def guide(
     return Block(pipe, settings)
 
 
-def guided(
-    pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
-    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
-    start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
-    negative_pooled: bool = False,
-) -> OneCall:  # fmt: skip
+@_arguments_of(guide)
+def guided(*arguments: Any, **settings: Any) -> OneCall:
     """The pipeline's call, guided: `guided(pipe, "red")(prompt, num_inference_steps=20)`. Arguments and errors as in `guide`.
 
     Guidance holds for that call alone, and any number of threads may make such calls. Its settings are checked at once.
     """
-    settings = functools.partial(
-        _Guidance, pipe, negative_prompt, (nag_scale, nag_tau, nag_alpha), rule, negative_logit_bias, (start, end, sigma_end),
-        pad, negative_pooled,
-    )  # fmt: skip
+    pipe, guidance = guide(*arguments, **settings).taken()
     refuse_nested(pipe)
-    return OneCall(pipe, settings())
+    return OneCall(pipe, guidance())
 
 
-def enable_guidance(
-    pipe: Any, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
-    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
-    start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
-    negative_pooled: bool = False,
-) -> None:  # fmt: skip
+@_arguments_of(guide)
+def enable_guidance(*arguments: Any, **settings: Any) -> None:
     """Steers every call of `pipe`, by whatever thread, until `disable_guidance(pipe)`. Arguments and errors as in `guide`.
 
     Within a block of `guide` that block's settings hold.
     """
-    settings = functools.partial(
-        _Guidance, pipe, negative_prompt, (nag_scale, nag_tau, nag_alpha), rule, negative_logit_bias, (start, end, sigma_end),
-        pad, negative_pooled,
-    )  # fmt: skip
+    pipe, guidance = guide(*arguments, **settings).taken()
     refuse_nested(pipe)
-    owner = Owner(pipe, settings(), everybody=True)
+    owner = Owner(pipe, guidance(), everybody=True)
     try:
         enter(owner)
     except BaseException:
@@ -134,7 +141,10 @@ class _Guidance:
 
     watch: Any = None  # looks on at every guided layer: `diagnose`
 
-    def __init__(self, pipe, negative_prompt, given, rule, bias, window, pad, negative_pooled):
+    def __init__(
+        self, pipe: Any, negative_prompt: Negative, given: tuple[float | None, float | None, float | None], rule: str,
+        bias: float, window: tuple[float, float, float | None], pad: bool, negative_pooled: bool,
+    ):  # fmt: skip
         if isinstance(pipe, (type, Module)):
             what = "the class" if isinstance(pipe, type) else "a model,"
             name = pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
@@ -164,8 +174,9 @@ class _Guidance:
             kind = type(inner_denoiser(denoiser)).__name__
             why = "the published ones differ by prompt" if rule == "vsf" else f"none is published for this {kind}"
             raise ValueError(f"guide: nag_scale must be given for rule '{rule}': {why}")
-        published = zip(given, (scale, papers.nag_tau, papers.nag_alpha), strict=True)
-        self.settings = tuple(paper if own is None else own for own, paper in published)
+        published: tuple[Any, ...] = (scale, papers.nag_tau, papers.nag_alpha)  # a scale that has none was given
+        own = zip(given, published, strict=True)
+        self.settings: tuple[float, ...] = tuple(paper if value is None else value for value, paper in own)
         check_scalars("guide", *self.settings)
         if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
             raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")
@@ -174,22 +185,24 @@ class _Guidance:
         self.negative_pooled = negative_pooled
         put_back_after(lambda replaced: self._check_all(replaced, denoisers))
 
-    def _check_all(self, replaced, denoisers):
+    def _check_all(self, replaced: Replaced, denoisers: list[Denoiser]) -> None:
         for turn in run_turns(denoisers):  # else another thread's guided call might have its processors there
             take(turn, replaced)
         for denoiser in denoisers:
             self.check(denoiser)
 
-    def check(self, denoiser):
+    def check(self, denoiser: Denoiser) -> list[Layer]:
         """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
         check_combination(denoiser, self.negative_pooled)
         return guided_layers(denoiser)
 
-    def run(self, function, pipe, args, kwargs):
+    def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
         return put_back_after(lambda replaced: self._run(replaced, function, pipe, args, kwargs))
 
-    def _run(self, replaced, function, pipe, args, kwargs):
+    def _run(
+        self, replaced: Replaced, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         denoisers = find_denoisers(pipe)
         turns = run_turns(denoisers)
         if any(is_mine(turn) for turn in turns):

@@ -5,18 +5,18 @@
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Module
 
+from .denoiser_calls import Denoiser
 from .restore import Replaced
 
 CALLBACKS = ("callback_on_step_end", "callback")
 
 
-def intercepted(replaced: Replaced, denoiser: Module, call: Callable) -> Callable:
+def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]) -> Callable[..., Any]:
     """Until `replaced` is put back, calling `denoiser` calls `call` instead; returns the call that it replaces.
 
     The call is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as
@@ -28,7 +28,7 @@ def intercepted(replaced: Replaced, denoiser: Module, call: Callable) -> Callabl
     return denoiser._call_impl if before is None else before
 
 
-def contexts_noticed(replaced: Replaced, denoiser: Module, notice: Callable[[str | None], None]) -> None:
+def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[str | None], None]) -> None:
     """Until `replaced` is put back, `notice` is told the name of each `denoiser.cache_context` that this thread enters, and
     None when it leaves it."""
     original, thread = getattr(denoiser, "cache_context", None), threading.get_ident()
@@ -36,7 +36,7 @@ def contexts_noticed(replaced: Replaced, denoiser: Module, notice: Callable[[str
         return
 
     @contextlib.contextmanager
-    def noticed(name, **kwargs):
+    def noticed(name: str, **kwargs: Any) -> Iterator[None]:
         if threading.get_ident() != thread:
             with original(name, **kwargs):
                 yield
@@ -51,7 +51,9 @@ def contexts_noticed(replaced: Replaced, denoiser: Module, notice: Callable[[str
     replaced.attribute(denoiser, "cache_context", noticed)
 
 
-def call_arguments(function: Callable, pipe: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def call_arguments(
+    function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments of a pipeline call by name, defaults included, without the pipeline itself."""
     signature = inspect.signature(function)
     bound = signature.bind(pipe, *args, **kwargs)
@@ -84,8 +86,8 @@ def image_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def with_callbacks(
-    function: Callable, args: tuple, kwargs: Mapping[str, Any], change: Callable
-) -> tuple[tuple, dict[str, Any]]:
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with its step callbacks changed."""
     call = inspect.signature(function).bind(*args, **kwargs)
     rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
-from .attention.base import put_processor
-from .denoiser_calls import denoiser_arguments, inner_denoiser
+from .attention.base import Layer, put_processor
+from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, intercepted, prompt_count
 from .models.registry import spec_of
 from .restore import Replaced
@@ -42,8 +41,10 @@ def checked_negative(negative: Negative) -> Negative:
     )
 
 
-def record_negative(replaced: Replaced, function: Callable, pipe: Any, denoisers: list[Module], arguments: Mapping[str, Any],
-                    negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
+def record_negative(
+    replaced: Replaced, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any],
+    negative: Negative,
+) -> dict[str, Any]:  # fmt: skip
     """The denoiser's arguments, had the pipeline been called with the negative for its prompt, all else alike.
 
     The call runs up to the first use of a denoiser and leaves nothing behind: generators are cloned, torch's random
@@ -51,9 +52,10 @@ def record_negative(replaced: Replaced, function: Callable, pipe: Any, denoisers
     dropped, the progress bar stays off. Calls of the denoiser by other threads are their own.
     """
     got: dict[str, Any] = {}
-    thread, originals = threading.get_ident(), {}
+    thread = threading.get_ident()
+    originals: dict[Denoiser, Callable[..., Any]] = {}
 
-    def record(denoiser, *args, **kwargs):
+    def record(denoiser: Denoiser, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
             return plain_call(denoiser, originals[denoiser], args, kwargs)
         got.update(denoiser_arguments(denoiser, args, kwargs))
@@ -80,7 +82,7 @@ def record_negative(replaced: Replaced, function: Callable, pipe: Any, denoisers
     return got
 
 
-def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Module]) -> None:
+def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Denoiser]) -> None:
     """Whatever changes from now on in pipeline, scheduler, processors and torch's random state is put back."""
     for owner in (pipe, getattr(pipe, "scheduler", None)):
         if hasattr(owner, "__dict__"):
@@ -105,14 +107,14 @@ def _put_attributes_back(owner: Any, before: Mapping[str, Any]) -> None:
             owner.__dict__[name] = value
 
 
-def _put_processors_back(processors: list[tuple[Module, Any]]) -> None:
+def _put_processors_back(processors: list[tuple[Layer, Any]]) -> None:
     for module, processor in processors:
         if getattr(module, "processor", None) is not processor:
             put_processor(module, processor)
 
 
-def _with_negative(function: Callable, pipe: Any, arguments: Mapping[str, Any],
-                   negative: str | list[str] | Mapping[str, Tensor]) -> dict[str, Any]:  # fmt: skip
+def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[str, Any],
+                   negative: Negative) -> dict[str, Any]:  # fmt: skip
     prompts = prompt_count(pipe, arguments)
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.

@@ -15,20 +15,32 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from .restore import put_back_after
+from .restore import Replaced, put_back_after
 from .turns import denoisers_of, run_turns, take
 
 _lock = threading.RLock()
 _known: weakref.WeakKeyDictionary[Any, "_Guided"] = weakref.WeakKeyDictionary()  # made for a pipeline before
 _entered: contextvars.ContextVar[tuple["Owner", ...]] = contextvars.ContextVar("nag_kernels.guide", default=())
 
+Pipe = TypeVar("Pipe")
+
+
+class Guidance(Protocol):
+    """The settings that an owner has, and what calls a pipeline with them."""
+
+    settings: tuple[float, ...]  # nag_scale, nag_tau, nag_alpha
+    watch: Any  # looks on at every guided layer, or None
+    unused: str  # what to say where no call was guided
+
+    def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
 
 class Owner:
     """One block, or one `enable_guidance`, and its settings."""
 
-    def __init__(self, pipe: Any, guidance: Any, everybody: bool):
+    def __init__(self, pipe: Any, guidance: "Guidance", everybody: bool):
         self.pipe, self.guidance, self.everybody = pipe, guidance, everybody
         self.calls = 0
         self.on: _Guided | None = None
@@ -40,27 +52,32 @@ class _Guided:
     def __init__(self, pipe: Any):
         self.pipe = weakref.ref(pipe)
         self.owners: list[Owner] = []
-        self.plain = plain = type(pipe)
+        plain: Any = type(pipe)
+        self.plain = plain  # a class
 
         @functools.wraps(plain.__call__)
-        def guided_call(pipe, *args, **kwargs):
+        def guided_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
             return self.call(pipe, args, kwargs)
 
-        def reduce(pipe, protocol):  # copies and pickles have the class that the pipeline had
+        def reduce(
+            pipe: Any, protocol: Any
+        ) -> tuple[Any, ...]:  # copies and pickles have the class that the pipeline had
             function, arguments, *rest = plain.__reduce_ex__(pipe, protocol)
             return function, tuple(plain if x is type(pipe) else x for x in arguments), *rest
 
         own = {"__call__": guided_call, "__reduce_ex__": reduce, "_nag_guided": self}
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-        self.cls = type(plain)(plain.__name__, (plain,), own | same)
+        make: Any = type(plain)
+        self.cls: type[Any] = make(plain.__name__, (plain,), own | same)
         self.put = dict(vars(self.cls))
 
     def owner(self) -> Owner | None:
         """Whose guidance a call follows that is made here and now."""
         mine = [x for x in _entered.get() if x in self.owners]
-        return (mine or [x for x in self.owners if x.everybody] or [None])[-1]
+        found = mine or [x for x in self.owners if x.everybody]
+        return found[-1] if found else None
 
-    def call(self, pipe: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.plain.__call__
         if self.pipe() is not pipe:  # a copy has the class as well
             return function(pipe, *args, **kwargs)
@@ -82,10 +99,10 @@ class _Guided:
             pipe.__class__ = self.plain
 
 
-def _plain_run(function: Callable, pipe: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _plain_run(function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call of a pipeline by somebody who has no guidance on it, while others have."""
 
-    def run(replaced):
+    def run(replaced: Replaced) -> Any:
         for turn in run_turns(denoisers_of(pipe)):
             take(turn, replaced)
             if turn.run is not None:  # this thread's own, which called it
@@ -96,7 +113,7 @@ def _plain_run(function: Callable, pipe: Any, args: tuple, kwargs: dict[str, Any
 
 
 def _guided(pipe: Any) -> _Guided | None:
-    found = getattr(type(pipe), "_nag_guided", None)
+    found: _Guided | None = getattr(type(pipe), "_nag_guided", None)
     return found if found is not None and found.pipe() is pipe else None
 
 
@@ -126,8 +143,8 @@ def refuse_nested(pipe: Any) -> None:
         )
 
 
-def enter(owner: Owner) -> Any:
-    """Puts guidance on the pipeline, and returns that. What is done of it, `leave` takes back."""
+def enter(owner: Owner) -> None:
+    """Puts guidance on the pipeline. What is done of it, `leave` takes back."""
     with _lock:
         refuse_nested(owner.pipe)
         owner.on = guided = _guided(owner.pipe) or _made_for(owner.pipe)
@@ -136,7 +153,6 @@ def enter(owner: Owner) -> Any:
             owner.pipe.__class__ = guided.cls
         if not owner.everybody:
             _entered.set((*(x for x in _entered.get() if x.on is not None), owner))
-        return owner.pipe
 
 
 def leave(owner: Owner) -> None:
@@ -154,7 +170,7 @@ def leave(owner: Owner) -> None:
         owner.on = owner.pipe = None  # a context that lives on keeps the owner, and should not keep the pipeline
 
 
-class Block(contextlib.ContextDecorator):
+class Block(contextlib.ContextDecorator, Generic[Pipe]):
     """What `guide` gives: a block in which `pipe` is guided, for the context that enters it. It may be entered once.
 
     settings: makes the guidance.
@@ -163,35 +179,43 @@ class Block(contextlib.ContextDecorator):
     unused = False
     owner: Owner | None = None
 
-    def __init__(self, pipe: Any, settings: Callable[[], Any], unused: bool = True):
+    def __init__(self, pipe: Pipe, settings: Callable[[], "Guidance"], unused: bool = True):
         self.pipe, self.settings = pipe, settings
         self.unused = unused  # so far, and to be said where it stays so
 
-    def _recreate_cm(self) -> "Block":  # as a decorator: one for each call of the function
+    def _recreate_cm(self) -> "Block[Pipe]":  # as a decorator: one for each call of the function
         self.unused = False
         return Block(self.pipe, self.settings, unused=False)
 
-    def __enter__(self) -> Any:
+    def taken(self) -> tuple[Pipe, Callable[[], "Guidance"]]:
+        """Its pipeline and settings, for what is no block."""
+        self.unused = False
+        return self.pipe, self.settings
+
+    def __enter__(self) -> Pipe:
         self.unused = False
         if self.owner is not None:
             raise RuntimeError("guide: this block has been entered before; call guide(...) anew for each block")
         refuse_nested(self.pipe)
         self.owner = Owner(self.pipe, self.settings(), everybody=False)
         try:
-            return enter(self.owner)
+            enter(self.owner)
+            return self.pipe
         except BaseException:
             leave(self.owner)
             raise
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        owner = self.owner
+        assert owner is not None
         try:
-            leave(self.owner)
+            leave(owner)
         finally:
-            leave(self.owner)
-        if kind is None and self.owner.calls == 0:
-            raise RuntimeError(f"guide: {self.owner.guidance.unused}")
+            leave(owner)
+        if kind is None and owner.calls == 0:
+            raise RuntimeError(f"guide: {owner.guidance.unused}")
 
-    def __del__(self):
+    def __del__(self) -> None:
         if self.owner is not None:  # an interrupt came between the block and __exit__
             leave(self.owner)
         if self.unused:
@@ -207,7 +231,7 @@ class OneCall:
 
     unused = False
 
-    def __init__(self, pipe: Any, guidance: Any):
+    def __init__(self, pipe: Any, guidance: "Guidance"):
         self.pipe, self.guidance = pipe, guidance
         self.unused = True
 
@@ -217,7 +241,7 @@ class OneCall:
         with Block(self.pipe, lambda: self.guidance, unused=False):
             return self.pipe(*args, **kwargs)
 
-    def __del__(self):
+    def __del__(self) -> None:
         if self.unused:
             warnings.warn(
                 f"guided: this guided({type(self.pipe).__name__}, ...) was never called, so nothing was drawn; write "

@@ -13,6 +13,8 @@ from .attention.distributed import interleaved
 from .attention.masks import not_plain, seen_tokens, whole_if_unseen
 from .models.spec import ModelSpec
 
+Pair = tuple[Tensor, Tensor]  # of the prompt and of the negative
+
 
 class Packer:
     """Packs the recorded negative into the calls of one pipeline run, and tells the processors how the texts lie.
@@ -40,7 +42,8 @@ class Packer:
         self.spec, self.negative, self.pad, self.shared = spec, negative, pad, shared
         self.made = self.images = images
         self.halves, self.mesh = halves, mesh
-        self.rows, self.device = 0, None  # of the latest call
+        self.rows = 0  # of the latest call
+        self.device: torch.device | None = None
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,16 +60,18 @@ class Packer:
         self.set_rows(positive.shape[0] if dim else 1, positive.device)
         if self.spec.dual_forward is not None:
             return {}
-        packed, along, lists = {}, {}, {}
+        packed: dict[str, Pair] = {}
+        along: dict[str, int] = {}
+        lists: dict[str, list[Tensor]] = {}
         for other, at in self.spec.text.items():
             if isinstance(arguments.get(other), (list, tuple)):  # a text for each layer of the model
                 lists[other] = self._pairs(other, at, arguments[other])
             elif arguments.get(other) is not None:
                 along[other] = at % arguments[other].ndim
-                packed[other] = [
+                packed[other] = (
                     arguments[other],
                     self._rows_of(other, along[other], arguments[other], self.negative.get(other)),
-                ]
+                )
             elif self.negative.get(other) is not None:
                 raise ValueError(f"guide: the pipeline gave {other} for the negative and none for the prompt")
         if self.spec.concatenated:
@@ -91,17 +96,18 @@ class Packer:
             length_positive=length_positive, length_negative=length_negative, mask_positive=mask_positive,
             mask_negative=mask_negative, unseen_bias=unseen_bias,
         )  # fmt: skip
-        packed = {other: interleaved(*packed[other], along[other], degree, other) for other in along} | lists
+        whole: dict[str, Any] = {other: interleaved(*packed[other], along[other], degree, other) for other in along}
+        whole |= lists
         if seen is not None:
             # The model makes of it the bias that it always makes; our processors take the bool masks instead.
             masks = () if self.spec.masks_for_image else self.spec.masks
-            packed |= {
+            whole |= {
                 mask: seen[0].sum(dim=1) if _counts(arguments.get(mask)) else interleaved(*seen, 1, degree, mask)
                 for mask in masks
             }
         if self.spec.masks_for_image:
-            packed |= _without(arguments, self.spec.masks[0])
-        return packed
+            whole |= _without(arguments, self.spec.masks[0])
+        return whole
 
     def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
         """The negative's pooled text with the rows of this call."""
@@ -115,19 +121,22 @@ class Packer:
         pairs = zip(positive, negative, strict=True)
         return [torch.cat([x, self._rows_of(name, at % x.ndim, x, y)], dim=at % x.ndim) for x, y in pairs]
 
-    def _in_parts(self, arguments: Mapping[str, Any], packed: dict[str, list[Tensor]], along: Mapping[str, int]
+    def _in_parts(self, arguments: Mapping[str, Any], packed: dict[str, Pair], along: Mapping[str, int]
                   ) -> dict[str, Any]:  # fmt: skip
         """Several texts that attention has one after another; their masks stand in `PackedText` alone."""
         if self.pad:
             raise ValueError("guide: pad is not possible for this model, which puts several texts one after another")
-        parts, seen, masks = [], [], {}
+        parts: list[tuple[int, int]] = []
+        seen: list[Pair] = []
+        masks: dict[str, Tensor] = {}
         for name, mask in self.spec.concatenated:
             if name not in self.spec.text:
                 packed |= self._image(name, arguments.get(name), parts, seen)
                 continue
             if name not in packed:
                 continue
-            parts.append(tuple(x.shape[along[name]] for x in packed[name]))
+            positive, negative = packed[name]
+            parts.append((positive.shape[along[name]], negative.shape[along[name]]))
             if mask is not None:
                 seen.append(self._pair_of_masks(mask, arguments.get(mask), self.negative.get(mask), parts[-1]))
                 like = arguments.get(mask)
@@ -168,13 +177,13 @@ class Packer:
     def _length(self, name: str, dim: int) -> int:
         return self.negative[name].shape[dim]
 
-    def _image(self, name: str, image: Tensor | None, parts: list[tuple[int, int]], seen: list[tuple[Tensor, ...]]
-               ) -> dict[str, list[Tensor]]:  # fmt: skip
+    def _image(self, name: str, image: Tensor | None, parts: list[tuple[int, int]], seen: list[Pair]
+               ) -> dict[str, Pair]:  # fmt: skip
         """An image among the texts, [B, T, C]: each text has its own, as it changes with the text from layer to layer."""
         if image is None:
             return {}
         hidden = self.spec.hides(image)
-        if not hidden and self.shared.text.rule == "vsf":
+        if not hidden and self.shared.packed.rule == "vsf":
             raise ValueError(
                 f"guide: rule 'vsf' flips all values of the negative, and {name} puts an image among them, from which it would "
                 "turn away as well; take 'nag' or 'nasa'"
@@ -182,10 +191,11 @@ class Packer:
         place = len(parts) if hidden else 0
         lengths = (image.shape[1], 0 if hidden else image.shape[1])
         parts.insert(place, lengths)
-        seen.insert(
-            place, tuple(torch.full((self.rows, n), not hidden, dtype=torch.bool, device=self.device) for n in lengths)
+        of_positive, of_negative = (
+            torch.full((self.rows, n), not hidden, dtype=torch.bool, device=self.device) for n in lengths
         )
-        return {} if hidden else {name: [image, image]}
+        seen.insert(place, (of_positive, of_negative))
+        return {} if hidden else {name: (image, image)}
 
     def _rows_of(self, name: str, dim: int, positive: Tensor, negative: Any) -> Tensor:
         """The recorded negative with the rows of this call; they lie before the tokens, or come first of all."""
@@ -202,7 +212,7 @@ class Packer:
             )
         return negative.to(positive)
 
-    def _masks(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    def _masks(self, arguments: Mapping[str, Any]) -> Pair | None:
         for name in self.spec.masks:
             positive, negative = _look_up(arguments, name), _look_up(self.negative, name)
             for other in self.spec.masks:
@@ -217,7 +227,7 @@ class Packer:
         return None
 
     def _pair_of_masks(self, name: str, positive: Tensor | None, negative: Tensor | None, lengths: tuple[int, int]
-                       ) -> tuple[Tensor, Tensor]:  # fmt: skip
+                       ) -> Pair:  # fmt: skip
         # A pipeline may leave a mask out where all of a text is seen.
         seen = [
             torch.ones(self.rows, length, dtype=torch.bool, device=self.device) if mask is None else
@@ -239,6 +249,7 @@ class Packer:
         return negative
 
     def _seen(self, name: str, given: Tensor, length: int) -> Tensor:
+        plain: bool | Tensor
         mask = given[:, 0, 0] if given.ndim == 4 and given.shape[1:3] == (1, 1) else given
         if _counts(given):
             seen, plain = torch.arange(length, device=given.device) < given[:, None], True
@@ -256,8 +267,8 @@ class Packer:
             self._plain.append(given)
         return seen if self.spec.hard_masks else whole_if_unseen(seen)
 
-    def _levelled(self, positive: int, negative: int, seen: tuple[Tensor, Tensor] | None
-                  ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    def _levelled(self, positive: int, negative: int, seen: Pair | None
+                  ) -> Pair | None:  # fmt: skip
         """Masks [B, max(positive, negative)] in which both texts of a row are as long as the longer one."""
         unconditional = self.rows - self.images
         if seen is None:
@@ -268,7 +279,10 @@ class Packer:
                     f"guide: pad cannot lengthen the prompt's {positive} tokens to the negative's {negative} under "
                     "classifier-free guidance: this model has no masks to keep the unconditional text as it is"
                 )
-            seen = tuple(torch.ones(self.rows, n, dtype=torch.bool, device=self.device) for n in (positive, negative))
+            seen = (
+                torch.ones(self.rows, positive, dtype=torch.bool, device=self.device),
+                torch.ones(self.rows, negative, dtype=torch.bool, device=self.device),
+            )
         lengths = [x.sum(dim=1) for x in seen]
         for x, length in zip(seen, lengths, strict=True):
             if not torch.equal(x, torch.arange(x.shape[1], device=self.device) < length[:, None]):
@@ -297,11 +311,12 @@ def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {outer: {k: v for k, v in value.items() if k != inner} if inner and value is not None else None}
 
 
-def _lengthened(positive: Tensor, negative: Tensor, dim: int) -> list[Tensor]:
+def _lengthened(positive: Tensor, negative: Tensor, dim: int) -> Pair:
     length = max(positive.shape[dim], negative.shape[dim])
-    lengthened = []
-    for x in (positive, negative):
+
+    def filled(x: Tensor) -> Tensor:
         shape = list(x.shape)
         shape[dim] = length - shape[dim]
-        lengthened.append(torch.cat([x, x.new_zeros(shape)], dim=dim))
-    return lengthened
+        return torch.cat([x, x.new_zeros(shape)], dim=dim)
+
+    return filled(positive), filled(negative)

@@ -3,13 +3,12 @@
 """One place that remembers all that a guided call replaces, and puts it back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from torch.nn import Module
-
-from .attention.base import put_processor
+from .attention.base import Layer, put_processor
 
 _ABSENT = object()
+Result = TypeVar("Result")
 
 
 class Replaced:
@@ -21,7 +20,7 @@ class Replaced:
     has put something in its place meanwhile, that stays.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._undo: list[Callable[[], Any]] = []
 
     def later(self, undo: Callable[[], Any]) -> None:
@@ -32,7 +31,7 @@ class Replaced:
         """Sets an attribute of an instance. Through `__dict__`: torch.compile's wrapper sets attributes on the module inside."""
         before = owner.__dict__.get(name, _ABSENT)
 
-        def undo():
+        def undo() -> None:
             if owner.__dict__.get(name, _ABSENT) is not value:
                 return
             if before is _ABSENT:
@@ -43,21 +42,21 @@ class Replaced:
         self._undo.append(undo)
         owner.__dict__[name] = value
 
-    def processor(self, layer: Module, processor: Any) -> None:
+    def processor(self, layer: Layer, processor: Any) -> None:
         before = layer.processor
 
-        def undo():
+        def undo() -> None:
             if getattr(layer, "processor", None) in (None, processor):
                 put_processor(layer, before)
 
         self._undo.append(undo)
         put_processor(layer, processor)
 
-    def hook(self, register: Callable, function: Callable, **options: Any) -> None:
+    def hook(self, register: Callable[..., Any], function: Callable[..., Any], **options: Any) -> None:
         """Registers a hook by a module's method, `register_forward_hook` or `register_forward_pre_hook`."""
-        module = register.__self__
+        module: Any = getattr(register, "__self__")  # noqa: B009 a Callable has none for a type checker
 
-        def undo():
+        def undo() -> None:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [key for key, hook in hooks.items() if hook is function]:
                     hooks.pop(key, None)
@@ -73,7 +72,7 @@ class Replaced:
 
     def put_back(self, mark: int = 0) -> None:
         """Undoes all, or what came after a `mark`. An interrupt on the way waits until that is done."""
-        error = None
+        error: BaseException | None = None
         while len(self._undo) > mark:
             try:
                 self._undo[-1]()
@@ -87,7 +86,7 @@ class Replaced:
             raise error
 
 
-def put_back_after(work: Callable[[Replaced], Any]) -> Any:
+def put_back_after(work: Callable[[Replaced], Result]) -> Result:
     """Returns work(replaced); what it has replaced is then put back, whatever interrupts it, and whatever interrupts that."""
     replaced = Replaced()
     try:

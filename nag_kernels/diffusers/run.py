@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
-from torch.nn import Module
 
-from .attention.base import PackedText, SharedText
+from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
 from .attention.pooled_modulation import negative_modulation
-from .attention.text_modules import run_once_per_prompt
+from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
-from .denoiser_calls import as_they_came, denoiser_arguments, inner_denoiser
+from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
 from .models.registry import spec_of
 from .packing import Packer
@@ -30,16 +29,24 @@ from .turns import plain_call, take, turn_of
 class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
-    def __init__(self, guidance, pipe, denoiser, negative, images, halves):
+    def __init__(
+        self, guidance: Any, pipe: Any, denoiser: Denoiser, negative: Mapping[str, Any], images: int, halves: bool
+    ):  # fmt: skip
+        """guidance: the settings, `guide._Guidance`; the others as in `Packer`."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
         self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
         self.rests = False
-        self.steps = Steps(pipe, *guidance.window, self.spec)
-        self.latest = (None, None)  # rows and timestep of the latest guided call
+        start, end, sigma_end = guidance.window
+        self.steps = Steps(pipe, start, end, sigma_end, self.spec)
+        self.latest: tuple[int | None, Any] = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
-        self.seen = (None, None, None)  # sample, text and timestep of the latest call that was not unconditional
+        self.seen: tuple[Any, Any, Any] = (
+            None,
+            None,
+            None,
+        )  # sample, text and timestep of the latest call that was not unconditional
         self.keeps = self.spec.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
@@ -55,7 +62,7 @@ class GuidedRun:
         self.meshes = sequence, heads
         self.packer = Packer(self.spec, negative, images, halves, guidance.pad, self.shared, sequence)
 
-    def stand_in(self, replaced: Replaced, denoiser: Module, sites: list[Module]) -> None:
+    def stand_in(self, replaced: Replaced, denoiser: Denoiser, sites: list[Layer]) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
@@ -63,17 +70,24 @@ class GuidedRun:
         processors = [(site, site.processor, self.spec.replaced(site.processor, self.shared)) for site in ours]
         text_modules = list(self.spec.text_modules(inner_denoiser(denoiser)))
 
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             return self._call(replaced, denoiser, original, steered, processors, text_modules, args, kwargs)
 
         contexts_noticed(replaced, denoiser, self.enter)
+        steered: Callable[..., Any]
+        original: Callable[..., Any]
         steered = original = denoiser._call_impl  # for the calls of other threads that come at once
         steered = original = intercepted(replaced, denoiser, call)
         if self.spec.dual_forward is not None:
-            beside = (self.spec.dual_forward, self.shared, self.packer.negative_for, replaced)
-            steered = DualForwardRun(original, denoiser, sites, *beside)
+            steered = DualForwardRun(
+                original, denoiser, sites, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced
+            )
 
-    def _call(self, replaced, denoiser, original, steered, processors, text_modules, args, kwargs):
+    def _call(
+        self, replaced: Replaced, denoiser: Denoiser, original: Callable[..., Any], steered: Callable[..., Any],
+        processors: list[tuple[Layer, Any, Any]], text_modules: list[TextModule], args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """processors: (layer, its processor, ours) of each."""
         if threading.get_ident() != self.thread:
             return plain_call(denoiser, original, args, kwargs)
         if self.rests:
@@ -105,7 +119,7 @@ class GuidedRun:
             if self.guidance.negative_pooled:
                 pooled = self.packer.pooled(arguments)
                 check_modulation = negative_modulation(
-                    replaced, inner_denoiser(denoiser), sites, self.shared.text, pooled
+                    replaced, inner_denoiser(denoiser), sites, self.shared.packed, pooled
                 )
             run_once_per_prompt(replaced, text_modules, self.shared)
             positional, named = as_they_came(denoiser, args, arguments)
@@ -118,7 +132,8 @@ class GuidedRun:
         return result
 
     def enter(self, context: str | None) -> None:
-        context = {"pred_cond": "cond", "pred_uncond": "uncond"}.get(context, context)  # where a guider makes the calls
+        by_guider = {"pred_cond": "cond", "pred_uncond": "uncond"}
+        context = by_guider.get(context, context) if context else context  # where a guider makes the calls
         if context not in (None, "cond", "uncond", "cond_uncond") and not self.rests:
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"
@@ -153,10 +168,10 @@ class GuidedRun:
         self.texts = texts
         if not self.keeps or torch.is_grad_enabled():
             self.shared.change(kept=None)
-        elif not same or self.shared.text.kept is None:
+        elif not same or self.shared.packed.kept is None:
             self.shared.change(kept={})
 
-    def resting(self, callback: Callable) -> Callable:
+    def resting(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered.
 
         It may change weights or write into the texts, so nothing is kept from step to step beside it.
@@ -166,7 +181,7 @@ class GuidedRun:
             return callback
 
         @functools.wraps(callback)
-        def rested(*args, **kwargs):
+        def rested(*args: Any, **kwargs: Any) -> Any:
             self.rests = True
             try:
                 return callback(*args, **kwargs)
@@ -187,7 +202,7 @@ class GuidedRun:
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
         rows, images = self.packer.rows, self.packer.images
-        known = self.shared.text.nag_scale
+        known = self.shared.packed.nag_scale
         if known is not None and known.shape[0] == rows:
             return
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
@@ -196,15 +211,14 @@ class GuidedRun:
             steered.reverse()
         values = [[ours if yes else plain for yes in steered]
                   for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
-        values = torch.tensor(values, dtype=torch.float32, device=self.packer.device)
-        scale, tau, alpha = values.unbind()
+        scale, tau, alpha = torch.tensor(values, dtype=torch.float32, device=self.packer.device).unbind()
         has_text = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             has_text = torch.tensor(steered, device=self.packer.device)
         self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
 
 
-def _is_other_text(text: Tensor, when: Any, last_text: Tensor | None, last_time: Any) -> bool:
+def _is_other_text(text: Any, when: Any, last_text: Any, last_time: Any) -> bool:
     """In the same step, and not the last text converted once more."""
     return last_text is not None and _number(when) == _number(last_time) and not torch.equal(text, last_text)
 

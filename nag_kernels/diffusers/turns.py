@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from .denoiser_calls import inner_denoiser
+from .denoiser_calls import Denoiser, inner_denoiser
 from .restore import Replaced, put_back_after
 
 _lock = threading.RLock()  # entered as it is: its C code cannot be interrupted between taking it and the block
@@ -26,7 +26,7 @@ _waiting: dict[int, "Turn"] = {}  # what each thread waits for
 
 
 class Turn:
-    def __init__(self):
+    def __init__(self) -> None:
         self.holder: int | None = None  # a thread
         self.tokens: set[object] = set()  # one for each time that it was taken
         self.run: Any = None  # the guided call of a pipeline that holds it
@@ -35,7 +35,7 @@ class Turn:
 _turns: weakref.WeakKeyDictionary[Module, dict[str, Turn]] = weakref.WeakKeyDictionary()
 
 
-def turn_of(denoiser: Module, kind: str) -> Turn:
+def turn_of(denoiser: Denoiser, kind: str) -> Turn:
     with _lock:
         return _turns.setdefault(inner_denoiser(denoiser), {}).setdefault(kind, Turn())
 
@@ -96,10 +96,12 @@ def _refuse_circle(turn: Turn, thread: int) -> None:
             )
 
 
-def plain_call(denoiser: Module, original: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+def plain_call(
+    denoiser: Denoiser, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
     """A call of a denoiser by another thread than the one whose guided run it is in: plain, between two guided calls."""
 
-    def run(replaced):
+    def run(replaced: Replaced) -> Any:
         take(turn_of(denoiser, "layers"), replaced)
         return original(*args, **kwargs)
 
@@ -111,8 +113,8 @@ def wait_for_calls_begun(objects: Iterable[Any]) -> None:
 
     Such a call has left no trace but on the stacks of its thread: those of a pipeline (its `__call__`) or of a model.
     """
-    objects, me = {id(x) for x in objects}, threading.get_ident()
-    while any(_is_inside(frame, objects) for thread, frame in sys._current_frames().items() if thread != me):
+    known, me = {id(x) for x in objects}, threading.get_ident()
+    while any(_is_inside(frame, known) for thread, frame in sys._current_frames().items() if thread != me):
         time.sleep(0.001)
 
 

@@ -26,6 +26,7 @@ import argparse
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """The preset's settings, or the general ones, with what was given."""
-    given = {x.name: getattr(options, x.name, None) for x in fields(Settings)}
+    given: dict[str, Any] = {x.name: getattr(options, x.name, None) for x in fields(Settings)}
     for name in ("kappa_frozen", "kappa_lora"):
         value = given[name] or options.kappa
         if value is not None and len(value) > 2:

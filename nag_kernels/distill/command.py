@@ -8,6 +8,7 @@ import functools
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,12 +68,12 @@ def shapes_watch(pipe, samples: int):
     return watch
 
 
-def read_model(options: argparse.Namespace) -> tuple[Model, object]:
+def read_model(options: argparse.Namespace) -> tuple[Model, Any]:
     """The teacher, and its pipeline."""
     if options.preset:
         from nag_kernels.shapes.pipeline import WEIGHTS, load
 
-        pipe = load(options.weights or WEIGHTS, variant=options.teacher or PRESETS[options.preset][0])
+        pipe: Any = load(options.weights or WEIGHTS, variant=options.teacher or PRESETS[options.preset][0])
     else:
         from diffusers import DiffusionPipeline
 
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=options.mixed_precision)
     model, pipe = read_model(options)
     pipe.to(accelerator.device)
-    student = copy.deepcopy(model.module)
+    student: Any = copy.deepcopy(model.module)
     if options.student:
         student = type(student).from_pretrained(options.student, low_cpu_mem_usage=False).to(accelerator.device)
     student.float().eval()

@@ -47,7 +47,7 @@ class Levels:
         if self.alphas_cumprod is None:
             return f"{self.prediction}, shift {self.shift:g}, {self.timesteps} timesteps"
         table = self.alphas_cumprod.double().cpu()
-        return f"{self.prediction}, {len(table)} timesteps {hashlib.sha256(table.numpy()).hexdigest()[:12]}"
+        return f"{self.prediction}, {len(table)} timesteps {hashlib.sha256(table.numpy().data).hexdigest()[:12]}"
 
     def at(self, fraction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(timestep, alpha, sigma), each [B], at fractions [B] of the schedule: 0 is the picture, 1 is noise."""
@@ -102,9 +102,10 @@ def levels_of(scheduler: Any) -> Levels:
         if config.get("use_dynamic_shifting"):
             raise ValueError(f"scheduler must have a fixed shift, got a {name} with use_dynamic_shifting")
         return Levels("flow", shift=config.get("shift", 1.0), timesteps=config.num_train_timesteps)
-    prediction = {"flow_prediction": "flow"}.get(config.prediction_type, config.prediction_type)
-    levels = Levels(prediction, scheduler.alphas_cumprod.double())
-    if prediction == "epsilon" and levels.alphas_cumprod[-1] < 1e-6:
+    prediction: str = "flow" if config.prediction_type == "flow_prediction" else config.prediction_type
+    products = scheduler.alphas_cumprod.double()
+    levels = Levels(prediction, products)
+    if prediction == "epsilon" and products[-1] < 1e-6:
         raise ValueError(
             f"scheduler must not end in pure noise for a model that predicts noise, which then says nothing about the "
             f"picture: rescale_betas_zero_snr of this {name}"

@@ -42,7 +42,8 @@ class Model:
     def output(self, module: Module, x: Tensor, timestep: Tensor, text: Text, negative: Text | None = None) -> Tensor:
         """What `module` (the teacher or a student) gives, in x's dtype; x comes to it in its own."""
         own = next(module.parameters()).dtype
-        text, negative = (part and {k: _to(v, x.device, own) for k, v in part.items()} for part in (text, negative))
+        text = {k: _to(v, x.device, own) for k, v in text.items()}
+        negative = negative and {k: _to(v, x.device, own) for k, v in negative.items()}
         return self.call(module, x.to(own), timestep, text, negative).to(x.dtype)
 
 
@@ -119,8 +120,10 @@ def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterat
     spec = spec_of(module)
     one = torch.ones((), device=scale.device)
     masks = (text["mask"].bool(), negative["mask"].bool()) if "mask" in text and spec.masks else (None, None)
-    packed = PackedText(text["embeds"].shape[1], negative["embeds"].shape[1], *masks, rule="nasa",
-                        nag_scale=scale, nag_tau=one, nag_alpha=one)  # fmt: skip
+    packed = PackedText(
+        text["embeds"].shape[1], negative["embeds"].shape[1], masks[0], masks[1], rule="nasa",
+        nag_scale=scale, nag_tau=one, nag_alpha=one,
+    )  # fmt: skip
     stock = [(site, site.processor) for site in guided_layers(module)]
     try:
         for site, processor in stock:

@@ -11,6 +11,7 @@ scale that is drawn: SNOOPI (arXiv 2412.02687).
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -75,7 +76,8 @@ class Teachers:
         names = layers(module, settings.lora_targets)
         if not names:
             raise ValueError(f"lora_targets = {settings.lora_targets!r} finds no layer in this {type(module).__name__}")
-        config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names)
+        lora_alpha: Any = settings.lora_alpha  # peft says int, and divides by the rank
+        config = LoraConfig(r=settings.lora_rank, lora_alpha=lora_alpha, target_modules=names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             inject_adapter_in_model(config, module)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ class Descent:
             [torch.zeros_like(x).flatten() if x.grad is None else x.grad.flatten() for x in self.parameters]
         )
         if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(flat, "mean")
+            reduced: Any = self.accelerator.reduce(flat, "mean")
+            flat = reduced
         norm = float(flat.norm())
         flat *= min(1.0, self.settings.clip / (norm + 1e-12))
         for each, part in zip(self.parameters, flat.split(sizes), strict=True):
@@ -167,6 +169,7 @@ class Distillation:
         if nasa_scale is None:
             output = self.model.output(self.student, noise, timestep, text)
         else:
+            assert self.negative is not None
             negative = rows({k: v.to(noise.device) for k, v in self.negative.items()}, len(noise))
             with steered(self.student, text, negative, torch.tensor(nasa_scale, device=noise.device)):
                 output = self.model.output(self.student, noise, timestep, text, negative)
@@ -243,8 +246,8 @@ class Distillation:
                 own.copy_(mean)
         for name, each in self.teachers.lora.items():
             each.copy_(state["lora"][name])
-        for own, kept in zip((self.descent, self.lora_descent), state["optimizers"], strict=True):
-            own.optimizer.load_state_dict(kept)
+        for descent, kept in zip((self.descent, self.lora_descent), state["optimizers"], strict=True):
+            descent.optimizer.load_state_dict(kept)
         self.done, self.descent.done, self.lora_descent.done = state["done"]
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 """The autoencoder of shapes: stock `AutoencoderDC`, 32x32x3 pictures to 8x8x8 latents and back."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,9 +42,11 @@ def train_autoencoder(settings: Settings, rank: int, folder: Path) -> None:
     """
     torch.manual_seed(settings.seed + 10 + rank)
     rng = np.random.default_rng(settings.seed + 10 + rank)
-    vae = build_autoencoder().to(memory_format=torch.channels_last)
+    vae: Any = build_autoencoder()
+    vae = vae.to(memory_format=torch.channels_last)
     trainer = Trainer([vae], settings.ae_steps, settings.ae_rate)
     batch = settings.ae_batch
+    pictures: Any = ()
     steps = bar(range(settings.ae_steps), "autoencoder", rank)
     for step in steps:
         if step % 50 == 0:

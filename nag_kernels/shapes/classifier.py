@@ -55,8 +55,8 @@ class Classifier(nn.Module):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         found = self.body(pictures)
         seen = torch.cat([found.amax((2, 3)), found.mean((2, 3)), self.places(found)], -1)
-        logits = torch.cat([self.there(found).amax((2, 3)), self.head(seen)], -1)
-        logits = dict(zip(HEADS, logits.split(list(HEADS.values()), -1), strict=True))
+        whole = torch.cat([self.there(found).amax((2, 3)), self.head(seen)], -1)
+        logits: dict[str, Tensor] = dict(zip(HEADS, whole.split(list(HEADS.values()), -1), strict=True))
         spoiled = torch.cat([self.spoiled(found).amax((2, 3)), -logits["clean"]], -1)
         return logits | {"clean": -spoiled.logsumexp(-1, keepdim=True)}
 
@@ -123,7 +123,7 @@ def facts(text: str) -> Facts:
         raise ValueError(
             f"text must be a caption of the world of shapes, such as 'a red circle on white', got {text!r}"
         )
-    objects = tuple(tuple(found.group(first + 1, first + 2, first + 3)) for first in (1, 6))
+    objects = ((found[2], found[3], found[4]), (found[7], found[8], found[9]))
     return Facts(tuple(each for each in objects if any(each)), found[5], found[10], found[1] is not None)
 
 
@@ -164,8 +164,9 @@ def matches(reading: Reading, text: str) -> Tensor:
     there = there & (reading.two == (len(said.objects) > 1))
     if len(said.objects) < 2:
         return there
-    first, second = (np.stack([_fits(cell, wanted) for cell in range(CELLS)]) for wanted in said.objects)
-    first, second = torch.from_numpy(first), torch.from_numpy(second)
+    first, second = (
+        torch.from_numpy(np.stack([_fits(cell, wanted) for cell in range(CELLS)])) for wanted in said.objects
+    )
     low, high = reading.cells[:, 0].clamp(min=0), reading.cells[:, 1].clamp(min=0)
     wanted = RELATIONS.index(said.relation)
     straight = first[low] & second[high] & (reading.relation == wanted)

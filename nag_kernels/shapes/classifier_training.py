@@ -4,6 +4,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,8 @@ def train_classifier(settings: Settings, rank: int, folder: Path) -> None:
     """Write `classifier.safetensors`: trained on renders drawn for each batch, half of them spoiled; float16."""
     torch.manual_seed(settings.seed + 20 + rank)
     rng = np.random.default_rng(settings.seed + 20 + rank)
-    model = Classifier().to(memory_format=torch.channels_last)
+    model: Any = Classifier()
+    model = model.to(memory_format=torch.channels_last)
     trainer = Trainer([model], settings.classifier_steps, settings.classifier_rate)
     half = settings.classifier_batch // 2
     for _ in bar(range(settings.classifier_steps), "classifier", rank):
@@ -146,7 +148,7 @@ def train_classifier(settings: Settings, rank: int, folder: Path) -> None:
             # the hardest to learn.
             weight = 3 if name == "clean" else HEADS[name] if name in YES_NO else 1
             losses.append(weight * loss(logits[name][rows], truth[name][rows]))
-        trainer.step(sum(losses))
+        trainer.step(sum(losses[1:], losses[0]))
     average_buffers(model)
     if rank == 0:
         state = {

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a pipeline draws: the classifier's reading of its samples, as shares."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from .pipeline import ShapesPipeline
 from .scenes import SHAPES, caption, draw_scenes
 
 
-def sample(pipe: ShapesPipeline, prompts: list[str], seed: int, batch: int = 128, **call: object) -> Tensor:
+def sample(pipe: ShapesPipeline, prompts: list[str], seed: int, batch: int = 128, **call: Any) -> Tensor:
     """One picture [3, 32, 32] in [-1, 1] per prompt; the noise depends on `seed` and the place in the list alone."""
     pictures = []
     shape = (pipe.denoiser.config.in_channels, *[pipe.denoiser.config.sample_size] * 2)

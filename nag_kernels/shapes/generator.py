@@ -6,6 +6,7 @@ import copy
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def build_pipeline(shift: float, joint: bool = False) -> ShapesPipeline:
     tokenizer = build_tokenizer()
     text_encoder = build_text_encoder(len(tokenizer))
     vae, scheduler = build_autoencoder(), FlowMatchEulerDiscreteScheduler(shift=shift)
-    denoiser = {"transformer": build_transformer()} if joint else {"unet": build_unet()}
+    denoiser: dict[str, Any] = {"transformer": build_transformer()} if joint else {"unet": build_unet()}
     return ShapesPipeline(tokenizer, text_encoder, vae, scheduler, **denoiser)
 
 
@@ -46,16 +47,17 @@ def build_unet() -> UNet2DConditionModel:
     return unet
 
 
-def build_transformer(layers: int = 5) -> SD3Transformer2DModel:
+def build_transformer(layers: int = 5) -> Any:
     """Joint attention over 64 places and 16 words, as in SD3.5; the modulations start at zero, as in a DiT."""
-    model = SD3Transformer2DModel(
+    model: Any = SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=layers, num_attention_heads=4,
         attention_head_dim=WIDTH // 4, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH,
         pooled_projection_dim=WIDTH, pos_embed_max_size=8, qk_norm="rms_norm",
     )  # fmt: skip
     modulations = [norm.linear for block in model.transformer_blocks for norm in (block.norm1, block.norm1_context)]
     for linear in (*modulations, model.norm_out.linear, model.proj_out):
-        nn.init.zeros_(linear.weight), nn.init.zeros_(linear.bias)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
     return model
 
 
@@ -110,7 +112,7 @@ def _highest(table: Tensor) -> Tensor:
 class Pairs:
     """A process's endless supply of noise, the latents that it should become, and captions."""
 
-    def __init__(self, settings: Settings, rank: int, vae: nn.Module, two_share: float):
+    def __init__(self, settings: Settings, rank: int, vae: Any, two_share: float):
         self.rng, self.settings, self.vae = np.random.default_rng(settings.seed + 30 + rank), settings, vae
         self.two_share = two_share
         self.ready: list[tuple[Tensor, Tensor, list[str]]] = []
@@ -129,7 +131,7 @@ class Pairs:
         return self.ready.pop()
 
 
-def shifted(sigma: Tensor | np.ndarray, shift: float) -> Tensor | np.ndarray:
+def shifted(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -156,7 +158,7 @@ class _Watch:
 
     def __init__(self, settings: Settings, pipe: ShapesPipeline, average: Average, rank: int, judge: Path, path: Path):
         self.settings, self.pipe, self.average, self.rank, self.path = settings, pipe, average, rank, path
-        self.classifier = load_classifier(judge) if rank == 0 else None
+        self.classifier: Any = load_classifier(judge) if rank == 0 else None
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
         last = step == steps - 1
@@ -232,7 +234,7 @@ def straighten(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path,
     trainer = Trainer([pipe.denoiser], settings.few_steps, settings.few_rate, warmup=50)
     average = Average([pipe.denoiser], decay=0.99)
     watch = _Watch(settings, pipe, average, rank, judge, path)
-    edges = torch.from_numpy(shifted(np.linspace(1, 0, 5), settings.shift)).float()
+    edges = shifted(torch.from_numpy(np.linspace(1, 0, 5)), settings.shift).float()
     for step in bar(range(settings.few_steps), "four steps", rank):
         noise, x, captions = pairs.draw()
         window = torch.randint(4, (len(x),))

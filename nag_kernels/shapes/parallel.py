@@ -11,6 +11,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,12 +85,13 @@ class Trainer:
     def step(self, loss: Tensor) -> float:
         """One step down `loss` (a scalar of this process); returns the loss."""
         loss.backward()
-        flat = torch.cat([each.grad.reshape(-1) for each in self.parameters])
+        gradients: list[Any] = [each.grad for each in self.parameters]
+        flat = torch.cat([each.reshape(-1) for each in gradients])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         flat *= min(1.0, 1.0 / (float(flat.norm()) + 1e-6))
-        for each, part in zip(self.parameters, flat.split([each.numel() for each in self.parameters]), strict=True):
-            each.grad.copy_(part.view_as(each))
+        for each, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+            each.copy_(part.view_as(each))
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * cosine_rate(self.done, self.steps, self.warmup, self.final)
         self.optimizer.step()

@@ -4,8 +4,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def folder_of(variant: str, folder: str | Path = WEIGHTS) -> Path:
 
 
 def denoiser_arguments(
-    denoiser: torch.nn.Module, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor
+    denoiser: Any, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
     """What forward of either denoiser takes: latents [B, C, 8, 8], timestep [] or [B] (1000 sigma), and text [B, T, C'], of
     which mask [B, T] says what is text (1) and what padding."""
@@ -60,7 +61,7 @@ def denoiser_arguments(
     }  # fmt: skip
 
 
-def velocity(denoiser: torch.nn.Module, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+def velocity(denoiser: Any, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
     """dx/dsigma [B, C, 8, 8] by either denoiser; arguments as in `denoiser_arguments`."""
     return denoiser(**denoiser_arguments(denoiser, latents, timestep, text, mask), return_dict=False)[0]
 
@@ -73,6 +74,13 @@ class ShapesPipeline(DiffusionPipeline):
     and no mask; its pooled text is the mean of the text's embeddings. Classifier-free guidance runs one batch
     `[negative; prompt]`, and is off by default: "few" and the students are made for a few unguided steps.
     """
+
+    tokenizer: Any  # its components, of which a type checker knows nothing
+    text_encoder: Any
+    vae: Any
+    scheduler: Any
+    unet: Any
+    transformer: Any
 
     model_cpu_offload_seq = "text_encoder->unet->transformer->vae"
     _optional_components = ["unet", "transformer"]
@@ -94,11 +102,11 @@ class ShapesPipeline(DiffusionPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, unet=unet,
             transformer=transformer,
         )  # fmt: skip
-        self.vae_scale_factor = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
-    def denoiser(self) -> torch.nn.Module:
+    def denoiser(self) -> Any:
         return self.unet if self.transformer is None else self.transformer
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -121,7 +129,7 @@ class ShapesPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def _embed(self, prompts: list[str], images: int, device: torch.device, length: int) -> tuple[Tensor, Tensor]:
+    def _embed(self, prompts: Iterable[str], images: int, device: torch.device, length: int) -> tuple[Tensor, Tensor]:
         """Embeddings [len(prompts) * images, length, C] and attention mask [len(prompts) * images, length] (int64)."""
         prompts = [re.sub(r"[.,;:!]+", " ", prompt) for prompt in prompts]
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=False, return_tensors=None)
@@ -149,7 +157,7 @@ class ShapesPipeline(DiffusionPipeline):
         prompt_attention_mask: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         max_sequence_length: int = 16,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Any, Any, Any]:
         """Embeddings and masks of prompt and negative prompt, in the order and shapes of PixArt's `encode_prompt`.
 
         Returns `prompt_embeds` [B, T, C], its mask [B, T] (1 = seen), and the same two for the negative prompt
@@ -157,13 +165,14 @@ class ShapesPipeline(DiffusionPipeline):
         Raises ValueError for a word outside the vocabulary, a prompt that is too long, or unequal numbers of prompts.
         """
         device = device or self._execution_device
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts: Any = [prompt] if isinstance(prompt, str) else prompt
         if prompt_embeds is None:
             prompt_embeds, prompt_attention_mask = self._embed(
                 prompts, num_images_per_prompt, device, max_sequence_length
             )
         else:
             prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
+            assert prompt_attention_mask is not None  # check_inputs has seen to it
             prompt_attention_mask = prompt_attention_mask.repeat_interleave(num_images_per_prompt, 0)
         if not do_classifier_free_guidance:
             return prompt_embeds, prompt_attention_mask, None, None
@@ -177,6 +186,7 @@ class ShapesPipeline(DiffusionPipeline):
             )
         else:
             negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
+            assert negative_prompt_attention_mask is not None
             negative_prompt_attention_mask = negative_prompt_attention_mask.repeat_interleave(num_images_per_prompt, 0)
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
@@ -245,7 +255,7 @@ class ShapesPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[DiffusionPipeline, int, Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         max_sequence_length: int = 16,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> Any:
         """Draw pictures: `v = v_negative + guidance_scale * (v_prompt - v_negative)`, one Euler step per sigma.
 
         Args:
@@ -270,41 +280,38 @@ class ShapesPipeline(DiffusionPipeline):
             prompt, guided, negative_prompt, num_images_per_prompt, device, prompt_embeds, negative_prompt_embeds,
             prompt_attention_mask, negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
-        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = texts
-        latents = self.prepare_latents(len(prompt_embeds), self.denoiser.dtype, device, generator, latents)
-        sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
-        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        embeds, mask, negative_embeds, negative_mask = texts
+        x = self.prepare_latents(len(embeds), self.denoiser.dtype, device, generator, latents)
+        levels = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
+        self.scheduler.set_timesteps(sigmas=levels, device=device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as bar:
+        progress: Any = self.progress_bar
+        with progress(total=len(timesteps)) as bar:
             for step, timestep in enumerate(timesteps):
                 if self._interrupt:
                     continue
-                text, mask, state = prompt_embeds, prompt_attention_mask, latents
+                text, seen, state = embeds, mask, x
                 if guided:
-                    text, mask = (
-                        torch.cat([negative_prompt_embeds, text]),
-                        torch.cat([negative_prompt_attention_mask, mask]),
-                    )
-                    state = torch.cat([latents, latents])
-                velocity = self.predict(state, timestep, text, mask)
+                    text, seen = torch.cat([negative_embeds, embeds]), torch.cat([negative_mask, mask])
+                    state = torch.cat([x, x])
+                velocity = self.predict(state, timestep, text, seen)
                 if guided:
                     without, with_prompt = velocity.chunk(2)
                     velocity = without + guidance_scale * (with_prompt - without)
-                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
-                    tensors["negative_prompt_embeds"] = negative_prompt_embeds
+                    tensors = {"latents": x, "prompt_embeds": embeds}
+                    tensors["negative_prompt_embeds"] = negative_embeds
                     chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, step, timestep, chosen)
-                    latents = changed.pop("latents", latents)
-                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                    x = changed.pop("latents", x)
+                    embeds = changed.pop("prompt_embeds", embeds)
+                    negative_embeds = changed.pop("negative_prompt_embeds", negative_embeds)
                 bar.update()
-        if output_type == "latent":
-            images = latents
-        else:
-            images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        images: Any = x
+        if output_type != "latent":
+            images = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -329,7 +336,8 @@ def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu", varia
         )
     given = {} if variant == "few" else {"unet": None} | load_denoiser(own)
     bars = [module.is_progress_bar_enabled() for module in (diffusers_logging, transformers_logging)]
-    diffusers_logging.disable_progress_bar(), transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipe = ShapesPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False, **given)
     finally:
@@ -340,7 +348,7 @@ def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu", varia
     return pipe.to(device)
 
 
-def load_denoiser(folder: str | Path) -> dict[str, torch.nn.Module]:
+def load_denoiser(folder: str | Path) -> dict[str, Any]:
     """The denoiser in `folder` under its name in `ShapesPipeline`: {"unet": ...} or {"transformer": ...}."""
     name = json.loads((Path(folder) / "config.json").read_text())["_class_name"]
     for place, cls in (("unet", UNet2DConditionModel), ("transformer", SD3Transformer2DModel)):
@@ -349,7 +357,7 @@ def load_denoiser(folder: str | Path) -> dict[str, torch.nn.Module]:
     raise ValueError(f"folder must hold a UNet2DConditionModel or an SD3Transformer2DModel, got a {name}")
 
 
-def save_denoiser(model: torch.nn.Module, folder: Path) -> None:
+def save_denoiser(model: Any, folder: Path) -> None:
     """Write a denoiser for `load_denoiser`, without the path that it was read from."""
     model.save_pretrained(str(folder))
     config = json.loads((folder / "config.json").read_text())

@@ -153,8 +153,8 @@ def render(scenes: Scenes, colours: np.ndarray | None = None) -> Tensor:
             radius = torch.from_numpy(scenes.radius[rows, slot].astype(np.float32))
             x, y = (pixels - centre[:, None]).unbind(-1)
             cover = (0.5 - _outside(name, x, y, radius[:, None])).clamp(0, 1)[:, None]  # a ramp of one pixel
-            rows = torch.from_numpy(rows)
-            pictures[rows] += cover * (paint[rows, slot][:, :, None] - pictures[rows])
+            drawn_in = torch.from_numpy(rows)
+            pictures[drawn_in] += cover * (paint[drawn_in, slot][:, :, None] - pictures[drawn_in])
     return pictures.reshape(-1, 3, SIZE, SIZE)
 
 

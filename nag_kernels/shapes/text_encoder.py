@@ -85,7 +85,10 @@ def word_facts(text: str) -> list[list[int]]:
     rows = []
     for kind, said in phrases:
         told = {name: next((word for word in said if word in choices), None) for name, choices in WORD_FACTS.items()}
-        told |= {"phrase": kind, "lies": {"first object": relation, "second object": OPPOSITE.get(relation)}.get(kind)}
+        told |= {
+            "phrase": kind,
+            "lies": {"first object": relation, "second object": OPPOSITE.get(relation or "")}.get(kind),
+        }
         told |= {"colour" if kind == "background" else "background": None}
         row = [1 + choices.index(told[name]) if told[name] else 0 for name, choices in WORD_FACTS.items()]
         rows += [row] * len(said)

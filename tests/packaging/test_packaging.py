@@ -52,7 +52,7 @@ def test_pure_python_wheel(tmp_path):
     assert [re.sub(r"-[\d.]+-", "-", w.name) for w in wheels] == ["nag_kernels-py3-none-any.whl"]
     names = zipfile.ZipFile(wheels[0]).namelist()
     assert {n.split("/")[0] for n in names if "dist-info" not in n} == {"nag_kernels"}
-    assert "nag_kernels/triton_kernels/__init__.py" in names
+    assert {"nag_kernels/triton_kernels/__init__.py", "nag_kernels/py.typed"} <= set(names)
     packages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nag_kernels").rglob("__init__.py")}
     assert packages <= set(names), packages - set(names)
     assert any(n.startswith("nag_kernels/shapes/weights/") and n.endswith(".safetensors") for n in names)

@@ -9,7 +9,7 @@ gives.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from nag_kernels.checks import check_scalars
 from .distributed import attention_with_sharded_heads
 
 KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
+Masks = tuple[Tensor | None, Tensor | None]  # of text+ and text-, bool [B, T]
+SettingTensors = tuple[Tensor, Tensor, Tensor]  # nag_scale, nag_tau and nag_alpha, each [] or [B]
+Layer = Any  # an attention layer of diffusers: a Module, of whose attributes a type checker knows nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +75,14 @@ class SharedText:
     def __init__(self, text: PackedText | None):
         self.text = text
 
+    @property
+    def packed(self) -> PackedText:
+        """The text where there is one: in every guided run."""
+        assert self.text is not None
+        return self.text
+
     def change(self, **changes: Any) -> None:
-        self.text = dataclasses.replace(self.text, **changes)
+        self.text = dataclasses.replace(self.packed, **changes)
 
 
 class GuidedProcessor:
@@ -84,6 +93,7 @@ class GuidedProcessor:
     """
 
     fused: bool | None = None
+    _plain: Any  # the stock processor, for calls that are not guided
 
     def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | SharedText | None):
         if text is not None and not isinstance(text, (PackedText, SharedText)):
@@ -93,7 +103,8 @@ class GuidedProcessor:
         self._settings = torch.zeros(3)
         self._set(nag_scale, nag_tau, nag_alpha)
 
-    def _set(self, *values: float) -> None:
+    def _set(self, nag_scale: float, nag_tau: float, nag_alpha: float) -> None:
+        values = (nag_scale, nag_tau, nag_alpha)
         check_scalars(type(self).__name__, *values)
         self._values = values
         # A tensor, so that a compiled model follows a change without being compiled again.
@@ -107,6 +118,11 @@ class GuidedProcessor:
     @text.setter
     def text(self, text: PackedText | None) -> None:
         self.shared = SharedText(text)
+
+    @property
+    def _packed(self) -> PackedText:
+        """`text` where it is not None."""
+        return self.shared.packed
 
     @property
     def nag_scale(self) -> float:
@@ -132,10 +148,11 @@ class GuidedProcessor:
     def nag_alpha(self, value: float) -> None:
         self._set(*self._values[:2], value)
 
-    def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def _settings_for(self, query: Tensor, steered: slice) -> SettingTensors:
         """The three settings, [] or [B]; rows that are not `steered` keep their plain attention."""
-        if self.text is not None and self.text.nag_scale is not None:
-            return self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha
+        given = None if self.text is None else settings_of(self.text)
+        if given is not None:
+            return given
         if self._settings.device != query.device:
             with torch.inference_mode(False):
                 self._settings = self._settings.to(query.device)
@@ -143,8 +160,8 @@ class GuidedProcessor:
         rows = query.shape[0]
         if steered.start or steered.stop < rows:
             row = torch.arange(rows, device=query.device)
-            steered = (row >= steered.start) & (row < steered.stop)
-            scale, tau = scale.where(steered, 1.0), tau.where(steered, math.inf)
+            ours = (row >= steered.start) & (row < steered.stop)
+            scale, tau = scale.where(ours, 1.0), tau.where(ours, math.inf)
         return scale, tau, alpha
 
     def _steered_rows(self, rows: int, text_rows: int) -> slice:
@@ -173,7 +190,7 @@ class GuidedProcessor:
             negative = torch.cat([positive[: steered.start], negative, positive[steered.stop :]])
         return positive, negative
 
-    def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
+    def _text_options(self, masks: Masks, length_negative: int) -> dict[str, Any]:
         """What the operation is told about the texts beside keys and values: masks, bias and rule."""
         text, (positive, negative) = self.text or PackedText(), masks
         if text.steered is not None:
@@ -182,8 +199,8 @@ class GuidedProcessor:
         return {"mask_positive": positive, "mask_negative": negative,
                 "negative_logit_bias": text.negative_logit_bias, "rule": text.rule}  # fmt: skip
 
-    def _guided(self, query: Tensor, positive: KeyValue, negative: KeyValue, settings: tuple[Tensor, Tensor, Tensor],
-                masks: tuple[Tensor | None, Tensor | None], shared: KeyValue | None = None) -> Tensor:  # fmt: skip
+    def _guided(self, query: Tensor, positive: KeyValue, negative: KeyValue, settings: SettingTensors, masks: Masks,
+                shared: KeyValue | None = None) -> Tensor:  # fmt: skip
         """The operation on key and value of both texts and of what both branches see, [B, S, H, D]."""
         if self.text is not None and self.text.watch is not None:
             self.text.watch.attention(self, query, positive, negative, settings, masks, shared)
@@ -199,8 +216,8 @@ class GuidedProcessor:
     def takes_over(self, stock: Any) -> None:
         """Takes over what only the processor in whose place it comes knows; `guide` calls this."""
 
-    def _is_fused(self, attn: Module) -> bool:
-        return attn.fused_projections if self.fused is None else self.fused
+    def _is_fused(self, attn: Layer) -> bool:
+        return bool(attn.fused_projections) if self.fused is None else self.fused
 
     def _count(self) -> None:
         # Only for who sets it to 0 before every call: a compiled model is compiled for the value it finds here.
@@ -208,21 +225,28 @@ class GuidedProcessor:
             self.text_calls += 1
 
     def _check_packed(self, encoder_hidden_states: Tensor) -> None:
-        expected = self.text.length_positive + self.text.length_negative
+        text = self._packed
+        expected = text.length_positive + text.length_negative
         if encoder_hidden_states.shape[1] != expected:
             raise ValueError(
-                f"{type(self).__name__}: encoder_hidden_states must hold {self.text.length_positive} + "
-                f"{self.text.length_negative} tokens [text+ ; text-], got {encoder_hidden_states.shape[1]}"
+                f"{type(self).__name__}: encoder_hidden_states must hold {text.length_positive} + "
+                f"{text.length_negative} tokens [text+ ; text-], got {encoder_hidden_states.shape[1]}"
             )
 
 
-def put_processor(layer: Module, processor: Any) -> None:
+def settings_of(text: PackedText) -> SettingTensors | None:
+    """Those that it brings along, None where it leaves them to each processor."""
+    settings = (text.nag_scale, text.nag_tau, text.nag_alpha)
+    return None if text.nag_scale is None else cast(SettingTensors, settings)  # all three or none
+
+
+def put_processor(layer: Layer, processor: Any) -> None:
     """On a layer; a processor may be a module (those of IP-Adapters are) or not."""
     layer._modules.pop("processor", None)
     layer.processor = processor
 
 
-def heads(attn: Module, x: Tensor) -> Tensor:
+def heads(attn: Layer, x: Tensor) -> Tensor:
     """[B, S, C] -> [B, S, H, D]; under tensor parallelism with the heads of this process alone."""
     size = attn.head_dim if hasattr(attn, "head_dim") else attn.inner_dim // attn.heads
     return x.unflatten(-1, (-1, size))

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor
-from torch.nn import Module
 
-from .base import GuidedProcessor, PackedText, heads
+from .base import GuidedProcessor, KeyValue, Layer, Masks, PackedText, heads
 from .distributed import gathered
 from .masks import not_plain, seen_tokens, whole_if_unseen
 
@@ -26,10 +25,11 @@ class CrossAttentionProcessor(GuidedProcessor):
     def _split(self, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """What belongs to text+ and to text-, of x [text rows, tokens, ...]."""
         if self.text is not None:
-            return x.split((self.text.length_positive, self.text.length_negative), dim=1)
+            positive, negative = x.split((self.text.length_positive, self.text.length_negative), dim=1)
+            return positive, negative
         return self._of_each_row(x, rows)
 
-    def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> Masks:
         if self.text is not None and self.text.mask_positive is not None:
             return self.text.mask_positive, self.text.mask_negative
         if attention_mask is None:
@@ -50,7 +50,7 @@ class CrossAttentionProcessor(GuidedProcessor):
             positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
         return positive, negative
 
-    def _keys_and_values(self, attn: Module, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, attn: Layer, compute: Callable[[], KeyValue]) -> KeyValue:
         """Of both texts: those of an earlier step where `PackedText.kept` has them."""
         if torch.compiler.is_compiling() or self.text is None or self.text.kept is None:
             return compute()
@@ -87,6 +87,8 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         plain yes or no (RuntimeError from inside a compiled model), settings out of range.
     """
 
+    _plain_fused: Any
+
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
                  text: PackedText | None = None):  # fmt: skip
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
@@ -96,7 +98,7 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         self.fused = isinstance(stock, FusedAttnProcessor2_0)
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, temb: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         rows = hidden_states.shape[0]
@@ -105,7 +107,7 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         return self._run(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
     def _run(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
         temb: Tensor | None, beside: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """The guided layer; `beside` gives of the query what is added to its attention, [B, S, C]."""
@@ -136,10 +138,10 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
 
-    def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
+    def _stock(self, attn: Layer, *call: Tensor | None) -> Tensor:
         return (self._plain_fused if self._is_fused(attn) else self._plain)(attn, *call)
 
-    def _normed_text(self, attn: Attention, text: Tensor, rows: int) -> Tensor:
+    def _normed_text(self, attn: Layer, text: Tensor, rows: int) -> Tensor:
         if attn.norm_cross is None:
             return text
         if self.text is None:
@@ -147,12 +149,12 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
         # Apart: a group norm runs over the sequence.
         return torch.cat([attn.norm_encoder_hidden_states(x) for x in self._split(text, rows)], dim=1)
 
-    def _project_image(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+    def _project_image(self, attn: Layer, hidden_states: Tensor) -> Tensor:
         """The query [.., H, D]."""
         query = heads(attn, attn.to_q(hidden_states))
         return query if attn.norm_q is None else attn.norm_q(query)
 
-    def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+    def _project_text(self, attn: Layer, text: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value [.., H, D]."""
         fused = self._is_fused(attn)
         key, value = attn.to_kv(text).chunk(2, dim=-1) if fused else (attn.to_k(text), attn.to_v(text))

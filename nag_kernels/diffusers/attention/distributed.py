@@ -11,6 +11,7 @@ Heads sharded: each process has some heads of all tokens. Only rule "nag" looks 
 which are added up over the processes. It runs as two attentions then, and the image's keys are met twice.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nag_kernels import fused_guided_attention, reference
+from nag_kernels.checks import Attention
 
+_gather: Callable[..., Any]
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until torch 2.12
 PLAIN = (1.0, 1.0, 0.0)  # nag_scale, nag_tau, nag_alpha of attention as it is: Z+
 
@@ -55,40 +58,35 @@ def gathered(keys_and_values: list[tuple[Tensor, Tensor]], group: Any) -> list[t
     return [(part[0], part[1]) for part in whole]
 
 
-def attention_with_sharded_heads(
-    query: Tensor, key_positive: Tensor, value_positive: Tensor, key_negative: Tensor, value_negative: Tensor,
-    *settings: float | Tensor, group: Any, mask_positive: Tensor | None = None, mask_negative: Tensor | None = None,
-    negative_logit_bias: float = 0.0, rule: str = "nag", **shared: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """`fused_guided_attention` on this process's heads; arguments as there, and the group over which heads are sharded.
+def attention_with_sharded_heads(*arguments: Any, group: Any, **named: Any) -> Tensor:
+    """`fused_guided_attention` on this process's heads, of the fields of `Attention`; group: over which heads are sharded.
 
     Raises ValueError for a negative_logit_bias under rule "nag", and where a gradient is wanted.
     """
-    if rule != "nag":  # which look at each head alone
-        return fused_guided_attention(
-            query, key_positive, value_positive, key_negative, value_negative, *settings, mask_positive=mask_positive,
-            mask_negative=mask_negative, negative_logit_bias=negative_logit_bias, rule=rule, **shared,
-        )  # fmt: skip
-    if negative_logit_bias != 0:
+    call = Attention(*arguments, **named)
+    if call.rule != "nag":  # which look at each head alone
+        return fused_guided_attention(*arguments, **named)
+    if call.negative_logit_bias != 0:
         raise ValueError(
-            f"negative_logit_bias must be 0 where heads are sharded over devices, got {negative_logit_bias:g}"
+            f"negative_logit_bias must be 0 where heads are sharded over devices, got {call.negative_logit_bias:g}"
         )
-    if torch.is_grad_enabled() and query.requires_grad:
+    if torch.is_grad_enabled() and call.query.requires_grad:
         raise ValueError("guided attention has no gradient over several devices; run it under torch.no_grad()")
-    batch = query.shape[0]
-    branches = []
-    for key, value, mask in (
-        (key_positive, value_positive, mask_positive),
-        (key_negative, value_negative, mask_negative),
-    ):
+    batch = call.query.shape[0]
+
+    def attend(key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Z of one text, [B, S, H * D]."""
         key, value = key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
-        out = fused_guided_attention(
-            query, key, value, key[:, :0], value[:, :0], *PLAIN, mask_positive=mask, **shared
-        )  # fmt: skip
-        branches.append(out.flatten(2))
+        return fused_guided_attention(
+            call.query, key, value, key[:, :0], value[:, :0], *PLAIN, mask_positive=mask, key_shared=call.key_shared,
+            value_shared=call.value_shared, mask_shared=call.mask_shared, softmax_scale=call.softmax_scale,
+        ).flatten(2)  # fmt: skip
 
     def over_all_heads(sums: Tensor) -> Tensor:
         dist.all_reduce(sums, group=group)
         return sums
 
-    return reference.guidance(*branches, *settings, total=over_all_heads).view(query.shape)
+    positive = attend(call.key_positive, call.value_positive, call.mask_positive)
+    negative = attend(call.key_negative, call.value_negative, call.mask_negative)
+    settings = call.nag_scale, call.nag_tau, call.nag_alpha
+    return reference.guidance(positive, negative, *settings, total=over_all_heads).view(call.query.shape)

@@ -9,20 +9,20 @@ of them at a time, so nothing in the model has to know.
 """
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from nag_kernels import guidance
 
-from ..denoiser_calls import as_they_came, denoiser_arguments
+from ..denoiser_calls import Denoiser, as_they_came, denoiser_arguments
 from ..restore import Replaced
-from .base import PackedText, SharedText
+from .base import Layer, PackedText, SharedText, settings_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class DualForward:
     """
 
     text: tuple[str, ...]
-    image: Callable[[Module, Mapping[str, Any], int], slice]
-    after: Callable[[Module], Module] = lambda layer: layer.to_out[0]
+    image: Callable[[Denoiser, Mapping[str, Any], int], slice]
+    after: Callable[[Layer], Layer] = lambda layer: layer.to_out[0]
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -54,15 +54,15 @@ class DualForwardRun:
 
     def __init__(
         self,
-        call: Callable,
-        model: Module,
-        layers: list[Module],
+        call: Callable[..., Any],
+        model: Denoiser,
+        layers: list[Layer],
         spec: DualForward,
         shared: SharedText,
-        negative_for: Callable,
+        negative_for: Callable[[str, Any], Any],
         replaced: Replaced,
     ):
-        if shared.text.rule == "vsf":
+        if shared.packed.rule == "vsf":
             raise ValueError(
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
@@ -74,7 +74,7 @@ class DualForwardRun:
         own = {name: self.negative_for(name, arguments.get(name)) for name in self.spec.text}
         both = (arguments, {**arguments, **self.spec.fixed, **own})
         positional, named = as_they_came(self.model, args, both[1])
-        meeting = _Meeting(self.shared.text, len(self.layers))
+        meeting = _Meeting(self.shared.packed, len(self.layers))
         mark = self.replaced.mark()
         try:
             for layer in self.layers:
@@ -90,8 +90,8 @@ class DualForwardRun:
             )
         return result
 
-    def _watch(self, layer: Module, meeting: "_Meeting", both: tuple) -> None:
-        def steer(after, inputs):
+    def _watch(self, layer: Layer, meeting: "_Meeting", both: Sequence[Mapping[str, Any]]) -> None:
+        def steer(after: Layer, inputs: tuple[Any, ...]) -> tuple[Tensor]:
             x = inputs[0].clone()
             rows = x if x.ndim == 3 else x[None]
             image = self.spec.image(self.model, both[meeting.place()], rows.shape[1])
@@ -116,7 +116,7 @@ class _Meeting:
     def place(self) -> int:
         return int(threading.get_ident() != self.main)
 
-    def exchange(self, layer: Module, x: Tensor) -> Tensor:
+    def exchange(self, layer: Layer, x: Tensor) -> Tensor:
         """Waits for the other run to come to this layer. Returns the guided output for both."""
         place = self.place()
         self.outputs[place] = x
@@ -125,24 +125,28 @@ class _Meeting:
         if place == 1:
             if self.over:
                 raise _Finished
+            assert self.guided is not None
             return self.guided
         if self.error is not None:
             raise self.error
         positive, negative = self.outputs
+        assert positive is not None
+        assert negative is not None
         if positive.shape != negative.shape:
             raise RuntimeError(f"guide: the two runs see images of {tuple(positive.shape)} and {tuple(negative.shape)}")
-        settings = (self.text.nag_scale, self.text.nag_tau, self.text.nag_alpha)
+        settings = settings_of(self.text)
+        assert settings is not None
         if self.text.watch is not None:
             self.text.watch.branches(layer, positive, negative, settings)
         self.guided = guidance(positive, negative, *settings, rule=self.text.rule)
         self.met += 1
         return self.guided
 
-    def begin(self, replaced: Replaced, run: Callable) -> None:
+    def begin(self, replaced: Replaced, run: Callable[[], Any]) -> None:
         """Until `replaced` is put back, `run` goes on in another thread whenever this one waits in `exchange`."""
         modes = _modes()
 
-        def work():
+        def work() -> None:
             self.turns[1].acquire()
             try:
                 if not self.over:
@@ -160,7 +164,7 @@ class _Meeting:
 
         thread = threading.Thread(target=work)
 
-        def end():
+        def end() -> None:
             self.over = True
             self.turns[1].release()
             if thread.ident is not None:  # it was started
@@ -170,15 +174,14 @@ class _Meeting:
         thread.start()
 
 
-def _modes() -> list[Callable[[], contextlib.AbstractContextManager]]:
+def _modes() -> list[Callable[[], contextlib.AbstractContextManager[Any]]]:
     """What torch keeps for each thread, as this one has it."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    modes: list[Callable[[], contextlib.AbstractContextManager[Any]]]
     modes = [lambda: torch.inference_mode(inference), lambda: torch.set_grad_enabled(grad)]
     for device in ("cpu", "cuda"):
-        cast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
-        if cast["enabled"]:
-            modes.append(lambda device=device, cast=cast: torch.autocast(device, **cast))
+        if torch.is_autocast_enabled(device):
+            modes.append(functools.partial(torch.autocast, device, torch.get_autocast_dtype(device)))
     if torch.cuda.is_initialized():
-        stream = torch.cuda.current_stream()
-        modes.append(lambda: torch.cuda.stream(stream))
+        modes.append(functools.partial(torch.cuda.stream, torch.cuda.current_stream()))
     return modes

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from .base import PackedText, SharedText
+from .base import Masks, PackedText, SettingTensors, SharedText
 from .joint import JointAttentionProcessor
 
 NAMES = ("dispatch_attention_fn", "scaled_dot_product_attention")
@@ -79,16 +79,19 @@ class GenericAttention(JointAttentionProcessor):
     def begin(self) -> None:
         """Called before each run of the layer's processor."""
 
-    def _settings_for(self, query: Tensor, steered: slice) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(self._for_frames(x) for x in super()._settings_for(query, steered))
+    def _settings_for(self, query: Tensor, steered: slice) -> SettingTensors:
+        scale, tau, alpha = super()._settings_for(query, steered)
+        return self._for_frames(scale), self._for_frames(tau), self._for_frames(alpha)
 
-    def _text_options(self, masks: tuple[Tensor | None, Tensor | None], length_negative: int) -> dict[str, Any]:
+    def _text_options(self, masks: Masks, length_negative: int) -> dict[str, Any]:
         options = super()._text_options(masks, length_negative)
-        return options | {x: self._for_frames(options[x]) for x in ("mask_positive", "mask_negative")}
+        for name in ("mask_positive", "mask_negative"):
+            options[name] = None if options[name] is None else self._for_frames(options[name])
+        return options
 
-    def _for_frames(self, x: Tensor | None) -> Tensor | None:
+    def _for_frames(self, x: Tensor) -> Tensor:
         """What holds for a row of the batch, for each row of attention."""
-        if not self.layout.by_frame or x is None or not x.ndim:
+        if not self.layout.by_frame or not x.ndim:
             return x
         return x.repeat_interleave(self._rows // len(x), dim=0)
 
@@ -127,37 +130,42 @@ class GenericAttention(JointAttentionProcessor):
             )
         first_query, last_query = query.split(sizes, dim=1)
         first, last = (first_query, first_key, first_value), (last_query, last_key, last_value)
-        image, texts = (first, last) if at_end else (last, first)
-        positive, negative, guided = self._attend(image, tuple(torch.cat(self._apart(x), dim=1) for x in texts))
+        own, (query, key, value) = (first, last) if at_end else (last, first)
+        texts = (self._sorted(query), self._sorted(key), self._sorted(value))
+        positive, negative, guided = self._attend(own, texts)
         whole = (guided, *self._interleaved(positive, negative)) if at_end else (
             *self._interleaved(positive, negative), guided
         )  # fmt: skip
         return torch.cat([x.unflatten(-1, shape) for x in whole], dim=1)
 
-    def _masks(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.text.mask_positive, self.text.mask_negative
+    def _masks(self) -> Masks:
+        return self._packed.mask_positive, self._packed.mask_negative
 
-    def _apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """All that is of text+ and all that is of text-; there may be several pairs."""
-        pieces = x.split([n for pair in self.text.parts or (self._lengths(),) for n in pair], dim=1)
-        return torch.cat(pieces[::2], dim=1), torch.cat(pieces[1::2], dim=1)
+    def _sorted(self, x: Tensor) -> Tensor:
+        """All that is of text+ and then all that is of text-; there may be several pairs."""
+        pieces = x.split([n for pair in self._packed.parts or (self._lengths(),) for n in pair], dim=1)
+        return torch.cat([torch.cat(pieces[::2], dim=1), torch.cat(pieces[1::2], dim=1)], dim=1)
 
     def _interleaved(self, positive: Tensor, negative: Tensor) -> list[Tensor]:
-        """The inverse of `_apart`, in pieces."""
-        lengths = zip(*(self.text.parts or (self._lengths(),)), strict=True)
+        """The inverse of `_sorted`, in pieces."""
+        lengths = zip(*(self._packed.parts or (self._lengths(),)), strict=True)
         pieces = (x.split(list(n), dim=1) for x, n in zip((positive, negative), lengths, strict=True))
         return [x for pair in zip(*pieces, strict=True) for x in pair]
 
-    def _attend_guided(self, query: Tensor, key: Tensor, value: Tensor, key_shared: Tensor | None = None,
-                       value_shared: Tensor | None = None) -> Tensor:  # fmt: skip
+    def _attend_guided(self, query: Tensor, key: Tensor, value: Tensor, *shared: Tensor) -> Tensor:
+        """shared: key and value of the image, where the keys hold it."""
         (key_positive, key_negative), (value_positive, value_negative) = (
             x.split(self._lengths(), dim=1) for x in (key, value)
         )
         masks = self._masks()
-        shared = None if key_shared is None else (key_shared, value_shared)
         settings = self._settings_for(query, slice(0, query.shape[0]))
         return self._guided(
-            query, (key_positive, value_positive), (key_negative, value_negative), settings, masks, shared
+            query,
+            (key_positive, value_positive),
+            (key_negative, value_negative),
+            settings,
+            masks,
+            (shared[0], shared[1]) if shared else None,
         )
 
 
@@ -180,7 +188,7 @@ def _site() -> _Site | _ThreadSite:
 
 def _dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
               is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-              attention_kwargs: dict | None = None, *, backend: Any = None, parallel_config: Any = None
+              attention_kwargs: dict[str, Any] | None = None, *, backend: Any = None, parallel_config: Any = None
               ) -> Tensor:  # fmt: skip
     """In the place of diffusers' `dispatch_attention_fn`. The backend serves the steps that are not guided."""
     if dropout_p or is_causal or attention_kwargs or parallel_config is not None:
@@ -190,29 +198,31 @@ def _dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
         )
     if scale is not None and abs(scale * query.shape[-1] ** 0.5 - 1) > 1e-6:
         raise ValueError(f"guide: attention must be scaled by {query.shape[-1]} ** -0.5, got {scale}")
-    return _site().attention.attend(query, key, value, attn_mask)
+    attention = _site().attention
+    assert attention is not None
+    return attention.attend(query, key, value, attn_mask)
 
 
 def _scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
                                   dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
                                   enable_gqa: bool = False) -> Tensor:  # fmt: skip
-    heads_second = (x.transpose(1, 2) for x in (query, key, value))
-    return _dispatch(*heads_second, attn_mask, dropout_p, is_causal, scale).transpose(1, 2)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return _dispatch(query, key, value, attn_mask, dropout_p, is_causal, scale).transpose(1, 2)
 
 
 _functional = types.ModuleType("functional")
 _functional.__dict__.update({k: v for k, v in F.__dict__.items() if not k.startswith("__")})
-_functional.scaled_dot_product_attention = _scaled_dot_product_attention
+_functional.__dict__["scaled_dot_product_attention"] = _scaled_dot_product_attention
 
 
 @functools.cache
-def _generic_class(cls: type) -> type:
+def _generic_class(cls: type[Any]) -> type[Any]:
     """A subclass whose `__call__` is the code of `cls` with its names of attention bound to ours.
 
     One for each class, so that a compiled model meets the same code in every layer and every run; what differs is reached
     through the instance.
     """
-    call = cls.__call__
+    call: Any = cls.__call__
     names = dict(call.__globals__)
     names["__name__"] = "namedtuple_nag_kernels"  # torch.compile looks such globals up in the function, not in a module
     names |= {"dispatch_attention_fn": _dispatch, "F": _functional}
@@ -220,7 +230,7 @@ def _generic_class(cls: type) -> type:
     own.__kwdefaults__ = call.__kwdefaults__
 
     @functools.wraps(call)
-    def __call__(self, *args, **kwargs):
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         site = _site()
         site.attention = self.nag_attention
         self.nag_attention.begin()
@@ -229,18 +239,19 @@ def _generic_class(cls: type) -> type:
         finally:
             site.attention = None
 
-    def get_calls(self):
-        return self.nag_attention.text_calls
+    def get_calls(self: Any) -> int | None:
+        calls: int | None = self.nag_attention.text_calls
+        return calls
 
-    def set_calls(self, calls):
+    def set_calls(self: Any, calls: int | None) -> None:
         self.nag_attention.text_calls = calls
 
     return type(f"NAG{cls.__name__}", (cls,), {"__call__": __call__, "text_calls": property(get_calls, set_calls)})
 
 
-def generic_processor(processor: Any, layout: Layout, text: PackedText | SharedText) -> Callable:
+def generic_processor(processor: Any, layout: Layout, text: PackedText | SharedText) -> Callable[..., Any]:
     """A copy of `processor` whose attention is guided."""
     ours = copy.copy(processor)
-    ours.__class__ = _generic_class(type(processor))
+    ours.__class__ = _generic_class(type(processor))  # type: ignore[arg-type]  # a type is hashable, to mypy one of Any is not
     ours.nag_attention = (layout.attention or GenericAttention)(layout, text)
     return ours

@@ -25,6 +25,12 @@ def attention_to_images(where: str, attn: Any, adapter: Any, query: Tensor, imag
             continue
         if image.ndim == 4:  # [B, images, tokens, C]: the tokens of all images of a prompt are one sequence
             image = image.flatten(1, 2)
-        parts = (x.transpose(1, 2) for x in (query, heads(attn, to_k(image)), heads(attn, to_v(image))))
-        total = total + scale * F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2).to(query.dtype)
+        attended = side_by_side(query, heads(attn, to_k(image)), heads(attn, to_v(image)))
+        total = total + scale * attended.flatten(2).to(query.dtype)
     return total
+
+
+def side_by_side(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Plain attention, [B, S, H, D]."""
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)

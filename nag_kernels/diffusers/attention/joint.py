@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guided joint attention: image and prompts in one sequence, one guided call for the image."""
 
+from typing import Any
+
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
@@ -11,6 +13,7 @@ from nag_kernels import fused_guided_attention
 from .base import GuidedProcessor
 from .distributed import PLAIN, gathered
 
+Rotary = tuple[Tensor, Tensor]  # cosines and sines of the positions, each [S, D]
 Projected = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, S, H, D]
 
 
@@ -23,47 +26,48 @@ class JointAttentionProcessor(GuidedProcessor):
     def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor, Tensor]:
         """Attention of text+ [B, T+, C], of text- [B, T-, C] and, guided, of the image [B, S, C]."""
         query, key, value = image
-        texts = list(zip(*(x.split(self._lengths(), dim=1) for x in text), strict=True))
-        masks = (self.text.mask_positive, self.text.mask_negative)
-        seen = [(key, value), *(text[1:] for text in texts)]
-        if self.text.sequence_group is not None:
-            seen = gathered(seen, self.text.sequence_group)
+        queries, keys, values = (x.split(self._lengths(), dim=1) for x in text)
+        masks = (self._packed.mask_positive, self._packed.mask_negative)
+        seen = [(key, value), *zip(keys, values, strict=True)]
+        if self._packed.sequence_group is not None:
+            seen = gathered(seen, self._packed.sequence_group)
         (key, value), positive, negative = seen
         guided = self._guided(
             query, positive, negative, self._settings_for(query, slice(0, query.shape[0])), masks, (key, value)
         )
         # Z+ of the same operation, without a negative: keys of the image and of the text need not be copied into one tensor.
-        streams = (
+        of_positive, of_negative = (
             plain_attention(q, k, v, key_shared=key, value_shared=value, mask_positive=mask)
-            for (q, _, _), (k, v), mask in zip(texts, (positive, negative), masks, strict=True)
-        )  # fmt: skip
-        return tuple(x.flatten(2) for x in (*streams, guided))
+            for q, (k, v), mask in zip(queries, (positive, negative), masks, strict=True)
+        )
+        return of_positive.flatten(2), of_negative.flatten(2), guided.flatten(2)
 
     def _attend_doubled(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor]:
         """Attention of the text [T, L, C] in the published batch (`_steered_rows`) and, guided, of the image [R, S, C]."""
         query, key, value = image
         rows = query.shape[0]
         steered = self._steered_rows(rows, text[0].shape[0])
-        branches = zip(self._of_each_row(text[1], rows), self._of_each_row(text[2], rows), strict=True)
-        guided = self._guided(query, *branches, self._settings_for(query, steered), (None, None), (key, value))
-        keys, values = (torch.cat([x, x[steered]]) for x in (key, value))  # each text sees the image of its own row
-        stream = plain_attention(*text, key_shared=keys, value_shared=values)
+        keys, values = self._of_each_row(text[1], rows), self._of_each_row(text[2], rows)
+        positive, negative = (keys[0], values[0]), (keys[1], values[1])
+        settings = self._settings_for(query, steered)
+        guided = self._guided(query, positive, negative, settings, (None, None), (key, value))
+        key, value = (torch.cat([x, x[steered]]) for x in (key, value))  # each text sees the image of its own row
+        stream = plain_attention(*text, key_shared=key, value_shared=value)
         return stream.flatten(2), guided.flatten(2)
 
     def _lengths(self) -> tuple[int, int]:
-        return self.text.length_positive, self.text.length_negative
+        return self._packed.length_positive, self._packed.length_negative
 
     def _check_own_masks(self, attention_mask: Tensor | None) -> None:
         """The model's mask is made for one text: those of two are not to be found in it."""
-        if attention_mask is not None and self.text.mask_positive is None and self.text.mask_negative is None:
+        if attention_mask is not None and self._packed.mask_positive is None and self._packed.mask_negative is None:
             raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
 
-    def _attend_packed(self, packed: Projected, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _attend_packed(self, packed: Projected, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """As `_attend`, from one sequence [text+ ; text- ; image] turned by `rotary`."""
         length = sum(self._lengths())
-        whole = turned(packed, rotary)
-        text, image = zip(*(x.split((length, x.shape[1] - length), dim=1) for x in whole), strict=True)
-        return self._attend(image, text)
+        query, key, value = (x.split((length, x.shape[1] - length), dim=1) for x in turned(packed, rotary))
+        return self._attend((query[1], key[1], value[1]), (query[0], key[0], value[0]))
 
     def _is_doubled(self, image: Tensor, text: Tensor) -> bool:
         return self.text is None and self._takes_doubled_batch and text.shape[0] != image.shape[0]
@@ -81,7 +85,7 @@ class JointAttentionProcessor(GuidedProcessor):
                 "PackedText"
             )
         if self.text is not None:
-            masks = (self.text.mask_positive, self.text.mask_negative)
+            masks = (self._packed.mask_positive, self._packed.mask_negative)
             if not self._has_masks and any(mask is not None for mask in masks):
                 raise ValueError(
                     f"{where}: PackedText.mask_positive and mask_negative must be None (there are no masks)"
@@ -89,13 +93,20 @@ class JointAttentionProcessor(GuidedProcessor):
             self._check_packed(text)
 
 
-def turned(projected: Projected, rotary: tuple[Tensor, Tensor] | None) -> Projected:
+def turned(projected: Projected, rotary: Rotary | None) -> Projected:
     """Query and key by their positions."""
     query, key, value = projected
     if rotary is None:
         return projected
-    return *(apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key)), value
+    turn: Any = apply_rotary_emb  # whose own annotation has no pair
+    return turn(query, rotary, sequence_dim=1), turn(key, rotary, sequence_dim=1), value
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, **options: Tensor | None) -> Tensor:
-    return fused_guided_attention(query, key, value, key[:, :0], value[:, :0], *PLAIN, **options)
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_shared: Tensor | None = None, value_shared: Tensor | None = None,
+    mask_positive: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    return fused_guided_attention(
+        query, key, value, key[:, :0], value[:, :0], *PLAIN, key_shared=key_shared, value_shared=value_shared,
+        mask_positive=mask_positive,
+    )  # fmt: skip

@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
+from ..denoiser_calls import Denoiser
 from ..restore import Replaced
-from .base import PackedText
+from .base import Layer, PackedText
+
+Arguments = tuple[Any, ...]  # of a call of a layer, by position
+Named = dict[str, Any]  # and by name
 
 
 def negative_modulation(
-    replaced: Replaced, model: Module, sites: Sequence[Module], text: PackedText, pooled: Tensor
+    replaced: Replaced, model: Denoiser, sites: Sequence[Layer], text: PackedText, pooled: Tensor
 ) -> Callable[[], None]:
     """Until `replaced` is put back, text- of `text` is modulated in every block of `sites` by the pooled text [B, C] of the
     negative.
@@ -32,16 +35,17 @@ def negative_modulation(
     kinds = [
         _two_streams if hasattr(x, "norm1_context") else _one_stream if hasattr(x, "proj_out") else None for x in blocks
     ]
-    if len(blocks) != len(sites) or None in kinds:
+    known = [kind for kind in kinds if kind is not None]
+    if len(blocks) != len(sites) or len(known) != len(kinds):
         raise ValueError(
             f"guide: negative_pooled knows the blocks of SD3 and FLUX.1, got others in {type(model).__name__}"
         )
     both = _Both(text, pooled)
     replaced.hook(model.time_text_embed.register_forward_hook, both.embed)
-    for kind, block in zip(kinds, blocks, strict=True):
+    for kind, block in zip(known, blocks, strict=True):
         kind(replaced, block, both)
 
-    def check():
+    def check() -> None:
         if both.norms != len(blocks):
             raise RuntimeError(
                 f"guide: negative_pooled must act in {len(blocks)} blocks once each, but acted {both.norms} times"
@@ -58,11 +62,11 @@ class _Both:
         self.negative: Tensor | None = None
         self.norms = 0
 
-    def embed(self, module: Module, args: tuple, output: Tensor) -> None:
+    def embed(self, module: Layer, args: tuple[Any, ...], output: Tensor) -> None:
         """Timestep and, in some models, guidance come first, pooled text last."""
         self.negative = module.forward(*args[:-1], self.pooled.to(args[-1]))
 
-    def normed(self, module: Module, part: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def normed(self, module: Layer, part: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a norm makes of text-: its arguments are the tokens and one vector."""
         if len(args) + len(kwargs) != 2 or self.negative is None:
             raise RuntimeError(f"guide: negative_pooled does not know how {type(module).__name__} is called here")
@@ -75,10 +79,10 @@ class _Both:
         return torch.cat([x[:, None].expand(-1, n, -1) for x, n in counts], dim=1)
 
 
-def _two_streams(replaced: Replaced, block: Module, both: _Both) -> None:
+def _two_streams(replaced: Replaced, block: Layer, both: _Both) -> None:
     now: dict[str, Tensor] = {}
 
-    def norm(module, args, kwargs, output):
+    def norm(module: Layer, args: Arguments, kwargs: Named, output: Any) -> Any:
         length = both.text.length_positive
         negative = both.normed(module, args[0][:, length:], args, kwargs)
         if isinstance(output, Tensor):  # the last block of SD3, after which the text ends
@@ -88,13 +92,13 @@ def _two_streams(replaced: Replaced, block: Module, both: _Both) -> None:
         one, zero = torch.ones_like(output[1]), torch.zeros_like(output[1])
         return torch.cat([output[0][:, :length], negative[0]], dim=1), one, zero, zero, one
 
-    def attention(module, args, output):
+    def attention(module: Layer, args: Arguments, output: Any) -> Any:
         return (output[0], output[1] * now["gate"], *output[2:]) if now else output
 
-    def before(module, args):
+    def before(module: Layer, args: Arguments) -> Arguments:
         return (args[0] * (1 + now["scale"]) + now["shift"],) if now else args
 
-    def after(module, args, output):
+    def after(module: Layer, args: Arguments, output: Tensor) -> Tensor:
         return output * now["gate_ff"] if now else output
 
     replaced.hook(block.norm1_context.register_forward_hook, norm, with_kwargs=True)
@@ -104,17 +108,17 @@ def _two_streams(replaced: Replaced, block: Module, both: _Both) -> None:
         replaced.hook(block.ff_context.register_forward_hook, after)
 
 
-def _one_stream(replaced: Replaced, block: Module, both: _Both) -> None:
+def _one_stream(replaced: Replaced, block: Layer, both: _Both) -> None:
     now: dict[str, Tensor] = {}
 
-    def norm(module, args, kwargs, output):
+    def norm(module: Layer, args: Arguments, kwargs: Named, output: Any) -> Any:
         start, end = both.text.length_positive, both.text.length_positive + both.text.length_negative
         negative, gate = both.normed(module, args[0][:, start:end], args, kwargs)
         now["gate"] = both.rows(output[1], gate, args[0].shape[1] - end)
         whole = torch.cat([output[0][:, :start], negative, output[0][:, end:]], dim=1)
         return whole, torch.ones_like(output[1])
 
-    def after(module, args, output):
+    def after(module: Layer, args: Arguments, output: Tensor) -> Tensor:
         return output * now["gate"] if now else output
 
     replaced.hook(block.norm.register_forward_hook, norm, with_kwargs=True)

@@ -9,23 +9,24 @@ A model's file names such modules, each with the function that runs it once for 
 import inspect
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
+from ..denoiser_calls import Denoiser
 from ..restore import Replaced
 from .base import PackedText, SharedText
 
 # The owner of a method, the method's name, and function(method, text, *args, **kwargs) to be called instead of it. `text` is the
 # PackedText of the call; a function that has to change it for what comes after is marked with `changes_text` and gets the
 # SharedText.
-TextModule = tuple[Any, str, Callable]
+TextModule = tuple[Any, str, Callable[..., Any]]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def changes_text(function: Callable) -> Callable:
-    function.changes_text = True
+def changes_text(function: Function) -> Function:
+    function.__dict__["changes_text"] = True
     return function
 
 
@@ -35,13 +36,15 @@ class _OncePerPrompt:
     One for each method, as long as its owner lives: a compiled model is compiled for the very object that it finds there.
     """
 
-    method: Callable | None = None
+    method: Callable[..., Any] | None = None
     shared: SharedText | None = None
-    function: Callable | None = None
+    function: Callable[..., Any] | None = None
     changes: bool = False
 
-    def __call__(self, *args, **kwargs):
-        return self.function(self.method, self.shared if self.changes else self.shared.text, *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.function is not None
+        assert self.shared is not None
+        return self.function(self.method, self.shared if self.changes else self.shared.packed, *args, **kwargs)
 
 
 _known: weakref.WeakKeyDictionary[Any, dict[str, _OncePerPrompt]] = weakref.WeakKeyDictionary()
@@ -59,10 +62,11 @@ def run_once_per_prompt(replaced: Replaced, modules: Iterable[TextModule], share
 
 def split_prompts(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
     """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
-    return x.split((text.length_positive, text.length_negative), dim=dim)
+    positive, negative = x.split((text.length_positive, text.length_negative), dim=dim)
+    return positive, negative
 
 
-def numbered_anew(method: Callable, text: PackedText, *call: Any, **options: Any) -> tuple[Tensor, Any]:
+def numbered_anew(method: Callable[..., Any], text: PackedText, *call: Any, **options: Any) -> tuple[Tensor, Any]:
     """Positions of the image and of a text whose tokens are numbered: those of text- begin where those of text+ do.
 
     The text's are a tensor [T, C], several of them, or None where it has none.
@@ -79,12 +83,14 @@ def begun_anew(x: Tensor, text: PackedText) -> Tensor:
     return torch.cat([x[: text.length_positive], x[: text.length_negative]])
 
 
-def _argument_names(model: Module) -> list[str]:
+def _argument_names(model: Denoiser) -> list[str]:
     """Of its forward, in order. Looked up before the call: torch.compile cannot do it within."""
     return list(inspect.signature(type(model).forward).parameters)[1:]
 
 
 def masks_of_part(text: PackedText, place: int) -> tuple[Tensor, Tensor]:
     """Of one of several texts that lie one after another: what of text+ and of text- is seen."""
-    pairs = zip((text.mask_positive, text.mask_negative), zip(*text.parts, strict=True), strict=True)
-    return tuple(mask.split(list(lengths), dim=1)[place] for mask, lengths in pairs)
+    assert text.mask_positive is not None
+    assert text.mask_negative is not None
+    of_positive, of_negative = (list(lengths) for lengths in zip(*text.parts, strict=True))
+    return text.mask_positive.split(of_positive, dim=1)[place], text.mask_negative.split(of_negative, dim=1)[place]

@@ -3,19 +3,22 @@
 """AudioLDM 2."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, changes_text, masks_of_part
+from ..denoiser_calls import Denoiser
 from .layers import modules_of_type
 from .spec import ModelSpec
 
 
-def _layers(unet: Module) -> Iterator[tuple[str, Module, int]]:
+def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
     """(name, layer, which text it sees). The attention layers of a block cycle through: self-attention, text 1, text 2."""
+    block: Any
     for name, block in unet.named_modules():
-        widths = getattr(block, "cross_attention_dim", None) if hasattr(block, "attentions") else None
+        widths = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
         for i, attention in enumerate(block.attentions if widths else ()):
             turn = i % len(widths)
             for x, layer in attention.named_modules() if widths[turn] else ():

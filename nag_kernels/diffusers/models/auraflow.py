@@ -3,12 +3,13 @@
 """AuraFlow."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.nn import Module
 
 from ..attention.generic import GenericAttention, Layout
 from ..attention.text_modules import split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
@@ -23,7 +24,7 @@ class WithRegisters(GenericAttention):
         return positive + REGISTERS, negative + REGISTERS
 
 
-def auraflow(model: Module) -> Callable:
+def auraflow(model: Denoiser) -> Callable[..., Any]:
     """The model puts tokens of its own before the text: text- gets them too."""
 
     def apart(forward, text, texts):

@@ -5,15 +5,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch.nn import Module
-
 from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout
+from ..denoiser_calls import Denoiser
 from .layers import FLUX_LIKE, layers_named, sum_of
 from .spec import ModelSpec
 
 
-def _image_beside_gist(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+def _image_beside_gist(denoiser: Denoiser, arguments: Mapping[str, Any], length: int) -> slice:
     """FIBO 2 makes of each text a number of tokens by its length; where these differ in a batch they come last."""
     from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count  # younger than diffusers 0.41
 

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import Tensor
 
+from ..attention.base import Layer
 from ..attention.joint import Projected
 from .flux import NAGFluxAttnProcessor2_0
 from .layers import layers_of_type
@@ -26,36 +27,40 @@ class NAGChromaAttnProcessor2_0(NAGFluxAttnProcessor2_0):
     _takes_doubled_batch = False
 
     def __call__(
-        self, attn: FluxAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         call = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if self.text is None and (encoder_hidden_states is None or len(encoder_hidden_states) == len(hidden_states)):
             return self._plain(attn, *call)
         return super().__call__(attn, *call)
 
     def _attend(self, image: Projected, text: Projected) -> tuple[Tensor, Tensor, Tensor]:
-        bias = self.text.unseen_bias
-        if bias is None or self.text.mask_positive is None:
+        masks = (self._packed.mask_positive, self._packed.mask_negative)
+        bias = self._packed.unseen_bias
+        if bias is None or masks[0] is None or masks[1] is None:
             return super()._attend(image, text)
         # As one more channel: 1 in the queries of what is seen, the bias in the keys of what is not. Eight, as kernels like it.
         width = image[0].shape[-1]
         stretch = ((width + 8) / width) ** 0.5  # attention is scaled by the wider one
-        seen = torch.cat([self.text.mask_positive, self.text.mask_negative], dim=1)[..., None, None].to(image[0])
+        seen = torch.cat([masks[0], masks[1]], dim=1)[..., None, None].to(image[0])
 
-        def widened(x, last):
+        def widened(x: Tensor, last: Tensor) -> Tensor:
             return torch.cat([x, x.new_zeros(*x.shape[:-1], 7), last.expand(*x.shape[:-1], 1)], dim=-1)
 
         none = image[0].new_zeros(1)
-        queries = (widened(x * stretch, last * stretch) for x, last in ((image[0], none + 1), (text[0], seen)))
-        keys = (widened(x, last) for x, last in ((image[1], none), (text[1], (1 - seen) * bias * width**0.5)))
-        values = (widened(x, none) for x in (image[2], text[2]))
-        shared, self.text = self.shared, dataclasses.replace(self.text, mask_positive=None, mask_negative=None)
+        image = widened(image[0] * stretch, (none + 1) * stretch), widened(image[1], none), widened(image[2], none)
+        bias_of_unseen = (1 - seen) * bias * width**0.5
+        text = widened(text[0] * stretch, seen * stretch), widened(text[1], bias_of_unseen), widened(text[2], none)
+        shared, self.text = self.shared, dataclasses.replace(self._packed, mask_positive=None, mask_negative=None)
         try:
-            attended = super()._attend(*zip(queries, keys, values, strict=True))
+            attended = super()._attend(image, text)
         finally:
             self.shared = shared
-        return tuple(x.unflatten(-1, (-1, width + 8))[..., :width].flatten(-2) for x in attended)
+        of_positive, of_negative, of_image = (
+            x.unflatten(-1, (-1, width + 8))[..., :width].flatten(-2) for x in attended
+        )
+        return of_positive, of_negative, of_image
 
 
 MODELS: dict[str, ModelSpec] = {

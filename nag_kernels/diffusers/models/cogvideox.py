@@ -3,6 +3,7 @@
 """CogVideoX and ConsisID."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def cogvideox(forward: Callable, text: PackedText, texts: Tensor, video: Tensor) -> Tensor:
+def cogvideox(forward: Callable[..., Any], text: PackedText, texts: Tensor, video: Tensor) -> Tensor:
     """Text and video leave their embedding as one sequence, with positions that know one text."""
     positive, negative = split_prompts(texts, text)
     first, second = forward(positive, video), forward(negative, video)

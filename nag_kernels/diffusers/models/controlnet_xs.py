@@ -11,17 +11,18 @@ from torch.nn import Module
 from ..attention.base import PackedText
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named
 from .spec import ModelSpec
 from .unet import unet_settings
 
 
-def _layers(control: bool) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+def _layers(control: bool) -> Callable[[Denoiser], Iterator[tuple[str, Module]]]:
     """Of a UNet with ControlNet-XS: the layers of the UNet, or of the control, that see the text."""
     return lambda unet: ((x, layer) for x, layer in layers_named("attn2")(unet) if (".ctrl_" in x) == control)
 
 
-def _count(unet: Module) -> int:
+def _count(unet: Denoiser) -> int:
     """Two in each block on the way down, three on the way up, one between."""
     config = unet.config
     layers = config.transformer_layers_per_block
@@ -31,12 +32,13 @@ def _count(unet: Module) -> int:
     return down + layers[-1] + up
 
 
-def _control(unet: Module) -> list[TextModule]:
+def _control(unet: Denoiser) -> list[TextModule]:
     return [(layer, "forward", prompt_alone) for _, layer in _layers(control=True)(unet)]
 
 
-def prompt_alone(forward: Callable, text: PackedText, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
-                 ) -> Tensor:  # fmt: skip
+def prompt_alone(
+    forward: Callable[..., Any], text: PackedText, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
+) -> Tensor:
     """Attention that is not guided: to text+."""
     return forward(hidden_states, split_prompts(encoder_hidden_states, text)[0], **options)
 

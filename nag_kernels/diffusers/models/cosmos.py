@@ -6,20 +6,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch.nn import Module
-
 from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def _whole_sequence(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+def _whole_sequence(denoiser: Denoiser, arguments: Mapping[str, Any], length: int) -> slice:
     """All of it is drawn: the text is elsewhere."""
     return slice(0, length)
 
 
-def _refuse(denoiser: Module) -> str | None:
+def _refuse(denoiser: Denoiser) -> str | None:
     if "return_dict" not in inspect.signature(type(denoiser).forward).parameters:
         return "the first form of Cosmos 3 in diffusers (0.39) calls its model otherwise: take a newer diffusers"
     return None

@@ -4,14 +4,13 @@
 
 import math
 
-from torch.nn import Module
-
 from ..attention.generic import Layout
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, modules_of_type
 from .spec import ModelSpec
 
 
-def _refuse(unet: Module) -> str | None:
+def _refuse(unet: Denoiser) -> str | None:
     """What is refused of `UNet2DConditionModel`, which it derives from."""
     known = {"addition_embed_type": (None, "time"), "encoder_hid_dim_type": (None, "text_proj", "text_proj_rms")}
     unknown = [f"{name} '{unet.config[name]}'" for name, values in known.items() if unet.config[name] not in values]

@@ -3,6 +3,7 @@
 """ERNIE-Image."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def ernie_image(forward: Callable, text: PackedText, positions: Tensor) -> Tensor:
+def ernie_image(forward: Callable[..., Any], text: PackedText, positions: Tensor) -> Tensor:
     """The text's numbers, after the image's positions [B, S + T+ + T-, 3], begin anew for text-."""
     numbers = positions.narrow(1, positions.shape[1] - text.length_negative, text.length_negative).clone()
     numbers[..., 0] -= text.length_positive

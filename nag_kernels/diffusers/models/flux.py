@@ -10,9 +10,9 @@ from torch import Tensor
 
 from nag_kernels import guidance
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.ip_adapter import attention_to_images
-from ..attention.joint import JointAttentionProcessor, Projected, plain_attention, turned
+from ..attention.joint import JointAttentionProcessor, Projected, Rotary, plain_attention, turned
 from .layers import layers_of_type
 from .spec import ModelSpec, Settings
 
@@ -44,18 +44,19 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         self._plain = FluxAttnProcessor()
 
     def __call__(
-        self, attn: FluxAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         single = encoder_hidden_states is None
-        if not single:
+        if encoder_hidden_states is not None:
             self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         if self.text is None:
             call = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-            if single and self.encoder_hidden_states_length is not None:
-                return self._one_stream_doubled(attn, *call)
-            if not single and self._is_doubled(hidden_states, encoder_hidden_states):
-                return self._two_streams_doubled(attn, *call)
+            length = self.encoder_hidden_states_length
+            if single and length is not None:
+                return self._one_stream_doubled(attn, hidden_states, length, attention_mask, image_rotary_emb)
+            if encoder_hidden_states is not None and self._is_doubled(hidden_states, encoder_hidden_states):
+                return self._two_streams_doubled(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
             return self._plain(attn, *call)
         length = sum(self._lengths())
         if single:
@@ -69,16 +70,25 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         *streams, hidden_states = attended
         return attn.to_out[1](attn.to_out[0](hidden_states)), attn.to_add_out(torch.cat(streams, dim=1))
 
-    def _two_streams_doubled(self, attn, image, text, attention_mask, rotary) -> tuple[Tensor, Tensor]:
+    def _two_streams_doubled(
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor, rotary: Rotary | None
+    ) -> tuple[Tensor, Tensor]:
         self._count()
-        length, (image, text) = text.shape[1], self._project_each(attn, image, text)
+        length = encoder_hidden_states.shape[1]
+        image, text = self._project_image(attn, hidden_states), self._project_text(attn, encoder_hidden_states)
         if rotary is not None:
-            text, image = turned(text, [x[:length] for x in rotary]), turned(image, [x[length:] for x in rotary])
-        text, image = self._attend_doubled(image, text)
-        return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)
+            cosines, sines = rotary
+            text, image = (
+                turned(text, (cosines[:length], sines[:length])),
+                turned(image, (cosines[length:], sines[length:])),
+            )
+        of_text, of_image = self._attend_doubled(image, text)
+        return attn.to_out[1](attn.to_out[0](of_image)), attn.to_add_out(of_text)
 
-    def _one_stream_doubled(self, attn, whole, _, attention_mask, rotary) -> Tensor:
-        length, (rows, tokens, _) = self.encoder_hidden_states_length, whole.shape
+    def _one_stream_doubled(
+        self, attn: Layer, whole: Tensor, length: int, attention_mask: Tensor | None, rotary: Rotary | None
+    ) -> Tensor:
+        rows, tokens, _ = whole.shape
         if rows % 2 or tokens < length or attention_mask is not None:
             raise ValueError(
                 f"{type(self).__name__}: with encoder_hidden_states_length {length}, hidden_states must have an even batch "
@@ -91,24 +101,27 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         steered = guidance(positive, negative, *self._settings_for(positive, slice(0, rows // 2)))
         return torch.cat([out[:, :length], torch.cat([steered, steered])], dim=1)
 
-    def _project(self, attn: FluxAttention, image: Tensor, text: Tensor | None) -> Projected:
+    def _project(self, attn: Layer, image: Tensor, text: Tensor | None) -> Projected:
         """Query, key and value of the whole sequence, text first."""
-        image, text = self._project_each(attn, image, text)
-        return image if text is None else tuple(torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
+        own = self._project_image(attn, image)
+        if text is None:
+            return own
+        query, key, value = (torch.cat(x, dim=1) for x in zip(self._project_text(attn, text), own, strict=True))
+        return query, key, value
 
-    def _project_each(
-        self, attn: FluxAttention, image: Tensor, text: Tensor | None
-    ) -> tuple[Projected, Projected | None]:
+    def _project_image(self, attn: Layer, image: Tensor) -> Projected:
+        """Of the image, or of a single stream."""
         fused = attn.fused_projections
         own = attn.to_qkv(image).chunk(3, dim=-1) if fused else (attn.to_q(image), attn.to_k(image), attn.to_v(image))
         query, key, value = (heads(attn, x) for x in own)
-        own = attn.norm_q(query), attn.norm_k(key), value
-        if text is None:
-            return own, None
+        return attn.norm_q(query), attn.norm_k(key), value
+
+    def _project_text(self, attn: Layer, text: Tensor) -> Projected:
+        fused = attn.fused_projections
         projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
         added = attn.to_added_qkv(text).chunk(3, dim=-1) if fused else [project(text) for project in projections]
         query, key, value = (heads(attn, x) for x in added)
-        return own, (attn.norm_added_q(query), attn.norm_added_k(key), value)
+        return attn.norm_added_q(query), attn.norm_added_k(key), value
 
 
 class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
@@ -121,6 +134,7 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
     """
 
     _takes_doubled_batch = False
+    adapter: Any  # diffusers' processor
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.25,
                  text: PackedText | None = None, adapter: FluxIPAdapterAttnProcessor | None = None):  # fmt: skip
@@ -131,10 +145,10 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
         self.adapter = stock
 
     def __call__(
-        self, attn: FluxAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         ip_hidden_states: list[Tensor] | None = None, ip_adapter_masks: Any = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         where = type(self).__name__
         if self.adapter is None or encoder_hidden_states is None or ip_hidden_states is None:
             raise ValueError(f"{where}: needs an adapter, encoder_hidden_states and ip_hidden_states (an image prompt)")
@@ -142,7 +156,7 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
             return self.adapter(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb,
                                 ip_hidden_states, ip_adapter_masks)  # fmt: skip
         outputs = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        (query, _, _), _ = self._project_each(attn, hidden_states, None)  # not turned by positions
+        query, _, _ = self._project_image(attn, hidden_states)  # not turned by positions
         images = attention_to_images(where, attn, self.adapter, query, ip_hidden_states, ip_adapter_masks)
         return *outputs, images.expand_as(outputs[0])
 

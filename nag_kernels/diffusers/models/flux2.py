@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from torch import Tensor
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.joint import JointAttentionProcessor
 from .flux import NAGFluxAttnProcessor2_0
 from .layers import layers_of_type
@@ -32,9 +32,9 @@ class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
         self._plain = Flux2AttnProcessor()
 
     def __call__(
-        self, attn: Flux2Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
 
@@ -51,7 +51,7 @@ class NAGFlux2ParallelSelfAttnProcessor(JointAttentionProcessor):
         self._plain = Flux2ParallelSelfAttnProcessor()
 
     def __call__(
-        self, attn: Flux2ParallelSelfAttention, hidden_states: Tensor, attention_mask: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         if self.text is None:

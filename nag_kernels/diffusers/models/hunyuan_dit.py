@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanDiT."""
 
+from typing import Any
+
 import torch
-from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, _argument_names
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def hunyuan_dit(model: Module) -> list[TextModule]:
+def hunyuan_dit(model: Denoiser) -> list[TextModule]:
     """HunyuanDiT accepts one prompt length only, replaces padding by learned embeddings, and adds a pooled prompt to its timestep
     embedding.
 
@@ -38,7 +40,7 @@ def hunyuan_dit(model: Module) -> list[TextModule]:
     def embed(forward, text, timestep, both, *sizes, **options):
         return forward(timestep, both.chunk(2)[0], *sizes, **options)
 
-    def attend(forward, text, hidden_states, encoder_hidden_states=None, **options):
+    def attend(forward, text, hidden_states, encoder_hidden_states: Any = None, **options):
         packed = torch.cat(encoder_hidden_states.chunk(2), dim=1)
         return forward(hidden_states, encoder_hidden_states=packed, **options)
 

@@ -3,24 +3,23 @@
 """HunyuanVideo, HunyuanVideo 1.5 and FramePack."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 from torch.nn import Module
 
-from ..attention.base import PackedText, SharedText, heads
+from ..attention.base import Layer, PackedText, SharedText, heads
 from ..attention.generic import Layout
-from ..attention.joint import JointAttentionProcessor, Projected
+from ..attention.joint import JointAttentionProcessor, Projected, turned
 from ..attention.masks import counted
 from ..attention.text_modules import changes_text, masks_of_part, split_prompts
 from .layers import attentions_in, layers_named, sum_of
 from .spec import ModelSpec
 
 
-def token_refiner(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor,
+def token_refiner(forward: Callable[..., Any], text: PackedText, hidden_states: Tensor, timestep: Tensor,
                   attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
     """HunyuanVideo: attention within the text and a mean over its tokens."""
     masks = (None, None) if attention_mask is None else split_prompts(attention_mask, text)
@@ -28,7 +27,9 @@ def token_refiner(forward: Callable, text: PackedText, hidden_states: Tensor, ti
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
 
 
-def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor) -> Tensor:
+def hunyuan_image(
+    forward: Callable[..., Any], text: PackedText, hidden_states: Tensor, timestep: Tensor, _: Tensor
+) -> Tensor:
     """As `token_refiner`, of the last text of several; its mask is not the model's, in which all is seen."""
     place = max(i for i, (_, n) in enumerate(text.parts) if n)  # an image may follow
     texts = zip(hidden_states.split(text.parts[place], dim=1), masks_of_part(text, place), strict=True)
@@ -36,10 +37,12 @@ def hunyuan_image(forward: Callable, text: PackedText, hidden_states: Tensor, ti
 
 
 @changes_text
-def framepack(forward: Callable, shared: SharedText, *call: Tensor) -> Tensor:
+def framepack(forward: Callable[..., Any], shared: SharedText, *call: Any) -> Tensor:
     """As `hunyuan_image`; after it the model takes no more of a mask than how many tokens are seen."""
-    text = shared.text
+    text = shared.packed
     refined = hunyuan_image(forward, text, *call)
+    assert text.mask_positive is not None
+    assert text.mask_negative is not None
     shared.change(mask_positive=counted(text.mask_positive), mask_negative=counted(text.mask_negative))
     return refined
 
@@ -66,7 +69,7 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         self._plain = HunyuanVideoAttnProcessor2_0()
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         if encoder_hidden_states is None or self.text is None:
@@ -82,10 +85,7 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         else:
             layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             text = self._project(attn, encoder_hidden_states, layers, (attn.norm_added_q, attn.norm_added_k))
-        if image_rotary_emb is not None:
-            query, key, value = image
-            image = (*(apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)), value)
-        *streams, hidden_states = self._attend(image, text)
+        *streams, hidden_states = self._attend(turned(image, image_rotary_emb), text)
         encoder_hidden_states = torch.cat(streams, dim=1)
         if attn.to_out is not None:
             hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
@@ -94,7 +94,7 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         return hidden_states, encoder_hidden_states
 
     def _project(
-        self, attn: Attention, x: Tensor, layers: tuple[Module, ...], norms: tuple[Module | None, ...]
+        self, attn: Layer, x: Tensor, layers: tuple[Module, ...], norms: tuple[Module | None, ...]
     ) -> Projected:
         query, key, value = (heads(attn, layer(x)) for layer in layers)
         query, key = (y if norm is None else norm(y) for norm, y in zip(norms, (query, key), strict=True))

@@ -5,14 +5,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch.nn import Module
-
 from ..attention.dual_forward import DualForward
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def _indicated_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+def _indicated_image(denoiser: Denoiser, arguments: Mapping[str, Any], length: int) -> slice:
     shown = arguments["indicator"] == 2  # tokens of the image to be drawn, at the end of each row
     image = int(shown[0].sum())
     if not bool(shown[:, length - image :].all()) or bool(shown[:, : length - image].any()):

@@ -4,15 +4,14 @@
 
 import math
 
-from torch.nn import Module
-
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, _argument_names, numbered_anew
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def joy_image_plus(model: Module) -> list[TextModule]:
+def joy_image_plus(model: Denoiser) -> list[TextModule]:
     """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
     order = _argument_names(model)
 

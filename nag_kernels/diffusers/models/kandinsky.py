@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, begun_anew, split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
 def kandinsky(
-    forward: Callable, text: PackedText, texts: Tensor, time: Tensor, rope: Tensor, *mask: Tensor | None
+    forward: Callable[..., Any], text: PackedText, texts: Tensor, time: Tensor, rope: Tensor, *mask: Tensor | None
 ) -> Tensor:
     """Attention within the text; `rope` holds the positions of both."""
     masks = (split_prompts(x, text) if isinstance(x, Tensor) else (x, x) for x in mask)
@@ -25,15 +25,16 @@ def kandinsky(
     return torch.cat([forward(x, time, *more) for x, *more in each], dim=1)
 
 
-def kandinsky6(model: Module) -> list[TextModule]:
+def kandinsky6(model: Denoiser) -> list[TextModule]:
     """As `kandinsky`, for the video and for its sound; the model numbers the tokens of both texts in a row."""
 
     def turn(forward, text, positions):
         return forward(begun_anew(positions, text))
 
+    turns: list[TextModule]
     turns = [(x, "forward", turn) for x in (model.video_text_rope_embeddings, model.audio_text_rope_embeddings)]
     layers = [*model.video_text_transformer_blocks, *model.audio_text_transformer_blocks]
-    return turns + [(layer, "forward", kandinsky) for layer in layers]
+    return [*turns, *((layer, "forward", kandinsky) for layer in layers)]
 
 
 class Kandinsky6(ModelSpec):

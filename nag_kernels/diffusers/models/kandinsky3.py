@@ -3,6 +3,7 @@
 """Kandinsky 3."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from .layers import layers_named
 from .spec import ModelSpec
 
 
-def kandinsky3(forward: Callable, text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
+def kandinsky3(forward: Callable[..., Any], text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
     """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
     return forward(time, split_prompts(texts, text)[0], split_prompts(bias, text, dim=-1)[0])
 

@@ -3,15 +3,15 @@
 """Krea 2."""
 
 import torch
-from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def krea2(model: Module) -> list[TextModule]:
+def krea2(model: Denoiser) -> list[TextModule]:
     """Attention within the text, and positions, of which each text has the same (zero)."""
 
     def fuse(forward, text, hidden_states, attention_mask=None):

@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator
 from diffusers.models.attention_processor import Attention
 from torch.nn import Module
 
+from ..attention.base import Layer
+from ..denoiser_calls import Denoiser
+
+Layers = Iterator[tuple[str, Layer]]  # (name, layer) of each
+
 # How FLUX.1 and its kin take the prompt: embeddings, and their position ids.
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
 
-def layers_named(*names: str, kind: type = Module) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+def layers_named(*names: str, kind: type[Module] = Module) -> Callable[[Denoiser], Layers]:
     """Attention layers (of this class) by the last part of their name, outside of whatever comes before the model's blocks."""
     return lambda denoiser: (
         (name, module)
@@ -23,29 +28,29 @@ def layers_named(*names: str, kind: type = Module) -> Callable[[Module], Iterato
     )
 
 
-def sum_of(*names: str) -> Callable[[Module], int]:
+def sum_of(*names: str) -> Callable[[Denoiser], int]:
     """The sum of these numbers of the model's configuration."""
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
 
 
-def cross_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
+def cross_attentions(denoiser: Denoiser) -> Layers:
     for name, module in denoiser.named_modules():
         if isinstance(module, Attention) and (module.is_cross_attention or module.added_kv_proj_dim is not None):
             yield name, module
 
 
-def joint_attentions(denoiser: Module) -> Iterator[tuple[str, Attention]]:
+def joint_attentions(denoiser: Denoiser) -> Layers:
     """Those with text projections; the `attn2` of SD3.5-Medium sees the image alone."""
     for name, module in denoiser.named_modules():
         if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
             yield name, module
 
 
-def layers_of_type(*kinds: type) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+def layers_of_type(*kinds: type[Module]) -> Callable[[Denoiser], Layers]:
     return lambda denoiser: ((name, module) for name, module in denoiser.named_modules() if isinstance(module, kinds))
 
 
-def attentions_in(*blocks: str) -> Callable[[Module], Iterator[tuple[str, Attention]]]:
+def attentions_in(*blocks: str) -> Callable[[Denoiser], Layers]:
     return lambda denoiser: (
         (name, module)
         for name, module in denoiser.named_modules()
@@ -53,5 +58,5 @@ def attentions_in(*blocks: str) -> Callable[[Module], Iterator[tuple[str, Attent
     )
 
 
-def modules_of_type(denoiser: Module, name: str) -> list[Module]:
+def modules_of_type(denoiser: Denoiser, name: str) -> list[Module]:
     return [module for module in denoiser.modules() if type(module).__name__ == name]

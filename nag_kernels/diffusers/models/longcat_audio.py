@@ -4,15 +4,15 @@
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, begun_anew, split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def longcat_audio(model: Module) -> list[TextModule]:
+def longcat_audio(model: Denoiser) -> list[TextModule]:
     """Convolutions along the text, its numbers, and a mean of it that is a part of the time: of text+."""
     known: dict[str, Tensor] = {}
 
@@ -39,6 +39,7 @@ def longcat_audio(model: Module) -> list[TextModule]:
 
     local = model.config.adaln_type == "local"
     of_time = [block.adaln_mlp for block in model.blocks] if local else [model.adaln_global_mlp, model.norm_out]
+    parts: list[TextModule]
     parts = [(model.time_embed, "forward", keep_time), (model.text_embed, "forward", embed)]
     parts += [(block.cross_attn, "forward", attend) for block in model.blocks]
     if model.config.text_conv:

@@ -5,7 +5,7 @@
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from torch import Tensor
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from .layers import layers_named
 from .spec import ModelSpec, Settings
@@ -25,7 +25,7 @@ class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
         self._plain = LTXVideoAttnProcessor()
 
     def __call__(
-        self, attn: LTXAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         rows = hidden_states.shape[0]

@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 )
 from torch import Tensor
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from .layers import layers_named
 from .spec import ModelSpec
@@ -33,7 +33,7 @@ class NAGLTX2AudioVideoAttnProcessor(CrossAttentionProcessor):
         self._plain = self._stock()
 
     def __call__(
-        self, attn: LTX2Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, query_rotary_emb: tuple[Tensor, Tensor] | None = None,
         key_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
@@ -62,7 +62,7 @@ class NAGLTX2PerturbedAttnProcessor(NAGLTX2AudioVideoAttnProcessor):
     _stock = LTX2PerturbedAttnProcessor
 
     def __call__(
-        self, attn: LTX2Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, query_rotary_emb: tuple[Tensor, Tensor] | None = None,
         key_rotary_emb: tuple[Tensor, Tensor] | None = None, perturbation_mask: Tensor | None = None,
         all_perturbed: bool | None = None,

@@ -3,19 +3,20 @@
 """Lumina 2 and Lumina-Next."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def lumina2(model: Module) -> list[TextModule]:
+def lumina2(model: Denoiser) -> list[TextModule]:
     """Attention within the text, and positions and lengths that are read from its mask.
 
     The image has the positions that it has after text+.
@@ -37,7 +38,7 @@ def lumina2(model: Module) -> list[TextModule]:
     return [(model.rope_embedder, "forward", positions), *layers]
 
 
-def lumina_next(forward: Callable, text: PackedText, timestep: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+def lumina_next(forward: Callable[..., Any], text: PackedText, timestep: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
     """As `mochi`: the time is embedded together with a mean of text+."""
     return forward(timestep, split_prompts(texts, text)[0], split_prompts(mask, text)[0])
 

@@ -4,14 +4,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
 from ..attention.generic import GenericAttention, Layout
 from ..attention.text_modules import split_prompts
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
@@ -21,10 +22,12 @@ class RowByRow(GenericAttention):
 
     _row = 0  # the next one
 
-    def _attend_once(self, *row: Tensor) -> Tensor:
+    def _attend_once(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Of the next row: its settings, and as many tokens as its masks show. Each text comes back with its padding, zeros,
         as the processor fills up what it gets at the end."""
-        shared, text, i = self.shared, self.text, self._row
+        shared, text, i = self.shared, self._packed, self._row
+        assert text.mask_positive is not None
+        assert text.mask_negative is not None
         if i == 0:
             self._count()
             self._seen = [x.sum(dim=1).tolist() for x in (text.mask_positive, text.mask_negative)]
@@ -35,7 +38,7 @@ class RowByRow(GenericAttention):
         self._row = (i + 1) % rows
         try:
             self.text = dataclasses.replace(text, mask_positive=None, mask_negative=None, **lengths, **own)
-            attended = self._attend_batch(*row)
+            attended = self._attend_batch(query, key, value)
             image, *texts = attended.split((attended.shape[1] - sum(lengths.values()), *lengths.values()), dim=1)
             whole = (len(mask[i]) for mask in (text.mask_positive, text.mask_negative))
             padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
@@ -44,7 +47,7 @@ class RowByRow(GenericAttention):
             self.shared = shared
 
 
-def mochi(model: Module) -> Callable:
+def mochi(model: Denoiser) -> Callable[..., Any]:
     """The time is embedded together with a mean of the text: of text+."""
 
     def embed(forward, text, timestep, texts, mask, hidden_dtype=None):

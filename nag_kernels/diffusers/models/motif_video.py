@@ -4,10 +4,11 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
 from torch.nn import Module
 
+from ..attention.base import Masks
 from ..attention.generic import GenericAttention, Layout
+from ..denoiser_calls import Denoiser
 from .layers import layers_named
 from .spec import ModelSpec
 
@@ -16,13 +17,17 @@ class LastPrompt(GenericAttention):
     """Attention to the last of several prompts alone."""
 
     def _lengths(self) -> tuple[int, int]:
-        return self.text.parts[-1]
+        return self._packed.parts[-1]
 
-    def _masks(self) -> tuple[Tensor | None, Tensor | None]:
-        return tuple(mask[:, -n:] for mask, n in zip(super()._masks(), self._lengths(), strict=True))
+    def _masks(self) -> Masks:
+        positive, negative = super()._masks()
+        assert positive is not None
+        assert negative is not None
+        length_positive, length_negative = self._lengths()
+        return positive[:, -length_positive:], negative[:, -length_negative:]
 
 
-def _layers(denoiser: Module) -> Iterator[tuple[str, Module]]:
+def _layers(denoiser: Denoiser) -> Iterator[tuple[str, Module]]:
     """Attention to image and text and, after it, to the text alone; the last blocks see no text."""
     seeing = denoiser.config.num_single_layers - denoiser.config.num_decoder_layers
     for name, module in layers_named("attn", "cross_attn")(denoiser):
@@ -31,7 +36,7 @@ def _layers(denoiser: Module) -> Iterator[tuple[str, Module]]:
             yield name, module
 
 
-def _count(denoiser: Module) -> int:
+def _count(denoiser: Denoiser) -> int:
     config = denoiser.config
     single = config.num_single_layers - config.num_decoder_layers
     both = [

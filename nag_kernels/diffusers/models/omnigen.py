@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch.nn import Module
-
 from ..attention.dual_forward import DualForward
+from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
-def _image_to_be_drawn(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+def _image_to_be_drawn(denoiser: Denoiser, arguments: Mapping[str, Any], length: int) -> slice:
     height, width = arguments["hidden_states"].shape[-2:]
     return slice(length - height * width // denoiser.config.patch_size**2, length)
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0, apply_rotary_emb_qwen
 from torch import Tensor
-from torch.nn import Module
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.dual_forward import DualForward
 from ..attention.joint import JointAttentionProcessor
+from ..denoiser_calls import Denoiser
 from .layers import joint_attentions, layers_named, sum_of
 from .spec import ModelSpec, Settings
 
@@ -37,7 +36,7 @@ class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
         self._plain = QwenDoubleStreamAttnProcessor2_0()
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         encoder_hidden_states_mask: Tensor | None = None, attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -47,7 +46,7 @@ class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
         self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         if self.text is None:
             return self._plain(attn, *call)
-        if encoder_hidden_states_mask is not None and self.text.mask_positive is None:
+        if encoder_hidden_states_mask is not None and self._packed.mask_positive is None:
             raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
         self._count()
 
@@ -60,16 +59,17 @@ class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
             stream[1] = stream[1] if norm_key is None else norm_key(stream[1])
         if image_rotary_emb is not None:
             image_turns, turns = image_rotary_emb
-            text_turns = torch.cat([turns[: self.text.length_positive], turns[: self.text.length_negative]])
+            text_turns = torch.cat([turns[: self._packed.length_positive], turns[: self._packed.length_negative]])
+            rotate: Any = apply_rotary_emb_qwen  # gives a tensor, and is annotated with a pair
             for stream, turn in ((image, image_turns), (text, text_turns)):
-                stream[:2] = (apply_rotary_emb_qwen(x, turn, use_real=False) for x in stream[:2])
-        *streams, hidden_states = self._attend(tuple(image), tuple(text))
+                stream[:2] = (rotate(x, turn, use_real=False) for x in stream[:2])
+        *streams, hidden_states = self._attend((image[0], image[1], image[2]), (text[0], text[1], text[2]))
         for layer in attn.to_out:
             hidden_states = layer(hidden_states)
         return hidden_states, attn.to_add_out(torch.cat(streams, dim=1))
 
 
-def _last_image(denoiser: Module, arguments: Mapping[str, Any], length: int) -> slice:
+def _last_image(denoiser: Denoiser, arguments: Mapping[str, Any], length: int) -> slice:
     return slice(length - math.prod(arguments["img_shapes"][0][-1]), length)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from ..denoiser_calls import inner_denoiser
+from ..denoiser_calls import Denoiser, inner_denoiser
 from .spec import ModelSpec
 
 TESTED_WITH = "0.42.1"
@@ -130,7 +130,7 @@ def supported() -> str:
     return "\n".join(lines)
 
 
-def spec_of(denoiser: Module) -> ModelSpec:
+def spec_of(denoiser: Denoiser) -> ModelSpec:
     """The entry for this denoiser. Raises ValueError, with the supported classes, where there is none."""
     denoiser = inner_denoiser(denoiser)
     for cls in type(denoiser).__mro__:
@@ -139,7 +139,7 @@ def spec_of(denoiser: Module) -> ModelSpec:
     raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FILES)}")
 
 
-def guided_layers(denoiser: Module) -> list[Module]:
+def guided_layers(denoiser: Denoiser) -> list[Module]:
     """The attention layers to be guided.
 
     Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention

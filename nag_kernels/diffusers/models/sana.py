@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """SANA and SANA-Sprint, SANA-Video and SANA-WM."""
 
-from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import NAGAttnProcessor2_0
 from ..attention.generic import Layout
 from .layers import cross_attentions, layers_named, sum_of
@@ -24,15 +23,14 @@ class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
         self._plain = SanaAttnProcessor2_0()
 
-    def _stock(self, attn: Attention, *call: Tensor | None) -> Tensor:
-        *call, _ = call  # without temb, which it does not take
-        return self._plain(attn, *call)
+    def _stock(self, attn: Layer, *call: Tensor | None) -> Tensor:
+        return self._plain(attn, *call[:-1])  # without temb, which it does not take
 
-    def _project_image(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+    def _project_image(self, attn: Layer, hidden_states: Tensor) -> Tensor:
         query = attn.to_q(hidden_states)
         return heads(attn, query if attn.norm_q is None else attn.norm_q(query))
 
-    def _project_text(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+    def _project_text(self, attn: Layer, text: Tensor) -> tuple[Tensor, Tensor]:
         key = attn.to_k(text)
         return heads(attn, key if attn.norm_k is None else attn.norm_k(key)), heads(attn, attn.to_v(text))
 

@@ -5,18 +5,17 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import (
-    Attention,
     FusedJointAttnProcessor2_0,
     JointAttnProcessor2_0,
     SD3IPAdapterJointAttnProcessor2_0,
 )
 from torch import Tensor
-from torch.nn import Module
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
+from ..attention.ip_adapter import side_by_side
 from ..attention.joint import JointAttentionProcessor, Projected
+from ..denoiser_calls import Denoiser
 from .layers import joint_attentions
 from .spec import ModelSpec, Settings
 
@@ -38,6 +37,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
     """
 
     _takes_doubled_batch = True
+    _plain_fused: Any
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
                  text: PackedText | None = None):  # fmt: skip
@@ -48,7 +48,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         self.fused = isinstance(stock, FusedJointAttnProcessor2_0)
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         if encoder_hidden_states is None:
@@ -56,9 +56,9 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
         return self._run(attn, hidden_states, encoder_hidden_states, attention_mask)
 
     def _run(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None,
         beside: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Both streams; `beside` is added to the image's attention, [B, S, C]."""
         self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         doubled = self._is_doubled(hidden_states, encoder_hidden_states)
@@ -79,7 +79,7 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
             encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
         return hidden_states, encoder_hidden_states
 
-    def _stock(self, attn: Attention, *call: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _stock(self, attn: Layer, *call: Tensor) -> Any:
         if not self._is_fused(attn):
             return self._plain(attn, *call)
         if attn.norm_q is not None:
@@ -89,17 +89,19 @@ class NAGJointAttnProcessor2_0(JointAttentionProcessor):
             )
         return self._plain_fused(attn, *call)
 
-    def _project(self, attn: Attention, image: Tensor, text: Tensor) -> tuple[Projected, Projected]:
+    def _project(self, attn: Layer, image: Tensor, text: Tensor) -> tuple[Projected, Projected]:
         if self._is_fused(attn):
             own, added = attn.to_qkv(image).chunk(3, dim=-1), attn.to_added_qkv(text).chunk(3, dim=-1)
         else:
             own = attn.to_q(image), attn.to_k(image), attn.to_v(image)
             added = attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text)
-        norms = (attn.norm_q, attn.norm_k, None), (attn.norm_added_q, attn.norm_added_k, None)
-        return tuple(
-            tuple(heads(attn, x) if norm is None else norm(heads(attn, x)) for x, norm in zip(*stream, strict=True))
-            for stream in zip((own, added), norms, strict=True)
-        )
+
+        def normed(projections: Any, norms: Any) -> Projected:
+            query, key, value = (heads(attn, x) for x in projections)
+            norm_query, norm_key = norms
+            return query if norm_query is None else norm_query(query), key if norm_key is None else norm_key(key), value
+
+        return normed(own, (attn.norm_q, attn.norm_k)), normed(added, (attn.norm_added_q, attn.norm_added_k))
 
 
 class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
@@ -116,6 +118,7 @@ class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
     """
 
     _takes_doubled_batch = False
+    adapter: Any  # diffusers' processor
 
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.125,
                  text: PackedText | None = None, adapter: SD3IPAdapterJointAttnProcessor2_0 | None = None):  # fmt: skip
@@ -126,7 +129,7 @@ class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
         self.adapter, self.fused = stock, False  # which knows no fused projections
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, ip_hidden_states: Tensor | None = None, temb: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         if self.adapter is None:
@@ -138,18 +141,17 @@ class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
             beside = self.adapter.scale * self._to_prompt(attn, hidden_states, ip_hidden_states, temb)
         return self._run(attn, hidden_states, encoder_hidden_states, attention_mask, beside)
 
-    def _to_prompt(self, attn: Attention, image: Tensor, prompt: Tensor, temb: Tensor) -> Tensor:
+    def _to_prompt(self, attn: Layer, image: Tensor, prompt: Tensor, temb: Tensor | None) -> Tensor:
         """Attention of the image to itself and to the image prompt, [B, S, C]."""
-        adapter = self.adapter
+        adapter: Any = self.adapter
         query, key, value = (heads(attn, project(image)) for project in (attn.to_q, attn.to_k, attn.to_v))
         prompt = adapter.norm_ip(prompt, temb=temb)
         key = torch.cat([adapter.norm_k(key), adapter.norm_ip_k(heads(attn, adapter.to_k_ip(prompt)))], dim=1)
         value = torch.cat([value, heads(attn, adapter.to_v_ip(prompt))], dim=1)
-        parts = (x.transpose(1, 2) for x in (adapter.norm_q(query), key, value))
-        return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        return side_by_side(adapter.norm_q(query), key, value).flatten(2)
 
 
-def _refuse(transformer: Module) -> str | None:
+def _refuse(transformer: Denoiser) -> str | None:
     sites = [attn for _, attn in joint_attentions(transformer)]
     if any(type(attn.processor) is FusedJointAttnProcessor2_0 and attn.norm_q is not None for attn in sites):
         return (

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn import Module
 
-from ..attention.base import GuidedProcessor, PackedText, SharedText
+from ..attention.base import GuidedProcessor, Layer, PackedText, SharedText
 from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout, generic_processor, why_not_generic
 from ..attention.text_modules import TextModule
+from ..denoiser_calls import Denoiser
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class ModelSpec:
     """
 
     text: Mapping[str, int]
-    layers: Callable[[Module], Iterator[tuple[str, Module]]]
-    layer_count: Callable[[Module], int]
+    layers: Callable[[Denoiser], Iterator[tuple[str, Layer]]]
+    layer_count: Callable[[Denoiser], int]
     masks: tuple[str, ...] = ()
-    processors: Mapping[type, type] = field(default_factory=dict)
+    processors: Mapping[type, type[GuidedProcessor]] = field(default_factory=dict)
     layout: Layout | tuple[Layout, ...] | None = None
     dual_forward: DualForward | None = None
-    settings: Callable[[Module], Settings] = lambda denoiser: FLUX_SETTINGS
-    refuse: Callable[[Module], str | None] = lambda denoiser: None
+    settings: Callable[[Denoiser], Settings] = lambda denoiser: FLUX_SETTINGS
+    refuse: Callable[[Denoiser], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
     two_calls: bool = False
@@ -91,7 +91,7 @@ class ModelSpec:
     by_timestep: bool = False
     must_be_none: tuple[str, ...] = ()
     keeps_text: bool = False
-    text_modules: Callable[[Module], Iterable[TextModule]] = lambda denoiser: ()
+    text_modules: Callable[[Denoiser], Iterable[TextModule]] = lambda denoiser: ()
     concatenated: tuple[tuple[str, str | None], ...] = ()
     masks_for_image: bool = False
     hard_masks: bool = False
@@ -133,16 +133,21 @@ class ModelSpec:
     @property
     def stock(self) -> tuple[str, ...]:
         """The names of the processors that guidance replaces."""
-        if self.layout:
+        if self._layouts:
             return tuple(name for layout in self._layouts for name in layout.stock)
         return tuple(x.__name__ for x in self.processors)
 
     @property
     def _layouts(self) -> tuple[Layout, ...]:
+        if self.layout is None:
+            return ()
         return self.layout if isinstance(self.layout, tuple) else (self.layout,)
 
     def _layout_of(self, processor: Any) -> Layout:
         return next((x for x in self._layouts if type(processor).__name__ in x.stock), self._layouts[0])
+
+    def _processor(self, stock: type) -> Callable[..., GuidedProcessor]:
+        return self.processors[stock]
 
     def why_unknown(self, processor: Any) -> str | None:
         """Why guidance cannot replace this processor, or None where it can."""
@@ -152,10 +157,10 @@ class ModelSpec:
             return why_not_generic(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
-    def replaced(self, processor: Any, text: PackedText | SharedText) -> GuidedProcessor:
-        """Our processor for the one of a layer."""
+    def replaced(self, processor: Any, text: PackedText | SharedText) -> Any:
+        """Our processor for the one of a layer: a `GuidedProcessor`, or a copy of the model's own that has one."""
         if self.layout:
             return generic_processor(processor, self._layout_of(processor), text)
-        ours = self.processors[type(processor)](text=text)
+        ours = self._processor(type(processor))(text=text)
         ours.takes_over(processor)
         return ours

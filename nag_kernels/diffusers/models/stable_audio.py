@@ -23,23 +23,23 @@ class Difference(GenericAttention):
     def begin(self) -> None:
         self.first = None
 
-    def _attend_once(self, query: Tensor, *keys_and_values: Tensor) -> Tensor:
+    def _attend_once(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """It is the difference that is guided. All of it comes back from the second attention, for a layer that subtracts it."""
         if self.first is not None:
             self._count()
-        if self.text.rule == "vsf":  # no more than other values, whose difference can be taken
+        if self._packed.rule == "vsf":  # no more than other values, whose difference can be taken
             self.first = ()
-            return self._attend_batch(query, *keys_and_values)
-        texts = zip(*(x.split(self._lengths(), dim=1) for x in keys_and_values), strict=True)
+            return self._attend_batch(query, key, value)
+        texts = zip(*(x.split(self._lengths(), dim=1) for x in (key, value)), strict=True)
         both = [plain_attention(query, *text) for text in texts]
         if self.first is None:
             self.first = both
             return torch.zeros_like(both[0])
         positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
         settings = self._settings_for(query, slice(0, query.shape[0]))
-        if self.text.watch is not None:
-            self.text.watch.branches(self, positive, negative, settings)
-        return -guidance(positive, negative, *settings, rule=self.text.rule).view_as(both[0])
+        if self._packed.watch is not None:
+            self._packed.watch.branches(self, positive, negative, settings)
+        return -guidance(positive, negative, *settings, rule=self._packed.rule).view_as(both[0])
 
 
 MODELS: dict[str, ModelSpec] = {

@@ -7,17 +7,16 @@ from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
-    Attention,
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
 )
 from torch import Tensor
-from torch.nn import Module
 
-from ..attention.base import PackedText
+from ..attention.base import Layer, PackedText
 from ..attention.cross import NAGAttnProcessor2_0
 from ..attention.ip_adapter import attention_to_images
+from ..denoiser_calls import Denoiser
 from .layers import cross_attentions
 from .spec import ModelSpec, Settings
 
@@ -33,6 +32,8 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
     Raises: as there; ValueError for encoder_hidden_states that are no tuple (text, image prompts), and for masks.
     """
 
+    adapter: Any  # diffusers' processor
+
     def __init__(self, nag_scale: float = 1.0, nag_tau: float = 2.5, nag_alpha: float = 0.5,
                  text: PackedText | None = None, adapter: IPAdapterAttnProcessor2_0 | None = None):  # fmt: skip
         super().__init__(nag_scale, nag_tau, nag_alpha, text)
@@ -42,7 +43,7 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
         self.adapter, self.fused = stock, False  # which knows no fused projections
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: tuple[Tensor, list[Tensor]] | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None, temb: Tensor | None = None, ip_adapter_masks: Any = None,
     ) -> Tensor:  # fmt: skip
         where = type(self).__name__
@@ -59,18 +60,18 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
         return self._run(attn, hidden_states, text, attention_mask, temb, beside)
 
 
-def unet_settings(unet: Module) -> Settings:
+def unet_settings(unet: Denoiser) -> Settings:
     if unet.config.addition_embed_type == "text_time":
         return Settings(3.0, 2.5, 0.5)  # SDXL
     return Settings(3.0, 2.5, 0.375, nasa_scale=0.2 if unet.config.cross_attention_dim == 1024 else 0.1)  # SD2, SD1.5
 
 
-def _count(unet: Module) -> int:
+def _count(unet: Denoiser) -> int:
     blocks = [x for x in unet.modules() if isinstance(x, BasicTransformerBlock)]
     return sum(not x.double_self_attention for x in blocks) + sum(bool(x.only_cross_attention) for x in blocks)
 
 
-def _refuse(unet: Module) -> str | None:
+def _refuse(unet: Denoiser) -> str | None:
     if unet.config.addition_embed_type not in (None, "text_time"):
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
     if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):

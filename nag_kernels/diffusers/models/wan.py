@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wan 2.1 and 2.2, and Wan-VACE."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
-from torch.nn import Module
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
+from ..attention.ip_adapter import side_by_side
+from ..denoiser_calls import Denoiser
+from .layers import Layers
 from .spec import ModelSpec, Settings
 
 
@@ -35,7 +36,7 @@ class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
         self._plain = WanAttnProcessor()
 
     def __call__(
-        self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         rows = hidden_states.shape[0]
@@ -56,11 +57,11 @@ class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
             hidden_states = hidden_states + self._attend_to_image(attn, query, first_frame[:rows])
         return attn.to_out[1](attn.to_out[0](hidden_states))
 
-    def _split_off_image(self, attn: WanAttention, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _split_off_image(self, attn: Layer, x: Tensor) -> tuple[Tensor | None, Tensor]:
         if attn.add_k_proj is None:
             return None, x
         # Where the text is not packed it is the last 512 tokens, as in diffusers.
-        length = 512 if self.text is None else self.text.length_positive + self.text.length_negative
+        length = 512 if self.text is None else self._packed.length_positive + self._packed.length_negative
         image = x.shape[1] - length
         if image < 0:
             raise ValueError(
@@ -69,18 +70,15 @@ class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
             )
         return x[:, :image], x[:, image:]
 
-    def _attend_to_image(self, attn: WanAttention, query: Tensor, image: Tensor) -> Tensor:
+    def _attend_to_image(self, attn: Layer, query: Tensor, image: Tensor) -> Tensor:
         if attn.fused_projections:
             key, value = attn.to_added_kv(image).chunk(2, dim=-1)
         else:
             key, value = attn.add_k_proj(image), attn.add_v_proj(image)
-        key, value = heads(attn, attn.norm_added_k(key)), heads(attn, value)
-        return (
-            F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
-        )
+        return side_by_side(query, heads(attn, attn.norm_added_k(key)), heads(attn, value)).flatten(2)
 
 
-def cross_attentions(attention: type) -> Callable[[Module], Iterator[tuple[str, Module]]]:
+def cross_attentions(attention: type[Any]) -> Callable[[Denoiser], Layers]:
     return lambda denoiser: (
         (name, module)
         for name, module in denoiser.named_modules()
@@ -88,7 +86,7 @@ def cross_attentions(attention: type) -> Callable[[Module], Iterator[tuple[str, 
     )
 
 
-def wan_like(attention: type, processor: type, **more: Any) -> ModelSpec:
+def wan_like(attention: type[Any], processor: type[Any], **more: Any) -> ModelSpec:
     """Wan, and models whose layers do the same in classes of their own."""
     return ModelSpec(
         text={"encoder_hidden_states": 1},

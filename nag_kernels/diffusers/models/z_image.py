@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 
-from ..attention.base import PackedText, heads
+from ..attention.base import Layer, PackedText, heads
 from ..attention.joint import JointAttentionProcessor
 from ..attention.text_modules import TextModule, changes_text
+from ..denoiser_calls import Denoiser
 from .layers import attentions_in
 from .spec import ModelSpec
 
@@ -35,7 +34,7 @@ class NAGZSingleStreamAttnProcessor(JointAttentionProcessor):
         self._plain = ZSingleStreamAttnProcessor()
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        self, attn: Layer, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, freqs_cis: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         if self.text is None:
@@ -65,7 +64,7 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns[:, :, None]).flatten(-2).to(x.dtype)
 
 
-def z_image(model: Module) -> list[TextModule]:
+def z_image(model: Denoiser) -> list[TextModule]:
     """Captions come as a list with one tensor for each image, and then one for each image's negative.
 
     Up to the end of their refiner the model treats them as so many captions. Its own padding (to multiples of 32, of tokens
@@ -110,7 +109,8 @@ def padded(x: Tensor, lengths: list[int]) -> Tensor:
 class ZImage(ModelSpec):
     def pack(self, packer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The captions are a list with one tensor [T, C] for each row; their negatives follow."""
-        name, positive = "cap_feats", arguments.get("cap_feats")
+        name = "cap_feats"
+        positive: Any = arguments.get(name)
         negative = packer.negative.get(name)
         for texts in (positive, negative):
             if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):

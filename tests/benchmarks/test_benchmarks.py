@@ -89,6 +89,7 @@ def step(request):
     return bench_model.Step(bench_model.MODELS[request.param], TINY[request.param], 0.01, "cpu", torch.float32)
 
 
+@pytest.mark.slow
 def test_nag_as_published_and_ours_are_the_same_on_real_models(step):
     with torch.inference_mode():
         step.check()
@@ -100,6 +101,7 @@ def test_nag_as_published_and_ours_are_the_same_on_real_models(step):
     assert testing.error(image[1], image[0]) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_step_that_guides_otherwise_is_not_timed(step, monkeypatch):
     for provider in ("ours", "ours_kept"):
         monkeypatch.setattr(step.processors[provider][0], "nag_alpha", 1.0)
@@ -112,6 +114,7 @@ ARITHMETIC = {"FLUX.1": (76, 13), "FLUX.1-schnell": (75, 7), "SD3.5-Large": (29,
               "Wan2.1-14B": (1, 1)}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bench_model.MODELS)
 def test_arithmetic_at_the_default_scale_is_that_of_the_real_size(name):
     model = bench_model.MODELS[name]

@@ -34,6 +34,7 @@ def shares_of(text: str) -> list[tuple[str, ...]]:
     return re.findall(r"(no negative|CFG|NASA|NAG) .*?(\d+) .*?([\d.]+ %) .*?([\d.]+ %)", text)
 
 
+@pytest.mark.slow
 def test_two_runs_print_the_same_shares_and_draw_the_same_picture(tmp_path, capsys):
     outputs = []
     for name in ("one.png", "two.png"):
@@ -48,12 +49,14 @@ def test_two_runs_print_the_same_shares_and_draw_the_same_picture(tmp_path, caps
     assert pictures[0].height > 250
 
 
+@pytest.mark.slow
 def test_the_default_counts_at_least_256_samples(default_cells):
     for _, _, cells in default_cells:
         assert list(cells) == list(demo.METHODS)
         assert all(len(cell.pictures) == len(cell.shows) == len(cell.clean) >= 256 for cell in cells.values())
 
 
+@pytest.mark.slow
 def test_nag_halves_the_negative_and_keeps_the_picture(default_cells):
     """What the project promises for the shipped weights, over all default prompts together."""
     rate = {}
@@ -66,6 +69,7 @@ def test_nag_halves_the_negative_and_keeps_the_picture(default_cells):
     assert rate["NAG", "clean"] >= rate["no negative", "clean"] - 0.05
 
 
+@pytest.mark.slow
 def test_only_guided_methods_name_a_backend(default_cells):
     for _, _, cells in default_cells:
         for method, cell in cells.items():

@@ -81,6 +81,7 @@ def rows_of(folder):
         return {(row["method"], row["metric"]): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("prompt,negative\na large circle,red\na blue square,on white\n")

@@ -210,6 +210,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
 def test_no_full_length_intermediates():
     """Beyond its output: packed keys and values and a tile per thread, not Z+, Z- (25 MB each here) or logits."""
@@ -235,6 +236,7 @@ for keys in (7, 7000, 40000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="resident memory is read from /proc")
 def test_large_memory_is_given_back():
     """57 MB of packed keys and values stay for the next call, 328 MB do not."""

@@ -84,6 +84,7 @@ def compile_each(commands):
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["avx512_bf16", "amx"])
 def test_avx512_logic(path, tmp_path):
     """The host code and the AVX-512 kernels with emulated vectors (and pairs, or tiles), as a `_C` of its own."""
@@ -134,6 +135,7 @@ def test_arm(tmp_path):
     assert "path neon: ok" in out.stdout
 
 
+@pytest.mark.slow
 def test_no_access_out_of_bounds(tmp_path):
     """Packing, tiles and scratch under the address and undefined-behaviour sanitizers, in buffers of the exact size."""
     program = native_main(compiler(), tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover", "-g1")

@@ -20,7 +20,7 @@ from test_guide_afterwards import state
 import nag_kernels.diffusers
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NEGATIVE = "a large blue dog on grass"
 FOLDER = Path(nag_kernels.diffusers.__file__).parent

@@ -18,7 +18,7 @@ from every_model import pipeline
 from nag_kernels.diffusers import enable_guidance
 from nag_kernels.diffusers.attention import distributed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 NEGATIVE = "a large blue dog on grass"

@@ -144,6 +144,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch.save(([each.detach() for each in weights(run)], numbers), f"{folder}/{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     """In float64: AdamW divides by the gradient, and where that is tiny it would make much of float32's rounding."""
     # Forked processes need not import everything again; but autograd's threads of a GPU cannot be forked.

@@ -63,6 +63,7 @@ def random_gaussian(seed: int, width: int = 6):
 # --- distances
 
 
+@pytest.mark.slow
 def test_an_installed_package_says_where_the_evidence_is(tmp_path):
     aside = shutil.ignore_patterns("__pycache__", "weights")
     shutil.copytree(ROOT / "nag_kernels", tmp_path / "nag_kernels", ignore=aside)

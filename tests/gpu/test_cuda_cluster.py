@@ -18,6 +18,8 @@ from test_cuda_kernels import OWN, SETTINGS, make_inputs, run
 
 from nag_kernels import gpu_table, testing
 
+pytestmark = pytest.mark.slow  # it compiles
+
 rules = pytest.mark.parametrize("rule", OWN)
 sizes = pytest.mark.parametrize("size", [64, 96, 128])
 

@@ -24,7 +24,7 @@ from nag_kernels import gpu_table  # noqa: E402
 TARGETS = "8.0 9.0"
 TORCH = Path(torch.__file__).parent
 LACKS = cuda_build.missing(TORCH, any_torch=True)
-pytestmark = pytest.mark.skipif(LACKS is not None, reason=f"cuda compile is not here: {LACKS}")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=f"cuda compile is not here: {LACKS}")]
 
 
 def tool(name: str) -> str:

@@ -12,6 +12,8 @@ import torch
 
 from nag_kernels import reference, testing
 
+pytestmark = pytest.mark.slow  # it compiles
+
 SETTINGS = (5.0, 2.5, 0.25)
 OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}

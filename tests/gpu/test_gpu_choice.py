@@ -343,6 +343,7 @@ def test_cpp_finds_the_row_that_python_finds(families):
     assert module.first_form(newer_first, 90, 1, 64, 77, 0) == module.first_form(rows, 90, 1, 64, 77, 0) == "text"
 
 
+@pytest.mark.slow
 @triton
 @pytest.mark.parametrize("part", ["served", "handed_on", "per_sample", "gradient", "bad_inputs", "errors", "only"])
 def test_the_choice_in_cpp(part):

@@ -274,6 +274,7 @@ def test_it_is_off_until_it_is_asked_for(turned_on):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
 def test_machine_code_without_spills(capability):
     """Each kernel at its largest head size compiles for GPUs that are not here, into registers alone."""

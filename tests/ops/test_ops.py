@@ -135,6 +135,7 @@ def samples(op, overload, requires_grad=False, dtype=torch.float32):
 both = pytest.mark.parametrize(("op", "overload"), [(o, v) for o in OPERATIONS for v in ("default", "tensor")])
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(op, overload, requires_grad):
@@ -146,6 +147,7 @@ def test_opcheck(op, overload, requires_grad):
 # --- compile, export, autocast, inference mode --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_compile_fullgraph(op, overload, requires_grad):

@@ -11,6 +11,7 @@ import pytest
 WORKER = Path(__file__).with_name("sharding_worker.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "placements"), [(2, 4), (4, 3)])
 def test_sharded_tensors_give_what_whole_ones_give(processes, placements):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

@@ -21,6 +21,8 @@ import torch_versions  # noqa: E402
 
 import cuda_build  # noqa: E402
 
+pytestmark = pytest.mark.slow  # it compiles
+
 OLDEST = re.search(r'^dependencies = \["torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 HEADERS = next(iter((ROOT / ".torch-headers").glob(f"{OLDEST}.*/torch/include")), None)
 SOURCES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.cpp"))]

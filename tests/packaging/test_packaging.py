@@ -19,6 +19,8 @@ import cuda_build  # noqa: E402
 import installed_torch  # noqa: E402
 from nag_kernels import availability  # noqa: E402
 
+pytestmark = pytest.mark.slow  # it compiles
+
 LIBRARY = pathlib.Path(backends.__file__).parent / "_C.abi3.so"
 needs_library = pytest.mark.skipif(availability.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
 

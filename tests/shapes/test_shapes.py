@@ -58,6 +58,7 @@ def test_text_encoder_knows_which_word_belongs_to_which_object(pipe):
 RECORD = json.loads((WEIGHTS / "training.json").read_text())["evaluation"]
 
 
+@pytest.mark.slow
 def test_classifier_reads_fresh_renders(classifier):
     """Above 98 % over the 10 000 renders of training.json; over fewer, three standard deviations of a share less."""
     assert min(RECORD["classifier"].values()) > 0.98
@@ -231,6 +232,7 @@ def test_weights_are_small():
     assert sum(n for name, n in evidence.items() if name != "joint_few") <= 24_000_000
 
 
+@pytest.mark.slow
 def test_shipped_weights_reach_what_the_documents_say(pipe, classifier):
     """Fewer samples than in training.json: the slack is three standard deviations of a share over 300."""
     shares = evaluate(pipe, classifier, 300, seed=77)
@@ -251,6 +253,7 @@ def test_samples_do_not_depend_on_the_batch(pipe):
     torch.testing.assert_close(sample(pipe, prompts, 3, batch=1), sample(pipe, prompts, 3, batch=4), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_quick_training_runs_through(tmp_path, capsys):
     from nag_kernels.shapes.train import main
 

@@ -115,6 +115,7 @@ def here(monkeypatch):
     monkeypatch.setattr(variants, "launch", launch)
 
 
+@pytest.mark.slow
 def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys, here):
     bare = shutil.ignore_patterns(*(name for name in VARIANTS.values() if name != "unet"))
     shutil.copytree(WEIGHTS, tmp_path / "weights", ignore=bare)
@@ -165,6 +166,7 @@ def test_a_student_is_adopted_with_its_record(tmp_path, monkeypatch):
 SHIPPED = ("teacher", "student", "joint_teacher", "joint_few", "joint_student")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", SHIPPED)
 def test_the_shipped_weights_draw_as_their_record_says(variant):
     record = json.loads((folder_of(variant) / "training.json").read_text())

@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 OLDEST = diffusers==0.39.0
 OLDEST_TORCH = 2.10.0
-OLDEST_TESTS = guide guide_limits processors combinations adapters steps negative_pooled parallel \
-  families family_pipelines family_combinations animatediff examples
+OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_limits guide_afterwards processors generic dual_forward \
+  packing combinations adapters schedule negative_pooled parallel animatediff examples))
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo shapes distill evidence test test-fast test-oldest test-torch bench gpu compile-check wheel lint docs clean
@@ -66,12 +66,12 @@ test-fast: .venv/.quantised  # a sample of every test, for daily work
 	touch $@
 
 test-oldest: .venv-oldest/.installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile $(OLDEST_TESTS:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile $(OLDEST_TESTS:%=tests/diffusers/%)
 
 # From source and from one wheel beside several versions of torch, each of which may be a download of several GB: by hand.
 TORCHES ?= $(OLDEST_TORCH) 2.11.0 2.15.0
 test-torch:
-	$(PYTHON) tests/torch_versions.py $(TORCHES)
+	$(PYTHON) tests/packaging/torch_versions.py $(TORCHES)
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks
@@ -94,7 +94,7 @@ lint: .venv/.installed
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
 
 docs: .venv/.installed  # the names, links and examples of the pages
-	$(BIN)/python -m pytest tests/test_readme.py
+	$(BIN)/python -m pytest tests/docs/test_readme.py
 
 clean:
 	rm -rf .venv .venv-oldest .venv-torch .torch-headers build dist out *.egg-info nag_kernels/*.so

@@ -33,7 +33,7 @@ def digest(*parts) -> str:
 
 def triton_jobs(chips: tuple[int, ...]):
     """(name, chip, how to compile) of every Triton kernel that a row of the table can choose."""
-    sys.path.insert(0, str(ROOT / "tests" / "native"))
+    sys.path.insert(0, str(ROOT / "tests" / "gpu" / "native"))
     import triton_compile
     from nag_kernels.triton_kernels import configs
 

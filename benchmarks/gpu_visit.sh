@@ -63,11 +63,11 @@ checked() { # backend, files
     --junitxml="$OUT/test-$name.xml" "$@"
 }
 
-triton() { checked triton tests/test_gpu.py tests/test_triton.py; }
+triton() { checked triton tests/gpu/test_gpu.py tests/gpu/test_triton.py; }
 
-cuda() { checked cuda tests/test_gpu.py; }
+cuda() { checked cuda tests/gpu/test_gpu.py; }
 
-both() { checked gpu tests/test_gpu.py tests/test_gpu_choice.py tests/test_cuda_compile.py; }
+both() { checked gpu tests/gpu/test_gpu.py tests/gpu/test_gpu_choice.py tests/gpu/test_cuda_compile.py; }
 
 suite() {
   NAG_BACKEND='' "$PYTHON" -m pytest -q -p no:cacheprovider --junitxml="$OUT/suite.xml" tests
@@ -78,7 +78,7 @@ sanitize() {
   for family in cuda triton; do
     for tool in memcheck racecheck; do
       NAG_BACKEND=$family timeout 125 compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file "$OUT/$tool-$family.log" \
-        "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/test_gpu.py -k short || failed=1
+        "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/gpu/test_gpu.py -k short || failed=1
       tail -1 "$OUT/$tool-$family.log"
     done
   done

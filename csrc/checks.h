@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The whole check of nag_kernels/_ops.py again, in the same order and with the same words, for raw calls through
-// torch.ops that meet no Python. tests/bad_inputs.py feeds one table to both.
+// torch.ops that meet no Python. tests/ops/bad_inputs.py feeds one table to both.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -144,14 +144,14 @@ def published(example: Example, options: argparse.Namespace):
 
 def tiny(example: Example, options: argparse.Namespace):
     """The same, of random weights and as small as can be; its output is latents."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import tiny_models
-    import tiny_pipelines
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusers" / "models"))
+    import drawing
+    import every_model
 
-    if example.tiny in tiny_models.PIPELINES:
-        pipe = tiny_models.pipeline(example.tiny)
-        return pipe, lambda: tiny_models.draw(pipe, options.prompt), options.negative
-    pipe, call, prompt, negative = tiny_pipelines.DRAWN[example.tiny]()
+    if example.tiny in every_model.FULL_PIPELINES:
+        pipe = every_model.pipeline(example.tiny)
+        return pipe, lambda: drawing.draw(pipe, options.prompt), options.negative
+    pipe, call, prompt, negative = every_model.EXAMPLES[example.tiny]()
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe, "guider"):
         pipe.guider.disable()  # its classifier-free guidance

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one validator of the operations in Python: the public functions, the fake kernels and the fallback call it.
 
-`csrc/checks.h` repeats it for calls that meet no Python; tests/bad_inputs.py feeds one table through both.
+`csrc/checks.h` repeats it for calls that meet no Python; tests/ops/bad_inputs.py feeds one table through both.
 """
 
 import math

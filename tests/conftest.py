@@ -3,6 +3,8 @@
 """Fixtures by backend, one seed, and a last line that says which backends were exercised how often."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +15,31 @@ from nag_kernels import availability
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# pytest has put this folder on the path, where its folders diffusers, evidence and benchmarks could be taken for the packages of
+# these names. Modules that tests share are found through `pythonpath` in pyproject.toml.
+sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]
+
 REQUIRED = [name for name in os.environ.get("NAG_REQUIRE_BACKENDS", "").split(",") if name]
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny models are slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(params=["cpu", "sdpa", "reference"])

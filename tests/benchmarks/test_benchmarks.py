@@ -1,0 +1,261 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks compute what they say before they time it; nothing is timed here."""
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from benchmarks import bench_attention, bench_model, machine, providers, report
+from benchmarks.workloads import CPU, GPU, GROWTH
+from nag_kernels import testing
+
+ROOT = Path(__file__).parents[2]
+TINY = {"FLUX.1": 24, "FLUX.1-schnell": 24, "SD3.5-Large": 19, "SANA-1.6B": 10, "SDXL": 5, "Wan2.1-14B": 40}
+ABOUT = {"device": "a CPU", "path": "p", "threads": 2, "torch": "2", "diffusers": "", "git_sha": "abc", "dirty": False,
+         "timestamp": "2026-01-02T00:00:00"}  # fmt: skip
+
+
+@pytest.fixture
+def eager_compile(monkeypatch):
+    """Formulas as they are: a compiler takes long, and what it makes of them is not ours to test."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+GUIDED = [(name, shared) for name, each in providers.PROVIDERS.items() for shared in (0, 70)
+          if each.guided and name != "flex" and (shared or not each.shared)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shared"), GUIDED)
+def test_guided_providers_are_right(name, shared, eager_compile):
+    inputs = testing.make_inputs(length=80, positive=20, negative=20, shared=shared)
+    providers.verify(name, providers.PROVIDERS[name].set_up("cpu"), inputs)
+
+
+def test_what_is_wrong_is_not_timed():
+    inputs = testing.make_inputs(length=80)
+    with pytest.raises(RuntimeError, match="eager is wrong and not timed"):
+        providers.verify("eager", lambda inputs: testing.eager(inputs, 5.0, 2.5, 0.3), inputs)
+    with pytest.raises(RuntimeError, match="ours is wrong and not timed"):
+        providers.verify("ours", lambda inputs: testing.eager(inputs, 5.0, 2.5, 0.25).bfloat16(), inputs)
+
+
+def test_bounds_attend_to_the_prompt():
+    inputs = testing.make_inputs(length=30, shared=20)
+    plain = testing.eager(inputs, 1.0, float("inf"), 0.0)
+    for name in ("unguided", "cfg"):
+        assert testing.error(providers.PROVIDERS[name].set_up("cpu")(inputs), plain) < 1e-5
+
+
+def test_cfg_attends_to_both_texts(monkeypatch):
+    seen, attend = [], providers.F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        providers.F, "scaled_dot_product_attention", lambda q, k, v: seen.append((k, v)) or attend(q, k, v)
+    )
+    inputs = testing.make_inputs(length=9)
+    providers.PROVIDERS["cfg"].set_up("cpu")(inputs)
+    for part, (key, value) in zip(("positive", "negative"), seen, strict=True):
+        assert torch.equal(key.transpose(1, 2), inputs[f"key_{part}"])
+        assert torch.equal(value.transpose(1, 2), inputs[f"value_{part}"])
+
+
+def test_measure_takes_turns_and_rotates():
+    seen = []
+    runs = {name: lambda inputs, name=name: seen.append(f"{name}{inputs['at']}") for name in "ab"}
+    times = bench_attention.measure(runs, [{"at": at} for at in range(3)], 0.01, bench_attention.Clock("cpu"))
+    assert seen[:12] == ["a0", "b1", "b2", "a1", "a2", "b0", "b1", "a0", "a1", "b2", "b0", "a2"]
+    assert len(times["a"]) == len(times["b"]) >= 5
+
+
+def test_arithmetic_of_a_workload():
+    flux = next(w for w in CPU if w.name == "flux_512px")
+    assert flux.flops() == 4 * 1024 * 24 * 128 * (512 + 512 + 1024)
+    assert flux.numbers() == 2 * 24 * 128 * (1024 + 512 + 512 + 1024)
+    assert len({w.name for w in (*GPU, *GROWTH)}) == len((*GPU, *GROWTH))
+    assert set(CPU) < set(GPU)
+    assert [w.flops() / flux.flops() for w in GROWTH if "flux" in w.name] == [1, 2, 4] * 2
+
+
+@pytest.fixture(scope="module", params=bench_model.MODELS)
+def step(request):
+    return bench_model.Step(bench_model.MODELS[request.param], TINY[request.param], 0.01, "cpu", torch.float32)
+
+
+@pytest.mark.slow
+def test_nag_as_published_and_ours_are_the_same_on_real_models(step):
+    with torch.inference_mode():
+        step.check()
+        both = step.run("cfg")
+        assert torch.allclose(both[:1], step.run("unguided"), atol=1e-4)
+        layer = step.layer()
+        found = [layer(provider) for provider in ("published", "ours")]
+    image = [x[0] if isinstance(x, tuple) else x for x in found]
+    assert testing.error(image[1], image[0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_step_that_guides_otherwise_is_not_timed(step, monkeypatch):
+    for provider in ("ours", "ours_kept"):
+        monkeypatch.setattr(step.processors[provider][0], "nag_alpha", 1.0)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="apart"):
+        step.check()
+
+
+# Overheads of the arithmetic at real size: NAG as published, ours, %; Flux and SD3.5 as counted by hand from the lengths.
+ARITHMETIC = {"FLUX.1": (76, 13), "FLUX.1-schnell": (75, 7), "SD3.5-Large": (29, 9), "SANA-1.6B": (6, 6), "SDXL": (1, 1),
+              "Wan2.1-14B": (1, 1)}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bench_model.MODELS)
+def test_arithmetic_at_the_default_scale_is_that_of_the_real_size(name):
+    model = bench_model.MODELS[name]
+    assert (
+        abs(bench_model.attention_share(model, 1, 1.0) - bench_model.attention_share(model, model.scale, 0.25)) < 0.03
+    )
+    counted = bench_model.arithmetic(model, model.scale, 0.25)
+    assert counted["cfg"] == 2 * counted["unguided"]
+    for provider, expected in zip(("published", "ours"), ARITHMETIC[name], strict=True):
+        assert abs(100 * (counted[provider] / counted["unguided"] - 1) - expected) < 1
+
+
+def test_a_failing_model_leaves_the_others(monkeypatch, tmp_path, capsys):
+    def one(name, options):
+        if name == "SANA-1.6B":
+            raise RuntimeError("broken")
+        return [{"model": name, "provider": p, "scale": "2", "attention_share": 0.2, "attention_share_real_size": 0.2,
+                 "dtype": "float32", "p20_ms": 10, "p50_ms": 10, "overhead_in_paper": "", "arithmetic": 0}
+                for p in bench_model.PROVIDERS]  # fmt: skip
+
+    monkeypatch.setattr(bench_model, "one", one)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "benchmarks" / "results")
+    options = argparse.Namespace(device="cpu", threads=1, kind="model", csv=True, model=None, scale=None, layers=None,
+                                 dtype=None)  # fmt: skip
+    with pytest.raises(SystemExit, match=r"SANA-1\.6B is not timed: broken"):
+        bench_model.main(options)
+    (file,) = machine.RESULTS.iterdir()
+    assert {row["model"] for row in csv.DictReader(file.open())} == bench_model.MODELS.keys() - {"SANA-1.6B"}
+    options.model = ["SDXL"]
+    bench_model.main(options)
+    assert "no CSV" in capsys.readouterr().out
+    assert len(list(csv.DictReader(file.open()))) == (len(bench_model.MODELS) - 1) * len(bench_model.PROVIDERS)
+
+
+def test_a_run_cut_short_keeps_its_rows_and_those_of_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "benchmarks" / "results")
+    for value, whole in ((1, True), (2, False)):
+        rows = machine.Rows("attention", ABOUT, True)
+        rows.add(value=value)
+        if whole:
+            rows.close()
+    assert [row["value"] for row in csv.DictReader(rows.path.open())] == ["1"]
+    assert [row["value"] for row in csv.DictReader(rows.partial.open())] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "dirty"),
+    [
+        ("csrc/cpu/new.h", True),
+        ("benchmarks/providers.py", True),
+        ("README.md", False),
+        ("benchmarks/results/x.csv", False),
+    ],
+)
+def test_what_counts_as_a_change(path, dirty, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "benchmarks" / "results")
+    git = ("git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e")
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert machine.commit() == ("unknown", False)
+    for file in (tmp_path / "a" / "b", tmp_path / path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        machine.RESULTS.parent.mkdir(exist_ok=True)
+        file.write_text("")
+        if file.name == "b":
+            subprocess.run([*git, "add", "-A"], check=True)
+            subprocess.run([*git, "commit", "-qm", "m"], check=True)
+    sha, found = machine.commit()
+    assert len(sha) >= 7
+    assert found is dirty
+
+
+def rows_of(kind, folder, monkeypatch, rows):
+    monkeypatch.setattr(machine, "RESULTS", folder / "benchmarks" / "results")
+    monkeypatch.setattr(report, "RESULTS", folder / "benchmarks" / "results")
+    monkeypatch.setattr(report, "REPORT", folder / "benchmarks" / "RESULTS.md")
+    monkeypatch.setattr(report, "README", folder / "README.md")
+    (folder / "README.md").write_text(f"before{report.MARKS[0]}old{report.MARKS[1]}after")
+    kept = machine.Rows(kind, ABOUT, True)
+    for row in rows:
+        kept.add(**row)
+    kept.close()
+    return kept
+
+
+def test_report_says_what_the_rows_say(tmp_path, monkeypatch):
+    shape = {"batch": 1, "length": 8, "heads": 2, "size": 4, "text": 3, "shared": 0, "calls": 9, "gflops": 50, "gbytes": 2,
+             "peak_gflops": 100, "peak_mib": "", "p20_ms": 1, "p80_ms": 9}  # fmt: skip
+    rows = [{"workload": w, "group": "cross", "dtype": "float32", "provider": p, "p50_ms": ms, **shape}
+            for w, p, ms in (("a", "ours", 2), ("a", "eager", 8), ("b", "ours", 3), ("b", "eager", 1.5))]  # fmt: skip
+    rows += [{"workload": f"a tokens x{n}", "group": "growth", "dtype": "float32", "provider": "ours", "p50_ms": 0.008 * n,
+              **shape, "length": 8 * n} for n in (1, 2)]  # fmt: skip
+    rows.append({"workload": "one token, no_grad", "group": "call", "dtype": "float32", "provider": "ours", "p50_ms": 0.012,
+                 **shape})  # fmt: skip
+    kept = rows_of("attention", tmp_path, monkeypatch, rows)
+    assert len(list(csv.DictReader(kept.path.open()))) == 7
+    models = [{"model": "M", "provider": p, "scale": 2, "attention_share": 0.2, "attention_share_real_size": 0.21,
+               "dtype": "float32", "p20_ms": 8 * (1 + o), "p50_ms": 10, "overhead_in_paper": paper, "arithmetic": 0.09}
+              for p, o, paper in (("unguided", 0, ""), ("cfg", 1, 1.0), ("published", 0.8, 0.87), ("ours", 0.1, ""),
+                                ("ours_kept", 0.05, ""))]  # fmt: skip
+    rows_of("model", tmp_path, monkeypatch, models)
+    report.main()
+    text = (tmp_path / "benchmarks" / "RESULTS.md").read_text()
+    assert "| cross | 1.41x (0.50x) |" in text
+    assert "Slower than a rival: b float32 (eager 0.50x)." in text
+    assert "would be a float32 8.00x, b float32 1.00x." in text
+    assert "| a tokens | 1.00 | 1.00 |" in text
+    assert "One call on one token, microseconds: no_grad 12.0." in text
+    assert "+100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % | +9.0 % |" in text
+    assert "a CPU, path p, 2 threads; torch 2; commit abc; 2026-01-02" in text
+    assert len(list(kept.path.parent.glob("*.png"))) == 2
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith(f"before{report.MARKS[0]}| processor")
+    assert readme.endswith(f"{report.MARKS[1]}after")
+    assert "| a CPU, p | SDXL, SANA, PixArt, Wan | 1.41x (0.50x) |  |  |" in readme
+    assert "| a CPU, p | M | +100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % |" in readme
+
+
+def test_results_are_those_of_the_rows():
+    """RESULTS.md was written from the CSVs that are there, and these from whole runs of what was committed."""
+    text = report.REPORT.read_text()
+    for kind, _, say, _ in report.SECTIONS:
+        assert report.read(kind), kind
+        for stem, rows in report.read(kind).items():
+            assert say(stem, rows) in text, stem
+            assert {row["dirty"] for row in rows} == {"False"}, stem
+
+
+def test_readme_speaks_of_results():
+    """README's tables of speed are those of the CSVs, and every ratio and overhead of its section stands in RESULTS.md."""
+    section = report.README.read_text().split("## Speed")[1].split("\n## ")[0]
+    assert section.split(report.MARKS[0])[1].split(report.MARKS[1])[0] == report.summary()
+    text = report.REPORT.read_text()
+    found = re.findall(r"\d+\.\d\dx|[+-]\d+\.\d %", section)
+    assert len(found) > 20
+    for number in found:
+        assert number in text, number
+
+
+def test_help_lists_workloads_and_providers():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in (*providers.PROVIDERS, *bench_model.MODELS, *(w.name for w in (*CPU, *GPU))):
+        assert name in done.stdout

@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""`sigma_end`: guidance that ends at a noise level."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers import (
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+)
+from drawing import denoiser, draw
+from every_model import PIPELINES, pipeline
+
+from nag_kernels.diffusers import enable_guidance, guide
+from nag_kernels.diffusers.models.registry import guided_layers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NEGATIVE = "a large blue dog on grass"
+
+
+@pytest.mark.parametrize("kind", ["flux", "wan", "sd15", "sdxl"])
+def test_sigma_end(kind):
+    """Steps whose noise level is above it; given together with end, whichever comes first."""
+    pipe, guided_steps = pipeline(kind), []
+    layer = guided_layers(denoiser(pipe))[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    draw(pipe, num_inference_steps=6)
+    guided_steps.clear()
+    scheduler = pipe.scheduler
+    if hasattr(scheduler, "sigmas"):
+        sigmas = scheduler.sigmas[:-1].double()
+    else:  # of a scheduler that has alphas alone
+        kept = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+        sigmas = ((1 - kept) / kept).sqrt()
+    assert len(sigmas) == 6
+    for settings, wanted in (
+        ({"sigma_end": sigmas[3].item() - 1e-6}, range(4)),
+        ({"sigma_end": sigmas[3].item() + 1e-6}, range(3)),
+        ({"sigma_end": 0.0}, range(6)),
+        ({"sigma_end": sigmas[3].item() - 1e-6, "end": 0.34}, range(3)),
+        ({"sigma_end": sigmas[3].item() - 1e-6, "start": 0.5}, [3]),
+    ):
+        with guide(pipe, NEGATIVE, **settings):
+            draw(pipe, num_inference_steps=6)
+        assert [i for i, yes in enumerate(guided_steps) if yes] == list(wanted), settings
+        guided_steps.clear()
+
+
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
+def test_sigma_end_with_schedulers_of_second_order(scheduler):
+    kind = "sd3" if "FlowMatch" in scheduler.__name__ else "sd15"
+    pipe, guided_visits = pipeline(kind), []
+    pipe.scheduler = scheduler()
+    layer = guided_layers(denoiser(pipe))[0]
+    layer.register_forward_hook(lambda layer, *_: guided_visits.append("NAG" in type(layer.processor).__name__))
+    draw(pipe)
+    sigma = pipe.scheduler.sigmas[3].item()  # of the third distinct timestep: both its visits have it
+    assert pipe.scheduler.sigmas[4].item() == sigma
+    guided_visits.clear()
+    with guide(pipe, NEGATIVE, sigma_end=sigma):
+        draw(pipe)
+    assert guided_visits == [True] * 3 + [False] * 4
+
+
+def test_sigma_end_where_the_scheduler_counts_upwards():
+    pipe, guided_steps = pipeline("sd3"), []
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    layer = guided_layers(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    with guide(pipe, NEGATIVE, sigma_end=0.6):
+        draw(pipe)
+    assert pipe.scheduler.sigmas[0] < 0.1
+    assert guided_steps == [True, True, False, False]
+
+
+def test_sigma_end_where_the_first_steps_are_left_out():
+    pipe, guided_steps = StableDiffusion3Img2ImgPipeline(**pipeline("sd3").components), []
+    pipe.set_progress_bar_config(disable=True)
+    layer = guided_layers(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    call = {
+        "num_inference_steps": 6,
+        "strength": 0.5,
+        "max_sequence_length": 12,
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+    }
+    pipe.scheduler.set_timesteps(6)
+    with guide(pipe, NEGATIVE, sigma_end=pipe.scheduler.sigmas[4].item() - 1e-6):
+        pipe("a small red cat", image=torch.linspace(0, 1, 192).view(1, 3, 8, 8), **call)
+    assert guided_steps == [True, True, False]
+
+
+def test_sigma_end_refusals():
+    pipe = pipeline("flux")
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="sigma_end must be a noise level of at least 0, or None, got"):
+            enable_guidance(pipe, NEGATIVE, sigma_end=bad)
+    with (
+        pytest.raises(RuntimeError, match=r"end 1 with a sigma above 7: .* 4 steps and its highest sigma is 1"),
+        guide(pipe, NEGATIVE, sigma_end=7.0),
+    ):
+        draw(pipe)
+    with (
+        pytest.raises(ValueError, match="SCMScheduler has none: use end"),
+        guide(pipeline("sana sprint"), NEGATIVE, sigma_end=0.5) as sprint,
+    ):
+        draw(sprint)
+
+
+def test_sigma_end_where_the_last_steps_are_left_out():
+    """SDXL's denoising_end leaves the rest to a refiner: the first noise levels of the scheduler are the run's."""
+    pipe, guided_steps = pipeline("sdxl"), []
+    pipe.scheduler = EulerDiscreteScheduler()
+    layer = guided_layers(pipe.unet)[0]
+    layer.register_forward_hook(lambda layer, *_: guided_steps.append("NAG" in type(layer.processor).__name__))
+    draw(pipe, num_inference_steps=6, denoising_end=0.6)
+    steps = len(guided_steps)
+    assert 2 < steps < 6
+    guided_steps.clear()
+    sigmas = pipe.scheduler.sigmas
+    with guide(pipe, NEGATIVE, sigma_end=sigmas[1].item() - 1e-6):
+        draw(pipe, num_inference_steps=6, denoising_end=0.6)
+    assert guided_steps == [True] * 2 + [False] * (steps - 2)
+
+
+PARTS = [  # of four steps, by the calls of the denoiser
+    ("framepack", {}, {"end": 0.5}, "YYnn YYnn"),
+    ("framepack", {}, {"start": 0.25, "end": 0.75}, "nYYn nYYn"),
+    # Keys and values of a part are kept by a call of their own, which goes with the step before it.
+    ("anyflow from an image", {}, {"end": 0.5}, "Y YYnn n YYnn"),
+    ("anyflow from an image", {}, {"start": 0.5}, "n nnYY Y nnYY"),
+    ("wan animate", {}, {"end": 0.5}, "YYnn YYnn"),
+    ("skyreels forced", {"base_num_frames": 5, "overlap_history": 1}, {"end": 0.5}, "YYnn YYnn"),
+    # Frames that come in one after another: it is the noisiest that counts.
+    ("skyreels forced", {"ar_step": 1}, {"end": 0.5}, "YYYYnn"),
+]
+
+
+@pytest.mark.parametrize(("kind", "more", "window", "wanted"), [x for x in PARTS if x[0] in PIPELINES])
+def test_videos_in_parts_go_through_their_steps_anew(kind, more, window, wanted):
+    pipe, call, prompt, negative = PIPELINES[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    call = {name: x for name, x in call.items() if not name.startswith("negative_")}  # no classifier-free guidance
+    call = {"guidance_scale": 1.0} | call | {"num_inference_steps": 4, "output_type": "latent"} | more
+    calls = []
+    layer = guided_layers(pipe.transformer)[0]
+    layer.register_forward_hook(lambda layer, *_: calls.append("NAG" in type(layer.processor).__name__))
+    with guide(pipe, negative, **window):
+        pipe(**call, **prompt)
+    assert "".join("Y" if x else "n" for x in calls) == wanted.replace(" ", "")

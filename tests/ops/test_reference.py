@@ -241,5 +241,5 @@ def test_heads_that_are_elsewhere():
 
 def test_the_reference_is_short():
     text = pathlib.Path(reference.__file__).read_text()
-    assert len(text.splitlines()) <= 115
+    assert len(text.splitlines()) <= 130
     assert "import torch" in text

@@ -223,8 +223,8 @@ struct KeySet {
   const Tensor* mask;
 };
 
-// The logit bias within a fourth of what float32 holds: times log2(e), and with a logit added, it stays finite. Beyond that
-// it makes no difference, as exp() of it is 0 (or of all else beside it).
+// The logit bias within a fourth of what float32 holds: times log2(e), and with a logit added, it stays finite. Beyond
+// that it makes no difference, as exp() of it is 0 (or of all else beside it).
 inline double kernel_bias(double bias) {
   constexpr double kLargest = std::numeric_limits<float>::max() / 4;
   return std::clamp(bias, -kLargest, kLargest);

@@ -41,6 +41,7 @@ PATHS = ["default", "avx2", "avx512", "avx512_bf16", "amx"]
 CAPABILITY = "from nag_kernels import _C; print(_C.capability())"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in PATHS if path != availability.cpu_capability()])
 def test_other_paths(path):
     """The accuracy tests again on each path that this machine can run and does not choose by itself."""

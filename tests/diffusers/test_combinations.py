@@ -244,6 +244,7 @@ def test_gradient_checkpointing_with_processors_put_in_by_hand(kind):
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "how"), [
     ("sd15", "repeated blocks"), ("sd35", "blocks"), ("flux", "whole"), ("flux", "repeated blocks"), ("wan", "whole"),
 ])  # fmt: skip

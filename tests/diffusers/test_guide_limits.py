@@ -108,6 +108,7 @@ def test_the_table_and_the_docs_know_every_family():
             assert f"`{ours.__name__}`" in row, (name, ours)
 
 
+@pytest.mark.slow
 def test_versions_of_diffusers_that_are_too_old():
     code = "import diffusers; diffusers.__version__ = '0.38.1'; import nag_kernels.diffusers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -52,6 +52,7 @@ def test_one_call():
         draw(shown)
 
 
+@pytest.mark.slow
 def test_a_server_under_load():
     """Many short requests by 8 threads, with different negatives and with none: each picture is that of its own single run."""
     requests, pipe = int(os.environ.get("NAG_SERVER_REQUESTS", "200")), pipeline("pixart")

@@ -330,6 +330,7 @@ def test_settings(cls, alpha):
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd15", "pixart", "sd35", "sana", "flux", "flux2", "qwen", "ltx", "wan", "sd35 vsf"])
 def test_compiled_models_follow_the_settings(kind):
     torch._dynamo.reset()

@@ -55,6 +55,7 @@ def test_a_file_is_imported_when_its_denoiser_comes():
     assert with_flux == "['flux', 'layers', 'registry', 'spec']"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["chronoedit", "flux2", "z_image"])
 def test_a_model_that_diffusers_has_moved_breaks_no_other(module):
     code = (

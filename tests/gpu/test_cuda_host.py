@@ -13,6 +13,8 @@ import torch
 
 from nag_kernels import availability, gpu, gpu_table, reference, testing
 
+pytestmark = pytest.mark.slow  # it compiles
+
 SETTINGS = (5.0, 2.5, 0.25)
 OWN = {"nag": SETTINGS, "nasa": (0.5, 2.5, 0.25), "vsf": (3.5, 2.5, 0.25)}
 PLANS = ("cuda text", "cuda branches", "cuda cluster")
@@ -175,6 +177,7 @@ def test_the_cluster_kernel_is_for_one_chip(operations, monkeypatch, chip):
         run("cuda cluster", inputs)
 
 
+@pytest.mark.slow
 def test_rows_that_the_copy_engine_does_not_take():
     """Keys of one token, one head or one sample that stand for many, as `expand` makes them."""
     inputs = make_inputs(batch=2, heads=4, positive=9, negative=7, shared=70)

@@ -315,6 +315,7 @@ print(dict(gpu.calls), availability.counts())
 """
 
 
+@pytest.mark.slow
 @triton
 def test_the_chooser_behind_the_operation():
     said = python(HIDE_THE_EXTENSION + CHOSEN, TRITON_INTERPRET="1", NAG_BACKEND="gpu", NAG_LOG="debug")
@@ -325,6 +326,7 @@ def test_the_chooser_behind_the_operation():
 # --- the choice in C++ ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("families", [BOTH, ("cuda",)], ids=str)
 def test_cpp_finds_the_row_that_python_finds(families):
     module, rows = emulated.module(), gpu_table.rows_for_cpp(families)

@@ -252,6 +252,7 @@ print(availability.counts())
 """
 
 
+@pytest.mark.slow
 def test_behind_the_operation():
     """Dispatch, compile, gradient, the float64 fallback and a refusal, with the kernels registered for the CPU."""
     said = python(HIDE_THE_EXTENSION + DISPATCHED, TRITON_INTERPRET="1")

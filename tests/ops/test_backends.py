@@ -63,6 +63,7 @@ def test_explain_names_every_backend_once():
         nag_kernels.explain("softmax")
 
 
+@pytest.mark.slow
 def test_forced_by_the_environment():
     assert "'cpu': 0, 'sdpa': 0, 'reference': 1" in python(CALL, NAG_BACKEND="reference")
     assert "'cpu': 0, 'sdpa': 1, 'reference': 0" in python(CALL, NAG_BACKEND="sdpa")

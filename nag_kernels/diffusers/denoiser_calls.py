@@ -1,10 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""A call of a denoiser: the model that is called, and its arguments by name and in the form in which they came."""
+"""The denoisers of a pipeline, and a call of one: its arguments by name, and in the form in which they came."""
 
 import inspect
 from collections.abc import Mapping
 from typing import Any
+
+from torch.nn import Module
 
 Denoiser = Any  # a model of diffusers: a Module, of whose attributes a type checker knows nothing
 
@@ -12,6 +14,12 @@ Denoiser = Any  # a model of diffusers: a Module, of whose attributes a type che
 def inner_denoiser(denoiser: Denoiser) -> Denoiser:
     """The model itself where `torch.compile` has wrapped it."""
     return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def denoisers_of(pipe: Any) -> list[Module]:
+    """Whatever a pipeline has under the names of denoisers."""
+    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+    return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
 
 
 def denoiser_arguments(denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from .denoiser_calls import denoisers_of
 from .restore import Replaced, put_back_after
-from .turns import denoisers_of, run_turns, take
+from .turns import run_turns, take
 
 _lock = threading.RLock()
 _known: weakref.WeakKeyDictionary[Any, "_Guided"] = weakref.WeakKeyDictionary()  # made for a pipeline before

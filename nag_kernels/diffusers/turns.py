@@ -46,12 +46,6 @@ def run_turns(denoisers: Iterable[Module]) -> list[Turn]:
     return [turn_of(inner[key], "run") for key in sorted(inner)]
 
 
-def denoisers_of(pipe: Any) -> list[Module]:
-    """Whatever a pipeline has under the names of denoisers."""
-    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
-    return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
-
-
 def is_mine(turn: Turn) -> bool:
     return turn.holder == threading.get_ident()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from ..denoiser_calls import Denoiser, inner_denoiser
+from ..denoiser_calls import Denoiser, denoisers_of, inner_denoiser
 from .spec import ModelSpec
 
 TESTED_WITH = "0.42.1"
@@ -106,8 +106,7 @@ def all_models() -> dict[str, ModelSpec]:
 
 def find_denoisers(pipe: Any) -> list[Module]:
     """The pipeline's denoisers: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of a kind each."""
-    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
-    found = list(dict.fromkeys(x for x in named if isinstance(x, Module)))
+    found = denoisers_of(pipe)
     if not found:
         raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
     if any(spec_of(x) is not spec_of(found[0]) for x in found):

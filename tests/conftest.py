@@ -27,6 +27,34 @@ def _seed():
     torch.manual_seed(0)
 
 
+def _process_state():
+    """What a test could leave behind for all that run after it in this process."""
+    backends = torch.backends.cuda
+    kept = {
+        "attention function": torch.nn.functional.scaled_dot_product_attention,
+        "flash attention": backends.flash_sdp_enabled(),
+        "memory-efficient attention": backends.mem_efficient_sdp_enabled(),
+        "math attention": backends.math_sdp_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "trace": sys.gettrace(),
+    }
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch is not None:
+        kept["diffusers' attention backend"] = dispatch._AttentionBackendRegistry.get_active_backend()[0]
+    return kept
+
+
+@pytest.fixture(autouse=True)
+def _process_state_is_kept():
+    before = _process_state()
+    yield
+    after = _process_state()
+    assert not (left := {k: after[k] for k, x in before.items() if after[k] != x}), f"the test left behind: {left}"
+
+
 @pytest.fixture
 def one_thread():
     """Tiny models are slower on more."""

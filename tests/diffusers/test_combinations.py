@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import hooks
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from drawing import denoiser, denoiser_texts, draw, draw_with_oracle
 from every_model import MODELS, model_arguments, pipeline, text_width
 from oracles import run
@@ -138,7 +139,9 @@ COMBINATIONS = {
 @pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name, (_, kinds) in COMBINATIONS.items() for kind in kinds]
 )
-def test_together_with(name, kind):
+def test_together_with(name, kind, monkeypatch):
+    # set_attention_backend of one model chooses for every model of the process.
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
     pipe = pipeline(kind)
     options = {"guidance_scale": 3.0}
     options |= COMBINATIONS[name][0](pipe) or {}

@@ -24,11 +24,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NEGATIVE = "a large blue dog on grass"
 FOLDER = Path(nag_kernels.diffusers.__file__).parent
-NAMES = ("guide", "owners", "restore", "turns", "dry_run", "run_once_per_prompt", "two_runs", "modulation")
+NAMES = ("guide", "owners", "restore", "turns", "run", "interception", "negative_prompt", "packing")
+NAMES += ("attention/dual_forward", "attention/pooled_modulation")
 # Python looks for signals when a function begins, after a call and where a loop begins anew, and so never at these lines (the
 # second comes to a trace once more when its block has ended). An exception there would meet no handler, as none is set up yet.
 NEVER = ("try:", "with _lock:")
 FILES = {str(FOLDER / f"{name}.py") for name in NAMES}
+assert all(Path(file).exists() for file in FILES)
 
 
 def within_del(frame):

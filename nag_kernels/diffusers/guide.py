@@ -19,8 +19,9 @@ from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
 from .models.registry import find_denoisers, guided_layers, spec_of
-from .negative_prompt import Negative, checked_negative, record_negative
+from .negative_prompt import Negative, NegativeRecorder, checked_negative
 from .owners import Block, OneCall, Owner, Pipe, enter, leave, owner_for_everybody, refuse_nested
+from .prompt_calls import PromptCalls
 from .restore import Replaced, put_back_after
 from .run import GuidedRun
 from .schedule import check_window
@@ -215,12 +216,13 @@ class _Guidance:
         wait_for_calls_begun([pipe])
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        negative = record_negative(replaced, function, pipe, denoisers, arguments, self.negative)
+        recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
+        calls = PromptCalls(spec_of(denoisers[0]), recorder, recorder.first())
         images = image_count(pipe, arguments)
         scale = arguments.get("guidance_scale")
         spec = spec_of(denoisers[0])
         halves = not spec.two_calls and (not isinstance(scale, (int, float)) or scale > spec.cfg_above)
-        steered = GuidedRun(self, pipe, denoisers[0], negative, images, halves)
+        steered = GuidedRun(self, pipe, denoisers[0], calls, images, halves)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
         for turn in turns:
             replaced.attribute(turn, "run", steered)
@@ -237,11 +239,7 @@ class _Guidance:
         if steered.calls == 0:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
-        if steered.unconditional > steered.conditional:
-            raise RuntimeError(
-                f"guide: the calls that {type(pipe).__name__} makes for classifier-free guidance could not be told from those "
-                "for the prompt, as the text was another tensor in each step (is it of another type than the denoiser?)"
-            )
+        calls.check()
         if steered.guided == 0:
             raise RuntimeError(f"guide: {steered.steps.never_guided()}")
         return result

@@ -3,10 +3,11 @@
 """The negative prompt as the pipeline itself encodes it: the pipeline runs up to its first denoiser call."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
-from .interception import CALLBACKS, intercepted, prompt_count
+from .interception import CALLBACKS, contexts_noticed, intercepted, prompt_count
 from .models.registry import spec_of
-from .restore import Replaced
+from .restore import Replaced, put_back_after
 from .turns import plain_call
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
+_EMBEDDINGS = ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen")
 _READY_MADE = ("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask")
 
 
@@ -41,45 +43,90 @@ def checked_negative(negative: Negative) -> Negative:
     )
 
 
-def record_negative(
-    replaced: Replaced, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any],
-    negative: Negative,
-) -> dict[str, Any]:  # fmt: skip
-    """The denoiser's arguments, had the pipeline been called with the negative for its prompt, all else alike.
+@dataclasses.dataclass(frozen=True)
+class RecordedCall:
+    """A call of the denoiser that was not carried out.
 
-    The call runs up to the first use of a denoiser and leaves nothing behind: generators are cloned, torch's random
-    state, the attributes of pipeline and scheduler and the denoisers' attention processors are put back, callbacks are
+    arguments: of forward, by name. context: the pipeline's name for it (`cache_context`), or None.
+    """
+
+    arguments: dict[str, Any]
+    context: str | None
+
+
+class NegativeRecorder:
+    """Records how a pipeline would call its denoiser, had it been called with the negative for its prompt, all else alike.
+
+    A recording runs the pipeline up to the call that is asked for and leaves nothing behind: generators are cloned, torch's
+    random state, the attributes of pipeline and scheduler and the denoisers' attention processors are put back, callbacks are
     dropped, the progress bar stays off. Calls of the denoiser by other threads are their own.
     """
-    got: dict[str, Any] = {}
-    thread = threading.get_ident()
-    originals: dict[Denoiser, Callable[..., Any]] = {}
 
-    def record(denoiser: Denoiser, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return plain_call(denoiser, originals[denoiser], args, kwargs)
-        got.update(denoiser_arguments(denoiser, args, kwargs))
-        raise _Reached
+    def __init__(
+        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any], negative: Negative
+    ):  # fmt: skip
+        """function: the pipeline's call, with these arguments by name."""
+        self.function, self.pipe, self.denoisers = function, pipe, denoisers
+        self.arguments = _cloned(arguments)  # the running call draws from the generators
+        self.negative = negative
+        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
+        """Whether the recorded calls have the unconditional text of the running call."""
 
-    call = _with_negative(function, pipe, arguments, negative)
-    call |= {name: value for name, value in spec_of(denoisers[0]).negative_call.items() if name in arguments}
-    mark = replaced.mark()
-    try:
-        _leave_nothing_behind(replaced, pipe, denoisers)
-        pipe.__dict__["_progress_bar_config"] = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-        for denoiser in denoisers:
+    def record(self, outputs: Sequence[Any] = (), changed: bool = False) -> RecordedCall | None:
+        """The call of a denoiser that comes after as many as there are `outputs`, which those give; None where there is none.
+
+        changed: with another text than the negative.
+        """
+        return put_back_after(lambda replaced: self._record(replaced, list(outputs), changed))
+
+    def first(self) -> RecordedCall:
+        recorded = self.record()
+        if recorded is None:
+            kind = type(inner_denoiser(self.denoisers[0])).__name__
+            raise RuntimeError(
+                f"guide: {type(self.pipe).__name__} finished without calling its {kind}: guidance cannot act"
+            )
+        return recorded
+
+    def ready_made(self, text: Sequence[Any]) -> bool | None:
+        """Whether a text of the denoiser's call is the ready-made prompt that the pipeline was given (True), its ready-made
+        unconditional text (False), or neither or both (None)."""
+        found = []
+        for prefix, answer in (("", True), ("negative_", False)):
+            given = [self.arguments.get(f"{prefix}{name}") for name in _EMBEDDINGS]
+            if any(_has_rows_of(x, y) for x in given for y in text):
+                found.append(answer)
+        return found[0] if len(found) == 1 else None
+
+    def _record(self, replaced: Replaced, outputs: list[Any], changed: bool) -> RecordedCall | None:
+        got: list[RecordedCall] = []
+        thread = threading.get_ident()
+        originals: dict[Denoiser, Callable[..., Any]] = {}
+        context: list[str | None] = [None]
+
+        def record(denoiser: Denoiser, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return plain_call(denoiser, originals[denoiser], args, kwargs)
+            if outputs:
+                return outputs.pop(0)
+            got.append(RecordedCall(denoiser_arguments(denoiser, args, kwargs), context[-1]))
+            raise _Reached
+
+        call = _with_negative(self.function, self.pipe, self.arguments, self.negative, changed)
+        fixed = spec_of(self.denoisers[0]).negative_call
+        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        _leave_nothing_behind(replaced, self.pipe, self.denoisers)
+        self.pipe.__dict__["_progress_bar_config"] = {
+            **getattr(self.pipe, "_progress_bar_config", {}),
+            "disable": True,
+        }
+        for denoiser in self.denoisers:
+            contexts_noticed(replaced, denoiser, context.append)
             originals[denoiser] = denoiser._call_impl  # before the first call by another thread
             originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
         with contextlib.suppress(_Reached):
-            function(pipe, **call)
-    finally:
-        replaced.put_back(mark)
-    if not got:
-        raise RuntimeError(
-            f"guide: {type(pipe).__name__} finished without calling its {type(inner_denoiser(denoisers[0])).__name__}: "
-            "guidance cannot act"
-        )
-    return got
+            self.function(self.pipe, **call)
+        return got[0] if got else None
 
 
 def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Denoiser]) -> None:
@@ -113,8 +160,9 @@ def _put_processors_back(processors: list[tuple[Layer, Any]]) -> None:
             put_processor(module, processor)
 
 
-def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[str, Any],
-                   negative: Negative) -> dict[str, Any]:  # fmt: skip
+def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[str, Any], negative: Negative,
+                   changed: bool) -> dict[str, Any]:  # fmt: skip
+    """The arguments of the pipeline's call with the negative for its prompt, or with a changed negative."""
     prompts = prompt_count(pipe, arguments)
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
@@ -148,6 +196,8 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
                 call[name] = value.expand(prompts, *value.shape[1:])
             if f"negative_{name}" in known:  # so that nothing needs encoding
                 call[f"negative_{name}"] = call[name]
+            if changed:
+                call[name] = _other_embeddings(call[name])
     else:
         encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
         dropped = bool(encoders) and all(getattr(pipe, name) is None for name in encoders)
@@ -162,17 +212,49 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
         texts = [negative] * prompts if isinstance(negative, str) else negative
         if len(texts) != prompts:
             raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
+        if changed:  # at its beginning, as a tokenizer may cut the end off
+            texts = [f"not {text}" for text in texts]
         given, unconditional = arguments.get("prompt"), arguments.get("negative_prompt")
         call["prompt"] = texts[0] if isinstance(given, (str, Mapping)) else texts
-        if given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
+        if unconditional is None and "negative_prompt" in arguments and _has_unconditional_text(arguments):
+            # Another text, but as many calls of the denoiser.
+            call["negative_prompt"] = "" if isinstance(call["prompt"], str) else [""] * prompts
+        elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
-    if call.get("generator") is not None:
-        call["generator"] = _clone(call["generator"])
-    return call
+    return _cloned(call)
+
+
+def _has_unconditional_text(arguments: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's call has ready-made text for the unconditional branch."""
+    return any(
+        name.startswith("negative_") and "ip_adapter" not in name and _is_text(x) for name, x in arguments.items()
+    )
 
 
 def _is_text(x: Any) -> bool:
     return isinstance(x, Tensor) or (isinstance(x, list) and any(isinstance(y, Tensor) for y in x))
+
+
+def _other_embeddings(x: Any) -> Any:
+    if isinstance(x, list):
+        return [_other_embeddings(y) for y in x]
+    return x + 1 if x.is_floating_point() else x
+
+
+def _has_rows_of(given: Any, text: Any) -> bool:
+    """Whether a text has the first row of what was given, among rows of others or once more for each image."""
+    given, text = ([*x] if isinstance(x, (list, tuple, Tensor)) else [] for x in (given, text))
+    given, text = ([x for x in rows if isinstance(x, Tensor) and x.ndim > 0] for rows in (given, text))
+    if not given:
+        return False
+    return any(x.shape == given[0].shape and torch.equal(x, given[0].to(x)) for x in text)
+
+
+def _cloned(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with a copy of its generators."""
+    if arguments.get("generator") is None:
+        return dict(arguments)
+    return {**arguments, "generator": _clone(arguments["generator"])}
 
 
 def _clone(generator: Any) -> Any:

@@ -17,10 +17,9 @@ Pair = tuple[Tensor, Tensor]  # of the prompt and of the negative
 
 
 class Packer:
-    """Packs the recorded negative into the calls of one pipeline run, and tells the processors how the texts lie.
+    """Packs the negative into the calls of one pipeline run, and tells the processors how the texts lie.
 
     spec: of the denoiser.
-    negative: its arguments as `record_negative` gives them.
     images: how many the run makes; a call has that many rows (or one for each of their frames), or twice as many, [unconditional;
         conditional].
     halves: whether the run may do classifier-free guidance, which doubles the rows.
@@ -32,14 +31,15 @@ class Packer:
     def __init__(
         self,
         spec: ModelSpec,
-        negative: Mapping[str, Any],
         images: int,
         halves: bool,
         pad: bool,
         shared: SharedText,
         mesh: Any = None,
     ):
-        self.spec, self.negative, self.pad, self.shared = spec, negative, pad, shared
+        self.spec, self.pad, self.shared = spec, pad, shared
+        self.negative: Mapping[str, Any] = {}  # its arguments of forward, beside the running call's
+        self.prompt_first = spec.prompt_first  # in a doubled batch
         self.made = self.images = images
         self.halves, self.mesh = halves, mesh
         self.rows = 0  # of the latest call
@@ -238,7 +238,7 @@ class Packer:
     def _with_rows(self, negative: Tensor, dim: int = 0) -> Tensor:
         """The negative with the rows of this call. Classifier-free guidance may begin or end on the way."""
         if negative.shape[dim] == 2 * self.images == 2 * self.rows:  # it has ended
-            return negative.narrow(dim, 0 if self.spec.prompt_first else self.images, self.images)
+            return negative.narrow(dim, 0 if self.prompt_first else self.images, self.images)
         rows = negative.shape[dim]
         if 0 < rows < self.images and self.images % rows == 0:
             # Some pipelines do not repeat ready-made text for each of a prompt's images.

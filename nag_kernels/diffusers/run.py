@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from torch import Tensor
 
 from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
@@ -20,7 +19,9 @@ from .compatibility import check_calls, check_gradients, head_mesh, sequence_mes
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
 from .models.registry import spec_of
+from .negative_prompt import RecordedCall
 from .packing import Packer
+from .prompt_calls import SECOND_PROMPT, UNCONDITIONAL, PromptCalls
 from .restore import Replaced
 from .schedule import Steps
 from .turns import plain_call, take, turn_of
@@ -30,23 +31,18 @@ class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
     def __init__(
-        self, guidance: Any, pipe: Any, denoiser: Denoiser, negative: Mapping[str, Any], images: int, halves: bool
+        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: PromptCalls, images: int, halves: bool
     ):  # fmt: skip
-        """guidance: the settings, `guide._Guidance`; the others as in `Packer`."""
+        """guidance: the settings, `guide._Guidance`; images and halves as in `Packer`."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
-        self.conditional = self.unconditional = 0  # calls that were told apart by their sample and text
         self.rests = False
+        self.prompt_calls = prompt_calls
+        self.beside: RecordedCall | None = None  # the negative's call
         start, end, sigma_end = guidance.window
         self.steps = Steps(pipe, start, end, sigma_end, self.spec)
-        self.latest: tuple[int | None, Any] = (None, None)  # rows and timestep of the latest guided call
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
-        self.seen: tuple[Any, Any, Any] = (
-            None,
-            None,
-            None,
-        )  # sample, text and timestep of the latest call that was not unconditional
         self.keeps = self.spec.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
@@ -60,7 +56,7 @@ class GuidedRun:
             )
         )
         self.meshes = sequence, heads
-        self.packer = Packer(self.spec, negative, images, halves, guidance.pad, self.shared, sequence)
+        self.packer = Packer(self.spec, images, halves, guidance.pad, self.shared, sequence)
 
     def stand_in(self, replaced: Replaced, denoiser: Denoiser, sites: list[Layer]) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
@@ -97,12 +93,20 @@ class GuidedRun:
         for name in self.spec.must_be_none:
             if arguments.get(name) is not None:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
-        if self._is_unconditional(arguments) or not self.steps.visit(arguments):
-            return original(*args, **kwargs)
+        if self._is_guided(arguments):
+            result = self._guided_call(replaced, denoiser, steered, processors, text_modules, args, arguments)
+        else:
+            result = original(*args, **kwargs)
+        self.prompt_calls.ended(result)
+        return result
+
+    def _guided_call(
+        self, replaced: Replaced, denoiser: Denoiser, steered: Callable[..., Any], processors: list[tuple[Layer, Any, Any]],
+        text_modules: list[TextModule], args: tuple[Any, ...], arguments: dict[str, Any],
+    ) -> Any:  # fmt: skip
         check_gradients(denoiser)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
-        self._check_rows(arguments.get(self.spec.timestep))
         self._set_settings()
         self.guided += 1
         if self.guidance.watch is not None:
@@ -140,26 +144,23 @@ class GuidedRun:
             )
         self.context = context
 
-    def _is_unconditional(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether this is the unconditional call of a step, of models for which classifier-free guidance calls twice.
-
-        A pipeline with `cache_context` says which call is which. Without it the conditional call comes first; a second call in
-        the same step with a different text is the unconditional one. Its latents may be the same tensor or a new one.
-        """
-        if not self.spec.two_calls:
+    def _is_guided(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the call carries a prompt, in a step that is to be guided."""
+        context = self.context
+        kind = self.prompt_calls.kind(arguments, context)
+        self.context = context  # a recording has contexts of its own
+        if kind == UNCONDITIONAL:
             return False
-        if self.context is not None:
-            return self.context == "uncond"
-        sample = arguments.get("hidden_states", arguments.get("sample"))
-        text, when = arguments.get(next(iter(self.spec.text))), arguments.get(self.spec.timestep)
-        last_sample, last_text, last_time = self.seen
-        another = text is not last_text and last_text is not None
-        if another and (sample is last_sample or _is_other_text(text, when, last_text, last_time)):
-            self.unconditional += 1
-            return True
-        self.conditional += 1
-        self.seen = (sample, text, when)
-        return False
+        if self.prompt_calls.negative is not self.beside:
+            self.beside = self.prompt_calls.negative
+            assert self.beside is not None
+            self.packer.negative = self.beside.arguments
+            if self.packer.halves:
+                images = self.packer.made * self.spec.rows_per_image(arguments)
+                self.packer.prompt_first = self.prompt_calls.prompt_first(arguments, images)
+        if kind == SECOND_PROMPT:
+            return self.steps.latest
+        return self.steps.visit(arguments)
 
     def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
         """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
@@ -178,6 +179,7 @@ class GuidedRun:
         """
         self.keeps = False
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
+            self.prompt_calls.text_may_change()
             return callback
 
         @functools.wraps(callback)
@@ -187,17 +189,9 @@ class GuidedRun:
                 return callback(*args, **kwargs)
             finally:
                 self.rests = False
+                self.prompt_calls.text_may_change()
 
         return rested
-
-    def _check_rows(self, timestep: Any) -> None:
-        rows, (before, when) = self.packer.rows, self.latest
-        self.latest = (rows, timestep)
-        if before not in (None, rows) and _number(when) == _number(timestep):
-            raise ValueError(
-                f"guide: the denoiser was called with {before} and then {rows} texts in one step (guidance that skips "
-                "layers or attends to itself does so); whether the second is to be guided cannot be told"
-            )
 
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
@@ -207,7 +201,7 @@ class GuidedRun:
             return
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
         steered = [True] * images + [False] * (rows - images)
-        if not self.spec.prompt_first:
+        if not self.packer.prompt_first:
             steered.reverse()
         values = [[ours if yes else plain for yes in steered]
                   for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
@@ -216,13 +210,3 @@ class GuidedRun:
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             has_text = torch.tensor(steered, device=self.packer.device)
         self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
-
-
-def _is_other_text(text: Any, when: Any, last_text: Any, last_time: Any) -> bool:
-    """In the same step, and not the last text converted once more."""
-    return last_text is not None and _number(when) == _number(last_time) and not torch.equal(text, last_text)
-
-
-def _number(timestep: Any) -> float:
-    """The largest: frames that are given have time 0 in Wan 2.2."""
-    return math.nan if timestep is None else float(timestep.max() if isinstance(timestep, Tensor) else timestep)

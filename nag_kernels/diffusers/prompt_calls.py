@@ -1,0 +1,250 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which of a run's calls of the denoiser carry the prompt.
+
+A step may call the denoiser several times: for the prompt, for the unconditional branch of classifier-free guidance, for a second
+prompt, in any order. A call is known by its text. A text carries the prompt if it is another one in the same call of the same
+pipeline with another prompt, and such a call is at hand: the negative's (`negative_prompt.NegativeRecorder`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .models.spec import ModelSpec
+from .negative_prompt import NegativeRecorder, RecordedCall
+
+PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
+_LABELS = {"cond": PROMPT, "cond_uncond": PROMPT, "uncond": UNCONDITIONAL}  # the contexts of diffusers' pipelines
+_CANNOT_TELL = (
+    "guide: the denoiser is called with several texts, and which of them carry the prompt and which belong to the unconditional "
+    "branch cannot be told; give the calls a context: `with denoiser.cache_context('cond'):` and ('uncond')"
+)
+
+
+@dataclasses.dataclass
+class _Known:
+    """A text, as it came first and as it came last: pipelines may make its tensors anew in each step."""
+
+    first: list[Any]
+    latest: list[Any]
+    kind: str
+
+
+class PromptCalls:
+    """Tells the calls of one run apart. What cannot be told apart raises in the first step.
+
+    recorder: gives the calls that the pipeline makes with the negative for its prompt; `first` is the first of them.
+    """
+
+    def __init__(self, spec: ModelSpec, recorder: NegativeRecorder, first: RecordedCall):
+        self.spec, self.recorder = spec, recorder
+        self.negative: RecordedCall | None = None  # beside the prompt's call
+        self._recorded: dict[tuple[int, bool], RecordedCall | None] = {(0, False): first}
+        self._known: list[_Known] = []
+        self._outputs: list[Any] = []  # of the first step
+        self._pattern: list[str] = []  # the kinds of the first step's calls
+        self._when: Any = None  # timestep of the latest call
+        self._place = -1  # in its step
+        self._first_step = True
+        self._matched: set[int] = set()  # recorded calls with the text of a running one
+        self._rows = 0  # of the latest call's text
+        self._by_context = False
+        self._new_text = False  # in this step, which is not the first
+        self._changed = False  # a callback may have changed the text since the latest step
+
+    def text_may_change(self) -> None:
+        """Called when a callback of the user's has run."""
+        self._changed = True
+
+    def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
+        """What a call with these arguments of forward is for.
+
+        context: as the pipeline calls it by `cache_context`; None where it does not. Raises RuntimeError where nothing tells.
+        """
+        self._count(arguments)
+        if context is None:
+            self._check_rows(arguments)
+        text = _text(self.spec, arguments)
+        found = self._find(text)
+        if self._new_text and self._place >= len(self._pattern):  # classifier-free guidance begins now, say
+            raise RuntimeError(_CANNOT_TELL)
+        kind = found or self._new_kind(text, context)
+        if context is not None and (kind == UNCONDITIONAL) != (_LABELS[context] == UNCONDITIONAL):
+            kind = _LABELS[context]  # both may have the same text
+        if found is None:
+            self._known.append(_Known(text, text, kind))
+        if self._first_step:
+            self._pattern.append(kind)
+        if kind != UNCONDITIONAL and self.negative is None:
+            self.negative = self._beside(self._place, context)
+        return kind
+
+    def ended(self, output: Any) -> None:
+        """Called with what a call of the first step has given: a recording that must go beyond it is given the same."""
+        if self._first_step:
+            self._outputs.append(output)
+
+    def prompt_first(self, arguments: Mapping[str, Any], images: int) -> bool:
+        """Whether the doubled batch of the prompt's call is [conditional; unconditional]: as its rows show it, else as in the
+        model's own pipelines.
+
+        arguments: of that call, for so many images.
+        """
+        assert self.negative is not None
+        name = next(iter(self.spec.text))
+        text, of_negative = arguments.get(name), self.negative.arguments.get(name)
+        if not isinstance(text, Tensor) or len(text) != 2 * images:
+            return self.spec.prompt_first
+        if not self.recorder.same_unconditional:
+            halves = [self.recorder.ready_made([half]) for half in text.chunk(2)]
+            return halves[0] is True if halves.count(True) == 1 else self.spec.prompt_first
+        same = _same_halves(text, of_negative)
+        if all(same):  # the negative is the prompt
+            other = self._record(self._place, True) if self._first_step else None
+            same = [] if other is None else _same_halves(of_negative, other.arguments.get(name))
+        return same[1] if sum(same) == 1 else self.spec.prompt_first
+
+    def _count(self, arguments: Mapping[str, Any]) -> None:
+        when = arguments.get(self.spec.timestep)
+        if self._place >= 0 and not _same_time(when, self._when):
+            if self._first_step:
+                self.check()
+            self._first_step, self._outputs, self._place, self._new_text = False, [], -1, False
+        self._when = when
+        self._place += 1
+
+    def _check_rows(self, arguments: Mapping[str, Any]) -> None:
+        name, dim = next(iter(self.spec.text.items()))
+        text = arguments.get(name)
+        before, self._rows = self._rows, len(text) if isinstance(text, Tensor) and dim else 0
+        if self._place > 0 and before != self._rows:
+            raise ValueError(
+                f"guide: the denoiser was called with {before} and then {self._rows} texts in one step (guidance that skips "
+                "layers or attends to itself does so); whether the second is to be guided cannot be told"
+            )
+
+    def _find(self, text: list[Any]) -> str | None:
+        """The kind of a text that was there before: the same tensors, or in a later step tensors with the same values."""
+        for known in self._known:
+            if all(x is y for x, y in zip(known.latest, text, strict=True)):
+                return known.kind
+        if self._first_step:
+            return None  # the unconditional branch may have the text of the prompt
+        same = [known for known in self._known if _same(known.first, text)]
+        kinds = {known.kind for known in same}
+        if len(kinds) > 1 and self._place < len(self._pattern):
+            same = [known for known in same if known.kind == self._pattern[self._place]] or same
+        if same:
+            same[0].latest = text
+        return same[0].kind if same else None
+
+    def _new_kind(self, text: list[Any], context: str | None) -> str:
+        if context is not None:
+            self._by_context = True
+            return _LABELS[context]
+        if not self._first_step:
+            if self._changed and self._place < len(self._pattern):
+                return self._pattern[self._place]
+            if set(self._pattern) == {PROMPT} and self._place == 0:
+                self._new_text = True
+                return PROMPT
+            raise RuntimeError(_CANNOT_TELL)
+        if (given := self.recorder.ready_made(text)) is not None:
+            return PROMPT if given else UNCONDITIONAL
+        return self._told_apart(text)
+
+    def _told_apart(self, text: list[Any]) -> str:
+        """Of a new text in the first step: a text that comes beside the negative as well does not carry the prompt."""
+        place = self._place
+        self._record(place, False)
+        if self.recorder.same_unconditional:
+            of_negative = self._texts_of_negative()
+            places = [i for i, x in of_negative.items() if i not in self._matched and _same(text, x)]
+            if not places:
+                return PROMPT if self.negative is None else SECOND_PROMPT
+            place = places[-1]  # this call's, if it is among them
+            self._matched.add(place)
+            if self.negative is not None and not self._negative_is_prompt():
+                if _same(text, _text(self.spec, self.negative.arguments)):
+                    raise RuntimeError(_CANNOT_TELL)  # what was taken for the negative's is the unconditional branch's
+                return UNCONDITIONAL
+        first, other = self._record(place, False), self._record(place, True)
+        if first is None or other is None or not _same_time(first.arguments.get(self.spec.timestep), self._when):
+            raise RuntimeError(_CANNOT_TELL)
+        if _same(*(_text(self.spec, x.arguments) for x in (first, other))):
+            return UNCONDITIONAL
+        return PROMPT if self.negative is None else SECOND_PROMPT
+
+    def _texts_of_negative(self) -> dict[int, list[Any]]:
+        """Of the calls of the first step, as far as they are recorded, by place."""
+        calls = {place: x for (place, changed), x in self._recorded.items() if x is not None and not changed}
+        when = calls[0].arguments.get(self.spec.timestep)
+        same_step = {i: x for i, x in calls.items() if _same_time(x.arguments.get(self.spec.timestep), when)}
+        return {i: _text(self.spec, x.arguments) for i, x in same_step.items()}
+
+    def check(self) -> None:
+        """Called when the first step has ended. Raises RuntimeError where its calls do not fit the negative's:
+        the text of the unconditional branch changes with the prompt, say."""
+        if self.negative is None or not self.recorder.same_unconditional or self._by_context:
+            return
+        for text in self._texts_of_negative().values():
+            of_negative = _same(text, _text(self.spec, self.negative.arguments))
+            if not of_negative and not any(_same(known.first, text) for known in self._known):
+                raise RuntimeError(_CANNOT_TELL)
+
+    def _negative_is_prompt(self) -> bool:
+        assert self.negative is not None
+        text = _text(self.spec, self.negative.arguments)
+        return any(known.kind == PROMPT and _same(known.first, text) for known in self._known)
+
+    def _beside(self, place: int, context: str | None) -> RecordedCall:
+        recorded = self._record(place, False) if self._first_step else None
+        if recorded is None or (context is not None and recorded.context not in (context, None)):
+            raise RuntimeError(
+                f"guide: the denoiser's first call with the prompt is call {place + 1} of its step; with the negative for the "
+                "prompt there is no such call, so the negative's text is not known"
+            )
+        return recorded
+
+    def _record(self, place: int, changed: bool) -> RecordedCall | None:
+        key = (place, changed)
+        if key not in self._recorded:
+            self._recorded[key] = self.recorder.record(self._outputs[:place], changed)
+        return self._recorded[key]
+
+
+def _text(spec: ModelSpec, arguments: Mapping[str, Any]) -> list[Any]:
+    """What a call says of its text."""
+    return [arguments.get(name) for name in spec.text]
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether two texts are the same to the bit. Zeros, which stand for no text, are the same at any length."""
+    if one is two:
+        return True
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        if one.shape == two.shape and one.dtype == two.dtype:
+            return torch.equal(one, two.to(one.device))
+        return one.is_floating_point() and two.is_floating_point() and not one.any() and not two.any()
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
+        return len(one) == len(two) and all(_same(x, y) for x, y in zip(one, two, strict=True))
+    return False
+
+
+def _same_halves(one: Any, two: Any) -> list[bool]:
+    """Of a batch; none where the two cannot be compared."""
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.shape != two.shape:
+        return []
+    return [_same(x, y) for x, y in zip(one.chunk(2), two.chunk(2), strict=True)]
+
+
+def _same_time(one: Any, two: Any) -> bool:
+    if one is two:
+        return True
+    # Of the frames' times the largest: given ones have time 0 in Wan 2.2.
+    one, two = (x.max().item() if isinstance(x, Tensor) else x for x in (one, two))
+    return bool(one == two)

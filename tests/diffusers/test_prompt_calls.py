@@ -1,0 +1,206 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Own loops: a step calls the denoiser for the prompt, for a second prompt and for the unconditional branch in any order. The
+prompts are guided, against two runs of the untouched model, and the unconditional branch is left as it is; or the first step
+raises."""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("diffusers")
+
+from every_model import TINY
+from oracles import output, two_runs_oracle
+from stand_in import Pipeline, filled, firm
+from tiny import TEXT, error, texts
+
+from nag_kernels.diffusers import guide
+from nag_kernels.diffusers.models.registry import guided_layers, spec_of
+
+pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
+
+PROMPT, SECOND, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
+ORDERS = list(itertools.permutations([PROMPT, SECOND, UNCONDITIONAL]))
+# The second prompt is not given with the negative, so there the first call is the unconditional one.
+REFUSED = (SECOND, UNCONDITIONAL, PROMPT)
+SAMPLE = ["UNetMotionModel", "ChromaTransformer2DModel", "MochiTransformer3DModel", "WanTransformer3DModel from an image",
+          "OmniGenTransformer2DModel"]  # fmt: skip
+
+
+def mapped(function, x):
+    """The function of all tensors in a text or in arguments."""
+    if isinstance(x, dict):
+        return {name: mapped(function, y) for name, y in x.items()}
+    return function(x) if isinstance(x, torch.Tensor) else x
+
+
+class OwnLoop(Pipeline):
+    """Two steps; gives what each call has given."""
+
+    order = (PROMPT,)
+    label = staticmethod(lambda model, name: contextlib.nullcontext())
+
+    def __call__(self, prompt, prompt_2=None, unconditional="unconditional"):
+        of = {PROMPT: prompt[0], SECOND: prompt_2, UNCONDITIONAL: unconditional}
+        outputs = []
+        for arguments in self.steps:
+            for name in self.order:
+                if of[name] is not None:
+                    with self.label(self.transformer, name):
+                        outputs.append(output(self.transformer, arguments | self.texts[of[name]]))
+        return outputs
+
+
+def own_loop(kind, order):
+    tiny = TINY[kind]
+    pipe = filled(tiny)
+    pipe.__class__, pipe.order = OwnLoop, order
+    for name, seed in (("second", 1), ("unconditional", 2), ("not negative", 1)):
+        torch.manual_seed(seed)
+        pipe.texts[name] = tiny.text(
+            torch.randn_like(texts(tiny.rows, *tiny.lengths, TEXT, torch.float32)[seed - 1]), None
+        )
+    timestep = spec_of(pipe.transformer).timestep
+    later = {timestep: pipe.arguments[timestep] * 0.5} if timestep in pipe.arguments else {}
+    pipe.steps = [pipe.arguments, pipe.arguments | later] if later else [pipe.arguments]
+    return pipe
+
+
+def wanted_of(pipe, kind):
+    tiny, model, found = TINY[kind], pipe.transformer, []
+    for arguments in pipe.steps:
+        for name in pipe.order:
+            if name == UNCONDITIONAL:
+                found.append(output(model, arguments | pipe.texts[name]))
+            else:
+                text = pipe.texts["second" if name == SECOND else "positive"]
+                two = (text, pipe.texts["negative"], *firm(tiny).values())
+                found.append(two_runs_oracle(tiny, model, guided_layers(model), arguments, *two)[0])
+    return found
+
+
+def check(pipe, kind):
+    wanted, plain = wanted_of(pipe, kind), pipe(pipe.prompt, "second")
+    with guide(pipe, "negative", **firm(TINY[kind])):
+        got = pipe(pipe.prompt, "second")
+    names = list(pipe.order) * len(pipe.steps)
+    for name, *outs in zip(names, got, wanted, plain, strict=True):
+        assert error(*outs[:2]) < 1e-5, name
+        assert torch.equal(outs[0], outs[2]) if name == UNCONDITIONAL else error(outs[0], outs[2]) > 1e-3, name
+    assert all(torch.equal(*pair) for pair in zip(pipe(pipe.prompt, "second"), plain, strict=True))
+
+
+@pytest.mark.parametrize("order", [(UNCONDITIONAL, PROMPT), (PROMPT, UNCONDITIONAL)], ids=", ".join)
+@pytest.mark.parametrize("kind", TINY)
+def test_classifier_free_guidance_in_calls_of_its_own(kind, order):
+    check(own_loop(kind, order), kind)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=", ".join)
+@pytest.mark.parametrize("kind", SAMPLE)
+def test_a_second_prompt(kind, order):
+    pipe = own_loop(kind, order)
+    if order == REFUSED:
+        with pytest.raises(RuntimeError, match="cannot be told; give the calls a context"), guide(pipe, "negative"):
+            pipe(pipe.prompt, "second")
+    else:
+        check(pipe, kind)
+
+
+@pytest.mark.parametrize("rule", ["nag", "nasa"])
+@pytest.mark.parametrize("order", [(UNCONDITIONAL, PROMPT), (PROMPT, UNCONDITIONAL), (PROMPT,)], ids=", ".join)
+def test_the_prompt_as_its_own_negative(order, rule):
+    kind = "ChromaTransformer2DModel"
+    pipe = own_loop(kind, order)
+    pipe.texts["negative"] = pipe.texts["positive"]
+    plain = pipe(pipe.prompt)
+    with guide(pipe, "negative", rule=rule, nag_scale=0.5 if rule == "nasa" else 8.0):
+        got = pipe(pipe.prompt)
+    for name, one, two in zip(list(order) * 2, got, plain, strict=True):
+        same = 0 if name == UNCONDITIONAL else 2e-5
+        assert error(one, two) <= same if rule == "nag" or name == UNCONDITIONAL else error(one, two) > 1e-3
+
+
+def test_an_unconditional_text_with_the_values_of_the_prompt():
+    pipe = own_loop("ChromaTransformer2DModel", (UNCONDITIONAL, PROMPT))
+    pipe.texts["unconditional"] = mapped(torch.clone, pipe.texts["positive"])
+    check(pipe, "ChromaTransformer2DModel")
+
+
+def test_a_pipeline_says_which_call_is_which():
+    """Also where their texts would not tell."""
+    kind = "WanTransformer3DModel from an image"
+    pipe = own_loop(kind, REFUSED)
+    names = {PROMPT: "cond", SECOND: "cond", UNCONDITIONAL: "uncond"}
+    pipe.label = lambda model, name: model.cache_context(names[name])
+    if hasattr(pipe.transformer, "cache_context"):
+        with pytest.raises(RuntimeError, match="there is no such call"), guide(pipe, "negative"):
+            pipe(pipe.prompt, "second")
+        pipe.order = (UNCONDITIONAL, SECOND, PROMPT)
+        check(pipe, kind)
+
+
+class LateOne(OwnLoop):
+    """Classifier-free guidance begins in the second step."""
+
+    def __call__(self, prompt, prompt_2=None):
+        outputs = [output(self.transformer, self.steps[0] | self.texts[prompt[0]])]
+        for name in self.order:
+            text = prompt[0] if name == PROMPT else "unconditional"
+            outputs.append(output(self.transformer, self.steps[1] | self.texts[text]))
+        return outputs
+
+
+@pytest.mark.parametrize("order", [(UNCONDITIONAL, PROMPT), (PROMPT, UNCONDITIONAL)], ids=", ".join)
+def test_classifier_free_guidance_that_begins_later_raises(order):
+    pipe = own_loop("ChromaTransformer2DModel", order)
+    pipe.__class__ = LateOne
+    with pytest.raises(RuntimeError, match="cannot be told"), guide(pipe, "negative"):
+        pipe(pipe.prompt)
+
+
+class Padded(OwnLoop):
+    """The unconditional text is another one beside each prompt."""
+
+    def __call__(self, prompt, prompt_2=None):
+        self.texts["unconditional"] = mapped(lambda x: 2 * x, self.texts[prompt[0]])
+        return super().__call__(prompt)
+
+
+@pytest.mark.parametrize("order", [(UNCONDITIONAL, PROMPT), (PROMPT, UNCONDITIONAL)], ids=", ".join)
+def test_an_unconditional_text_that_changes_with_the_prompt_raises(order):
+    pipe = own_loop("ChromaTransformer2DModel", order)
+    pipe.__class__ = Padded
+    with pytest.raises(RuntimeError, match="cannot be told"), guide(pipe, "negative"):
+        pipe(pipe.prompt)
+
+
+@pytest.mark.parametrize("order", [(UNCONDITIONAL, PROMPT), (PROMPT, UNCONDITIONAL)], ids=", ".join)
+@pytest.mark.parametrize("kind", ["UNet2DConditionModel of Kolors", "MochiTransformer3DModel"])
+def test_classifier_free_guidance_in_one_batch_in_any_order(kind, order):
+    pipe, rows = own_loop(kind, (PROMPT,)), TINY[kind].rows
+    longest = max(TINY[kind].lengths)
+    for name, text in pipe.texts.items():  # to one length
+        pipe.texts[name] = mapped(lambda x: F.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1])), text)
+    wanted = wanted_of(pipe, kind)[0]
+    plain = output(pipe.transformer, pipe.arguments | pipe.texts["unconditional"])
+    doubled = mapped(lambda x: torch.cat([x, x]) if x.ndim and len(x) == rows else x, pipe.arguments)
+
+    def batch(text):
+        halves = [{PROMPT: pipe.texts[text], UNCONDITIONAL: pipe.texts["unconditional"]}[half] for half in order]
+        return {name: torch.cat([half[name] for half in halves]) if isinstance(x, torch.Tensor) else x
+                for name, x in halves[0].items()}  # fmt: skip
+
+    class Batch(Pipeline):
+        def __call__(self, prompt):
+            return output(self.transformer, doubled | batch(prompt[0]))
+
+    pipe.__class__ = Batch
+    with guide(pipe, "negative", **firm(TINY[kind])):
+        halves = dict(zip(order, pipe(pipe.prompt).chunk(2), strict=True))
+    assert error(halves[PROMPT], wanted) < 1e-5
+    assert error(halves[UNCONDITIONAL], plain) < 1e-5

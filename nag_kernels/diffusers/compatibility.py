@@ -10,6 +10,7 @@ import torch
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, inner_denoiser
+from .guard import compiled_call
 from .models.registry import spec_of
 
 # Of diffusers' own hooks those that leave what a layer computes as it is. All others (caches of steps or layers, skipped
@@ -163,7 +164,7 @@ def head_mesh(denoiser: Denoiser) -> Any | None:
 
 def is_compiled(denoiser: Denoiser) -> bool:
     inner = inner_denoiser(denoiser)
-    return inner is not denoiser or any(x._compiled_call_impl is not None for x in inner.modules())
+    return inner is not denoiser or any(compiled_call(x) is not None for x in inner.modules())
 
 
 def _is_of(function: Any, package: str) -> bool:

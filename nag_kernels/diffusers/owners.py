@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from .denoiser_calls import denoisers_of
+from .guard import put_guards, take_guards_away
 from .restore import Replaced, put_back_after
 from .turns import run_turns, take
 
@@ -45,6 +46,10 @@ class Owner:
         self.pipe, self.guidance, self.everybody = pipe, guidance, everybody
         self.calls = 0
         self.on: _Guided | None = None
+
+    def is_here(self) -> bool:
+        """Whether a call that is made here and now is this owner's."""
+        return self.everybody or any(x is self for x in _entered.get())
 
 
 class _Guided:
@@ -152,6 +157,7 @@ def enter(owner: Owner) -> None:
         guided.owners.append(owner)
         if not isinstance(owner.pipe, guided.cls):
             owner.pipe.__class__ = guided.cls
+        put_guards(denoisers_of(owner.pipe), owner)
         if not owner.everybody:
             _entered.set((*(x for x in _entered.get() if x.on is not None), owner))
 
@@ -162,6 +168,7 @@ def leave(owner: Owner) -> None:
         if any(x is owner for x in _entered.get()):
             _entered.set(tuple(x for x in _entered.get() if x is not owner))
         guided = owner.on
+        take_guards_away(owner)
         if guided is None:
             return
         if owner in guided.owners:

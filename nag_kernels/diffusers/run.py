@@ -18,7 +18,7 @@ from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
-from .models.registry import spec_of
+from .models.registry import guided_layers, spec_of
 from .negative_prompt import RecordedCall
 from .packing import Packer
 from .prompt_calls import SECOND_PROMPT, UNCONDITIONAL, PromptCalls
@@ -105,6 +105,7 @@ class GuidedRun:
         text_modules: list[TextModule], args: tuple[Any, ...], arguments: dict[str, Any],
     ) -> Any:  # fmt: skip
         check_gradients(denoiser)
+        self._notice_processors(denoiser, processors)
         self._keep_texts(arguments)
         arguments |= self.packer.pack(arguments)
         self._set_settings()
@@ -134,6 +135,15 @@ class GuidedRun:
             check_modulation()
         check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors}, arguments)
         return result
+
+    def _notice_processors(self, denoiser: Denoiser, processors: list[tuple[Layer, Any, Any]]) -> None:
+        """A pipeline or a callback may have set others since the latest call. Raises ValueError for one that is not known."""
+        if all(site.processor is stock for site, stock, _ in processors):
+            return
+        guided_layers(denoiser)
+        for i, (site, stock, _) in enumerate(processors):
+            if site.processor is not stock:
+                processors[i] = site, site.processor, self.spec.replaced(site.processor, self.shared)
 
     def enter(self, context: str | None) -> None:
         by_guider = {"pred_cond": "cond", "pred_uncond": "uncond"}

@@ -266,11 +266,12 @@ def test_a_class_that_somebody_puts_there_stays():
     with guide(pipe, NEGATIVE):
         draw(pipe)
         pipe.__class__ = Unrelated
-        assert torch.equal(draw(pipe), plain)
+        with pytest.raises(RuntimeError, match="called by something else than the Unrelated that is guided"):
+            draw(pipe)
     assert type(pipe) is Unrelated
 
 
-def test_copies_are_plain():
+def test_copies_are_plain_or_say_that_they_are_not_guided():
     pipe = pipeline("pixart")
     plain, cls = draw(pipe), type(pipe)
     with guide(pipe, NEGATIVE):
@@ -278,7 +279,11 @@ def test_copies_are_plain():
         copies = [copy.copy(pipe), copy.deepcopy(pipe), type(pipe)(**pipe.components)]
         for each in copies:
             each.set_progress_bar_config(disable=True)
-            assert torch.equal(draw(each), plain)
+            if each.transformer is pipe.transformer:
+                with pytest.raises(RuntimeError, match=r"something else .* write `with guide\(\[pipe, other\], ...\):`"):
+                    draw(each)
+            else:
+                assert torch.equal(draw(each), plain)
         assert [type(x) for x in copies[:2]] == [cls] * 2
         assert pipe.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[1] == (cls,)
         with guide(copies[2], NEGATIVE):  # a copy can be guided as anything else

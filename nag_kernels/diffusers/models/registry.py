@@ -9,6 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from ..denoiser_calls import Denoiser, denoisers_of, inner_denoiser
+from ..guard import compiled_call
 from .spec import ModelSpec
 
 TESTED_WITH = "0.42.1"
@@ -149,17 +150,25 @@ def guided_layers(denoiser: Denoiser) -> list[Module]:
     reason = spec.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
-    if spec.dual_forward and (wrapped is not denoiser or any(x._compiled_call_impl for x in denoiser.modules())):
+    if spec.dual_forward and (wrapped is not denoiser or any(map(compiled_call, denoiser.modules()))):
         raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
     layers = list(spec.layers(denoiser))
     known = " or ".join(spec.stock)
     for name, module in layers:
         unknown = spec.why_unknown(module.processor)
         if unknown is not None:
-            raise ValueError(
-                f"guide: the attention processor at {kind}.{name} is {type(module.processor).__name__}, {unknown}: "
-                f"guidance needs {known}. Disable attention slicing, xformers or whatever has set it, or "
+            processor = type(module.processor)
+            package = (processor.__module__ or "").partition(".")[0]
+            advice = (
+                "Disable attention slicing, xformers or whatever has set it, or "
                 f"call set_attn_processor({spec.stock[0]}())"
+                if processor.__module__ == "diffusers.models.attention_processor"
+                else f"A pipeline, a callback or a package has set it ({package}), and it may do what no other processor does: "
+                "draw without that, or without guidance"
+            )
+            raise ValueError(
+                f"guide: the attention processor at {kind}.{name} is {processor.__name__}, {unknown}: "
+                f"guidance needs {known}. {advice}"
             )
     if len(layers) != spec.layer_count(denoiser) or not layers:
         raise ValueError(

@@ -15,8 +15,12 @@ class Pipeline:
         self.arguments, self.texts = tiny.arguments(tiny.rows, dtype), {}
         self.prompt = ["positive"] * tiny.rows
 
+    def text_of(self, prompt):
+        others = {"not positive": "negative", "not negative": "positive"}  # asked for where the negative is the prompt
+        return self.texts[prompt if prompt in self.texts else others[prompt]]
+
     def __call__(self, prompt):
-        return output(self.transformer, self.arguments | self.texts[prompt[0]])
+        return output(self.transformer, self.arguments | self.text_of(prompt[0]))
 
 
 def filled(tiny, dtype=torch.float32, masked=False, build=None):

@@ -22,6 +22,11 @@ def denoisers_of(pipe: Any) -> list[Module]:
     return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
 
 
+def forward_parameters(denoiser: Denoiser) -> list[str]:
+    """The names of the arguments of a denoiser's forward."""
+    return list(inspect.signature(type(inner_denoiser(denoiser)).forward).parameters)[1:]
+
+
 def denoiser_arguments(denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a denoiser call by name."""
     signature = inspect.signature(type(inner_denoiser(denoiser)).forward)
@@ -38,6 +43,6 @@ def as_they_came(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a denoiser call, changed or not, in the form of the call that came with `args`: as many of them by
     position, the rest by name. Others' hooks and wrappers read them so."""
-    names = list(inspect.signature(type(inner_denoiser(denoiser)).forward).parameters)[1 : len(args) + 1]
+    names = forward_parameters(denoiser)[: len(args)]
     rest = {name: value for name, value in arguments.items() if name not in names}
     return tuple(arguments[name] for name in names), rest

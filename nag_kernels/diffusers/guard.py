@@ -37,9 +37,9 @@ class Guard:
         denoiser = self.denoiser()
         assert denoiser is not None
         if not is_mine(turn_of(denoiser, "run")):  # within a guided run it is that run's call, or a callback's
-            for owner in list(self.owners):
-                if owner.is_here():
-                    self._refuse(denoiser, owner)
+            owner = owner_here(denoiser)
+            if owner is not None:
+                self._refuse(denoiser, owner)
         return (self.call or denoiser._call_impl)(*args, **kwargs)
 
     def _refuse(self, denoiser: Denoiser, owner: Owner) -> None:
@@ -49,6 +49,12 @@ class Guard:
             f"another pipeline over the same denoiser write `with guide([pipe, other], ...):`; for a loop of your own "
             "`with guide(denoiser, ...):`; for a call without guidance end the block, or call disable_guidance, before"
         )
+
+
+def owner_here(denoiser: Denoiser) -> Owner | None:
+    """Who has guidance on a pipeline with this denoiser, here and now."""
+    guard = _guards.get(denoiser)
+    return None if guard is None else next((owner for owner in guard.owners if owner.is_here()), None)
 
 
 def put_guards(denoisers: Iterable[Denoiser], owner: Owner) -> None:

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide`: negative guidance inside attention for an unmodified pipeline, on for a while and gone without a trace."""
 
-import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from diffusers import ModularPipeline
+from torch import Tensor
 from torch.nn import Module
 
 from nag_kernels.checks import check_rule, check_scalars
@@ -20,7 +20,8 @@ from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
 from .models.registry import find_denoisers, guided_layers, spec_of
 from .negative_prompt import Negative, NegativeRecorder, checked_negative
-from .owners import Block, OneCall, Owner, Pipe, enter, leave, owner_for_everybody, refuse_nested
+from .own_loop import DenoiserBlock
+from .owners import Block, OneCall, Owner, Pipe, enter, leave_all, owner_for_everybody, pipes_in, refuse_nested
 from .prompt_calls import PromptCalls
 from .restore import Replaced, put_back_after
 from .run import GuidedRun
@@ -50,8 +51,8 @@ def guide(
     pipe: Pipe, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
     nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
     start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
-    negative_pooled: bool = False,
-) -> Block[Pipe]:  # fmt: skip
+    negative_pooled: bool = False, unconditional: Mapping[str, Tensor] | None = None,
+) -> Block[Pipe] | DenoiserBlock[Pipe]:  # fmt: skip
     """Within the block (`with guide(pipe, "blurry"):`), every call of `pipe` is steered away from `negative_prompt` inside
     attention.
 
@@ -64,7 +65,8 @@ def guide(
 
     Args:
         pipe: a diffusers pipeline; see docs/diffusers.md for the denoisers that are supported. It may use
-            classifier-free guidance as well: the unconditional half of its batch keeps its plain attention.
+            classifier-free guidance as well: the unconditional branch keeps its plain attention. Pipelines that share a
+            denoiser (the second stage of a hires fix, say) come in a list, each guided in its own calls.
         negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text
             under the names that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask,
             ...). It is encoded by the pipeline itself, with the arguments of the running call.
@@ -72,12 +74,19 @@ def guide(
         rule: "nag", "nasa" or "vsf" (nag_scale is then that rule's scale; tau and alpha are not used).
         negative_logit_bias: of "vsf" alone, added to the logits of the negative (its paper subtracts an offset there).
         start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end.
-            Before and after, the model runs untouched.
+            Before and after, the model runs untouched. Of pipelines alone.
         sigma_end: beside these, a noise level of the pipeline's scheduler: only steps above it are guided.
         pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the
             length of the longer: its own padding becomes visible, and zeros follow where it has none.
         negative_pooled: of SD3 and FLUX.1 alone. False modulates both texts by the prompt's pooled text; True modulates the
             negative text by its own, as the published code does.
+        unconditional: of a bare denoiser alone (below).
+
+    For a loop of your own, pipe is the denoiser itself (a UNet or a transformer), and negative_prompt the negative's text under
+    the names of its forward, with one row or as many as images: `with guide(unet, {"encoder_hidden_states": negative}):`. Every
+    call of it in the block is guided in all its rows. Under classifier-free guidance give the text of the unconditional branch
+    as well, unconditional={"encoder_hidden_states": empty}: calls with that text, and the half of a batch that has it, are
+    plain.
 
     The block belongs to the thread that enters it, or to the asyncio task and what it hands to `asyncio.to_thread`. Other
     threads may have blocks of their own on the same pipeline; a call outside of any block is plain. Calls that share a denoiser
@@ -90,10 +99,19 @@ def guide(
         is as it was, also when an exception passes through. RuntimeError, too, when the block ends and pipe was
         never called in it.
     """
-    settings = functools.partial(
-        _Guidance, pipe, negative_prompt, (nag_scale, nag_tau, nag_alpha), rule, negative_logit_bias, (start, end, sigma_end),
-        pad, negative_pooled,
-    )  # fmt: skip
+    if not pipes_in(pipe):
+        raise ValueError("guide: pipe must be a pipeline, or a list of at least one, got an empty list")
+
+    def settings(one: Any) -> _Guidance:
+        given, window = (nag_scale, nag_tau, nag_alpha), (start, end, sigma_end)
+        return _Guidance(one, negative_prompt, given, rule, negative_logit_bias, window, pad, negative_pooled)
+
+    if isinstance(pipe, Module):
+        return DenoiserBlock(pipe, settings, negative_prompt, unconditional)
+    if unconditional is not None:
+        raise TypeError(
+            "guide: unconditional is for a bare denoiser alone; a pipeline knows its own unconditional branch"
+        )
     return Block(pipe, settings)
 
 
@@ -103,9 +121,22 @@ def guided(*arguments: Any, **settings: Any) -> OneCall:
 
     Guidance holds for that call alone, and any number of threads may make such calls. Its settings are checked at once.
     """
-    pipe, guidance = guide(*arguments, **settings).taken()
-    refuse_nested(pipe)
-    return OneCall(pipe, guidance())
+    pipes, guidance = _block_of_pipelines("guided", arguments, settings).taken()
+    if len(pipes) != 1:
+        raise ValueError(f"guided: pipe must be one pipeline, got a list of {len(pipes)}: call guided for each")
+    refuse_nested(pipes[0])
+    return OneCall(pipes[0], guidance(pipes[0]))
+
+
+def _block_of_pipelines(name: str, arguments: tuple[Any, ...], settings: dict[str, Any]) -> Block[Any]:
+    block = guide(*arguments, **settings)
+    if isinstance(block, DenoiserBlock):
+        block.unused = False
+        kind = type(block.denoiser).__name__
+        raise TypeError(
+            f"{name}: pipe must be a diffusers pipeline, got a model, {kind}; for that write `with guide(model, ...):`"
+        )
+    return block
 
 
 @_arguments_of(guide)
@@ -114,27 +145,30 @@ def enable_guidance(*arguments: Any, **settings: Any) -> None:
 
     Within a block of `guide` that block's settings hold.
     """
-    pipe, guidance = guide(*arguments, **settings).taken()
-    refuse_nested(pipe)
-    owner = Owner(pipe, guidance(), everybody=True)
+    pipes, guidance = _block_of_pipelines("enable_guidance", arguments, settings).taken()
+    for pipe in pipes:
+        refuse_nested(pipe)
+    owners = [Owner(pipe, guidance(pipe), everybody=True) for pipe in pipes]
     try:
-        enter(owner)
+        for owner in owners:
+            enter(owner)
     except BaseException:
-        leave(owner)
+        leave_all(owners)
         raise
 
 
 def disable_guidance(pipe: Any) -> None:
-    """Ends `enable_guidance`; warns where no call was guided. Raises RuntimeError where guidance is not enabled."""
-    owner = owner_for_everybody(pipe)
-    if owner is None:
-        raise RuntimeError(f"guide: guidance is not enabled on this {type(pipe).__name__}")
-    try:
-        leave(owner)
-    finally:
-        leave(owner)
-    if owner.calls == 0:
-        warnings.warn(f"disable_guidance: {owner.guidance.unused}", stacklevel=2)
+    """Ends `enable_guidance` of a pipeline, or of those in a list; warns where no call of them was guided. Raises RuntimeError
+    where guidance is not enabled."""
+    owners = []
+    for each in pipes_in(pipe):
+        owner = owner_for_everybody(each)
+        if owner is None:
+            raise RuntimeError(f"guide: guidance is not enabled on this {type(each).__name__}")
+        owners.append(owner)
+    leave_all(owners)
+    if owners and not any(owner.calls for owner in owners):
+        warnings.warn(f"disable_guidance: {owners[0].guidance.unused}", stacklevel=2)
 
 
 class _Guidance:
@@ -146,11 +180,9 @@ class _Guidance:
         self, pipe: Any, negative_prompt: Negative, given: tuple[float | None, float | None, float | None], rule: str,
         bias: float, window: tuple[float, float, float | None], pad: bool, negative_pooled: bool,
     ):  # fmt: skip
-        if isinstance(pipe, (type, Module)):
-            what = "the class" if isinstance(pipe, type) else "a model,"
-            name = pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
+        if isinstance(pipe, type):
             raise TypeError(
-                f"guide: pipe must be a diffusers pipeline, got {what} {name}; give the loaded pipeline itself"
+                f"guide: pipe must be a diffusers pipeline, got the class {pipe.__name__}; give the loaded pipeline itself"
             )
         if not callable(pipe):
             raise TypeError(f"guide: pipe must be a diffusers pipeline, got {type(pipe).__name__}")
@@ -158,6 +190,11 @@ class _Guidance:
             f"this {type(pipe).__name__} was not called while guidance was enabled, so nothing was guided (a __call__ that "
             "was looked up before, or a pipeline made from this one, is not guided)"
         )
+        if isinstance(pipe, Module) and window != (0.0, 1.0, None):
+            raise ValueError(
+                "guide: start, end and sigma_end need a pipeline, which has a scheduler; of a bare denoiser put those of your "
+                f"calls that are to be guided into the block, got {window}"
+            )
         self.negative = checked_negative(negative_prompt)
         if isinstance(pipe, ModularPipeline):
             raise ValueError(
@@ -166,7 +203,7 @@ class _Guidance:
         if hasattr(pipe, "do_perturbed_attention_guidance"):
             name = type(pipe).__name__
             raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
-        denoisers = find_denoisers(pipe)
+        denoisers = [pipe] if isinstance(pipe, Module) else find_denoisers(pipe)
         denoiser = denoisers[0]
         papers = spec_of(denoiser).settings(inner_denoiser(denoiser))
         check_rule("guide", rule)
@@ -217,12 +254,11 @@ class _Guidance:
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
         recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
-        calls = PromptCalls(spec_of(denoisers[0]), recorder, recorder.first())
-        images = image_count(pipe, arguments)
+        calls = PromptCalls(spec_of(denoisers[0]), recorder, recorder.first(), image_count(pipe, arguments))
         scale = arguments.get("guidance_scale")
         spec = spec_of(denoisers[0])
         halves = not spec.two_calls and (not isinstance(scale, (int, float)) or scale > spec.cfg_above)
-        steered = GuidedRun(self, pipe, denoisers[0], calls, images, halves)
+        steered = GuidedRun(self, pipe, denoisers[0], calls, halves)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
         for turn in turns:
             replaced.attribute(turn, "run", steered)

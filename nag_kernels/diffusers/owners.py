@@ -14,7 +14,7 @@ import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from .denoiser_calls import denoisers_of
@@ -181,13 +181,14 @@ def leave(owner: Owner) -> None:
 class Block(contextlib.ContextDecorator, Generic[Pipe]):
     """What `guide` gives: a block in which `pipe` is guided, for the context that enters it. It may be entered once.
 
-    settings: makes the guidance.
+    pipe: a pipeline, or several in a list. settings: makes the guidance of one.
     """
 
     unused = False
-    owner: Owner | None = None
+    entered = False
+    owners: tuple[Owner, ...] = ()
 
-    def __init__(self, pipe: Pipe, settings: Callable[[], "Guidance"], unused: bool = True):
+    def __init__(self, pipe: Pipe, settings: Callable[[Any], "Guidance"], unused: bool = True):
         self.pipe, self.settings = pipe, settings
         self.unused = unused  # so far, and to be said where it stays so
 
@@ -195,43 +196,57 @@ class Block(contextlib.ContextDecorator, Generic[Pipe]):
         self.unused = False
         return Block(self.pipe, self.settings, unused=False)
 
-    def taken(self) -> tuple[Pipe, Callable[[], "Guidance"]]:
-        """Its pipeline and settings, for what is no block."""
+    def taken(self) -> tuple[list[Any], Callable[[Any], "Guidance"]]:
+        """Its pipelines and settings, for what is no block."""
         self.unused = False
-        return self.pipe, self.settings
+        return pipes_in(self.pipe), self.settings
 
     def __enter__(self) -> Pipe:
         self.unused = False
-        if self.owner is not None:
+        if self.entered:
             raise RuntimeError("guide: this block has been entered before; call guide(...) anew for each block")
-        refuse_nested(self.pipe)
-        self.owner = Owner(self.pipe, self.settings(), everybody=False)
+        pipes = pipes_in(self.pipe)
+        for pipe in pipes:
+            refuse_nested(pipe)
+        self.owners = tuple(Owner(pipe, self.settings(pipe), everybody=False) for pipe in pipes)
+        self.entered = True
         try:
-            enter(self.owner)
+            for owner in self.owners:
+                enter(owner)
             return self.pipe
         except BaseException:
-            leave(self.owner)
+            leave_all(self.owners)
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        owner = self.owner
-        assert owner is not None
-        try:
-            leave(owner)
-        finally:
-            leave(owner)
-        if kind is None and owner.calls == 0:
-            raise RuntimeError(f"guide: {owner.guidance.unused}")
+        leave_all(self.owners)
+        if kind is None and not any(owner.calls for owner in self.owners):
+            raise RuntimeError(f"guide: {self.owners[0].guidance.unused}")
 
     def __del__(self) -> None:
-        if self.owner is not None:  # an interrupt came between the block and __exit__
-            leave(self.owner)
+        leave_all(self.owners)  # where an interrupt came between the block and __exit__
         if self.unused:
+            names = ", ".join(type(pipe).__name__ for pipe in pipes_in(self.pipe))
             warnings.warn(
-                f"guide: this guide({type(self.pipe).__name__}, ...) was never entered, so nothing was guided; write `with "
+                f"guide: this guide({names}, ...) was never entered, so nothing was guided; write `with "
                 "guide(pipe, ...):` around the calls, guided(pipe, ...)(prompt) for one call, or enable_guidance(pipe, ...)",
                 stacklevel=2,
             )
+
+
+def pipes_in(pipe: Any) -> list[Any]:
+    """One pipeline, or those of a list."""
+    return list(pipe) if isinstance(pipe, (list, tuple)) else [pipe]
+
+
+def leave_all(owners: Iterable[Owner]) -> None:
+    owners = tuple(owners)
+    try:
+        for owner in reversed(owners):
+            leave(owner)
+    finally:
+        for owner in reversed(owners):
+            leave(owner)
 
 
 class OneCall:
@@ -246,7 +261,7 @@ class OneCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the pipeline's call."""
         self.unused = False
-        with Block(self.pipe, lambda: self.guidance, unused=False):
+        with Block(self.pipe, lambda _: self.guidance, unused=False):
             return self.pipe(*args, **kwargs)
 
     def __del__(self) -> None:

@@ -20,8 +20,6 @@ class Packer:
     """Packs the negative into the calls of one pipeline run, and tells the processors how the texts lie.
 
     spec: of the denoiser.
-    images: how many the run makes; a call has that many rows (or one for each of their frames), or twice as many, [unconditional;
-        conditional].
     halves: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
     shared: what it tells the processors.
@@ -31,7 +29,6 @@ class Packer:
     def __init__(
         self,
         spec: ModelSpec,
-        images: int,
         halves: bool,
         pad: bool,
         shared: SharedText,
@@ -40,7 +37,7 @@ class Packer:
         self.spec, self.pad, self.shared = spec, pad, shared
         self.negative: Mapping[str, Any] = {}  # its arguments of forward, beside the running call's
         self.prompt_first = spec.prompt_first  # in a doubled batch
-        self.made = self.images = images
+        self.images = 0  # of the running call, or their frames: its rows, or half of them
         self.halves, self.mesh = halves, mesh
         self.rows = 0  # of the latest call
         self.device: torch.device | None = None
@@ -48,7 +45,6 @@ class Packer:
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The text arguments with both texts in them. Raises ValueError where they do not fit."""
-        self.images = self.made * self.spec.rows_per_image(arguments)
         return self.spec.pack(self, arguments)
 
     def pack_tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,8 +239,7 @@ class Packer:
         if 0 < rows < self.images and self.images % rows == 0:
             # Some pipelines do not repeat ready-made text for each of a prompt's images.
             negative = negative.repeat_interleave(self.images // rows, dim=dim)
-        sample = self.negative.get("hidden_states", self.negative.get("sample"))
-        if isinstance(sample, Tensor) and len(sample) == self.made and self.rows == 2 * self.images:  # it had not begun
+        if negative.shape[dim] == self.images and self.rows == 2 * self.images:  # it had not begun
             negative = torch.cat([negative, negative], dim=dim)  # its own rows are not steered: any text serves
         return negative
 

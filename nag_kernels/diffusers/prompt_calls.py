@@ -38,10 +38,11 @@ class PromptCalls:
     """Tells the calls of one run apart. What cannot be told apart raises in the first step.
 
     recorder: gives the calls that the pipeline makes with the negative for its prompt; `first` is the first of them.
+    made: how many images the run makes.
     """
 
-    def __init__(self, spec: ModelSpec, recorder: NegativeRecorder, first: RecordedCall):
-        self.spec, self.recorder = spec, recorder
+    def __init__(self, spec: ModelSpec, recorder: NegativeRecorder, first: RecordedCall, made: int):
+        self.spec, self.recorder, self.made = spec, recorder, made
         self.negative: RecordedCall | None = None  # beside the prompt's call
         self._recorded: dict[tuple[int, bool], RecordedCall | None] = {(0, False): first}
         self._known: list[_Known] = []
@@ -51,6 +52,7 @@ class PromptCalls:
         self._place = -1  # in its step
         self._first_step = True
         self._matched: set[int] = set()  # recorded calls with the text of a running one
+        self._prompt_first: bool | None = None
         self._rows = 0  # of the latest call's text
         self._by_context = False
         self._new_text = False  # in this step, which is not the first
@@ -83,6 +85,10 @@ class PromptCalls:
             self.negative = self._beside(self._place, context)
         return kind
 
+    def images(self, arguments: Mapping[str, Any]) -> int:
+        """How many a call makes."""
+        return self.made
+
     def ended(self, output: Any) -> None:
         """Called with what a call of the first step has given: a recording that must go beyond it is given the same."""
         if self._first_step:
@@ -94,11 +100,17 @@ class PromptCalls:
 
         arguments: of that call, for so many images.
         """
-        assert self.negative is not None
         name = next(iter(self.spec.text))
-        text, of_negative = arguments.get(name), self.negative.arguments.get(name)
+        text = arguments.get(name)
         if not isinstance(text, Tensor) or len(text) != 2 * images:
             return self.spec.prompt_first
+        if self._prompt_first is None:
+            self._prompt_first = self._order(name, text)
+        return self._prompt_first
+
+    def _order(self, name: str, text: Tensor) -> bool:
+        assert self.negative is not None
+        of_negative = self.negative.arguments.get(name)
         if not self.recorder.same_unconditional:
             halves = [self.recorder.ready_made([half]) for half in text.chunk(2)]
             return halves[0] is True if halves.count(True) == 1 else self.spec.prompt_first

@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -19,27 +19,29 @@ from .compatibility import check_calls, check_gradients, head_mesh, sequence_mes
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
 from .models.registry import guided_layers, spec_of
-from .negative_prompt import RecordedCall
 from .packing import Packer
 from .prompt_calls import SECOND_PROMPT, UNCONDITIONAL, PromptCalls
 from .restore import Replaced
 from .schedule import Steps
 from .turns import plain_call, take, turn_of
 
+if TYPE_CHECKING:
+    from .own_loop import GivenTexts
+
 
 class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
     def __init__(
-        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: PromptCalls, images: int, halves: bool
+        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: "PromptCalls | GivenTexts", halves: bool
     ):  # fmt: skip
-        """guidance: the settings, `guide._Guidance`; images and halves as in `Packer`."""
+        """guidance: the settings, `guide._Guidance`; halves as in `Packer`."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
         self.rests = False
         self.prompt_calls = prompt_calls
-        self.beside: RecordedCall | None = None  # the negative's call
+        self.steered: Any = None  # rows, images and their order, for which the settings stand
         start, end, sigma_end = guidance.window
         self.steps = Steps(pipe, start, end, sigma_end, self.spec)
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
@@ -56,7 +58,7 @@ class GuidedRun:
             )
         )
         self.meshes = sequence, heads
-        self.packer = Packer(self.spec, images, halves, guidance.pad, self.shared, sequence)
+        self.packer = Packer(self.spec, halves, guidance.pad, self.shared, sequence)
 
     def stand_in(self, replaced: Replaced, denoiser: Denoiser, sites: list[Layer]) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
@@ -161,13 +163,11 @@ class GuidedRun:
         self.context = context  # a recording has contexts of its own
         if kind == UNCONDITIONAL:
             return False
-        if self.prompt_calls.negative is not self.beside:
-            self.beside = self.prompt_calls.negative
-            assert self.beside is not None
-            self.packer.negative = self.beside.arguments
-            if self.packer.halves:
-                images = self.packer.made * self.spec.rows_per_image(arguments)
-                self.packer.prompt_first = self.prompt_calls.prompt_first(arguments, images)
+        assert self.prompt_calls.negative is not None
+        self.packer.negative = self.prompt_calls.negative.arguments
+        self.packer.images = self.prompt_calls.images(arguments) * self.spec.rows_per_image(arguments)
+        if self.packer.halves:
+            self.packer.prompt_first = self.prompt_calls.prompt_first(arguments, self.packer.images)
         if kind == SECOND_PROMPT:
             return self.steps.latest
         return self.steps.visit(arguments)
@@ -206,9 +206,10 @@ class GuidedRun:
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
         rows, images = self.packer.rows, self.packer.images
-        known = self.shared.packed.nag_scale
-        if known is not None and known.shape[0] == rows:
+        steered_now = rows, images, self.packer.prompt_first
+        if self.steered == steered_now:
             return
+        self.steered = steered_now
         neutral = (1.0 if self.guidance.rule == "nag" else 0.0, math.inf, 1.0)
         steered = [True] * images + [False] * (rows - images)
         if not self.packer.prompt_first:

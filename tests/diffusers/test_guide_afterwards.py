@@ -280,7 +280,9 @@ def test_copies_are_plain_or_say_that_they_are_not_guided():
         for each in copies:
             each.set_progress_bar_config(disable=True)
             if each.transformer is pipe.transformer:
-                with pytest.raises(RuntimeError, match=r"something else .* write `with guide\(\[pipe, other\], ...\):`"):
+                with pytest.raises(
+                    RuntimeError, match=r"something else .* write `with guide\(\[pipe, other\], ...\):`"
+                ):
                     draw(each)
             else:
                 assert torch.equal(draw(each), plain)

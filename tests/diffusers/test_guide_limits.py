@@ -228,7 +228,7 @@ def test_a_window_that_is_text(name):
 def test_what_is_no_pipeline():
     with pytest.raises(TypeError, match="got the class PixArtAlphaPipeline; give the loaded pipeline itself"):
         enable_guidance(PixArtAlphaPipeline, NEGATIVE)
-    with pytest.raises(TypeError, match="got a model, PixArtTransformer2DModel; give the loaded pipeline itself"):
+    with pytest.raises(TypeError, match="got a model, PixArtTransformer2DModel; for that write"):
         enable_guidance(pipeline("pixart").transformer, NEGATIVE)
 
 

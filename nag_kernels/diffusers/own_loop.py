@@ -1,0 +1,189 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance on a bare denoiser, for loops of one's own: `with guide(unet, {"encoder_hidden_states": negative}):`."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from .denoiser_calls import Denoiser, denoisers_of, forward_parameters, inner_denoiser
+from .guard import owner_here
+from .models.registry import spec_of
+from .negative_prompt import RecordedCall
+from .prompt_calls import PROMPT, UNCONDITIONAL
+from .restore import Replaced
+from .run import GuidedRun
+from .turns import is_mine, run_turns, take, wait_for_calls_begun
+
+Model = TypeVar("Model")
+
+
+class GivenTexts:
+    """Tells the calls of a denoiser apart, as `prompt_calls.PromptCalls` does, by the unconditional text that is given.
+
+    negative, unconditional: arguments of forward, by name; unconditional is empty where all rows carry a prompt.
+    """
+
+    def __init__(self, denoiser: Denoiser, negative: Mapping[str, Any], unconditional: Mapping[str, Any]):
+        self.denoiser, self.spec = denoiser, spec_of(denoiser)
+        self.negative, self.unconditional = RecordedCall(dict(negative), None), unconditional
+        self._seen: list[tuple[Any, int, list[bool]]] = []  # texts, as looking at their values waits for the device
+
+    def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
+        self._refuse_pipelines()
+        return UNCONDITIONAL if self._halves(arguments) == [True, True] else PROMPT
+
+    def images(self, arguments: Mapping[str, Any]) -> int:
+        """How many a call makes."""
+        text = self._text(arguments)
+        rows = len(text) if isinstance(text, list) or next(iter(self.spec.text.values())) else 1
+        return rows // (2 if any(self._halves(arguments)) else 1) // self.spec.rows_per_image(arguments)
+
+    def prompt_first(self, arguments: Mapping[str, Any], images: int) -> bool:
+        """Whether a doubled batch is [conditional; unconditional]."""
+        return self._halves(arguments) == [False, True]
+
+    def ended(self, output: Any) -> None:
+        pass
+
+    def text_may_change(self) -> None:
+        pass
+
+    def _text(self, arguments: Mapping[str, Any]) -> Any:
+        return arguments.get(next(iter(self.spec.text)))
+
+    def _halves(self, arguments: Mapping[str, Any]) -> list[bool]:
+        """Whether each half of a call's rows is unconditional; an odd number of rows is so as a whole or not at all."""
+        text = self._text(arguments)
+        version = text._version if isinstance(text, Tensor) and not text.is_inference() else 0
+        for known, at, halves in self._seen:
+            if known is text and at == version:
+                return halves
+        if self._is_unconditional(text):
+            found = [True, True]
+        elif isinstance(text, (Tensor, list)) and len(text) % 2 == 0:
+            half = len(text) // 2
+            found = [self._is_unconditional(text[:half]), self._is_unconditional(text[half:])]
+        else:
+            found = [False, False]
+        self._seen = [(text, version, found), *self._seen[:3]]
+        return found
+
+    def _is_unconditional(self, text: Any) -> bool:
+        known = self.unconditional.get(next(iter(self.spec.text)))
+        if known is None or not isinstance(text, (Tensor, list)):
+            return False
+        known, text = list(known), list(text)
+        if len(text) % len(known):
+            return False
+        pairs = zip(text, known * (len(text) // len(known)), strict=True)
+        return all(x.shape == y.shape and torch.equal(x, y.to(x)) for x, y in pairs)
+
+    def _refuse_pipelines(self) -> None:
+        frame = sys._getframe()
+        while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+            pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+            if isinstance(pipe, DiffusionPipeline) and self.denoiser in denoisers_of(pipe):
+                kind = type(inner_denoiser(self.denoiser)).__name__
+                raise RuntimeError(
+                    f"guide: this {kind} is guided for a loop of your own, and was called by {type(pipe).__name__}: guide the "
+                    "pipeline instead, `with guide(pipe, ...):`"
+                )
+
+
+class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
+    """What `guide` gives for a bare denoiser: a block in which its calls by the thread that enters it are guided.
+
+    settings: makes the guidance.
+    """
+
+    unused = False
+
+    def __init__(
+        self, denoiser: Model, settings: Callable[[Any], Any], negative: Any, unconditional: Any, unused: bool = True
+    ):  # fmt: skip
+        self.denoiser, self.settings, self.unused = denoiser, settings, unused
+        self.negative, self.unconditional = negative, unconditional
+        self.replaced = Replaced()
+        self.run: GuidedRun | None = None
+
+    def _recreate_cm(self) -> "DenoiserBlock[Model]":  # as a decorator: one for each call of the function
+        self.unused = False
+        return DenoiserBlock(self.denoiser, self.settings, self.negative, self.unconditional, unused=False)
+
+    def __enter__(self) -> Model:
+        self.unused = False
+        if self.run is not None:
+            raise RuntimeError("guide: this block has been entered before; call guide(...) anew for each block")
+        denoiser: Any = self.denoiser
+        check_texts(denoiser, self.negative, self.unconditional)
+        if owner_here(denoiser) is not None:
+            raise RuntimeError(
+                "guide: guidance is enabled already on a pipeline with this denoiser; end it before you guide the denoiser"
+            )
+        guidance = self.settings(denoiser)
+        try:
+            for turn in run_turns([denoiser]):
+                if is_mine(turn):
+                    raise RuntimeError("guide: this denoiser is guided already; nesting is not supported")
+                take(turn, self.replaced)
+                texts = GivenTexts(denoiser, self.negative, self.unconditional or {})
+                self.run = GuidedRun(guidance, denoiser, denoiser, texts, halves=True)
+                self.run.keeps = False  # weights and texts are the loop's own
+                self.replaced.attribute(turn, "run", self.run)
+            wait_for_calls_begun([denoiser, inner_denoiser(denoiser)])
+            self.run.stand_in(self.replaced, denoiser, guidance.check(denoiser))
+        except BaseException:
+            self._put_back()
+            raise
+        return self.denoiser
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._put_back()
+        assert self.run is not None
+        if kind is None and self.run.guided == 0:
+            name = type(inner_denoiser(self.denoiser)).__name__
+            what = "called with a prompt" if self.run.calls else "called"
+            raise RuntimeError(f"guide: this {name} was never {what} in the block, so nothing was guided")
+
+    def _put_back(self) -> None:
+        try:
+            self.replaced.put_back()
+        finally:
+            self.replaced.put_back()
+
+    def __del__(self) -> None:
+        self._put_back()  # where an interrupt came between the block and __exit__
+        if self.unused:
+            warnings.warn(
+                f"guide: this guide({type(self.denoiser).__name__}, ...) was never entered, so nothing was guided; write `with "
+                "guide(denoiser, ...):` around your loop",
+                stacklevel=2,
+            )
+
+
+def check_texts(denoiser: Denoiser, negative: Any, unconditional: Any) -> None:
+    """Raises TypeError or ValueError where they are not what a call of a bare denoiser takes."""
+    kind, spec = type(inner_denoiser(denoiser)).__name__, spec_of(denoiser)
+    needed, known = next(iter(spec.text)), forward_parameters(denoiser)
+    for name, value in (("negative_prompt", negative), ("unconditional", unconditional)):
+        if value is None and name == "unconditional":
+            continue
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"guide: {name} of a bare denoiser must be ready-made text under the names of its forward, "
+                f"{{'{needed}': ...}}, got {type(value).__name__}"
+            )
+        unknown = [key for key in value if key not in known]
+        if unknown:
+            raise ValueError(
+                f"guide: {name} has the key {unknown[0]}, which {kind}.forward does not take; it takes {needed}"
+            )
+        if value.get(needed) is None:
+            raise ValueError(f"guide: {name} must have {needed}, the text that {kind}.forward takes, got {list(value)}")

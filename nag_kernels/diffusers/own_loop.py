@@ -19,7 +19,7 @@ from .negative_prompt import RecordedCall
 from .prompt_calls import PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .run import GuidedRun
-from .turns import is_mine, run_turns, take, wait_for_calls_begun
+from .turns import is_mine, take, turn_of, wait_for_calls_begun
 
 Model = TypeVar("Model")
 
@@ -32,7 +32,8 @@ class GivenTexts:
 
     def __init__(self, denoiser: Denoiser, negative: Mapping[str, Any], unconditional: Mapping[str, Any]):
         self.denoiser, self.spec = denoiser, spec_of(denoiser)
-        self.negative, self.unconditional = RecordedCall(dict(negative), None), unconditional
+        self.negative: RecordedCall | None = RecordedCall(dict(negative), None)
+        self.unconditional = unconditional
         self._seen: list[tuple[Any, int, list[bool]]] = []  # texts, as looking at their values waits for the device
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
@@ -129,16 +130,16 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
             )
         guidance = self.settings(denoiser)
         try:
-            for turn in run_turns([denoiser]):
-                if is_mine(turn):
-                    raise RuntimeError("guide: this denoiser is guided already; nesting is not supported")
-                take(turn, self.replaced)
-                texts = GivenTexts(denoiser, self.negative, self.unconditional or {})
-                self.run = GuidedRun(guidance, denoiser, denoiser, texts, halves=True)
-                self.run.keeps = False  # weights and texts are the loop's own
-                self.replaced.attribute(turn, "run", self.run)
+            turn = turn_of(denoiser, "run")
+            if is_mine(turn):
+                raise RuntimeError("guide: this denoiser is guided already; nesting is not supported")
+            take(turn, self.replaced)
+            texts = GivenTexts(denoiser, self.negative, self.unconditional or {})
+            self.run = run = GuidedRun(guidance, denoiser, denoiser, texts, halves=True)
+            run.keeps = False  # weights and texts are the loop's own
+            self.replaced.attribute(turn, "run", run)
             wait_for_calls_begun([denoiser, inner_denoiser(denoiser)])
-            self.run.stand_in(self.replaced, denoiser, guidance.check(denoiser))
+            run.stand_in(self.replaced, denoiser, guidance.check(denoiser))
         except BaseException:
             self._put_back()
             raise

@@ -199,7 +199,8 @@ class Packer:
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
             at = dim - 1 if positive.shape[dim - 1] == self.rows else 0
-            negative = self._with_rows(negative, at)
+            if negative.shape[at] != positive.shape[at]:
+                negative = self._with_rows(negative, at)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
             raise ValueError(

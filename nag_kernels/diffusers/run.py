@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -19,21 +19,31 @@ from .compatibility import check_calls, check_gradients, head_mesh, sequence_mes
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
 from .models.registry import guided_layers, spec_of
+from .negative_prompt import RecordedCall
 from .packing import Packer
-from .prompt_calls import SECOND_PROMPT, UNCONDITIONAL, PromptCalls
+from .prompt_calls import SECOND_PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .schedule import Steps
 from .turns import plain_call, take, turn_of
 
-if TYPE_CHECKING:
-    from .own_loop import GivenTexts
+
+class ToldApart(Protocol):
+    """Which calls carry the prompt: `prompt_calls.PromptCalls` of a pipeline, `own_loop.GivenTexts` of a bare denoiser."""
+
+    negative: RecordedCall | None
+
+    def kind(self, arguments: Mapping[str, Any], context: str | None) -> str: ...
+    def images(self, arguments: Mapping[str, Any]) -> int: ...
+    def prompt_first(self, arguments: Mapping[str, Any], images: int) -> bool: ...
+    def ended(self, output: Any) -> None: ...
+    def text_may_change(self) -> None: ...
 
 
 class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
     def __init__(
-        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: "PromptCalls | GivenTexts", halves: bool
+        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: ToldApart, halves: bool
     ):  # fmt: skip
         """guidance: the settings, `guide._Guidance`; halves as in `Packer`."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)

@@ -94,7 +94,9 @@ def test_what_a_bare_denoiser_is_given():
         guide(model, "blurry"),
     ):
         pass
-    with pytest.raises(ValueError, match=r"has the key prompt_embeds, which UNet2DConditionModel.forward does not take"):
+    with pytest.raises(
+        ValueError, match=r"has the key prompt_embeds, which UNet2DConditionModel.forward does not take"
+    ):
         guide(model, {"prompt_embeds": negative}).__enter__()
     with pytest.raises(ValueError, match="must have encoder_hidden_states"):
         guide(model, {"timestep": negative}).__enter__()

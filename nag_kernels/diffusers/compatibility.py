@@ -17,6 +17,15 @@ from .models.registry import spec_of
 # layers, perturbed attention) carry results from one call into another, or change attention.
 HARMLESS_HOOKS = ("group_offloading", "layerwise_casting", "context_parallel", "tensor_parallel", "hooks")
 
+# Packages that carry results of layers from step to step, and what ends that. When cache_dit is disabled it leaves a forward of
+# its own on the model, which stands in another module and computes what the model's own does.
+STEP_CACHES = {
+    "DeepCache": "call disable() of your DeepCacheSDHelper while guidance is enabled",
+    "cache_dit.caching.cache_adapters": "call cache_dit.disable_cache(pipe) while guidance is enabled",
+    "para_attn": "load the pipeline anew, without apply_cache_on_pipe",
+    "tgate": "load the pipeline anew, without T-GATE",
+}
+
 
 def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
     """Raises ValueError, with what to do, where something on the denoiser would make guidance wrong."""
@@ -34,11 +43,12 @@ def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
                 f"{where}diffusers' hook '{name}' at {layer or 'the model itself'} changes what a layer computes or carries "
                 "it from step to step, whether guided or not; remove it"
             )
-    if any(_is_of(module.__dict__.get("forward"), "DeepCache") for module in model.modules()):
-        raise ValueError(
-            f"{where}DeepCache is enabled on it, which would carry what guided steps computed into steps that are not guided, "
-            "and the other way round: call disable() of your DeepCacheSDHelper while guidance is enabled"
-        )
+    for package, advice in STEP_CACHES.items():
+        if any(f"{name}.".startswith(f"{package}.") for module in model.modules() for name in _written_in(module)):
+            raise ValueError(
+                f"{where}{package.partition('.')[0]} is enabled on it, which would carry what guided steps computed into steps that are not "
+                f"guided, and the other way round: {advice}"
+            )
     check_parallel(where, spec, model)
     if spec.route == "dual forward":
         _check_dual_forward(where, model)
@@ -167,9 +177,12 @@ def is_compiled(denoiser: Denoiser) -> bool:
     return inner is not denoiser or any(compiled_call(x) is not None for x in inner.modules())
 
 
-def _is_of(function: Any, package: str) -> bool:
-    """Whether a function (or the lack of one) stands in this package."""
-    return (getattr(function, "__module__", None) or "").partition(".")[0] == package
+def _written_in(module: Module) -> list[str]:
+    """The Python modules of a layer's class and of the forward that somebody has put on it, whatever that says of itself."""
+    forward = module.__dict__.get("forward")
+    function = getattr(forward, "__func__", forward)
+    its_globals = getattr(function, "__globals__", {})
+    return [type(module).__module__, getattr(function, "__module__", None) or "", its_globals.get("__name__") or ""]
 
 
 def _hooks(model: Denoiser) -> Iterator[tuple[str, str, Any]]:

@@ -69,7 +69,8 @@ def guide(
             denoiser (the second stage of a hires fix, say) come in a list, each guided in its own calls.
         negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text
             under the names that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask,
-            ...). It is encoded by the pipeline itself, with the arguments of the running call.
+            ...). It is encoded by the pipeline itself, with the arguments of the running call. Of LTX-2 also texts for its
+            video and its sound, {"video": "blurry", "audio": "noise"}, or for one of them.
         nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model.
         rule: "nag", "nasa" or "vsf" (nag_scale is then that rule's scale; tau and alpha are not used).
         negative_logit_bias: of "vsf" alone, added to the logits of the negative (its paper subtracts an offset there).
@@ -255,9 +256,7 @@ class _Guidance:
         arguments = call_arguments(function, pipe, args, kwargs)
         recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
         calls = PromptCalls(spec_of(denoisers[0]), recorder, recorder.first(), image_count(pipe, arguments))
-        scale = arguments.get("guidance_scale")
-        spec = spec_of(denoisers[0])
-        halves = not spec.two_calls and (not isinstance(scale, (int, float)) or scale > spec.cfg_above)
+        halves = spec_of(denoisers[0]).doubles_batch(arguments)
         steered = GuidedRun(self, pipe, denoisers[0], calls, halves)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
         for turn in turns:

@@ -77,7 +77,37 @@ class NegativeRecorder:
 
         changed: with another text than the negative.
         """
-        return put_back_after(lambda replaced: self._record(replaced, list(outputs), changed))
+        parts = spec_of(self.denoisers[0]).negatives_for
+        if not isinstance(self.negative, Mapping) or not set(self.negative) <= set(parts):
+            return self._recorded(self.negative, outputs, changed)
+        return self._in_parts({name: self.negative.get(name) for name in parts}, outputs, changed)
+
+    def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
+        return put_back_after(lambda replaced: self._record(replaced, negative, list(outputs), changed))
+
+    def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
+        """A negative for the video and another for its sound; the prompt itself for what has none."""
+        arguments: dict[str, Any] = {}
+        recorded: RecordedCall | None = None
+        for part, names in spec_of(self.denoisers[0]).negatives_for.items():
+            negative = self.arguments.get("prompt") if negatives[part] is None else negatives[part]
+            if not isinstance(negative, (str, list)):
+                raise TypeError(
+                    f"guide: negative_prompt['{part}'] must be text, got {type(negative).__name__}; where it is left out the "
+                    "call's prompt takes its place, which must then be text too"
+                )
+            recorded = self._recorded(negative, outputs, changed and negatives[part] is not None)
+            if recorded is None:
+                return None
+            own = {name: recorded.arguments.get(name) for name in names}
+            same = [x for x in arguments.values() if isinstance(x, Tensor)]
+            for name, x in own.items():  # one mask goes with all texts
+                own[name] = next(
+                    (y for y in same if isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x, y)), x
+                )
+            arguments |= own
+        assert recorded is not None
+        return RecordedCall(recorded.arguments | arguments, recorded.context)
 
     def first(self) -> RecordedCall:
         recorded = self.record()
@@ -98,7 +128,9 @@ class NegativeRecorder:
                 found.append(answer)
         return found[0] if len(found) == 1 else None
 
-    def _record(self, replaced: Replaced, outputs: list[Any], changed: bool) -> RecordedCall | None:
+    def _record(
+        self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: bool
+    ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
         originals: dict[Denoiser, Callable[..., Any]] = {}
@@ -112,7 +144,7 @@ class NegativeRecorder:
             got.append(RecordedCall(denoiser_arguments(denoiser, args, kwargs), context[-1]))
             raise _Reached
 
-        call = _with_negative(self.function, self.pipe, self.arguments, self.negative, changed)
+        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
         fixed = spec_of(self.denoisers[0]).negative_call
         call |= {name: value for name, value in fixed.items() if name in self.arguments}
         _leave_nothing_behind(replaced, self.pipe, self.denoisers)

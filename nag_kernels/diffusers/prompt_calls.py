@@ -18,7 +18,15 @@ from .models.spec import ModelSpec
 from .negative_prompt import NegativeRecorder, RecordedCall
 
 PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
-_LABELS = {"cond": PROMPT, "cond_uncond": PROMPT, "uncond": UNCONDITIONAL}  # the contexts of diffusers' pipelines
+# The contexts of diffusers' pipelines. LTX-2's last two have the prompt, and layers that are switched off: other guidance takes
+# its difference to the prompt's call, and they stay as they are, like the unconditional call.
+CONTEXTS = {
+    "cond": PROMPT,
+    "cond_uncond": PROMPT,
+    "uncond": UNCONDITIONAL,
+    "uncond_stg": UNCONDITIONAL,
+    "uncond_modality": UNCONDITIONAL,
+}
 _CANNOT_TELL = (
     "guide: the denoiser is called with several texts, and which of them carry the prompt and which belong to the unconditional "
     "branch cannot be told; give the calls a context: `with denoiser.cache_context('cond'):` and ('uncond')"
@@ -75,8 +83,8 @@ class PromptCalls:
         if self._new_text and self._place >= len(self._pattern):  # classifier-free guidance begins now, say
             raise RuntimeError(_CANNOT_TELL)
         kind = found or self._new_kind(text, context)
-        if context is not None and (kind == UNCONDITIONAL) != (_LABELS[context] == UNCONDITIONAL):
-            kind = _LABELS[context]  # both may have the same text
+        if context is not None and (kind == UNCONDITIONAL) != (CONTEXTS[context] == UNCONDITIONAL):
+            kind = CONTEXTS[context]  # both may have the same text
         if found is None:
             self._known.append(_Known(text, text, kind))
         if self._first_step:
@@ -157,7 +165,7 @@ class PromptCalls:
     def _new_kind(self, text: list[Any], context: str | None) -> str:
         if context is not None:
             self._by_context = True
-            return _LABELS[context]
+            return CONTEXTS[context]
         if not self._first_step:
             if self._changed and self._place < len(self._pattern):
                 return self._pattern[self._place]

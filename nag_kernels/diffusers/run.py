@@ -21,7 +21,7 @@ from .interception import contexts_noticed, intercepted
 from .models.registry import guided_layers, spec_of
 from .negative_prompt import RecordedCall
 from .packing import Packer
-from .prompt_calls import SECOND_PROMPT, UNCONDITIONAL
+from .prompt_calls import CONTEXTS, SECOND_PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .schedule import Steps
 from .turns import plain_call, take, turn_of
@@ -102,9 +102,6 @@ class GuidedRun:
             return original(*args, **kwargs)
         arguments = denoiser_arguments(denoiser, args, kwargs)
         self.calls += 1
-        for name in self.spec.must_be_none:
-            if arguments.get(name) is not None:
-                raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
         if self._is_guided(arguments):
             result = self._guided_call(replaced, denoiser, steered, processors, text_modules, args, arguments)
         else:
@@ -116,6 +113,9 @@ class GuidedRun:
         self, replaced: Replaced, denoiser: Denoiser, steered: Callable[..., Any], processors: list[tuple[Layer, Any, Any]],
         text_modules: list[TextModule], args: tuple[Any, ...], arguments: dict[str, Any],
     ) -> Any:  # fmt: skip
+        for name in self.spec.must_be_none:
+            if arguments.get(name) is not None:
+                raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
         check_gradients(denoiser)
         self._notice_processors(denoiser, processors)
         self._keep_texts(arguments)
@@ -160,7 +160,7 @@ class GuidedRun:
     def enter(self, context: str | None) -> None:
         by_guider = {"pred_cond": "cond", "pred_uncond": "uncond"}
         context = by_guider.get(context, context) if context else context  # where a guider makes the calls
-        if context not in (None, "cond", "uncond", "cond_uncond") and not self.rests:
+        if context is not None and context not in CONTEXTS and not self.rests:
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"
             )

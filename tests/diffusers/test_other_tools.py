@@ -139,3 +139,65 @@ def test_what_deepcache_leaves_on_a_model():
         del block.forward
 
     refused_with_deepcache(pipe, enable, disable)
+
+
+def test_cache_dit_is_refused():
+    cache_dit = pytest.importorskip("cache_dit")
+    pipe = pipeline("flux")
+    with guide(pipe, NEGATIVE):
+        wanted = draw(pipe)
+    cache_dit.enable_cache(pipe)
+    with pytest.raises(ValueError, match=r"cache_dit is enabled on it.*call cache_dit.disable_cache\(pipe\)"):
+        enable_guidance(pipe, NEGATIVE)
+    cache_dit.disable_cache(pipe)
+    with guide(pipe, NEGATIVE):
+        assert torch.equal(draw(pipe), wanted)
+
+
+def written_in(package, function):
+    """The function as if it stood in a module of this package, though it says otherwise of itself (functools.wraps)."""
+    return types.FunctionType(
+        function.__code__, {"__name__": f"{package}.inner"}, function.__name__, closure=function.__closure__
+    )
+
+
+@pytest.mark.parametrize(
+    ("package", "advice"), [("para_attn", "without apply_cache_on_pipe"), ("tgate", "without T-GATE")]
+)
+@pytest.mark.parametrize("where", ["denoiser", "layer"])
+def test_other_caches_of_steps_are_refused(package, advice, where):
+    """Both replace a forward: of the denoiser, or of attention layers."""
+    pipe = pipeline("flux")
+    module = pipe.transformer if where == "denoiser" else pipe.transformer.transformer_blocks[0].attn
+    plain = module.forward
+    module.forward = types.MethodType(written_in(package, lambda self, *args, **kwargs: plain(*args, **kwargs)), module)
+    with pytest.raises(ValueError, match=rf"{package} is enabled on it.*{advice}"):
+        enable_guidance(pipe, NEGATIVE)
+    del module.forward
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_freeu(kind, guidance_scale):
+    pipe = pipeline(kind)
+    plain = draw(pipe, guidance_scale=guidance_scale)
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    recorded = denoiser_texts(pipe, prompt=NEGATIVE, guidance_scale=guidance_scale)
+    wanted, _ = draw_with_oracle(pipe, 1, recorded, 8.0, 3.0, 0.5, guidance_scale=guidance_scale)
+    with guide(pipe, NEGATIVE, **FIRM):
+        assert error(draw(pipe, guidance_scale=guidance_scale), wanted) < 2e-5
+    pipe.disable_freeu()
+    assert torch.equal(draw(pipe, guidance_scale=guidance_scale), plain)
+
+
+def test_a_processor_of_another_package_is_refused_by_name():
+    """nunchaku, xfuser: what such a processor does beside attention is not known, and another one would break its model."""
+    pipe = pipeline("flux")
+    stock = type(pipe.transformer.transformer_blocks[0].attn.processor)
+    pipe.transformer.set_attn_processor(
+        type("NunchakuFluxAttnProcessor", (stock,), {"__module__": "nunchaku.models"})()
+    )
+    with pytest.raises(ValueError, match=r"is NunchakuFluxAttnProcessor, which is not known.*has set it \(nunchaku\)"):
+        enable_guidance(pipe, NEGATIVE)

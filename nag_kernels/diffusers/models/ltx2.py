@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LTX-2."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers.models.transformers.transformer_ltx2 import (
     LTX2Attention,
@@ -75,8 +78,15 @@ class NAGLTX2PerturbedAttnProcessor(NAGLTX2AudioVideoAttnProcessor):
         raise ValueError(f"{type(self).__name__}: perturbation_mask must be None beside encoder_hidden_states")
 
 
+class LTX2Spec(ModelSpec):
+    def doubles_batch(self, arguments: Mapping[str, Any]) -> bool:
+        """The sound has a scale of its own, by default the video's."""
+        sound = arguments.get("audio_guidance_scale")
+        return super().doubles_batch(arguments) or super().doubles_batch({"guidance_scale": sound or 0.0})
+
+
 MODELS: dict[str, ModelSpec] = {
-    "LTX2VideoTransformer3DModel": ModelSpec(
+    "LTX2VideoTransformer3DModel": LTX2Spec(
         text={"encoder_hidden_states": 1, "audio_encoder_hidden_states": 1},
         masks=("encoder_attention_mask", "audio_encoder_attention_mask"),
         layers=layers_named("attn2", "audio_attn2", kind=LTX2Attention),
@@ -86,5 +96,9 @@ MODELS: dict[str, ModelSpec] = {
             LTX2PerturbedAttnProcessor: NAGLTX2PerturbedAttnProcessor,
         },
         negative_call={"enable_prompt_enhancement": False},
+        negatives_for={
+            "video": ("encoder_hidden_states", "encoder_attention_mask"),
+            "audio": ("audio_encoder_hidden_states", "audio_encoder_attention_mask"),
+        },
     ),
 }

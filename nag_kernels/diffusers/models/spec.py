@@ -66,6 +66,8 @@ class ModelSpec:
         refuse: why this very model cannot be guided, or None.
         negative_call: arguments of the pipeline's call that are others for a negative prompt than for a prompt.
         cfg_above: classifier-free guidance is on where guidance_scale is above this.
+        negatives_for: what may have a negative of its own (a video, its sound), each with the arguments of forward that hold its
+            text.
         two_calls: classifier-free guidance calls the denoiser twice a step, instead of once with a doubled batch.
         prompt_first: a doubled batch is [conditional; unconditional] instead of [unconditional; conditional].
         by_timestep: a step is known by its timestep instead of being counted: the pipeline runs through its schedule once for
@@ -86,6 +88,7 @@ class ModelSpec:
     refuse: Callable[[Denoiser], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
+    negatives_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     two_calls: bool = False
     prompt_first: bool = False
     by_timestep: bool = False
@@ -113,6 +116,11 @@ class ModelSpec:
     def attended(self, seen: Tensor) -> Tensor:
         """Which tokens the layers attend to, of those that a mask lets through; bool [B, T] both."""
         return seen
+
+    def doubles_batch(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call of the pipeline with these arguments may double the batch for classifier-free guidance."""
+        scale = arguments.get("guidance_scale")
+        return not self.two_calls and (not isinstance(scale, (int, float)) or scale > self.cfg_above)
 
     def hides(self, image: Tensor) -> bool:
         """Whether the model masks this image among the prompts, [B, T, C], out and moves it behind them."""

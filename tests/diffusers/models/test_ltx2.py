@@ -16,7 +16,7 @@ from oracles import guided
 from pipeline_parts import embeds, with_text
 from tiny import SEEN, TEXT, WHOLE, Tiny, TinyPipeline, error, noise, seeded, texts, times
 
-from nag_kernels.diffusers import NAGLTX2AudioVideoAttnProcessor, NAGLTX2PerturbedAttnProcessor, PackedText
+from nag_kernels.diffusers import NAGLTX2AudioVideoAttnProcessor, NAGLTX2PerturbedAttnProcessor, PackedText, guide
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -111,3 +111,78 @@ def test_gates_of_ltx2_open_after_guidance():
         attn(x, torch.cat([positive, negative], dim=1), perturbation_mask=torch.zeros(3, 1, 1))
     with pytest.raises(ValueError, match="rotary positions must be None"):
         attn(x, torch.cat([positive, negative], dim=1), query_rotary_emb=(x, x))
+
+
+def draw_ltx2(steps=2, **options):
+    pipe, arguments, prompt, negative = ltx2_pipeline()
+    calls = []
+
+    def watch(model, args, kwargs):
+        calls.append((kwargs["encoder_hidden_states"].shape, model.transformer_blocks[0].attn2.processor))
+
+    pipe.transformer.register_forward_pre_hook(watch, with_kwargs=True)
+    arguments |= {"num_inference_steps": steps, "output_type": "latent", "return_dict": False}
+
+    def draw():
+        torch.manual_seed(1)
+        calls.clear()
+        return torch.cat([x.flatten() for x in pipe(**arguments | prompt | options)])
+
+    return pipe, draw, negative, calls
+
+
+RECIPES = {
+    "the call's defaults": {"guidance_scale": 3.0, "stg_scale": 1.0, "audio_stg_scale": 1.0, "modality_scale": 3.0,
+                            "audio_modality_scale": 3.0, "audio_guidance_scale": 7.0, "spatio_temporal_guidance_blocks": [1]},
+    "distilled": {"guidance_scale": 1.0},
+    "sound alone under classifier-free guidance": {"guidance_scale": 1.0, "audio_guidance_scale": 7.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_other_guidance_beside_the_prompt(recipe):
+    """The prompt's own call is guided, half of it where it is doubled; those without layers, or without the other of video and
+    sound, are what they are without guidance."""
+    pipe, draw, negative, calls = draw_ltx2(**RECIPES[recipe])
+    plain = draw()
+    counts = [shape[0] for shape, _ in calls]
+    with guide(pipe, negative, nag_scale=8.0, nag_alpha=1.0):
+        got = draw()
+    assert error(got, plain) > 1e-3
+    assert [shape[0] for shape, _ in calls] == counts
+    in_step = len(calls) // 2
+    assert ["NAG" in type(processor).__name__ for _, processor in calls] == ([True] + [False] * (in_step - 1)) * 2
+    assert in_step == (3 if "defaults" in recipe else 1)
+    with guide(pipe, negative, nag_scale=1.0, nag_alpha=1.0, nag_tau=100.0):
+        assert error(draw(), plain) < 2e-5
+    assert torch.equal(draw(), plain)
+
+
+def test_a_negative_for_the_video_and_one_for_the_sound():
+    pipe, arguments, _, _ = ltx2_pipeline()
+    seen = []
+
+    def encode_prompt(prompt, negative_prompt=None, **options):
+        found = []
+        for text in (prompt, negative_prompt or "nothing"):
+            text = text if isinstance(text, str) else text[0]
+            found += [embeds(sum(map(ord, text)), 1, 8, TEXT), torch.ones(1, 8, dtype=torch.long)]
+        return found
+
+    pipe.encode_prompt = encode_prompt
+    pipe.transformer.register_forward_pre_hook(lambda model, args, kwargs: seen.append(kwargs), with_kwargs=True)
+
+    def texts_with(negative):
+        seen.clear()
+        with guide(pipe, negative):
+            pipe("a red cat", **arguments | {"num_inference_steps": 1, "output_type": "latent"})
+        return [seen[0][name] for name in ("encoder_hidden_states", "audio_encoder_hidden_states")]
+
+    for apart, video, sound in (({"video": "blurry", "audio": "noise"}, "blurry", "noise"),
+                                ({"audio": "noise"}, "a red cat", "noise")):  # fmt: skip
+        got = texts_with(apart)
+        assert torch.equal(got[0], texts_with(video)[0])
+        assert torch.equal(got[1], texts_with(sound)[1])
+        assert not torch.equal(got[1], texts_with(video)[1])
+    with pytest.raises(TypeError, match=r"negative_prompt\['video'\] must be text, got Tensor"):
+        texts_with({"video": torch.zeros(1, 8, TEXT)})

@@ -46,8 +46,8 @@ def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
     for package, advice in STEP_CACHES.items():
         if any(f"{name}.".startswith(f"{package}.") for module in model.modules() for name in _written_in(module)):
             raise ValueError(
-                f"{where}{package.partition('.')[0]} is enabled on it, which would carry what guided steps computed into steps that are not "
-                f"guided, and the other way round: {advice}"
+                f"{where}{package.partition('.')[0]} is enabled on it, which would carry what guided steps computed into steps "
+                f"that are not guided, and the other way round: {advice}"
             )
     check_parallel(where, spec, model)
     if spec.route == "dual forward":

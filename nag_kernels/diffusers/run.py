@@ -158,8 +158,6 @@ class GuidedRun:
                 processors[i] = site, site.processor, self.spec.replaced(site.processor, self.shared)
 
     def enter(self, context: str | None) -> None:
-        by_guider = {"pred_cond": "cond", "pred_uncond": "uncond"}
-        context = by_guider.get(context, context) if context else context  # where a guider makes the calls
         if context is not None and context not in CONTEXTS and not self.rests:
             raise RuntimeError(
                 f"guide: {type(self.pipe).__name__} calls its denoiser for '{context}', which is not known"

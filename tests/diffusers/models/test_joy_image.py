@@ -97,7 +97,7 @@ def joy_image_edit_plus():
 
     def encode(prompt, **_):
         n = max(map(len, prompt)) // 8
-        return embeds(n, len(prompt), n, TEXT), torch.arange(n) < torch.tensor([[n], [n - 2]])
+        return embeds(sum(map(ord, prompt[0])), len(prompt), n, TEXT), torch.arange(n) < torch.tensor([[n], [n - 2]])
 
     pipe.encode_prompt_multiple_images = encode
     call = {"images": [[PICTURE, PICTURE]] * 2, "height": 32, "width": 32, "negative_prompt": [""] * 2}

@@ -118,6 +118,12 @@ def _autograd(call: Any) -> Callable[..., Tensor]:
                 f"{call._schema.name}: forward-mode derivatives are not implemented; use backward"
             )
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if (
+                torch._C._are_functorch_transforms_active()
+            ):  # torch.func differentiates what it sees: the reference's own steps
+                op = call._schema.name.removeprefix("nag::")
+                CHECKS[op](*args)
+                return REFERENCE[op](*args)
             return _Recompute.apply(call, keyset, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return call.redispatch(keyset & torch._C._after_autograd_keyset, *args)

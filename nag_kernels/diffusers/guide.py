@@ -217,6 +217,11 @@ class _Guidance:
         own = zip(given, published, strict=True)
         self.settings: tuple[float, ...] = tuple(paper if value is None else value for value, paper in own)
         check_scalars("guide", *self.settings)
+        if rule == "nag" and self.settings[0] < 1:
+            raise ValueError(
+                f"guide: nag_scale must be at least 1 for rule 'nag', got {self.settings[0]:g}: 1 does nothing, more goes "
+                "further away from the negative, and less would draw it"
+            )
         if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
             raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")
         check_window(*window)

@@ -18,8 +18,8 @@ from .models.spec import ModelSpec
 from .negative_prompt import NegativeRecorder, RecordedCall
 
 PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
-# The contexts of diffusers' pipelines and guiders. LTX-2's last two have the prompt, and layers that are switched off: other guidance takes
-# its difference to the prompt's call, and they stay as they are, like the unconditional call.
+# The contexts of diffusers' pipelines and guiders. LTX-2's last two have the prompt, and layers that are switched off: other
+# guidance takes its difference to the prompt's call, and they stay as they are, like the unconditional call.
 CONTEXTS = {
     "cond": PROMPT,
     "cond_uncond": PROMPT,

@@ -225,6 +225,14 @@ def test_a_window_that_is_text(name):
         enable_guidance(pipeline("pixart"), NEGATIVE, **{name: "0.5"})
 
 
+@pytest.mark.parametrize("scale", [0, 0.99, -3.0])
+def test_a_scale_that_would_draw_the_negative(scale):
+    with pytest.raises(ValueError, match=r"nag_scale must be at least 1 for rule 'nag', got .* less would draw it"):
+        enable_guidance(pipeline("pixart"), NEGATIVE, nag_scale=scale)
+    with guide(pipeline("pixart"), NEGATIVE, nag_scale=0.25, rule="nasa") as pipe:
+        draw(pipe)
+
+
 def test_what_is_no_pipeline():
     with pytest.raises(TypeError, match="got the class PixArtAlphaPipeline; give the loaded pipeline itself"):
         enable_guidance(PixArtAlphaPipeline, NEGATIVE)

@@ -106,6 +106,51 @@ def test_forward_mode_is_refused():
         )
 
 
+@both
+def test_transforms_of_torch_func(op, overload):
+    """grad, vjp, jacrev, vmap over grad, and grad of functional_call give what backward gives."""
+    for call in samples(op, overload, dtype=torch.float64):
+        names, tensors = differentiable({k: v for k, v in call.items() if not k.startswith("nag_")})
+
+        def f(*tensors, call=call, names=names):
+            return operation(op, overload)(**{**call, **dict(zip(names, tensors, strict=True))}).sin()
+
+        out = f(*tensors)
+        expected = torch.autograd.grad(out.sum(), tensors)
+        plain = [x.detach() for x in tensors]
+        places = tuple(range(len(plain)))
+        found = [torch.func.grad(lambda *x: f(*x).sum(), argnums=places)(*plain)]
+        value, pull = torch.func.vjp(f, *plain)
+        torch.testing.assert_close(value, out.detach())
+        found.append(pull(torch.ones_like(out)))
+        found.append(
+            [x.sum_to_size(x.shape) for x in torch.func.jacrev(lambda *x: f(*x).sum(), argnums=places)(*plain)]
+        )
+        for gradients in found:
+            torch.testing.assert_close(list(gradients), list(expected))
+
+
+def test_gradient_of_a_functional_call():
+    inputs = testing.make_inputs(length=3, heads=2, size=4, positive=3, negative=3, dtype=torch.float64)
+    query = inputs.pop("query")
+    torch.manual_seed(0)
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4, dtype=torch.float64)
+
+        def forward(self, x):
+            return nag_kernels.fused_guided_attention(self.linear(x), **inputs, nag_scale=5.0)
+
+    layer = Layer()
+    layer(query).sum().backward()
+    parameters = {name: x.detach() for name, x in layer.named_parameters()}
+    found = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (query,)).sum())(parameters)
+    for name, x in layer.named_parameters():
+        torch.testing.assert_close(found[name], x.grad)
+
+
 def test_nothing_is_saved_without_requires_grad():
     saved = []
     inputs = testing.make_inputs(length=3)

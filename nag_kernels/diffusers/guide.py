@@ -19,7 +19,7 @@ from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
 from .models.registry import find_denoisers, guided_layers, spec_of
-from .negative_prompt import Negative, NegativeRecorder, checked_negative
+from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
 from .own_loop import DenoiserBlock
 from .owners import Block, OneCall, Owner, Pipe, enter, leave_all, owner_for_everybody, pipes_in, refuse_nested
 from .prompt_calls import PromptCalls
@@ -260,7 +260,11 @@ class _Guidance:
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
         recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
-        calls = PromptCalls(spec_of(denoisers[0]), recorder, recorder.first(), image_count(pipe, arguments))
+        try:
+            first = recorder.first()
+        except Cancelled:
+            return cancelled_run(replaced, function, pipe, denoisers, args, kwargs)
+        calls = PromptCalls(spec_of(denoisers[0]), recorder, first, image_count(pipe, arguments))
         halves = spec_of(denoisers[0]).doubles_batch(arguments)
         steered = GuidedRun(self, pipe, denoisers[0], calls, halves)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)

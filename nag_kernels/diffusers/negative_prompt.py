@@ -30,6 +30,26 @@ class _Reached(BaseException):
     """Ends the dry run; no pipeline catches a BaseException on its way."""
 
 
+class Cancelled(Exception):
+    """By `pipe._interrupt`, as user interfaces do it."""
+
+
+def cancelled_run(
+    replaced: Replaced, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:  # fmt: skip
+    """The pipeline's call without guidance, cancelled as soon as it comes to its denoiser: each call begins uncancelled."""
+    for denoiser in denoisers:
+        originals: dict[Denoiser, Callable[..., Any]] = {denoiser: denoiser._call_impl}
+
+        def call(*args: Any, denoiser: Any = denoiser, originals: Any = originals, **kwargs: Any) -> Any:
+            pipe._interrupt = True
+            return originals[denoiser](*args, **kwargs)
+
+        originals[denoiser] = intercepted(replaced, denoiser, call)
+    return function(pipe, *args, **kwargs)
+
+
 def checked_negative(negative: Negative) -> Negative:
     if isinstance(negative, str) or (isinstance(negative, Mapping) and negative):
         return negative
@@ -69,6 +89,7 @@ class NegativeRecorder:
         self.function, self.pipe, self.denoisers = function, pipe, denoisers
         self.arguments = _cloned(arguments)  # the running call draws from the generators
         self.negative = negative
+        self.cancelled = False
         self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
 
@@ -110,7 +131,10 @@ class NegativeRecorder:
         return RecordedCall(recorded.arguments | arguments, recorded.context)
 
     def first(self) -> RecordedCall:
+        """Raises `Cancelled` where the user interface has cancelled the pipeline while it encoded the negative."""
         recorded = self.record()
+        if recorded is None and self.cancelled:
+            raise Cancelled
         if recorded is None:
             kind = type(inner_denoiser(self.denoisers[0])).__name__
             raise RuntimeError(
@@ -120,13 +144,15 @@ class NegativeRecorder:
 
     def ready_made(self, text: Sequence[Any]) -> bool | None:
         """Whether a text of the denoiser's call is the ready-made prompt that the pipeline was given (True), its ready-made
-        unconditional text (False), or neither or both (None)."""
-        found = []
-        for prefix, answer in (("", True), ("negative_", False)):
-            given = [self.arguments.get(f"{prefix}{name}") for name in _EMBEDDINGS]
-            if any(_has_rows_of(x, y) for x in given for y in text):
-                found.append(answer)
-        return found[0] if len(found) == 1 else None
+        unconditional text (False), or neither (None)."""
+        prompt, unconditional = (
+            [self.arguments.get(f"{prefix}{name}") for name in _EMBEDDINGS] for prefix in ("", "negative_")
+        )
+        if any(_has_rows_of(x, y) for x, y in zip(prompt, unconditional, strict=True)):
+            return None  # they are the same
+        if any(_has_rows_of(x, y) for x in prompt for y in text):
+            return True  # with the unconditional one before or after it, in a doubled batch
+        return False if any(_has_rows_of(x, y) for x in unconditional for y in text) else None
 
     def _record(
         self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: bool
@@ -158,6 +184,7 @@ class NegativeRecorder:
             originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
         with contextlib.suppress(_Reached):
             self.function(self.pipe, **call)
+        self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
         return got[0] if got else None
 
 

@@ -363,3 +363,25 @@ def test_a_cancelled_call_ends_quietly():
     plain = draw(pipe, callback_on_step_end=cancel)
     with guide(pipe, NEGATIVE, start=0.5):
         assert torch.equal(draw(pipe, callback_on_step_end=cancel), plain)
+
+
+@pytest.mark.parametrize("of", ["the negative", "the prompt"])
+def test_a_call_that_is_cancelled_while_texts_are_encoded_ends_quietly(of):
+    """After one step at most; it is plain where the negative was not known yet."""
+    pipe, calls = pipeline("sd3"), []
+    encode = pipe.encode_prompt
+
+    def cancelling(prompt, *args, **options):
+        if (prompt in (NEGATIVE, [NEGATIVE])) == (of == "the negative"):
+            pipe._interrupt = True
+        return encode(prompt, *args, **options)
+
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    pipe.encode_prompt = cancelling
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+    assert len(calls) <= 1
+    pipe.encode_prompt = encode
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+    assert len(calls) > 3

@@ -183,8 +183,10 @@ def _bias(mask: Tensor | None, image: int, dtype: torch.dtype) -> Tensor | None:
 
 
 def beside_replacement(packed: Packed, index_of: Callable[[Any], int | None], replacement: Any, attention: Any) -> Any:
-    """For a node that replaces the attention of a UNet to the prompt (IP-Adapters do): what it adds to the attention to the prompt
-    is added to the guided attention."""
+    """For a node that replaces the attention of a UNet to the prompt, as IP-Adapters do.
+
+    What it adds to the attention to the prompt is added to the guided attention.
+    """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
         index = index_of(options)

@@ -174,6 +174,6 @@ def family_of(model: Any) -> Family:
             return family
     known = "; ".join(x.title for x in FAMILIES)
     raise ValueError(
-        f"{TITLE}: the model class {name} is not supported. Supported are: {known}. Load such a model with ComfyUI's own loaders, "
-        "or do without this node"
+        f"{TITLE}: the model class {name} is not supported. Supported are: {known}. Load such a model with ComfyUI's own "
+        "loaders, or do without this node"
     )

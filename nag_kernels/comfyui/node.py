@@ -16,7 +16,7 @@ RULES = ("nag", "nasa", "vsf")
 PUBLISHED = -1.0  # stands for what the papers use for the model
 NOT_IN_A_NEGATIVE = {
     "area": "an area", "mask": "a mask", "hooks": "LoRA or model hooks", "gligen": "boxes (GLIGEN)",
-    "start_percent": "a range of steps", "end_percent": "a range of steps",
+    "strength": "a strength", "start_percent": "a range of steps", "end_percent": "a range of steps",
 }  # fmt: skip
 
 
@@ -104,8 +104,8 @@ class NegativePromptInAttention:
 def _check_negative(negative: Any) -> None:
     if len(negative) != 1:
         raise ValueError(
-            f"{TITLE}: the negative must be one conditioning, got {len(negative)}. Join several with Conditioning (Concat), not with "
-            "Conditioning (Combine)"
+            f"{TITLE}: the negative must be one conditioning, got {len(negative)}. Join several with Conditioning (Concat), "
+            "not with Conditioning (Combine)"
         )
     found = next((words for name, words in NOT_IN_A_NEGATIVE.items() if negative[0][1].get(name) is not None), None)
     if found is not None:
@@ -125,7 +125,8 @@ def _chosen(layers: str, count: int) -> frozenset[int] | None:
         first, last = (math.inf, math.inf) if match is None else (int(match[1]), int(match[2] or match[1]))
         if not first <= last < count:
             raise ValueError(
-                f"{TITLE}: layers must be all, or numbers and ranges from 0 to {count - 1} such as 0-{count - 1}, got {item.strip()!r}"
+                f"{TITLE}: layers must be all, or numbers and ranges from 0 to {count - 1} such as 0-{count - 1}, got "
+                f"{item.strip()!r}"
             )
         chosen |= set(range(int(first), int(last) + 1))
     return frozenset(chosen)

@@ -121,7 +121,7 @@ def pack(
             positive = other.narrow(text.dim, 0, 0)
         other = positive.narrow(text.dim, 0, 0) if other is None else other.to(positive)
         rows, device = len(steered) * batch, positive.device
-        if other.shape[:text.dim] + other.shape[text.dim + 1:] != positive.shape[:text.dim] + positive.shape[text.dim + 1:]:  # fmt: skip
+        if _without(other, text.dim) != _without(positive, text.dim):
             raise ValueError(
                 f"{TITLE}: the negative's {text.argument} is {list(other.shape)} and the prompt's {list(positive.shape)}: they "
                 f"must be alike but for dimension {text.dim}. Encode both with the CLIP that belongs to this model"
@@ -157,6 +157,11 @@ def pack(
             first = torch.arange(parts[0][0], device=device) < ends[:, None]
             packed.mask_positive = first if packed.mask_positive is None else packed.mask_positive & first
     return changed, packed
+
+
+def _without(x: Tensor, dim: int) -> tuple[int, ...]:
+    """The shape but for one dimension."""
+    return (*x.shape[:dim], *x.shape[dim + 1 :])
 
 
 def _mask(name: str, arguments: Mapping[str, Any], rows: int, length: int) -> Tensor | None:

@@ -65,7 +65,8 @@ class Guide:
         patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.batch)
         patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, self.denoiser)
 
-    def sampling(self, executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:  # fmt: skip
+    def sampling(self, executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
+                 *args: Any, **kwargs: Any) -> Any:  # fmt: skip
         guider = executor.class_obj
         if "positive" not in guider.conds:
             raise ValueError(
@@ -78,8 +79,8 @@ class Guide:
         if not any(_within(run, x) for x in steps):
             raise ValueError(
                 f"{TITLE}: no step of this sampler lies between start_percent {self.window[0]:g} and end_percent "
-                f"{self.window[1]:g}: its steps have sigma {max(steps):.4g} to {min(steps):.4g}, the window is {run.first_sigma:.4g} "
-                f"to {run.last_sigma:.4g}. Widen the window, or connect this sampler to the model without this node"
+                f"{self.window[1]:g}: its steps have sigma {max(steps):.4g} to {min(steps):.4g}, the window is "
+                f"{run.first_sigma:.4g} to {run.last_sigma:.4g}. Widen the window, or connect this sampler to the model without this node"
             )
         guider.conds[KEY] = comfy.sampler_helpers.convert_cond(self.negative)
         guider.model_options["transformer_options"][KEY] = run
@@ -127,8 +128,8 @@ class Guide:
         for name in self.family.must_be_none:
             if kwargs.get(name) is not None:
                 raise ValueError(
-                    f"{TITLE}: the prompt has an {name}, which weighs single tokens against each other. Remove the node that makes "
-                    "it (a style model with an attention bias, say), or do without this node"
+                    f"{TITLE}: the prompt has an {name}, which weighs single tokens against each other. Remove the node that "
+                    "makes it (a style model with an attention bias, say), or do without this node"
                 )
         denoiser = getattr(executor.class_obj.diffusion_model, "_orig_mod", executor.class_obj.diffusion_model)
         batch = x.shape[0] // len(branches)
@@ -184,7 +185,10 @@ class Guide:
             )
 
 
-_OTHER_NODE = "Another node replaces a part of ComfyUI that this one needs: remove that node, or do without this one for this model"
+_OTHER_NODE = (
+    "Another node replaces a part of ComfyUI that this one needs: remove that node, or do without this one for this "
+    "model"
+)
 
 
 def _within(run: Sampling, sigma: float) -> bool:

@@ -29,11 +29,14 @@ def sigmas_of(patcher, *percents):
 def sample(patcher, x, positive, negative=None, cfg=1.0, sigmas=None, sampler=one_call):
     """The result of a sampling; `negative` is that of classifier-free guidance."""
     sigmas = sigmas_of(patcher, 0.4) if sigmas is None else sigmas
-    with torch.no_grad():
-        return comfy("samplers").sample(
-            patcher, x, positive, negative or positive, cfg, CPU, comfy("samplers").KSAMPLER(sampler), sigmas,
-            latent_image=torch.zeros_like(x), seed=0,
-        )  # fmt: skip
+    try:
+        with torch.no_grad():
+            return comfy("samplers").sample(
+                patcher, x, positive, negative or positive, cfg, CPU, comfy("samplers").KSAMPLER(sampler), sigmas,
+                latent_image=torch.zeros_like(x), seed=0,
+            )  # fmt: skip
+    finally:  # else the core collects garbage, for a third of a second, before each sampling with another clone
+        comfy("model_management").current_loaded_models.clear()
 
 
 def recorded_call(patcher, x, conditioning):

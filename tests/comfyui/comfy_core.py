@@ -18,7 +18,9 @@ def why_not(folder):
     """Why the core in this folder cannot be imported, or None."""
     if not (folder / "comfy" / "samplers.py").exists():
         return f"ComfyUI's core in {folder.name} (make test fetches it)"
-    absent = [name for name in ("einops", "torchsde", "scipy", "transformers") if importlib.util.find_spec(name) is None]
+    absent = [
+        name for name in ("einops", "torchsde", "scipy", "transformers") if importlib.util.find_spec(name) is None
+    ]
     return f"{', '.join(absent)}, which ComfyUI's core needs" if absent else None
 
 
@@ -28,7 +30,8 @@ def load(folder):
         return
     sys.path.append(str(folder))
     logging.getLogger().setLevel(logging.ERROR)
-    importlib.import_module("comfy.cli_args").args.cpu = True
+    options = importlib.import_module("comfy.cli_args").args
+    options.cpu = options.use_pytorch_cross_attention = True  # the attention that it has on most GPUs
     importlib.import_module("transformers")  # which looks for torchvision as it is imported
     absent = importlib.util.find_spec("torchvision") is None
     sys.modules.update(_torchvision() if absent else {})

@@ -44,7 +44,8 @@ def recorded_call(patcher, x, conditioning):
     calls, patcher = [], patcher.clone()
 
     def record(executor, *args, **kwargs):
-        calls.append((args, kwargs))
+        control = args[4]  # whose lists the model empties
+        calls.append(((*args[:4], copy.deepcopy(control), *args[5:]), kwargs))
         return executor(*args, **kwargs)
 
     patcher.add_wrapper_with_key("apply_model", "record", record)
@@ -90,7 +91,9 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
             x, other = inputs[0].clone(), 0
             if site.beside is not None:
                 other = site.beside(above, above.latest)
-            tokens = {"all": slice(None), "last": slice(x.shape[1] - tiny.image, None), "first": slice(0, tiny.image)}[site.tokens]
+            tokens = {"all": slice(None), "last": slice(x.shape[1] - tiny.image, None), "first": slice(0, tiny.image)}[
+                site.tokens
+            ]
             own = (slice(None), tokens, slice(0, site.width or x.shape[-1]))
             x[own] = steered(run, x[own] - other) + other
             return (x, *inputs[1:])

@@ -29,11 +29,13 @@ class Kind:
     joint: prompt and image are one sequence. Else: cross-attention.
     image_first: joint attention over [image ; text] instead of [text ; image].
     call: which of the layer's calls of attention sees the prompt, counted from 0.
+    before: whether the calls before it see the prompt too, given the arguments of the layer; they are not guided.
     """
 
     joint: bool
     image_first: bool = False
     call: Callable[[Module], int] = lambda layer: 0
+    before: Callable[[dict[str, Any]], bool] = lambda arguments: False
 
 
 def entrance(packed: Packed, kind: Kind, index: int, name: str) -> Callable[..., Any]:
@@ -42,18 +44,20 @@ def entrance(packed: Packed, kind: Kind, index: int, name: str) -> Callable[...,
     def enter(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         packed.entered.add(index)
         options = kwargs.get("transformer_options") or {}
-        layer = _Layer(packed, kind, index, name, kind.call(module), options.get(OVERRIDE))
+        layer = _Layer(packed, kind, index, name, options.get(OVERRIDE), kind.call(module), kind.before(kwargs))
         return args, kwargs | {"transformer_options": options | {OVERRIDE: layer.attend}}
 
     return enter
 
 
 class _Layer:
-    """One call of a layer. previous: the override that another node has put there, or None."""
+    """One call of a layer. previous: the override that another node has put there, or None.  call, before: as in `Kind`."""
 
-    def __init__(self, packed: Packed, kind: Kind, index: int, name: str, call: int, previous: Any):
+    def __init__(
+        self, packed: Packed, kind: Kind, index: int, name: str, previous: Any, call: int = 0, before: bool = False
+    ):
         self.packed, self.kind, self.index, self.name = packed, kind, index, name
-        self.calls_to_come, self.previous = call, previous
+        self.previous, self.calls_to_come, self.before = previous, call, before
 
     def attend(self, function: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None,
                attn_precision: Any = None, skip_reshape: bool = False, skip_output_reshape: bool = False,
@@ -71,6 +75,9 @@ class _Layer:
             )  # fmt: skip
 
         self.calls_to_come -= 1
+        dim = 2 if skip_reshape else 1
+        if self.calls_to_come >= 0 and self.before:
+            (key, _, _), (value, _, _) = self._split(key, dim), self._split(value, dim)
         if self.calls_to_come != -1:
             return plain(query, key, value, mask)
         if mask is not None and self.packed.mask_positive is None:
@@ -78,7 +85,6 @@ class _Layer:
                 f"{TITLE}: {self.name} got an attention mask {list(mask.shape)}, which cannot be split between the prompt and "
                 "the negative. Remove the node that weighs attention by a mask"
             )
-        dim = 2 if skip_reshape else 1
         self._check(query, key, dim)
         if self.kind.joint:
             pieces = self._joint(plain, query, key, value, heads, dim, options.get("scale"))
@@ -195,7 +201,7 @@ def beside_replacement(packed: Packed, index_of: Callable[[Any], int | None], re
                 f"{TITLE}: no layer is known at block {options.get('block')}, {options.get('block_index')}"
             )
         packed.entered.add(index)
-        layer = _Layer(packed, Kind(joint=False), index, f"block {options['block']}", 0, None)
+        layer = _Layer(packed, Kind(joint=False), index, f"block {options['block']}", None)
         layer._check(query, key, 1)
         (kp, _, _), (vp, _, _) = layer._split(key, 1), layer._split(value, 1)
         theirs = replacement(query, kp, vp, options)

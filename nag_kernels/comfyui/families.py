@@ -30,6 +30,7 @@ class Family:
     changes: what happens to the text before the layers, done to each prompt by itself.
     settings: the published settings, for this model (ComfyUI's BaseModel).
     must_be_none: arguments that weigh attention between tokens, and are refused.
+    token_count: an argument that holds the number of text tokens.
     refuse: why this very model cannot be guided, or None.
     """
 
@@ -42,6 +43,7 @@ class Family:
     changes: tuple[Change, ...] = ()
     settings: Callable[[Any], Settings] = lambda model: published.FLUX
     must_be_none: tuple[str, ...] = ()
+    token_count: str = ""
     refuse: Callable[[Any], str | None] = lambda model: None
 
 
@@ -126,7 +128,9 @@ FAMILIES = (
     Family(
         "Wan 2.1, Wan 2.2 (text, image, VACE, camera, HuMo, Animate, sound)",
         ("WanModel", "VaceWanModel", "CameraWanModel", "HumoWanModel", "AnimateWanModel", "WanModel_S2V"),
-        Kind(joint=False, call=lambda layer: int(hasattr(layer, "k_img"))),  # attention to the image comes first
+        # Attention to an image comes first, or, where there is none, to the prompt by the weights for an image.
+        Kind(joint=False, call=lambda layer: int(hasattr(layer, "k_img")),
+             before=lambda arguments: arguments.get("context_img_len") is None),
         layers_of("WanT2VCrossAttention", "WanI2VCrossAttention", end=".cross_attn"),
     ),
     Family("LTX-Video", ("LTXVModel",), _CROSS, layers_of("CrossAttention", end=".attn2"), _masked),
@@ -143,6 +147,14 @@ FAMILIES = (
     Family(
         "AuraFlow", ("MMDiT",), _JOINT, layers_of("DoubleAttention", "SingleAttention"), changes=(registers_for_each,),
     ),
+    Family(
+        "OmniGen2", ("OmniGen2Transformer2DModel",), _JOINT, layers_of("Attention", begin="layers.", end=".attn"),
+        changes=(
+            positions_begin_anew("rope_embedder.rope_embedder", image_follows=True),
+            each_text(lambda denoiser: list(denoiser.context_refiner), {0: 1, 2: 1}),  # type: ignore[arg-type]
+        ),
+        must_be_none=("attention_mask",), token_count="num_tokens",
+    ),
     Family("Stable Audio", ("AudioDiffusionTransformer",), _CROSS, layers_of("Attention", end=".cross_attn")),
 )  # fmt: skip
 
@@ -156,7 +168,6 @@ REFUSED = {
     "Hunyuan3Dv2": "Hunyuan3D 2: it has no prompt",
     "StageC": "Stable Cascade: its attention sees the prompt, a pooled prompt and an image as one text",
     "StageB": "Stable Cascade: its second stage has no prompt",
-    "OmniGen2Transformer2DModel": "OmniGen2: its positions are not known to this node yet",
 }
 
 

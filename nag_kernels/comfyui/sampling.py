@@ -80,7 +80,8 @@ class Guide:
             raise ValueError(
                 f"{TITLE}: no step of this sampler lies between start_percent {self.window[0]:g} and end_percent "
                 f"{self.window[1]:g}: its steps have sigma {max(steps):.4g} to {min(steps):.4g}, the window is "
-                f"{run.first_sigma:.4g} to {run.last_sigma:.4g}. Widen the window, or connect this sampler to the model without this node"
+                f"{run.first_sigma:.4g} to {run.last_sigma:.4g}. Widen the window, or connect this "
+                "sampler to the model without this node"
             )
         guider.conds[KEY] = comfy.sampler_helpers.convert_cond(self.negative)
         guider.model_options["transformer_options"][KEY] = run
@@ -141,6 +142,8 @@ class Guide:
         changed, packed = pack(texts, arguments, negative, self.guidance, steered, batch, lengths)
         if not self.family.masked_layers:
             packed.mask_positive = packed.mask_negative = None
+        if self.family.token_count:
+            arguments[self.family.token_count] = sum(packed.lengths)
         arguments |= changed
         with self._guided(denoiser, packed, options) as options:
             out = executor(x, t, c_concat, arguments.pop("c_crossattn"), control, options, **arguments)

@@ -58,7 +58,8 @@ def positions_begin_anew(embedder: str, image_follows: bool = False) -> Change:
     """The position ids of text- are those of a text that stands alone.
 
     embedder: the module that turns ids [B, text+ and text- and image, axes] into angles.
-    image_follows: the first axis of the image is the number of text tokens + 1: of those of text+.
+    image_follows: the first axis of the image counts on from the text: from text+, as beside a prompt alone. Where it is 0,
+        it is no image.
     """
 
     def change(denoiser: Module, packed: Packed) -> contextlib.AbstractContextManager[None]:
@@ -72,10 +73,10 @@ def positions_begin_anew(embedder: str, image_follows: bool = False) -> Change:
             ids[:, positive : positive + negative] = args[0][:, :negative]
             if image_follows:
                 axis = ids[:, positive + negative :, 0]
-                axis[axis == positive + negative + 1] = positive + 1
+                axis[axis > 0] -= negative
             return (ids, *args[1:])
 
-        return _hook(getattr(denoiser, embedder).register_forward_pre_hook(renumber))
+        return _hook(denoiser.get_submodule(embedder).register_forward_pre_hook(renumber))
 
     return change
 

@@ -55,7 +55,7 @@ def recorded_call(patcher, x, conditioning):
 
 
 def formula(positive, negative, scale, tau, alpha, rule="nag"):
-    """The guided output in float64, and the share of the tokens that the clip changed; all heads of a token lie in the last dimension."""
+    """The guided output in float64, and the share of the tokens that the clip changed; the last dimension has all heads."""
     p, n = positive.double(), negative.double()
     if rule == "nasa":
         return (p - scale * n).to(positive.dtype), 0.0
@@ -76,11 +76,15 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
     models = [copy.deepcopy(patcher.model) for _ in calls]
     tiny.beside_prompt(models[1], positive[0][0].shape[1], negative[0][0].shape[1])
     meeting, outputs, results, shares = threading.Barrier(2, timeout=60), [None, None], [None, None], []
+    beside = [0]
 
-    def steered(run, x):
-        outputs[run] = x.clone()
+    def steered(run, x, other):
+        outputs[run] = x - other
+        if run == 0:
+            beside[0] = other
         meeting.wait()
         out, share = formula(*outputs, scale, tau, alpha, rule)
+        out = out + beside[0]
         if run == 0:
             shares.append(share)
         meeting.wait()
@@ -88,14 +92,13 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
 
     def hook(run, site, above):
         def steer(layer, inputs):
-            x, other = inputs[0].clone(), 0
-            if site.beside is not None:
-                other = site.beside(above, above.latest)
+            x = inputs[0].clone()
+            other = 0 if site.beside is None else site.beside(above, above.latest)
             tokens = {"all": slice(None), "last": slice(x.shape[1] - tiny.image, None), "first": slice(0, tiny.image)}[
                 site.tokens
             ]
             own = (slice(None), tokens, slice(0, site.width or x.shape[-1]))
-            x[own] = steered(run, x[own] - other) + other
+            x[own] = steered(run, x[own], other)
             return (x, *inputs[1:])
 
         return steer

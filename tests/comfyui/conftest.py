@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy_core
 import pytest
 import torch
-from tiny_comfy import MODELS
+from tiny_comfy_models import MODELS
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@
 import pytest
 import torch
 from comfy_oracle import difference, sample, two_runs
-from tiny_comfy import MODELS
+from tiny_comfy_models import MODELS
 
 SETTINGS = {"nag_scale": 4.0, "nag_tau": 1.02, "nag_alpha": 0.6}
 ROUNDING = 2e-5  # of float32, in models of random weights whose denoised sample is a small difference of large numbers

@@ -208,6 +208,28 @@ def test_blocks_that_a_node_leaves_out(node, model):
     assert difference(guided, expected) < ROUNDING
 
 
+def test_a_cache_of_the_core_leaves_steps_out(node, model):
+    """As EasyCache: a step is drawn from what an earlier one has left; the steps that are drawn are guided."""
+    tiny, patcher = model("sd15")
+    x, (positive, negative) = tiny.start(), texts(tiny, 12, 9)
+    left = []
+
+    def cache(executor, x, *args, **kwargs):
+        if len(left) == 2:
+            return x + left[-1]
+        left.append(executor(x, *args, **kwargs) - x)
+        return x + left[-1]
+
+    cached = patcher.clone()
+    cached.add_wrapper_with_key("diffusion_model", "easycache", cache)
+    cached.model_options["transformer_options"]["easycache"] = cache
+    steps = sigmas_of(patcher, 0.2, 0.4, 0.6)
+    guided = euler(*node(cached, negative, **SETTINGS), x, positive, steps)
+    assert len(left) == 2
+    left.clear()
+    assert difference(guided, euler(cached, x, positive, steps)) > 50 * ROUNDING
+
+
 @kinds
 def test_several_prompts_with_areas_and_masks(node, model, name):
     tiny, patcher = model(name)

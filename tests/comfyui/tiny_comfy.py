@@ -5,6 +5,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -113,3 +114,40 @@ def image_beside(multiple):
         model.diffusion_model.rope_embedder.register_forward_pre_hook(move)
 
     return change
+
+
+def mask(n):
+    seen = torch.ones(1, n, dtype=torch.long)
+    seen[:, n - 2 :] = 0
+    return {"attention_mask": seen}
+
+
+def quoted(n):
+    """ByT5's embeddings of the words in quotes."""
+    return {"conditioning_byt5small": torch.randn(1, n // 2, 1472)}
+
+
+def pooled(width):
+    return lambda: {"pooled_output": torch.randn(1, width)}
+
+
+def clip_vision(width):
+    return lambda: {"clip_vision_output": SimpleNamespace(penultimate_hidden_states=torch.randn(1, 9, width))}
+
+
+def seconds():
+    """The weights of Stable Audio's embeddings of a time."""
+    embedder = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner(768, min_val=0, max_val=512)
+    weights = {k: torch.randn(x.shape) * 0.2 for k, x in embedder.state_dict().items()}
+    return {f"conditioner.conditioners.seconds_{x}.{k}": v for x in ("start", "total") for k, v in weights.items()}
+
+
+def omnigen2_image_beside(model, positive, negative):
+    """OmniGen2 counts its images on from the text."""
+
+    def move(embedder, inputs):
+        ids = inputs[0].clone()
+        ids[:, negative:, 0] += positive - negative
+        return (ids,)
+
+    model.diffusion_model.rope_embedder.rope_embedder.register_forward_pre_hook(move)

@@ -2,18 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny models by name, one or more for each family of ComfyUI's core 0.3.75."""
 
-import importlib
+import dataclasses
 from types import SimpleNamespace
 
 import torch
-from tiny_comfy import Site, TinyModel, config, image_beside, image_features
-
-
-def mask(n):
-    seen = torch.ones(1, n, dtype=torch.long)
-    seen[:, n - 2 :] = 0
-    return seen
-
+from tiny_comfy import (
+    Site,
+    TinyModel,
+    clip_vision,
+    config,
+    image_beside,
+    image_features,
+    mask,
+    omnigen2_image_beside,
+    pooled,
+    quoted,
+    seconds,
+)  # fmt: skip
 
 UNET = config(
     image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1], channel_mult=[1, 2],
@@ -43,10 +48,6 @@ HUNYUAN = config(
 )  # fmt: skip
 
 
-def pooled(width):
-    return lambda: {"pooled_output": torch.randn(1, width)}
-
-
 QWEN = config(
     image_model="qwen_image", in_channels=64, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
     axes_dims_rope=[4, 6, 6],
@@ -55,30 +56,6 @@ CHROMA = {k: v for k, v in FLUX.items() if k not in ("vec_in_dim", "guidance_emb
 CHROMA |= config(
     image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=32, hidden_dim=16, n_layers=1
 )
-
-
-def clip_vision(width):
-    return lambda: {"clip_vision_output": SimpleNamespace(penultimate_hidden_states=torch.randn(1, 9, width))}
-
-
-def seconds():
-    """The weights of Stable Audio's embeddings of a time."""
-    embedder = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner(768, min_val=0, max_val=512)
-    weights = {k: torch.randn(x.shape) * 0.2 for k, x in embedder.state_dict().items()}
-    return {f"conditioner.conditioners.seconds_{x}.{k}": v for x in ("start", "total") for k, v in weights.items()}
-
-
-def omnigen2_image_beside(model, positive, negative):
-    """OmniGen2 counts its images on from the text."""
-
-    def move(embedder, inputs):
-        ids = inputs[0].clone()
-        ids[:, negative:, 0] += positive - negative
-        return (ids,)
-
-    model.diffusion_model.rope_embedder.rope_embedder.register_forward_pre_hook(move)
-
-
 VIDEO = (1, 16, 2, 8, 8)
 MODELS = {
     "sd15": TinyModel("SD15", UNET, (1, 4, 8, 8), (Site(r".*attn2\.to_out"),)),
@@ -186,18 +163,9 @@ MODELS = {
         ),
         VIDEO,
         (Site(r".*attn2\.to_out"),),
-        text=lambda n: {"attention_mask": mask(n)},
+        text=mask,
     ),
     "hunyuan_video": TinyModel("HunyuanVideo", HUNYUAN, VIDEO, HUNYUAN_SITES, image=32, common=pooled(24)),
-    "hunyuan_video_masked": TinyModel(
-        "HunyuanVideo",
-        HUNYUAN,
-        VIDEO,
-        HUNYUAN_SITES,
-        image=32,
-        common=pooled(24),
-        text=lambda n: {"attention_mask": mask(n)},
-    ),
     "hunyuan_image": TinyModel(
         "HunyuanImage21",
         HUNYUAN
@@ -212,7 +180,7 @@ MODELS = {
         (1, 64, 4, 4),
         HUNYUAN_SITES,
         image=16,
-        text=lambda n: {"conditioning_byt5small": torch.randn(1, n // 2, 1472)},
+        text=quoted,
     ),
     "hunyuan_video15": TinyModel(
         "HunyuanVideo15",
@@ -229,7 +197,7 @@ MODELS = {
         (1, 32, 2, 4, 4),
         HUNYUAN_SITES,
         image=32,
-        text=lambda n: {"conditioning_byt5small": torch.randn(1, n // 2, 1472)},
+        text=quoted,
         common=lambda: {
             "pooled_output": torch.randn(1, 24),
             "clip_vision_output": SimpleNamespace(last_hidden_state=torch.randn(1, 6, 20)),
@@ -427,3 +395,4 @@ MODELS = {
         weights=seconds,
     ),
 }
+MODELS["hunyuan_video_masked"] = dataclasses.replace(MODELS["hunyuan_video"], text=mask)

@@ -10,6 +10,18 @@ from tiny_comfy_models import MODELS
 SETTINGS = {"nag_scale": 4.0, "nag_tau": 1.02, "nag_alpha": 0.6}
 ROUNDING = 2e-5  # of float32, in models of random weights whose denoised sample is a small difference of large numbers
 families = pytest.mark.parametrize("name", MODELS)
+# What these do to their text, another model does too.
+LIKE_OTHERS = {
+    "flux_kontext",
+    "qwen_edit",
+    "chroma_radiance",
+    "wan_camera",
+    "wan_humo",
+    "wan_animate",
+    "wan_s2v",
+    "hunyuan_video_masked",
+}
+unlike_families = pytest.mark.parametrize("name", [name for name in MODELS if name not in LIKE_OTHERS])
 
 
 @families
@@ -17,18 +29,17 @@ families = pytest.mark.parametrize("name", MODELS)
 def test_guided_model_equals_two_runs(node, model, name, lengths):
     tiny, patcher = model(name)
     x, positive, negative = tiny.start(), tiny.conditioning(1, lengths[0]), tiny.conditioning(2, lengths[1])
-    guided = sample(*node(patcher, negative, **SETTINGS), x, positive)
+    text = tiny.conditioning(2, lengths[1], common=False)
+    guided = sample(*node(patcher, text, **SETTINGS), x, positive)
     expected, shares = two_runs(tiny, patcher, x, positive, negative, *SETTINGS.values())
     assert difference(guided, expected) < ROUNDING
     assert difference(guided, sample(patcher, x, positive)) > 50 * ROUNDING
     assert sum(shares) > 0  # the clip acts
 
 
-@families
+@unlike_families
 def test_two_videos_or_images_at_once(node, model, name):
     tiny, patcher = model(name)
-    if name == "hunyuan_video_masked":
-        pytest.skip("the core itself takes one masked text at a time")
     x, positive, negative = tiny.start(rows=2), tiny.conditioning(1, 12), tiny.conditioning(2, 9)
     guided = sample(*node(patcher, negative, **SETTINGS), x, positive)
     apart = torch.cat([sample(*node(patcher, negative, **SETTINGS), x[i : i + 1], positive) for i in range(2)])
@@ -45,7 +56,7 @@ def test_a_negative_equal_to_the_prompt_changes_nothing(node, model, name):
     assert difference(sample(*node(patcher, negative, 4.0, 2.5, 0.0), x, positive), plain) < ROUNDING
 
 
-@families
+@unlike_families
 def test_the_model_is_as_before_without_the_node(node, model, name):
     tiny, patcher = model(name)
     x, positive, negative = tiny.start(), tiny.conditioning(1, 12), tiny.conditioning(2, 9)
@@ -60,11 +71,9 @@ def test_the_model_is_as_before_without_the_node(node, model, name):
         assert "forward" not in vars(module)
 
 
-@families
+@unlike_families
 def test_the_unconditional_branch_is_not_guided(node, model, name):
     tiny, patcher = model(name)
-    if name == "hunyuan_video_masked":
-        pytest.skip("the core itself takes one masked text at a time")
     x, positive, negative = tiny.start(), tiny.conditioning(1, 12), tiny.conditioning(2, 9)
     other = tiny.conditioning(3, 12)
 
@@ -84,7 +93,7 @@ def test_the_unconditional_branch_is_not_guided(node, model, name):
         assert difference(unconditional, sample(patcher, x, other)) < ROUNDING
 
 
-@families
+@unlike_families
 def test_nasa_equals_two_runs(node, model, name):
     tiny, patcher = model(name)
     x, positive, negative = tiny.start(), tiny.conditioning(1, 12), tiny.conditioning(2, 9)
@@ -93,7 +102,7 @@ def test_nasa_equals_two_runs(node, model, name):
     assert difference(guided, expected) < ROUNDING
 
 
-@families
+@unlike_families
 def test_only_the_chosen_layers_are_guided(node, model, name):
     tiny, patcher = model(name)
     x, positive, negative = tiny.start(), tiny.conditioning(1, 12), tiny.conditioning(2, 9)

@@ -74,13 +74,13 @@ class TinyModel:
         return patcher.ModelPatcher(self.model() if model is None else model, torch.device("cpu"), torch.device("cpu"))
 
     def conditioning(self, seed, length, common=True):
-        """As a text encode node gives it: [[embeddings, dictionary]]."""
+        """As a text encode node gives it: [[embeddings, dictionary]]; with `common` also what other nodes have added."""
         generator = torch.Generator().manual_seed(seed)
         state = torch.get_rng_state()
         torch.manual_seed(seed + 1000)
         described = self.text(length)
         torch.manual_seed(7)
-        described |= self.common()
+        described |= {k: x for k, x in self.common().items() if common or k == "pooled_output"}
         torch.set_rng_state(state)
         return [[torch.randn(1, length, self.width, generator=generator), described]]
 

@@ -64,8 +64,7 @@ class _Layer:
                **options: Any) -> Tensor:  # fmt: skip
         """As `optimized_attention`, which this stands for; `function` is what the core would have called."""
         if "transformer_options" in options:  # so that nothing comes here again
-            kept = {k: x for k, x in options["transformer_options"].items() if k != OVERRIDE}
-            options["transformer_options"] = kept | ({OVERRIDE: self.previous} if self.previous else {})
+            options["transformer_options"] = {k: x for k, x in options["transformer_options"].items() if k != OVERRIDE}
 
         def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             call = (function, query, key, value, heads) if self.previous else (query, key, value, heads)
@@ -94,7 +93,9 @@ class _Layer:
             (key, _, _), (value, _, _) = self._split(key, dim), self._split(value, dim)
             self.packed.guided.add(self.index)
             return plain(query, key, value, _bias(self.packed.mask_positive, 0, query.dtype))
-        out = self.guided(*(_apart(x, query, heads, skip_reshape) for x in (query, key, value)), options.get("scale"))
+        size = query.shape[-1] if skip_reshape else query.shape[-1] // heads
+        query, key, value = (_apart(x, size, skip_reshape) for x in (query, key, value))
+        out = self.guided(query, key, value, options.get("scale"))
         return out.transpose(1, 2) if skip_output_reshape else out.flatten(2)
 
     def _check(self, query: Tensor, key: Tensor, dim: int) -> None:
@@ -143,8 +144,8 @@ class _Layer:
 
         def beside(which: int, query: Tensor) -> Tensor:
             """Plain attention of `query` to one text and the image."""
-            whole = (torch.cat([x[which], x[2]], dim=dim) for x in (keys, values))
-            return plain(query, *whole, _bias(masks[which], image, query.dtype))
+            key, value = (torch.cat([x[which], x[2]], dim=dim) for x in (keys, values))
+            return plain(query, key, value, _bias(masks[which], image, query.dtype))
 
         if not self.packed.chooses(self.index):
             self.packed.guided.add(self.index)
@@ -152,30 +153,34 @@ class _Layer:
             along = 1 if both.ndim == 3 else 2
             of_text, of_image = both.split([queries[0].shape[dim], image], dim=along)
             return of_text, beside(1, queries[1]), of_image
-        of_text = beside(0, queries[0])
-        skip = dim == 2
-        shared = {f"{name}_shared": _apart(x[2], query, heads, skip) for name, x in (("key", keys), ("value", values))}
-        pairs = (_apart(torch.cat(x[:2], dim=dim), query, heads, skip) for x in (keys, values))
-        guided = self.guided(_apart(queries[2], query, heads, skip), *pairs, scale, **shared)
+        of_text, skip = beside(0, queries[0]), dim == 2
+        size = query.shape[-1] if skip else query.shape[-1] // heads
+        key, value = (_apart(torch.cat(x[:2], dim=dim), size, skip) for x in (keys, values))
+        shared = (_apart(keys[2], size, skip), _apart(values[2], size, skip))
+        guided = self.guided(_apart(queries[2], size, skip), key, value, scale, shared)
         return of_text, beside(1, queries[1]), guided.transpose(1, 2) if of_text.ndim == 4 else guided.flatten(2)
 
-    def guided(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, **shared: Tensor) -> Tensor:
-        """The operation, [B, S, H, D]; key and value hold [text+ ; text-] (in cross-attention in parts)."""
-        if shared:
-            (kp, kn), (vp, vn) = (x.split(self.packed.lengths, dim=1) for x in (key, value))
-        else:
+    def guided(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None,
+               shared: tuple[Tensor, Tensor] | None = None) -> Tensor:  # fmt: skip
+        """The operation, [B, S, H, D]; key and value hold [text+ ; text-], or in cross-attention those of each part."""
+        if shared is None:
             (kp, kn, _), (vp, vn, _) = self._split(key, 1), self._split(value, 1)
-        out = fused_guided_attention(query, kp, vp, kn, vn, **self.packed.settings, **self.packed.masks(),
-                                     softmax_scale=scale, **shared)  # fmt: skip
+        else:
+            (kp, kn), (vp, vn) = (x.split(self.packed.lengths, dim=1) for x in (key, value))
+        positive, negative = self.packed.masks()
+        out = fused_guided_attention(
+            query, kp, vp, kn, vn, *self.packed.settings, key_shared=shared and shared[0], value_shared=shared and shared[1],
+            mask_positive=positive, mask_negative=negative, softmax_scale=scale, rule=self.packed.guidance.rule,
+        )  # fmt: skip
         self.packed.guided.add(self.index)
         return out
 
 
-def _apart(x: Tensor, query: Tensor, heads: int, skip_reshape: bool) -> Tensor:
+def _apart(x: Tensor, size: int, skip_reshape: bool) -> Tensor:
     """[B, T, H, D] of what a layer passes to attention: [B, H, T, D] with skip_reshape, else [B, T, H * D]."""
     if skip_reshape:
         return x.transpose(1, 2)
-    return x if x.ndim == 4 else x.unflatten(-1, (-1, query.shape[-1] // heads))
+    return x if x.ndim == 4 else x.unflatten(-1, (-1, size))
 
 
 def _bias(mask: Tensor | None, image: int, dtype: torch.dtype) -> Tensor | None:
@@ -209,7 +214,8 @@ def beside_replacement(packed: Packed, index_of: Callable[[Any], int | None], re
             packed.guided.add(index)
             return theirs
         heads = options["n_heads"]
-        out = layer.guided(*(_apart(x, query, heads, False) for x in (query, key, value)), None)
-        return theirs + out.flatten(2) - attention(query, kp, vp, heads, attn_precision=options.get("attn_precision"))
+        ours = attention(query, kp, vp, heads, attn_precision=options.get("attn_precision"))
+        query, key, value = (_apart(x, x.shape[-1] // heads, False) for x in (query, key, value))
+        return theirs + layer.guided(query, key, value, None).flatten(2) - ours
 
     return attend

@@ -79,14 +79,19 @@ class NegativePromptInAttention:
         _check_negative(negative)
         settings = self._settings(family.settings(model.model), family.title, rule, nag_scale, nag_tau, nag_alpha)
         count = len(family.layers(model.model.diffusion_model))
-        guide = Guide(family, negative, Guidance(*settings, rule, _chosen(layers, count)), (start_percent, end_percent))
+        guide = Guide(
+            family,
+            negative,
+            Guidance(*settings, rule=rule, chosen=_chosen(layers, count)),
+            (start_percent, end_percent),
+        )
         guided = model.clone()
         guide.add_to(guided)
         return (guided,)
 
     def _settings(
         self, papers: Any, title: str, rule: str, scale: float, tau: float, alpha: float
-    ) -> tuple[float, ...]:
+    ) -> tuple[float, float, float]:
         if scale == PUBLISHED:
             published = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
             if published is None:

@@ -72,20 +72,20 @@ class Packed:
                 scale, tau = scale.where(self.steered, 1.0), tau.where(self.steered, math.inf)
             elif given.rule == "nasa":
                 scale = scale.where(self.steered, 0.0)
-        self.settings = {"nag_scale": scale, "nag_tau": tau, "nag_alpha": alpha, "rule": given.rule}
+        self.settings = scale, tau, alpha
 
     @property
     def lengths(self) -> tuple[int, int]:
         """Tokens of text+ and of text-, in all parts together."""
         return sum(p for p, _ in self.parts), sum(n for _, n in self.parts)
 
-    def masks(self) -> dict[str, Tensor | None]:
-        """For the operation; under VSF, no scale of which leaves text- out, also which rows see it."""
+    def masks(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of text+ and text- for the operation; under VSF, no scale of which leaves text- out, also which rows see it."""
         negative = self.mask_negative
         if self.steered is not None and self.guidance.rule == "vsf":
             rows = self.steered[:, None].expand(-1, self.lengths[1])
             negative = rows if negative is None else negative & rows
-        return {"mask_positive": self.mask_positive, "mask_negative": negative}
+        return self.mask_positive, negative
 
     def chooses(self, layer: int) -> bool:
         return self.guidance.chosen is None or layer in self.guidance.chosen
@@ -110,16 +110,17 @@ def pack(
     masks: list[tuple[Tensor | None, Tensor | None]] = []
     rows, device, main = 0, torch.device("cpu"), 0
     for text in texts:
-        positive, other = arguments.get(text.argument), negative.get(text.argument)
+        positive: Any = arguments.get(text.argument)
+        other: Any = negative.get(text.argument)
         if text.copied:
             other = positive
         if positive is None and other is None:
             continue
         if other is not None and not text.copied:
             other = other.repeat(len(steered), *[1] * (other.ndim - 1))
-        if positive is None:
-            positive = other.narrow(text.dim, 0, 0)
-        other = positive.narrow(text.dim, 0, 0) if other is None else other.to(positive)
+        there: Any = other if positive is None else positive
+        absent = there.narrow(text.dim, 0, 0)
+        positive, other = absent if positive is None else positive, absent if other is None else other.to(there)
         rows, device = len(steered) * batch, positive.device
         if _without(other, text.dim) != _without(positive, text.dim):
             raise ValueError(

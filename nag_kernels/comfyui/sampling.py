@@ -74,7 +74,7 @@ class Guide:
                 "cannot be told what to guide. Use a guider with a positive conditioning, such as CFGGuider or BasicGuider"
             )
         convert = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
-        run = Sampling(*(float(convert(x)) for x in self.window))
+        run = Sampling(float(convert(self.window[0])), float(convert(self.window[1])))
         steps = [float(x) for x in (sigmas[:-1] if len(sigmas) > 1 else sigmas)]
         if not any(_within(run, x) for x in steps):
             raise ValueError(

@@ -35,7 +35,7 @@ def each_text(modules: Callable[[Module], list[Module]], split: Mapping[int, int
                 return torch.cat(outs, dim=1)
 
             own = vars(module).get("forward")  # another node's, or None
-            module.forward = of_each  # type: ignore[method-assign]
+            module.forward = of_each
             stack.callback(lambda: setattr(module, "forward", own) if own else delattr(module, "forward"))
 
         with contextlib.ExitStack() as stack:

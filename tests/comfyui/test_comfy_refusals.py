@@ -191,6 +191,21 @@ def test_an_attention_bias(node, model):
         sample(*node(patcher, negative), tiny.start(), positive)
 
 
+def test_a_block_that_another_node_gives_a_mask(node, model):
+    tiny, patcher = model("flux")
+    other = patcher.clone()
+    other.set_model_patch_replace(
+        lambda args, extra: extra["original_block"](args | {"attn_mask": torch.zeros(1, 1, 37, 37)}),
+        "dit",
+        "double_block",
+        1,
+    )
+    with pytest.raises(
+        ValueError, match=r"double_blocks\.1 got an attention mask \[1, 1, 37, 37\], which cannot be split"
+    ):
+        sample(*node(other, tiny.conditioning(2, 9)), tiny.start(), tiny.conditioning(1, 12))
+
+
 def test_a_mask_of_fractions(node, model):
     tiny, patcher = model("ltxv")
     positive, negative = tiny.conditioning(1, 12), tiny.conditioning(2, 9)

@@ -3,6 +3,7 @@
 """The node beside what else a workflow has: other nodes, several prompts, little memory, parts of the steps."""
 
 import copy
+import dataclasses
 import importlib
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from comfy_oracle import comfy, difference, one_call, sample, sigmas_of, two_runs
 
 SETTINGS = {"nag_scale": 4.0, "nag_tau": 1.02, "nag_alpha": 0.6}
-ROUNDING = 2e-5
+ROUNDING = 5e-6  # of float32, as in test_comfy_families.py
 kinds = pytest.mark.parametrize("name", ["sd15", "flux"])  # cross-attention and joint attention
 
 
@@ -337,6 +338,16 @@ def test_as_many_image_tokens_as_text_tokens(node, model, name):
     tiny, patcher = model(name)
     tokens = {"sd15": 64, "wan": 32, "ltxv": 128, "cosmos": 32}[name]
     x, positive, negative = tiny.start(), tiny.conditioning(1, 12), tiny.conditioning(2, tokens - 12)
+    guided = sample(*node(patcher, negative, **SETTINGS), x, positive)
+    expected, _ = two_runs(tiny, patcher, x, positive, negative, *SETTINGS.values())
+    assert difference(guided, expected) < ROUNDING
+
+
+def test_a_mask_that_only_the_text_refiner_sees(node, model):
+    """Lumina 2 masks the text among itself, and not in the layers that see the image."""
+    tiny, patcher = model("lumina2")
+    tiny = dataclasses.replace(tiny, text=lambda n: {"attention_mask": torch.arange(n)[None] < n - 2})
+    x, (positive, negative) = tiny.start(), texts(tiny, 12, 9)
     guided = sample(*node(patcher, negative, **SETTINGS), x, positive)
     expected, _ = two_runs(tiny, patcher, x, positive, negative, *SETTINGS.values())
     assert difference(guided, expected) < ROUNDING

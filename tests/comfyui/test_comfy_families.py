@@ -8,7 +8,7 @@ from comfy_oracle import difference, sample, two_runs
 from tiny_comfy_models import MODELS
 
 SETTINGS = {"nag_scale": 4.0, "nag_tau": 1.02, "nag_alpha": 0.6}
-ROUNDING = 2e-5  # of float32, in models of random weights whose denoised sample is a small difference of large numbers
+ROUNDING = 5e-6  # of float32: ten times what was measured, 1e-7 to 6e-7
 families = pytest.mark.parametrize("name", MODELS)
 # What these do to their text, another model does too.
 LIKE_OTHERS = {

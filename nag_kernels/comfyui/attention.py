@@ -63,9 +63,6 @@ class _Layer:
                attn_precision: Any = None, skip_reshape: bool = False, skip_output_reshape: bool = False,
                **options: Any) -> Tensor:  # fmt: skip
         """As `optimized_attention`, which this stands for; `function` is what the core would have called."""
-        if "transformer_options" in options:  # so that nothing comes here again
-            options["transformer_options"] = {k: x for k, x in options["transformer_options"].items() if k != OVERRIDE}
-
         def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             call = (function, query, key, value, heads) if self.previous else (query, key, value, heads)
             return (self.previous or function)(

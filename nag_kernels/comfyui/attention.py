@@ -63,6 +63,7 @@ class _Layer:
                attn_precision: Any = None, skip_reshape: bool = False, skip_output_reshape: bool = False,
                **options: Any) -> Tensor:  # fmt: skip
         """As `optimized_attention`, which this stands for; `function` is what the core would have called."""
+
         def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             call = (function, query, key, value, heads) if self.previous else (query, key, value, heads)
             return (self.previous or function)(

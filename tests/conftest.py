@@ -83,6 +83,9 @@ def backend(request) -> str:
 def pytest_addoption(parser):
     parser.addoption("--fast", action="store_true",
                      help="of each test the case in the middle; none that is marked slow")  # fmt: skip
+    parser.addoption(
+        "--comfy", metavar="FOLDER", help="a checkout of ComfyUI for tests/comfyui, instead of the fetched core"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -8,13 +8,13 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from torch import Tensor
 
-from nag_kernels import guidance
+from nag_kernels import guidance, published
 
 from ..attention.base import Layer, PackedText, heads
 from ..attention.ip_adapter import attention_to_images
 from ..attention.joint import JointAttentionProcessor, Projected, Rotary, plain_attention, turned
 from .layers import layers_of_type
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
@@ -171,7 +171,7 @@ MODELS: dict[str, ModelSpec] = {
             FluxAttnProcessor: NAGFluxAttnProcessor2_0,
             FluxIPAdapterAttnProcessor: NAGFluxIPAdapterAttnProcessor,
         },
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        settings=lambda transformer: published.FLUX,
         two_calls=True,
         pooled="pooled_projections",
         context_parallel=True,

@@ -11,11 +11,13 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from torch import Tensor
 
+from nag_kernels import published
+
 from ..attention.base import Layer, PackedText, heads
 from ..attention.joint import JointAttentionProcessor
 from .flux import NAGFluxAttnProcessor2_0
 from .layers import layers_of_type
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGFlux2AttnProcessor(NAGFluxAttnProcessor2_0):
@@ -79,7 +81,7 @@ MODELS: dict[str, ModelSpec] = {
             Flux2AttnProcessor: NAGFlux2AttnProcessor,
             Flux2ParallelSelfAttnProcessor: NAGFlux2ParallelSelfAttnProcessor,
         },
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
+        settings=lambda transformer: published.FLUX,  # FLUX.1's; none are published
         two_calls=True,
         must_be_none=("kv_cache_mode",),
         context_parallel=True,

@@ -5,10 +5,12 @@
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from torch import Tensor
 
+from nag_kernels import published
+
 from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from .layers import layers_named
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
@@ -50,7 +52,7 @@ MODELS: dict[str, ModelSpec] = {
         layers=layers_named("attn2", kind=LTXAttention),
         layer_count=lambda transformer: transformer.config.num_layers,
         processors={LTXVideoAttnProcessor: NAGLTXVideoAttnProcessor},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # Wan's; none are published
+        settings=lambda transformer: published.FLUX,  # Wan's; none are published
         context_parallel=True,
     ),
 }

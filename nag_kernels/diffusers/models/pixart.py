@@ -4,9 +4,11 @@
 
 from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
 
+from nag_kernels import published
+
 from ..attention.cross import NAGAttnProcessor2_0
 from .layers import cross_attentions
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
     "PixArtTransformer2DModel": ModelSpec(
@@ -15,7 +17,7 @@ MODELS: dict[str, ModelSpec] = {
         layers=cross_attentions,
         layer_count=lambda transformer: transformer.config.num_layers,
         processors={AttnProcessor2_0: NAGAttnProcessor2_0, FusedAttnProcessor2_0: NAGAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.375, nasa_scale=0.5),
+        settings=lambda transformer: published.PIXART,
         keeps_text=True,
     ),
 }

@@ -10,12 +10,14 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0, apply_rotary_emb_qwen
 from torch import Tensor
 
+from nag_kernels import published
+
 from ..attention.base import Layer, PackedText, heads
 from ..attention.dual_forward import DualForward
 from ..attention.joint import JointAttentionProcessor
 from ..denoiser_calls import Denoiser
 from .layers import joint_attentions, layers_named, sum_of
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
@@ -81,7 +83,7 @@ MODELS: dict[str, ModelSpec] = {
         layers=joint_attentions,
         layer_count=lambda transformer: transformer.config.num_layers,
         processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),  # FLUX.1's; none are published
+        settings=lambda transformer: published.FLUX,  # FLUX.1's; none are published
         two_calls=True,
     ),
     "QwenImage21Transformer2DModel": ModelSpec(

@@ -5,11 +5,13 @@
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor
 
+from nag_kernels import published
+
 from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import NAGAttnProcessor2_0
 from ..attention.generic import Layout
 from .layers import cross_attentions, layers_named, sum_of
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGSanaAttnProcessor2_0(NAGAttnProcessor2_0):
@@ -42,7 +44,7 @@ MODELS: dict[str, ModelSpec] = {
         layers=cross_attentions,
         layer_count=lambda transformer: transformer.config.num_layers,
         processors={SanaAttnProcessor2_0: NAGSanaAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.375),
+        settings=lambda transformer: published.SANA,
         negative_call={"complex_human_instruction": None},  # an instruction to enhance prompts, not for negatives
         keeps_text=True,
     ),

@@ -12,12 +12,14 @@ from diffusers.models.attention_processor import (
 )
 from torch import Tensor
 
+from nag_kernels import published
+
 from ..attention.base import Layer, PackedText, heads
 from ..attention.ip_adapter import side_by_side
 from ..attention.joint import JointAttentionProcessor, Projected
 from ..denoiser_calls import Denoiser
 from .layers import joint_attentions
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGJointAttnProcessor2_0(JointAttentionProcessor):
@@ -172,7 +174,7 @@ MODELS: dict[str, ModelSpec] = {
             FusedJointAttnProcessor2_0: NAGJointAttnProcessor2_0,
             SD3IPAdapterJointAttnProcessor2_0: NAGSD3IPAdapterJointAttnProcessor2_0,
         },
-        settings=lambda transformer: Settings(5.0, 2.5, 0.125),
+        settings=lambda transformer: published.SD3,
         refuse=_refuse,
         pooled="pooled_projections",
     ),

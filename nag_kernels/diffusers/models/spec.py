@@ -8,24 +8,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from nag_kernels import published
+from nag_kernels.published import Settings
+
 from ..attention.base import GuidedProcessor, Layer, PackedText, SharedText
 from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout, generic_processor, why_not_generic
 from ..attention.text_modules import TextModule
 from ..denoiser_calls import Denoiser
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the papers use for a model: NAG's scale (phi + 1), tau, alpha; NASA's scale, None if none is published."""
-
-    nag_scale: float
-    nag_tau: float
-    nag_alpha: float
-    nasa_scale: float | None = None
-
-
-FLUX_SETTINGS = Settings(5.0, 2.5, 0.25)  # of FLUX.1 and Wan, and of all models for which none are published
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,7 @@ class ModelSpec:
     processors: Mapping[type, type[GuidedProcessor]] = field(default_factory=dict)
     layout: Layout | tuple[Layout, ...] | None = None
     dual_forward: DualForward | None = None
-    settings: Callable[[Denoiser], Settings] = lambda denoiser: FLUX_SETTINGS
+    settings: Callable[[Denoiser], Settings] = lambda denoiser: published.FLUX
     refuse: Callable[[Denoiser], str | None] = lambda denoiser: None
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0

@@ -13,12 +13,15 @@ from diffusers.models.attention_processor import (
 )
 from torch import Tensor
 
+from nag_kernels import published
+from nag_kernels.published import Settings
+
 from ..attention.base import Layer, PackedText
 from ..attention.cross import NAGAttnProcessor2_0
 from ..attention.ip_adapter import attention_to_images
 from ..denoiser_calls import Denoiser
 from .layers import cross_attentions
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
@@ -62,8 +65,8 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
 
 def unet_settings(unet: Denoiser) -> Settings:
     if unet.config.addition_embed_type == "text_time":
-        return Settings(3.0, 2.5, 0.5)  # SDXL
-    return Settings(3.0, 2.5, 0.375, nasa_scale=0.2 if unet.config.cross_attention_dim == 1024 else 0.1)  # SD2, SD1.5
+        return published.SDXL
+    return published.SD2 if unet.config.cross_attention_dim == 1024 else published.SD15
 
 
 def _count(unet: Denoiser) -> int:

@@ -8,12 +8,14 @@ from typing import Any
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from nag_kernels import published
+
 from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from ..attention.ip_adapter import side_by_side
 from ..denoiser_calls import Denoiser
 from .layers import Layers
-from .spec import ModelSpec, Settings
+from .spec import ModelSpec
 
 
 class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
@@ -93,7 +95,7 @@ def wan_like(attention: type[Any], processor: type[Any], **more: Any) -> ModelSp
         layers=cross_attentions(attention),
         layer_count=lambda transformer: transformer.config.num_layers,
         processors={processor: NAGWanAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        settings=lambda transformer: published.FLUX,
         two_calls=True,
         **more,
     )
@@ -107,7 +109,7 @@ MODELS: dict[str, ModelSpec] = {
         layers=cross_attentions(WanAttention),
         layer_count=lambda transformer: transformer.config.num_layers + len(transformer.config.vace_layers),
         processors={WanAttnProcessor: NAGWanAttnProcessor2_0},
-        settings=lambda transformer: Settings(5.0, 2.5, 0.25),
+        settings=lambda transformer: published.FLUX,
         two_calls=True,
     ),
 }

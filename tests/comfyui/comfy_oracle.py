@@ -1,0 +1,142 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling with ComfyUI's core, and guided models by other means: none of this knows the node or meets a function it replaces."""
+
+import copy
+import importlib
+import re
+import threading
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+def comfy(name):
+    return importlib.import_module(f"comfy.{name}")
+
+
+def one_call(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """A sampler that gives what the model says in the first step."""
+    return model(x, sigmas[0] * x.new_ones(x.shape[0]), **(extra_args or {}))
+
+
+def sigmas_of(patcher, *percents):
+    sampling = patcher.get_model_object("model_sampling")
+    return torch.tensor([*(float(sampling.percent_to_sigma(x)) for x in percents), 0.0])
+
+
+def sample(patcher, x, positive, negative=None, cfg=1.0, sigmas=None, sampler=one_call):
+    """The result of a sampling; `negative` is that of classifier-free guidance."""
+    sigmas = sigmas_of(patcher, 0.4) if sigmas is None else sigmas
+    try:
+        with torch.no_grad():
+            return comfy("samplers").sample(
+                patcher, x, positive, negative or positive, cfg, CPU, comfy("samplers").KSAMPLER(sampler), sigmas,
+                latent_image=torch.zeros_like(x), seed=0,
+            )  # fmt: skip
+    finally:  # else the core collects garbage, for a third of a second, before each sampling with another clone
+        comfy("model_management").current_loaded_models.clear()
+
+
+def recorded_call(patcher, x, conditioning):
+    """The arguments with which the core calls the model for one conditioning."""
+    calls, patcher = [], patcher.clone()
+
+    def record(executor, *args, **kwargs):
+        control = args[4]  # whose lists the model empties
+        calls.append(((*args[:4], copy.deepcopy(control), *args[5:]), kwargs))
+        return executor(*args, **kwargs)
+
+    patcher.add_wrapper_with_key("apply_model", "record", record)
+    sample(patcher, x, conditioning)
+    (call,) = calls
+    return call
+
+
+def formula(positive, negative, scale, tau, alpha, rule="nag"):
+    """The guided output in float64, and the share of the tokens that the clip changed; the last dimension has all heads."""
+    p, n = positive.double(), negative.double()
+    if rule == "nasa":
+        return (p - scale * n).to(positive.dtype), 0.0
+    g = scale * p - (scale - 1) * n
+    ratio = g.abs().sum(-1, keepdim=True) / p.abs().sum(-1, keepdim=True)
+    clipped = torch.where(ratio > tau, tau / ratio, torch.ones_like(ratio)) * g
+    return (alpha * clipped + (1 - alpha) * p).to(positive.dtype), (ratio > tau).double().mean().item()
+
+
+def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag", layers=None):
+    """What the untouched model says in one step, run twice side by side: with the prompt and with the negative.
+
+    At each guided layer both wait for each other, and go on with what the formula makes of their outputs of attention.
+    layers: the numbers of the sites that are guided, in the order of their names; None for all.
+    Returns (the result of a sampling of one call, the shares of clipped tokens).
+    """
+    calls = [recorded_call(patcher, x, c) for c in (positive, negative)]
+    models = [copy.deepcopy(patcher.model) for _ in calls]
+    tiny.beside_prompt(models[1], positive[0][0].shape[1], negative[0][0].shape[1])
+    meeting, outputs, results, shares = threading.Barrier(2, timeout=60), [None, None], [None, None], []
+    beside = [0]
+
+    def steered(run, x, other):
+        outputs[run] = x - other
+        if run == 0:
+            beside[0] = other
+        meeting.wait()
+        out, share = formula(*outputs, scale, tau, alpha, rule)
+        out = out + beside[0]
+        if run == 0:
+            shares.append(share)
+        meeting.wait()
+        return out
+
+    def hook(run, site, above):
+        def steer(layer, inputs):
+            x = inputs[0].clone()
+            other = 0 if site.beside is None else site.beside(above, above.latest)
+            tokens = {"all": slice(None), "last": slice(x.shape[1] - tiny.image, None), "first": slice(0, tiny.image)}[
+                site.tokens
+            ]
+            own = (slice(None), tokens, slice(0, site.width or x.shape[-1]))
+            x[own] = steered(run, x[own], other)
+            return (x, *inputs[1:])
+
+        return steer
+
+    for run, model in enumerate(models):
+        modules = dict(model.diffusion_model.named_modules())
+        found = [(name, site) for name in modules for site in tiny.sites if re.fullmatch(site.layer, name)]
+        assert found
+        for name, site in [found[i] for i in range(len(found)) if layers is None or i in layers]:
+            above = modules[name.rpartition(".")[0]]
+            if site.beside is not None:
+                above.register_forward_pre_hook(keep_inputs, with_kwargs=True)
+            modules[name].register_forward_pre_hook(hook(run, site, above))
+
+    def run(place):
+        try:
+            with torch.no_grad():
+                args, kwargs = calls[place]
+                results[place] = models[place]._apply_model(*args, **kwargs)
+        except BaseException as error:
+            results[place] = error
+            meeting.abort()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return patcher.model.process_latent_out(results[0].float()), shares
+
+
+def keep_inputs(layer, args, kwargs):
+    layer.latest, layer.image_tokens = args[:2], kwargs["context_img_len"]
+
+
+def difference(a, b):
+    """Relative, by the norm."""
+    return ((a - b).norm() / b.norm()).item()

@@ -1,0 +1,7 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+
+
+class Products:
+    def __init__(self, m):
+        self.pending = []

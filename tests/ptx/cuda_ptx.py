@@ -35,7 +35,7 @@ def missing() -> str | None:
 @functools.cache
 def ptx(header: str, kernel: str, parameters: str, chip: str) -> str:
     """The PTX of one template of a kernel, kept between runs by the hash of all that it is made from."""
-    source = f'#include "{header}"\ntemplate __global__ void nag::{kernel}(nag::{parameters});\n'
+    source = f"""#include "{header}"\ntemplate __global__ void nag::{kernel}({parameters});\n"""
     read = sorted((ROOT / "csrc").glob("*.h")) + sorted(CUDA.glob("*.cuh")) + sorted(CUDA.glob("*.h"))
     text = b"".join(path.read_bytes() for path in read) + f"{source} {chip} {cuda_build.version()}".encode()
     folder = Path(tempfile.gettempdir()) / f"nag_ptx-{os.getuid()}"
@@ -89,7 +89,7 @@ class Launcher:
         batch, tokens, heads, size = query.shape
         padded = next_size(TEXT_SIZES, size)
         kernel = self.kernel("text_kernel.cuh", f"text_attention_kernel<nag::device::{ELEMENTS[query.dtype]}, {padded}, {tiles}>",
-                             "AttentionParams")  # fmt: skip
+                             "nag::AttentionParams")  # fmt: skip
         out = torch.full(query.shape, float("nan"), dtype=query.dtype)
         shared = (2 * heads if keep else TEXT_WARPS) * tiles * 16 * padded * 4 + TEXT_WARPS * tiles * 16 * 2 * 4
         parameters = attention_params(inputs, settings, rule, out, None, keep)
@@ -102,7 +102,7 @@ class Launcher:
         batch, tokens, heads, size = query.shape
         padded = next_size(BRANCH_SIZES, size)
         name = f"branches_kernel<nag::device::{ELEMENTS[query.dtype]}, {padded}>"
-        kernel = self.kernel("attention_kernel.cuh", name, "AttentionParams")
+        kernel = self.kernel("attention_kernel.cuh", name, "nag::AttentionParams")
         wide = torch.full((2, *query.shape), float("nan"))
         warps, keys = (8, 64) if padded <= 128 else (4, 32)
         rows = 16 * warps
@@ -123,13 +123,15 @@ class Launcher:
         types = [f"nag::device::{ELEMENTS[x]}" for x in (positive.dtype, out.dtype)]
         vector = 8 if vectors else 1
         name = f"guidance_kernel<{', '.join(types)}, {vector}>"
-        kernel = self.kernel("guidance_kernel.cuh", name, "GuidanceParams")
+        kernel = self.kernel("guidance_kernel.cuh", name, "nag::GuidanceParams")
         threads = min(-(-(-(-channels // (2 * vector))) // 32) * 32, 512)
         parameters = struct.pack(
             "<3Q4qii", positive.data_ptr(), negative.data_ptr(), out.data_ptr(), positive.stride(0), negative.stride(0),
             rows, max(rows // samples, 1), channels, RULES[rule],
         ) + settings_bytes(settings)  # fmt: skip
-        self._run(kernel, [positive, negative, *settings], out, threads, 2 * 512 // 32 * 4, rows, parameters, together=16)
+        self._run(
+            kernel, [positive, negative, *settings], out, threads, 2 * 512 // 32 * 4, rows, parameters, together=16
+        )
         return out
 
     def cluster(self, inputs: dict, settings: tuple, rule: str = "nag", blocks: int = 0, maps: bool = True) -> Tensor:
@@ -138,7 +140,12 @@ class Launcher:
         batch, tokens, heads, size = query.shape
         padded = next_size(CLUSTER_SIZES, size)
         blocks, slots, shared = cluster_plan(heads, padded, blocks)
-        kernel = self.kernel("cluster_kernel.cuh", f"cluster_kernel<nag::device::BFloat16, {padded}>", "ClusterParams", "90a")
+        kernel = self.kernel(
+            "cluster_kernel.cuh",
+            f"cluster_kernel<nag::device::BFloat16, {padded}>",
+            "const __grid_constant__ nag::ClusterParams",
+            "90a",
+        )
         out = torch.full(query.shape, float("nan"), dtype=query.dtype)
         tile = 64 * 128 // padded
         by_threads, key_maps, value_maps = [], b"", b""

@@ -142,7 +142,7 @@ def remainder(m, i):
 
 @instruction("shl", "shr")
 def shift(m, i):
-    """By more than the width: zeros, or the sign (section 9.7.8.8)."""
+    """By more than the width: zeros, or the sign (section 9.7.8, shl and shr)."""
     kind, left = i.parts[-1], i.parts[0] == "shl"
     bits, signed = bits_of(kind), kind[0] == "s"
     a, b, to = m.read(i.operands[1], kind), m.read(i.operands[2], "u32"), m.write(i.operands[0], kind)
@@ -187,7 +187,7 @@ ORDERED = {
 
 
 def comparison(name: str, kind: str):
-    """Ordered comparisons are false of a NaN, unordered ones (equ, neu, ...) true (section 9.7.5)."""
+    """Ordered comparisons are false of a NaN, unordered ones (equ, neu, ...) true (section 9.7.6, setp)."""
     unordered = kind[0] == "f" and name.endswith("u")
     function = ORDERED[name.removesuffix("u") if unordered else name]
     if kind[0] != "f":

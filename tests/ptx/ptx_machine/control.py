@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Branches, the end of a thread, and barriers of warps and blocks (sections 9.7.12 and 9.7.13)."""
+"""Branches, the end of a thread, and barriers of warps and blocks (sections 9.7.12, control flow, and 9.7.13, synchronization)."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def end(m, i):
 def finish(m, who) -> None:
     m.state[who] = m.DONE
     release(m, m.BARRIER, m.block_threads)
-    release(m, m.CLUSTER_BARRIER, m.block_threads * m.cluster)
+    m.cluster_barrier.release()
 
 
 @instruction("trap")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Moves, conversions and bit fields (sections 9.7.1.17, 9.7.9 and 9.7.9.21)."""
+"""Moves, conversions and bit fields (section 9.7.9, data movement and conversion; bfe is of 9.7.1)."""
 
 import numpy as np
 

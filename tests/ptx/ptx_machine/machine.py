@@ -73,7 +73,7 @@ class Machine:
         self.copies = asynchronous.Copies(self)
         self.products = wgmma.Products(self)
         self.barriers = mbarrier.Barriers(self)
-        self.arrived = np.zeros(self.threads, bool)  # at the barrier of the cluster
+        self.cluster_barrier = cluster.ClusterBarrier(self)
         self._clear_registers()
         while self._turn():
             pass
@@ -187,6 +187,9 @@ class Machine:
     def global_thread(self, who) -> np.ndarray:
         """Numbers over all blocks of the launch."""
         return self.first_block * self.block_threads + indices(who)
+
+    def load_from_cluster(self, threads: np.ndarray, address: np.ndarray, size: int) -> np.ndarray:
+        return cluster.load_from_cluster(self, threads, address, size)
 
     # --- operands
 

@@ -10,11 +10,18 @@ from .errors import PtxError
 
 PARAMETER_WINDOW = 1 << 60  # generic addresses (section 5.1, state spaces) of parameters
 SHARED_WINDOW = 1 << 61  # and of shared memory
-WORDS = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8"), 16: np.dtype("V16"), 32: np.dtype("V32")}
+WORDS = {
+    1: np.dtype("u1"),
+    2: np.dtype("u2"),
+    4: np.dtype("u4"),
+    8: np.dtype("u8"),
+    16: np.dtype("V16"),
+    32: np.dtype("V32"),
+}
 
 
 def check_alignment(address: np.ndarray, size: int) -> None:
-    """An access begins at a multiple of its size (section 6.4.1)."""
+    """An access begins at a multiple of its size (section 6.4, operand addressing)."""
     if (address & np.uint64(size - 1)).any():
         raise PtxError(f"an access of {size} bytes is not aligned")
 
@@ -51,7 +58,7 @@ class GlobalMemory:
         if not self.buffers:
             raise PtxError(f"a global {verb} out of bounds, at {int(address[0]):#x}")
         which = np.searchsorted(self.starts, address, "right") - 1
-        for k in (which[:1] if (which == which[0]).all() else np.unique(which)):
+        for k in which[:1] if (which == which[0]).all() else np.unique(which):
             threads = slice(None) if k == which[0] and (which == k).all() else np.nonzero(which == k)[0]
             at, buffer = address[threads], self.buffers[k]
             if k < 0 or int(at.max()) + size > buffer.end:

@@ -111,7 +111,9 @@ class Kernel:
 
 
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(")
-PARAMETER = re.compile(r"\.param(?:\s+\.align\s+(\d+))?\s+\.(\w+)(?:\s+\.ptr[\s\w.]*?)?\s+([\w$]+)(?:\[(\d+)\])?\s*(?:,|$)", re.M)
+PARAMETER = re.compile(
+    r"\.param(?:\s+\.align\s+(\d+))?\s+\.(\w+)(?:\s+\.ptr[\s\w.]*?)?\s+([\w$]+)(?:\[(\d+)\])?\s*(?:,|$)", re.M
+)
 SHARED = re.compile(r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;")
 LABEL = re.compile(r"([\w$]+)\s*:(?!:)")
 GUARD = re.compile(r"@(!?)\s*([%\w$]+)\s+")

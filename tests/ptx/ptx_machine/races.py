@@ -17,7 +17,7 @@ from .errors import PtxError
 from .registry import WARP
 
 NOBODY, COPY = -1, -2
-BARRIERS = 64  # mbarriers of a cluster: each is the writer of what bulk copies bring to it
+BARRIERS = 32  # mbarriers of a block: each is the writer of what bulk copies bring to it
 NEVER = 1 << 24  # a time that nobody has seen: of reads that are not over
 
 
@@ -25,7 +25,7 @@ class Clocks:
     def __init__(self, m):
         self.m, self.size = m, m.block_threads * m.cluster
         self.column = np.arange(m.threads) % self.size
-        self.seen = np.zeros((m.threads, self.size + BARRIERS), np.int32)
+        self.seen = np.zeros((m.threads, self.size + BARRIERS * len(m.blocks)), np.int32)
         self.seen[np.arange(m.threads), self.column] = 1
         self.fenced = np.zeros_like(self.seen) if self._has_proxies() else None
         self.unit = 1 if self._has_bytes() else 2
@@ -54,6 +54,9 @@ class Clocks:
 
     def _clocks(self) -> list[np.ndarray]:
         return [self.seen] if self.fenced is None else [self.seen, self.fenced]
+
+    def nothing_seen(self) -> list[np.ndarray]:
+        return [np.zeros(clock.shape[1], np.int32) for clock in self._clocks()]
 
     def release(self, threads: np.ndarray) -> list[np.ndarray]:
         """What these threads have seen; they move on."""

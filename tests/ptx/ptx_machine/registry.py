@@ -55,7 +55,7 @@ def count(who) -> int:
 
 def collective(build: Callable) -> Callable:
     """Of an instruction that all 32 lanes of a warp execute together (.sync with a full mask, .aligned): lanes that come
-    alone are held until the others are there (section 9.7.9.6, shfl.sync; 9.7.15, mma)."""
+    alone are held until the others are there (shfl.sync in section 9.7.9, mma.sync in 9.7.14)."""
 
     def outer(m, i: Instruction) -> Callable:
         inner = build(m, i)

@@ -29,7 +29,7 @@ def from_bfloat16(bits):
 
 
 def to_bfloat16(x):
-    """To nearest, ties to even; a NaN becomes 0x7FFF (section 9.7.9.21, cvt)."""
+    """To nearest, ties to even; a NaN becomes 0x7FFF (section 9.7.9, cvt)."""
     bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(x), np.uint32(0x7FFF), rounded).astype(np.uint16)

@@ -4,6 +4,7 @@
 
 import functools
 import hashlib
+import math
 import os
 import re
 import struct
@@ -124,7 +125,7 @@ class Launcher:
         vector = 8 if vectors else 1
         name = f"guidance_kernel<{', '.join(types)}, {vector}>"
         kernel = self.kernel("guidance_kernel.cuh", name, "nag::GuidanceParams")
-        threads = min(-(-(-(-channels // (2 * vector))) // 32) * 32, 512)
+        threads = min(math.ceil(channels / (2 * vector) / 32) * 32, 512)
         parameters = struct.pack(
             "<3Q4qii", positive.data_ptr(), negative.data_ptr(), out.data_ptr(), positive.stride(0), negative.stride(0),
             rows, max(rows // samples, 1), channels, RULES[rule],

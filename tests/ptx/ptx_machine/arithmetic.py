@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Integer, logic and floating point instructions and comparisons (sections 9.7.1 to 9.7.8).
 
-Approximations (ex2.approx, rcp.approx, div.full) are computed in float64 and rounded, which is within what PTX allows them. A fused
-multiplication and addition in float32 is that of float64, rounded once more.
+Approximations (ex2.approx, rcp.approx, div.full) are computed in float64 and rounded, which is within what PTX allows
+them. A fused multiplication and addition in float32 is that of float64, rounded once more.
 """
 
 import numpy as np

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bulk copy engine: boxes of a tensor of four axes to shared memory, swizzled by 128 bytes (sections 5.5 and 9.7.9).
 
-The bits of a tensor map are not public. In its place lie the address, four sizes, three strides in bytes and the rows of a box, each
-in 64 bits; a box is 64 elements of 16 bits wide. What lies outside of the tensor comes as zeros.
+The bits of a tensor map are not public. In its place lie the address, four sizes, three strides in bytes and the rows of a
+box, each in 64 bits; a box is 64 elements of 16 bits wide. What lies outside of the tensor comes as zeros.
 """
 
 import struct

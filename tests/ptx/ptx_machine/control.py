@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Branches, the end of a thread, and barriers of warps and blocks (sections 9.7.12, control flow, and 9.7.13, synchronization)."""
+"""Branches, the end of a thread, and barriers of warps and blocks (sections 9.7.12, control flow, and 9.7.13)."""
 
 import numpy as np
 

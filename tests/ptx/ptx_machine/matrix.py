@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrix instructions of one warp: ldmatrix, stmatrix and mma of 16-bit floats (section 9.7.14).
 
-In every fragment lane 4 g + t holds of row g the columns 2 t and 2 t + 1: the words of a warp, one after the other, are the rows of
-an 8 x 8 matrix of 16-bit elements. Products are exact and summed in float32, in an order of this machine's own.
+In every fragment lane 4 g + t holds of row g the columns 2 t and 2 t + 1: the words of a warp, one after the other, are the
+rows of an 8 x 8 matrix of 16-bit elements. Products are exact and summed in float32, in an order of this machine's own.
 """
 
 import numpy as np

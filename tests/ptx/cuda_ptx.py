@@ -59,6 +59,11 @@ def next_size(sizes: tuple[int, ...], size: int) -> int:
     return next(each for each in sizes if size <= each)
 
 
+@functools.lru_cache(64)
+def parsed(text: str, name: str) -> Kernel:
+    return Kernel.of(text, name)
+
+
 class Launcher:
     """Runs kernels of one chip; `change` may alter their PTX, `how` goes to the machine."""
 
@@ -70,7 +75,7 @@ class Launcher:
     def kernel(self, header: str, name: str, parameters: str, chip: str | None = None) -> Kernel:
         if name not in self._kernels:
             text = ptx(header, name, parameters, chip or self.chip)
-            self._kernels[name] = Kernel.of(self.change(text) if self.change else text, re.match(r"\w+", name)[0])
+            self._kernels[name] = parsed(self.change(text) if self.change else text, re.match(r"\w+", name)[0])
         return self._kernels[name]
 
     def _run(self, kernel, read, written, threads, shared, blocks, parameters, together=4, cluster=1) -> None:
@@ -135,12 +140,14 @@ class Launcher:
         )
         return out
 
-    def cluster(self, inputs: dict, settings: tuple, rule: str = "nag", blocks: int = 0, maps: bool = True) -> Tensor:
-        """blocks: of a cluster, else as the host half plans. maps: tiles by the copy engine where it takes them."""
+    def cluster(
+        self, inputs: dict, settings: tuple, rule: str = "nag", blocks: int = 0, slots: int = 8, maps: bool = True
+    ) -> Tensor:
+        """blocks: of a cluster, else as the host half plans; slots: tiles in shared memory, at most. maps: tiles by the copy engine where it takes them."""
         query = inputs["query"]
         batch, tokens, heads, size = query.shape
         padded = next_size(CLUSTER_SIZES, size)
-        blocks, slots, shared = cluster_plan(heads, padded, blocks)
+        blocks, slots, shared = cluster_plan(heads, padded, blocks, slots)
         kernel = self.kernel(
             "cluster_kernel.cuh",
             f"cluster_kernel<nag::device::BFloat16, {padded}>",
@@ -207,13 +214,13 @@ def attention_params(inputs: dict, settings: tuple, rule: str, out: Tensor, wide
     return head.ljust(-(-len(head) // 8) * 8, b"\0") + settings_bytes(settings) + b"".join(parts)
 
 
-def cluster_plan(heads: int, padded: int, blocks: int = 0) -> tuple[int, int, int]:
+def cluster_plan(heads: int, padded: int, blocks: int = 0, most: int = 8) -> tuple[int, int, int]:
     """(blocks, slots, bytes of shared memory): cluster_plan of csrc/cuda/tile_size.h."""
     kept, best = 256 * 2 * padded + 256 * 16, None
     for many in [blocks] if blocks else range(min(heads, 8), 0, -1):
         each = -(-heads // many)
         fixed = (each - 1) * kept + CLUSTER_ROWS * 8 + 8 * 16
-        slots = min((SHARED_LIMIT - fixed) // (TILE_BYTES + TILE_KEYS), 8)
+        slots = min((SHARED_LIMIT - fixed) // (TILE_BYTES + TILE_KEYS), most)
         if slots >= 4 and (best is None or each * many < best[0]):
             best = (each * many, (many, slots, fixed + slots * (TILE_BYTES + TILE_KEYS)))
     return best[1]

@@ -51,9 +51,13 @@ PRODUCT = """
 """
 
 
-def multiplied(x, turned=False, fence="fence.proxy.async.shared::cta;", wait="wgmma.wait_group.sync.aligned 0;", add=1, **how):
+def multiplied(
+    x, turned=False, fence="fence.proxy.async.shared::cta;", wait="wgmma.wait_group.sync.aligned 0;", add=1, **how
+):
     descriptor = SWIZZLED | 64 << 32 | 512 << 16
-    body = PRODUCT.format(left=descriptor, right=descriptor, a="%rd5", add=add, turned=f"0, {int(turned)}", fence=fence, wait=wait)
+    body = PRODUCT.format(
+        left=descriptor, right=descriptor, a="%rd5", add=add, turned=f"0, {int(turned)}", fence=fence, wait=wait
+    )
     out = run(body, x.contiguous().view(torch.int32), words=512, threads=128, shared=16384, **how)
     values = torch.tensor(out, dtype=torch.int32).view(torch.float32).view(4, 32, 4)
     d = torch.empty(64, 8)

@@ -22,7 +22,10 @@ def packed(low: torch.Tensor, high: torch.Tensor) -> int:
 
 def left_fragments(a: torch.Tensor) -> list[list[int]]:
     """a [16, k]: word i of each lane."""
-    return [[packed(*a[lane // 4 + i % 2 * 8, lane % 4 * 2 + i // 2 * 8 :][:2]) for lane in LANES] for i in range(a.shape[1] // 4)]
+    return [
+        [packed(*a[lane // 4 + i % 2 * 8, lane % 4 * 2 + i // 2 * 8 :][:2]) for lane in LANES]
+        for i in range(a.shape[1] // 4)
+    ]
 
 
 def right_fragments(b: torch.Tensor) -> list[list[int]]:
@@ -125,7 +128,9 @@ def test_copies(late):
 
 
 @pytest.mark.parametrize("late", [True, False])
-@pytest.mark.parametrize(("wait", "barrier"), [("", "bar.sync 0;"), ("cp.async.wait_group 1;", "bar.sync 0;"), ("cp.async.wait_all;", "")])
+@pytest.mark.parametrize(
+    ("wait", "barrier"), [("", "bar.sync 0;"), ("cp.async.wait_group 1;", "bar.sync 0;"), ("cp.async.wait_all;", "")]
+)
 def test_copies_without_a_wait_or_a_barrier(wait, barrier, late):
     with pytest.raises(PtxError, match="where a copy is on its way|another thread writes"):
         copied(wait, barrier, late=late)

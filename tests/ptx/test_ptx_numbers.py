@@ -165,7 +165,9 @@ def test_what_was_never_written_is_no_number():
     assert math.isnan(_float(one("add.f32 d, %f9, a", bits(1.0))))
 
 
-@pytest.mark.parametrize("wrong", ["sin.approx.f32 d, a", "prmt.b32 d, a, a, 0x9999", "div.u32 d, a, b", "cvt.rz.bf16x2.f32 d, a, b"])
+@pytest.mark.parametrize(
+    "wrong", ["sin.approx.f32 d, a", "prmt.b32 d, a, a, 0x9999", "div.u32 d, a, b", "cvt.rz.bf16x2.f32 d, a, b"]
+)
 def test_what_is_not_known_is_refused(wrong):
     with pytest.raises(PtxError, match=r"not known|sign|zero"):
         one(wrong, 1, 0)

@@ -72,7 +72,7 @@ def copy_box(m, i):
                 raise PtxError("a swizzled box that is not aligned to 1024 bytes")
             data = box(m, m.parameters[at : at + 128].tobytes(), [int(np.ravel(axis(one))[0]) for axis in axes])
             m.shared.place(np.array([block]), np.array([place + 16 * data.size - 16], np.uint64), 16)
-            found = Box(m, block, block * m.shared.stride + place, m.barriers.at(block, int(barrier(one)[0])), data)
+            found = Box(m, block, block * m.shared.stride + place, m.barriers.at(one, int(barrier(one)[0])), data)
             units = found.units()
             if m.clocks:
                 m.clocks.begin_copy(np.full(units.size, thread), units, 16)

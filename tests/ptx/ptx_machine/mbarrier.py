@@ -22,6 +22,7 @@ class Barrier:
     missing: int
     bytes: int = 0
     phase: int = 0
+    made: tuple[int, int] = (0, 0)  # by which thread, at which of its times
     clocks: list = field(default_factory=list)  # of those that have arrived in this phase
     done: list = field(default_factory=list)  # of those of the last complete phase
 
@@ -35,19 +36,27 @@ class Barriers:
         self.pending: list = []
         self.sleeps_at = np.full(m.threads, -1)
 
-    def add(self, block: int, address: int, count: int) -> None:
+    def add(self, thread: int, address: int, count: int) -> None:
+        block = int(self.m.block[thread])
         self.m.shared.place(np.array([block]), np.array([address], np.uint64), 8)
         if len(self.barriers) == BARRIERS * len(self.m.blocks):
             raise PtxError("more mbarriers than this machine has times for")
-        self.barriers[block, address] = Barrier(len(self.barriers), count, count)
+        made = self.barriers[block, address] = Barrier(len(self.barriers), count, count)
+        if self.m.clocks:
+            made.made = (thread, int(self.m.clocks.now(np.array([thread]))[0]))
 
-    def at(self, block: int, address: int) -> Barrier:
-        if (block, address) not in self.barriers:
+    def at(self, threads: np.ndarray, address: int) -> Barrier:
+        """The barrier of these threads' block; what made it must be in order with its use."""
+        key = int(self.m.block[threads[0]]), address
+        if key not in self.barriers:
             raise PtxError("an mbarrier that was not initialised")
-        return self.barriers[block, address]
+        barrier = self.barriers[key]
+        if self.m.clocks and not self.m.clocks.knows(threads, *barrier.made):
+            raise PtxError("a race in shared memory: an mbarrier that another thread initialises in the same interval")
+        return barrier
 
     def arrive(self, thread: int, address: int, expected: int) -> None:
-        barrier = self.at(int(self.m.block[thread]), address)
+        barrier = self.at(np.array([thread]), address)
         if barrier.missing == 0:
             raise PtxError("more arrivals than an mbarrier counts")
         barrier.bytes += expected
@@ -91,7 +100,7 @@ def init(m, i):
         threads = indices(who)
         counts = np.broadcast_to(count(who), threads.size)
         for thread, at, arrivals in zip(threads, address(who), counts, strict=True):
-            m.barriers.add(int(m.block[thread]), int(at), int(arrivals))
+            m.barriers.add(int(thread), int(at), int(arrivals))
 
     return run
 
@@ -124,7 +133,8 @@ def wait(m, i):
         over = np.zeros(threads.size, bool)
         block, at = m.block[threads], address(who)
         for key in set(zip(block.tolist(), at.tolist(), strict=True)):
-            barrier, mine = m.barriers.at(*key), (block == key[0]) & (at == key[1])
+            mine = (block == key[0]) & (at == key[1])
+            barrier = m.barriers.at(threads[mine], key[1])
             over[mine] = wanted[mine] != barrier.phase % 2
             m.barriers.sleeps_at[threads[mine]] = barrier.number
             if m.clocks and over[mine].any() and barrier.done:

@@ -43,6 +43,10 @@ class Clocks:
     def now(self, threads: np.ndarray) -> np.ndarray:
         return self.seen[threads, self.column[threads]]
 
+    def knows(self, threads: np.ndarray, thread: int, time: int) -> bool:
+        """Whether all these threads have met what one of their cluster did at a time of its own."""
+        return bool(((threads == thread) | (self.seen[threads, self.column[thread]] >= time)).all())
+
     def move_on(self, threads: np.ndarray) -> None:
         self.seen[threads, self.column[threads]] += 1
 

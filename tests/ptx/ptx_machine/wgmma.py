@@ -6,6 +6,7 @@ Late they take place when they are waited for, with what then lies in their oper
 wgmma.fence is not checked.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -48,8 +49,9 @@ class Product:
         )
 
 
-def places(m, block: int, descriptor: int, outer: int, turned: bool) -> np.ndarray:
-    """Where the elements [outer, 16] of an operand lie, in bytes of all shared memory (matrix descriptor, 9.7.15)."""
+@functools.lru_cache(256)
+def offsets(descriptor: int, outer: int, turned: bool) -> np.ndarray:
+    """Where the elements [outer, 16] of an operand lie in a block's shared memory (matrix descriptor, section 9.7.15)."""
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     mode = descriptor >> 62 & 3
     if mode not in SWIZZLES or descriptor >> 49 & 7:
@@ -60,10 +62,13 @@ def places(m, block: int, descriptor: int, outer: int, turned: bool) -> np.ndarr
         at = start + o // unit * leading + k // 8 * stride + k % 8 * (2 * unit) + o % unit * 2
     else:
         at = start + o // 8 * stride + o % 8 * (2 * unit) + k * 2
-    at = at ^ (at >> 7 & mask) << 4
-    if int(at.max()) + 2 > m.shared.size:
-        raise PtxError("a matrix beyond shared memory")
-    return at + block * m.shared.stride
+    return at ^ (at >> 7 & mask) << 4
+
+
+@functools.lru_cache(256)
+def units(descriptor: int, outer: int, turned: bool, first: int, last: int) -> np.ndarray:
+    """The 16-byte units that rows `first` to `last` of an operand lie in."""
+    return np.unique(offsets(descriptor, outer, turned)[first:last] // 16 * 16)
 
 
 class Products:
@@ -109,16 +114,19 @@ class Products:
         """Places of 16 bytes that each warp reads."""
         m, shape, found = self.m, product.shape, []
         for k, thread in enumerate(product.threads[::WARP]):
-            block = int(m.block[thread])
-            at = [places(m, block, int(product.right[k * WARP]), shape.columns, shape.right_turned)]
+            read = units(int(product.right[k * WARP]), shape.columns, shape.right_turned, 0, shape.columns)
             if product.left is not None:
                 row = int(m.thread[thread]) // WARP % 4 * 16
-                at.append(places(m, block, int(product.left[k * WARP]), 64, shape.left_turned)[row : row + 16])
-            found.append(np.unique(np.concatenate([x.reshape(-1) for x in at]) // 16 * 16))
+                left = units(int(product.left[k * WARP]), 64, shape.left_turned, row, row + 16)
+                read = np.concatenate([read, left])
+            found.append(read + int(m.block[thread]) * m.shared.stride)
         return found
 
     def _matrix(self, block: int, descriptor: int, outer: int, turned: bool, kind: str) -> np.ndarray:
-        return widen(self.m.shared.load(places(self.m, block, descriptor, outer, turned), 2), kind)
+        at = offsets(descriptor, outer, turned)
+        if int(at.max()) + 2 > self.m.shared.size:
+            raise PtxError("a matrix beyond shared memory")
+        return widen(self.m.shared.load(at + block * self.m.shared.stride, 2), kind)
 
     def _multiply(self, product: Product) -> None:
         m, shape, warps = self.m, product.shape, product.threads.size // WARP

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from ptx_machine import GlobalMemory, Kernel, Machine
+from ptx_machine import GlobalMemory, Kernel, Machine, PtxError  # noqa: F401
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]

@@ -206,3 +206,8 @@ def test_a_block_that_ends_while_others_read_from_it():
     early = "setp.eq.u32 %p1, %r4, 0; @%p1 ret;"
     with pytest.raises(PtxError, match="a block that has ended"):
         run(CLUSTER.format(first=SYNC + early, last=""), words=128, blocks=2, cluster=2)
+
+
+def test_a_block_that_ends_when_others_have_read_by_luck():
+    with pytest.raises(PtxError, match="a block that has ended"):
+        run(CLUSTER.format(first=SYNC, last=""), words=64, blocks=2, cluster=2)

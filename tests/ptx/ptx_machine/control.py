@@ -28,6 +28,10 @@ def finish(m, who) -> None:
     m.state[who] = m.DONE
     release(m, m.BARRIER, m.block_threads)
     m.cluster_barrier.release()
+    if m.clocks and m.cluster > 1:
+        for block in np.unique(m.block[who]):
+            if (m.state[m.block == block] == m.DONE).all():
+                m.clocks.end_block(int(block))
 
 
 @instruction("trap")

@@ -76,6 +76,17 @@ class Clocks:
         self.fenced[threads] = np.maximum(self.fenced[threads], self.seen[threads])
         self.move_on(threads)
 
+    def end_block(self, block: int) -> None:
+        """Its shared memory is gone: what other blocks of its cluster have read there must be in order with its end."""
+        threads = np.nonzero(self.m.block == block)[0]
+        size = self.m.shared.stride // self.unit
+        reads = self.reads[block * size : (block + 1) * size]
+        where = np.nonzero(reads)
+        reader, time = where[1] * WARP + (reads[where] & 31), reads[where] >> 5
+        others = reader // self.m.block_threads != block % self.m.cluster
+        if (others & (self.seen[threads].max(0)[reader] < time)).any():
+            raise PtxError("a block that has ended while others may still read from it")
+
     # --- accesses
 
     def cells(self, place: np.ndarray, size: int) -> np.ndarray:

@@ -12,7 +12,10 @@ from test_cuda_kernels import CASES, OWN, SETTINGS
 from nag_kernels import reference, testing
 
 LACKS = cuda_ptx.missing()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=f"the PTX of the CUDA kernels is not here: {LACKS}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(LACKS is not None, reason=f"the PTX of the CUDA kernels is not here: {LACKS}"),
+]
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 check = pytest.mark.ptx_check
@@ -201,7 +204,9 @@ def test_cluster_by_the_copy_engine_or_threads_the_same_bits(size):
 
 
 @check
-@pytest.mark.parametrize("types", [(x, y) for x in cuda_ptx.ELEMENTS for y in cuda_ptx.ELEMENTS if x in (y, torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    "types", [(x, y) for x in cuda_ptx.ELEMENTS for y in cuda_ptx.ELEMENTS if x in (y, torch.float32)], ids=str
+)
 @pytest.mark.parametrize("rule", ["nag", "nasa"])
 @pytest.mark.parametrize(("channels", "vectors"), [(8, True), (320, True), (9000, True), (7, False), (1301, False)])
 def test_guidance_of_all_types(types, channels, vectors, rule):

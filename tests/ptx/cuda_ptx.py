@@ -143,7 +143,10 @@ class Launcher:
     def cluster(
         self, inputs: dict, settings: tuple, rule: str = "nag", blocks: int = 0, slots: int = 8, maps: bool = True
     ) -> Tensor:
-        """blocks: of a cluster, else as the host half plans; slots: tiles in shared memory, at most. maps: tiles by the copy engine where it takes them."""
+        """blocks: of a cluster, else as the host half plans; slots: tiles in shared memory, at most.
+
+        maps: tiles by the copy engine where it takes them.
+        """
         query = inputs["query"]
         batch, tokens, heads, size = query.shape
         padded = next_size(CLUSTER_SIZES, size)

@@ -32,8 +32,10 @@ def module(body: str) -> str:
     return MODULE.replace("BODY", body)
 
 
-def run(body: str, given: list[int] | torch.Tensor = (0,), words: int = 64, threads: int = 32, blocks: int = 1, shared: int = 4096,
-        more: bytes = b"", together: int = 8, **how) -> list[int]:  # fmt: skip
+def run(
+    body: str, given: list[int] | torch.Tensor = (0,), words: int = 64, threads: int = 32, blocks: int = 1,
+    shared: int = 4096, more: bytes = b"", together: int = 8, **how,
+) -> list[int]:  # fmt: skip
     """The words that the body has stored, -1 where it has stored none."""
     given = given if isinstance(given, torch.Tensor) else torch.tensor([_signed(x) for x in given], dtype=torch.int32)
     out = torch.full((words,), -1, dtype=torch.int32)

@@ -146,11 +146,11 @@ def test_a_box_that_is_not_waited_for(late):
     x = torch.randn(12, 64).bfloat16()
     with pytest.raises(PtxError, match="deadlock"):
         fetched(x, bytes=2048, late=late)
-    with pytest.raises(PtxError, match="race in shared memory|deadlock"):
+    with pytest.raises(PtxError, match=r"race in shared memory|deadlock"):
         fetched(x, parity=1, late=late)
-    with pytest.raises(PtxError, match="not aligned to 1024|more arrivals"):
-        run(FETCH.replace("[%r1], 1;", "[%r1], 0;").format(channel=0, token=0, bytes=1024, parity=0, loop=""), x.view(torch.int32),
-            words=256, threads=64, more=bytes(128))  # fmt: skip
+    with pytest.raises(PtxError, match=r"not aligned to 1024|more arrivals"):
+        body = FETCH.replace("[%r1], 1;", "[%r1], 0;").format(channel=0, token=0, bytes=1024, parity=0, loop="")
+        run(body, x.view(torch.int32), words=256, threads=64, more=bytes(128))
 
 
 ARRIVALS = """
@@ -173,7 +173,7 @@ ARRIVALS = """
 @pytest.mark.parametrize("order", [0, 1, -1])
 def test_arrivals_order_what_was_stored_before(order):
     assert run(ARRIVALS.replace("PARITY", "0"), threads=64, order=order)[32:] == list(range(32))
-    with pytest.raises(PtxError, match="race in shared memory|deadlock"):
+    with pytest.raises(PtxError, match=r"race in shared memory|deadlock"):
         run(ARRIVALS.replace("PARITY", "1"), threads=64, order=order)
 
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix instructions and asynchronous copies of the PTX machine. Where elements lie in fragments is written here once more, element
-by element, from the tables of the manual (sections 9.7.14 and 9.7.15)."""
+"""Matrix instructions and asynchronous copies of the PTX machine. Where elements lie in fragments is written here once more,
+element by element, from the tables of the manual (sections 9.7.14 and 9.7.15)."""
 
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_copies(late):
     ("wait", "barrier"), [("", "bar.sync 0;"), ("cp.async.wait_group 1;", "bar.sync 0;"), ("cp.async.wait_all;", "")]
 )
 def test_copies_without_a_wait_or_a_barrier(wait, barrier, late):
-    with pytest.raises(PtxError, match="where a copy is on its way|another thread writes"):
+    with pytest.raises(PtxError, match=r"where a copy is on its way|another thread writes"):
         copied(wait, barrier, late=late)
 
 

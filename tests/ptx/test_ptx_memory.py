@@ -34,7 +34,8 @@ OUTSIDE = {
     "shared memory behind the end": ("add.s32 %r3, %r1, 4096; st.shared.b32 [%r3], %r0;", "out of bounds"),
     "shared memory not aligned": ("ld.shared.b32 %r5, [%r1+2];", "not aligned"),
     "two threads to one word": ("st.global.b32 [%rd0], %r0;", "two threads store to the same place in global"),
-    "two blocks to one word": ("mov.u32 %r5, %ctaid.x; st.global.b32 [%rd2], %r5;", "two threads store to the same place in global"),
+    "two blocks to one word": (
+        "mov.u32 %r5, %ctaid.x; st.global.b32 [%rd2], %r5;", "two threads store to the same place in global"),
     "a thread that waits alone": ("setp.eq.u32 %p1, %r0, 0; @%p1 bra $e; bar.warp.sync -1; $e:", "deadlock"),
     "half a warp at a shuffle": ("shfl.sync.bfly.b32 %r5|%p1, %r0, 1, 31, 0xFFFF;", "a part of a warp"),
 }  # fmt: skip

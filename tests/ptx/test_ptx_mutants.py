@@ -41,8 +41,8 @@ def run(form: str, change=None, **how):
 
 
 SAID = {
-    "race": "race in shared memory", "copy": "where a copy is on its way", "fence": "no proxy fence", "numbers": "error .* against float64",
-    "deadlock": "deadlock", "ended": "a block that has ended", "bounds": "out of bounds",
+    "race": "race in shared memory", "copy": "where a copy is on its way", "fence": "no proxy fence",
+    "numbers": "error .* against float64", "deadlock": "deadlock", "ended": "a block that has ended", "bounds": "out of bounds",
     "unwaited": "for which nobody waited", "arrivals": "more arrivals",
 }  # fmt: skip
 SYNC_CLUSTER = r"barrier\.cluster\.arrive\.release\.aligned;\s*(//.*\s*)*barrier\.cluster\.wait\.acquire\.aligned;"
@@ -65,7 +65,8 @@ MUTANTS = {
     "no wait for the scores": ("cluster", r"wgmma\.wait_group\.sync\.aligned 1;", "", None, "race"),
     "no wait for the values": ("cluster", r"wgmma\.wait_group\.sync\.aligned 0;", "", None, "race"),
     "values as if they were keys, wgmma": ("cluster", r"add, 1, 1, 1;", "add, 1, 1, 0;", None, "copy"),
-    "rows of a matrix elsewhere": ("cluster", str((1 << 62) + (64 << 32) + (1 << 16)), str((1 << 62) + (32 << 32) + (1 << 16)), None, "numbers"),
+    "rows of a matrix elsewhere": (
+        "cluster", str((1 << 62) + (64 << 32) + (1 << 16)), str((1 << 62) + (32 << 32) + (1 << 16)), None, "numbers"),
     "bytes of half a tile expected": ("cluster", r"(mbarrier\.arrive\.expect_tx.*), (%r\d+);", r"\1, 8192;", None, "deadlock"),
     "the parity of a wait": ("cluster", r"xor\.b32(\s+%r\d+, %r\d+), 1;", r"or.b32\1, 0;", None, "deadlock"),
     "barriers used before they are made": ("cluster", r"bar\.sync\s+0;", "", None, "race"),

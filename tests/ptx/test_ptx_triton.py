@@ -12,8 +12,8 @@ from nag_kernels import reference, testing
 
 pytest.importorskip("triton", reason="triton is not here: not installed")
 
-import triton_ptx  # noqa: E402
-from test_triton import CASES, DTYPES, OWN, SETTINGS  # noqa: E402
+import triton_ptx
+from test_triton import CASES, DTYPES, OWN, SETTINGS
 
 pytestmark = pytest.mark.slow  # it compiles
 CHIPS = (80, 86, 89, 90, 120)  # the matrix instructions of sm_100 (tcgen05) are not known to the machine

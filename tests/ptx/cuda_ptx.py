@@ -34,24 +34,30 @@ def missing() -> str | None:
 
 
 @functools.cache
-def ptx(header: str, kernel: str, parameters: str, chip: str) -> str:
-    """The PTX of one template of a kernel, kept between runs by the hash of all that it is made from."""
+def ptx(header: str, kernel: str, parameters: str, chip: str, broken: tuple[str, str] | None = None) -> str:
+    """The PTX of one template of a kernel, kept between runs by the hash of all that it is made from.
+
+    broken: a piece of the kernels' text, and what stands in its place.
+    """
     source = f"""#include "{header}"\ntemplate __global__ void nag::{kernel}({parameters});\n"""
     read = sorted((ROOT / "csrc").glob("*.h")) + sorted(CUDA.glob("*.cuh")) + sorted(CUDA.glob("*.h"))
-    text = b"".join(path.read_bytes() for path in read) + f"{source} {chip} {cuda_build.version()}".encode()
+    files = {path.name: path.read_text() for path in read}
+    if broken:
+        assert sum(text.count(broken[0]) for text in files.values()) == 1, f"{broken[0]!r} does not stand there once"
+        files = {name: text.replace(*broken) for name, text in files.items()}
+    text = "".join(files.values()) + f"{source} {chip} {cuda_build.version()}"
     folder = Path(tempfile.gettempdir()) / f"nag_ptx-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    to = folder / f"{hashlib.sha256(text).hexdigest()[:24]}.ptx"
+    to = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.ptx"
     if not to.exists():
-        written = Path(tempfile.mkdtemp(dir=folder))
-        (written / "kernel.cu").write_text(source)
-        name = "cluster_sm90a.cu" if chip == "90a" else ""
-        flags = [flag for flag in cuda_build.flags([(90, False)], name) if not flag.startswith(("-gencode", "arch="))]
-        subprocess.run([cuda_build.nvcc(), "-ptx", f"-arch=compute_{chip}", *flags, f"-I{ROOT / 'csrc'}", f"-I{CUDA}",
-                        written / "kernel.cu", "-o", written / "kernel.ptx"], check=True)  # fmt: skip
-        (written / "kernel.ptx").rename(to)
-        (written / "kernel.cu").unlink()
-        written.rmdir()
+        with tempfile.TemporaryDirectory(dir=folder) as written:
+            for name, content in (files | {"kernel.cu": source}).items():
+                Path(written, name).write_text(content)
+            name = "cluster_sm90a.cu" if chip == "90a" else ""
+            flags = [x for x in cuda_build.flags([(90, False)], name) if not x.startswith(("-gencode", "arch="))]
+            command = [cuda_build.nvcc(), "-ptx", f"-arch=compute_{chip}", *flags, "kernel.cu", "-o", "kernel.ptx"]
+            subprocess.run(command, cwd=written, check=True)
+            Path(written, "kernel.ptx").rename(to)
     return to.read_text()
 
 
@@ -65,16 +71,16 @@ def parsed(text: str, name: str) -> Kernel:
 
 
 class Launcher:
-    """Runs kernels of one chip; `change` may alter their PTX, `how` goes to the machine."""
+    """Runs kernels of one chip; `change` may alter their PTX, `broken` their text, `how` goes to the machine."""
 
-    def __init__(self, chip: str = "80", change=None, **how):
-        self.chip, self.change, self.how = chip, change, how
+    def __init__(self, chip: str = "80", change=None, broken: tuple[str, str] | None = None, **how):
+        self.chip, self.change, self.broken, self.how = chip, change, broken, how
         self.machines: list[Machine] = []
         self._kernels: dict[str, Kernel] = {}
 
     def kernel(self, header: str, name: str, parameters: str, chip: str | None = None) -> Kernel:
         if name not in self._kernels:
-            text = ptx(header, name, parameters, chip or self.chip)
+            text = ptx(header, name, parameters, chip or self.chip, self.broken)
             self._kernels[name] = parsed(self.change(text) if self.change else text, re.match(r"\w+", name)[0])
         return self._kernels[name]
 

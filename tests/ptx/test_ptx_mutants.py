@@ -7,7 +7,8 @@ import re
 import cuda_ptx
 import pytest
 import torch
-from test_cuda_kernels import SETTINGS
+import test_cuda_cluster
+import test_cuda_kernels
 
 from nag_kernels import testing
 
@@ -28,16 +29,16 @@ INPUTS = {
 
 
 def run(form: str, change=None, **how):
-    """The kernel of one form; `change` alters its PTX."""
+    """The kernel of one form; `change` alters its PTX, `broken` its text."""
     inputs = testing.make_inputs(**{"size": 64, "dtype": torch.bfloat16, **INPUTS[form]})
     if form.startswith("joint"):
         triton_ptx = pytest.importorskip("triton_ptx", reason="triton is not here: not installed")
-        out = triton_ptx.Launcher(int(form[-2:]), change, **how).attention(inputs, SETTINGS)
+        out = triton_ptx.Launcher(int(form[-2:]), change, **how).attention(inputs, test_cuda_kernels.SETTINGS)
     elif form.startswith("cluster"):
-        out = cuda_ptx.Launcher(change=change, **how).cluster(inputs, SETTINGS, blocks=2, slots=4)
+        out = cuda_ptx.Launcher(change=change, **how).cluster(inputs, test_cuda_kernels.SETTINGS, blocks=2, slots=4)
     else:
-        out = getattr(cuda_ptx.Launcher(change=change, **how), form)(inputs, SETTINGS)
-    testing.assert_within_baseline(out, inputs, *SETTINGS)
+        out = getattr(cuda_ptx.Launcher(change=change, **how), form)(inputs, test_cuda_kernels.SETTINGS)
+    testing.assert_within_baseline(out, inputs, *test_cuda_kernels.SETTINGS)
 
 
 SAID = {
@@ -137,3 +138,16 @@ def test_each_barrier_and_wait_is_needed(form, pattern, which):
 
     with pytest.raises((AssertionError, cuda_ptx.PtxError), match="|".join(SAID.values())):
         run(form, change)
+
+
+BROKEN = {(form, name): tuple(change) for name, (form, *change) in test_cuda_kernels.BROKEN.items()}
+BROKEN |= {("cluster", name): change for name, change in test_cuda_cluster.BROKEN.items()}
+MASKED = ("no fence after the threads' copies", "not swizzled")  # copies by threads, which masks make
+
+
+@pytest.mark.ptx_check
+@pytest.mark.parametrize(("form", "name"), BROKEN)
+def test_kernels_broken_in_their_text_are_seen(form, name):
+    """What the emulated device must see, compiled by nvcc."""
+    with pytest.raises((AssertionError, cuda_ptx.PtxError), match="|".join(SAID.values())):
+        run("cluster, masks" if name in MASKED else form, broken=BROKEN[form, name])

@@ -142,6 +142,11 @@ def test_comparisons_of_floats(how, a, b, expected):
     assert one(f"setp.{how} %p1, a, b; selp.b32 d, 1, 0, %p1", bits(a), bits(b)) == expected
 
 
+def test_the_upper_half_of_a_product_of_16_bits():
+    assert one("cvt.u16.u32 %h1, a; mul.hi.u16 %h2, %h1, -21845; cvt.u32.u16 d, %h2", 9) == 9 * 43691 >> 16
+    assert one("cvt.u16.u32 %h1, a; mul.hi.s16 %h2, %h1, -21845; cvt.s32.s16 d, %h2", 9) == MINUS - 3
+
+
 def test_comparisons_of_integers_know_the_sign():
     assert one("setp.lt.s32 %p1, a, b; selp.b32 d, 1, 0, %p1", MINUS - 1, 1) == 1
     assert one("setp.lt.u32 %p1, a, b; selp.b32 d, 1, 0, %p1", MINUS - 1, 1) == 0

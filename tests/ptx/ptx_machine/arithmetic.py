@@ -67,9 +67,9 @@ def two(m, i):
         a, b = operands(m, i, kind, kind)
         to = m.write(i.operands[0], kind[0] + str(2 * bits_of(kind)))
         return lambda who: to(who, np.multiply(a(who), b(who), dtype=wide))
-    if "hi" in i.parts and bits_of(kind) == 32:
-        wide = np.int64 if kind[0] == "s" else np.uint64
-        return simple(m, i, kind, lambda a, b: (np.multiply(a, b, dtype=wide) >> wide(32)).astype(dtype_of(kind)))
+    if "hi" in i.parts and bits_of(kind) < 64:
+        wide, bits = np.int64 if kind[0] == "s" else np.uint64, bits_of(kind)
+        return simple(m, i, kind, lambda a, b: (np.multiply(a, b, dtype=wide) >> wide(bits)).astype(dtype_of(kind)))
     if "hi" in i.parts or kind in ("f16", "bf16", "f16x2", "bf16x2"):
         raise PtxError(i.op)
     return simple(m, i, kind, ftz(i, TWO[head]))

@@ -6,9 +6,9 @@ import re
 
 import cuda_ptx
 import pytest
-import torch
 import test_cuda_cluster
 import test_cuda_kernels
+import torch
 
 from nag_kernels import testing
 

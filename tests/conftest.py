@@ -86,9 +86,15 @@ def pytest_addoption(parser):
     parser.addoption(
         "--comfy", metavar="FOLDER", help="a checkout of ComfyUI for tests/comfyui, instead of the fetched core"
     )
+    parser.addoption("--ptx-check", action="store_true",
+                     help="every case of the executed PTX (make ptx-check), not only the sample")  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items):
+    if not config.option.ptx_check:
+        left_out = [item for item in items if item.get_closest_marker("ptx_check")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("ptx_check")]
     if not config.option.fast:
         return
     cases = {}
@@ -102,6 +108,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes seconds; left out by --fast (make test-fast)")
+    config.addinivalue_line("markers", "ptx_check: of the executed PTX more than a sample; run by --ptx-check alone")
     config.calls = {}  # of each backend, over all processes of pytest-xdist
 
 

@@ -4,7 +4,7 @@
 (tests/gpu/native/device_emulated.h), built on demand by ninja into a folder of the user's cache that `make clean` does not own.
 
 It proves the kernels' own text: index maps, masks, bounds, barriers, arithmetic. It says nothing of a GPU's speed, nor of
-the PTX behind `csrc/cuda/device.cuh`, which only a GPU can run.
+the PTX behind `csrc/cuda/device.cuh`, which tests/ptx runs.
 """
 
 import contextlib

@@ -4,8 +4,13 @@
 
 Where torch has a fused attention for the device nothing holds the logits, and the time is that of published code. So is
 the error: Z+ and Z- are rounded to the dtype of the inputs before the formula, which the reference and our kernels avoid.
+The formula is in float32 and in ten steps at most, of which six pass over all numbers; tests/ops/test_traffic.py counts them.
+
+Attention runs once for each branch. Once over all keys would be one softmax for both; two can be had from one walk over the
+shared keys only with the logsumexp of each part, which is what the finish form in Triton merges.
 """
 
+import ctypes
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,9 +45,8 @@ def attention(
     return out if visible is None else torch.where(visible.any(1)[:, None, None, None], out, 0)
 
 
-def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
-    """As `nag_kernels.fused_guided_attention`, of the fields of `Attention`; settings are floats or tensors [] or [B]."""
-    call = Attention(*arguments, **named)
+def branches(call: Attention) -> tuple[Tensor, ...]:
+    """Z+ and Z- [B, S, H, D] in query's dtype, any strides, each a tensor of its own; of "vsf" its one output."""
     query, value_negative, negative_logit_bias, rule = (
         call.query,
         call.value_negative,
@@ -85,8 +89,60 @@ def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
     if masked:
         seen = whole([key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m in parts])
     if rule == "vsf":
-        return attend(0, len(parts)).contiguous()
-    positive, negative = attend(1, len(parts)), attend(0, len(parts) - 1)
+        return (attend(0, len(parts)),)
+    return attend(1, len(parts)), attend(0, len(parts) - 1)
+
+
+def guidance(
+    positive: Tensor, negative: Tensor, nag_scale: float | Tensor, nag_tau: float | Tensor, nag_alpha: float | Tensor,
+    rule: str = "nag", *, dims: tuple[int, ...] = (-1,), spend: bool = False,
+) -> Tensor:  # fmt: skip
+    """As `reference.guidance`, in few steps: the numbers are read in their dtype, computed with in float32 and rounded once.
+
+    dims: over which the norms run.  spend: positive and negative may be written over.
+    """
+    settings = (nag_scale, nag_tau, nag_alpha)
+    tensors = [x for x in (positive, negative, *settings) if isinstance(x, Tensor)]
+    derived = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if derived or torch.compiler.is_compiling() or positive.device.type not in ("cpu", "cuda", "meta"):
+        # A gradient and a compiler want the formula as it stands; of other devices it is not known whether they mix dtypes.
+        first = positive.ndim - len(dims)
+        return reference.guidance(positive.flatten(first), negative.flatten(first), *settings, rule).view(
+            positive.shape
+        )
+    wide = reference.accumulate_dtype(positive.dtype)
+    narrow = positive.dtype != wide
+    whole = spend and positive.is_contiguous()
+    out = positive if whole else torch.empty_like(positive, memory_format=torch.contiguous_format)
+    # Factors have dimensions, all of size 1: one without any would not widen what it multiplies, but be rounded to its dtype.
+    ones = (1,) * (positive.ndim - 1)
+    if isinstance(nag_scale, Tensor):
+        scale, tau, alpha = (torch.as_tensor(x).to(wide).reshape(-1, *ones) for x in settings)
+        bound = alpha * tau
+    else:  # both numbers by one launch; the product as rounded as that of tensors
+        ends = torch.linspace(float(nag_scale), float(nag_alpha), 2, dtype=wide, device=positive.device)
+        scale, alpha = ends.view(2, 1, *ones).unbind(0)
+        bound = float(nag_alpha * nag_tau) if wide == torch.float64 else _float32(nag_alpha) * _float32(nag_tau)
+    if rule == "nasa":  # (5)
+        return torch.addcmul(positive, negative, scale, value=-1, out=out)
+    norm = torch.linalg.vector_norm(positive, 1, dims, keepdim=True, dtype=wide)
+    guided = torch.addcmul(negative, negative, scale, value=-1, out=negative if spend and not narrow else None)
+    guided.addcmul_(positive, scale)  # (1)
+    length = torch.linalg.vector_norm(guided, 1, dims, keepdim=True)
+    # (2), (3): alpha f. What is no number here, of 0 / 0 or inf * 0, stands for f = 1, which fmin takes.
+    share = torch.fmin((norm * bound).div_(length), alpha)
+    rest = torch.addcmul(positive, positive, alpha, value=-1, out=None if narrow else out)
+    return torch.addcmul(rest, guided, share, out=out)  # (4)
+
+
+def _float32(x: float | Tensor) -> float:
+    return ctypes.c_float(float(x)).value
+
+
+def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
+    """As `nag_kernels.fused_guided_attention`, of the fields of `Attention`; settings are floats or tensors [] or [B]."""
+    call = Attention(*arguments, **named)
+    if call.rule == "vsf":
+        return branches(call)[0].contiguous()
     settings = call.nag_scale, call.nag_tau, call.nag_alpha
-    guided = reference.guidance(positive.flatten(2), negative.flatten(2), *settings, rule)
-    return guided.view(query.shape)
+    return guidance(*branches(call), *settings, call.rule, dims=(2, 3), spend=True)

@@ -168,4 +168,3 @@ def order(row: Choice | None) -> list[str]:
     """All plans: those of the row first."""
     order = [x.strip() for x in row.plans.split(">")] if row else []
     return order + [plan for plan in PLANS if plan not in order]
-

@@ -46,7 +46,7 @@ class Patience:
 
 
 def _read_lines(stream: IO[bytes], lines: "queue.Queue[bytes | None]") -> None:
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError), stream:
         for line in stream:
             lines.put(line)
     lines.put(None)
@@ -67,7 +67,7 @@ def _how_it_ended(code: int | None, errors: IO[bytes]) -> dict[str, str]:
     errors.seek(0)
     last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
     said = f": {last[0][:300]}" if last else ""
-    if code == -signal.SIGKILL.value if os.name == "posix" else False:
+    if code == -9:  # SIGKILL
         return {"state": "busy", "why": f"it was killed from outside, as for want of memory{said}"}
     ended = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     return {"state": "crashed", "why": f"{ended}{said}"}
@@ -81,12 +81,16 @@ def run_child(
     {"next": what it begins, "of": how many there are}, {"times": {layer: [plan, sdpa]}}, {"state": its verdict, "why": ...}
     """
     found: dict[str, Any] = {"state": "", "why": "", "cases": 0, "times": {}}
-    doing, lines = "its start", queue.Queue()  # type: ignore[var-annotated]
+    doing = "its start"
+    lines: queue.Queue[bytes | None] = queue.Queue()
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=dict(environment),
-            start_new_session=True,
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=dict(environment),
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return found | {"state": "busy", "why": f"no process could be started: {error}"}
         threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
         begun = last = time.monotonic()
         heard, over = False, False
@@ -125,9 +129,6 @@ def run_child(
                 found["why"] = f"{found['why']}, at {doing}"
         finally:
             _end(process)
-            if process.stdout is not None:
-                with contextlib.suppress(OSError):
-                    process.stdout.close() if process.poll() is not None else None
     return found
 
 

@@ -78,12 +78,12 @@ class Verdict:
         for plan in PLANS:
             found = self.plans.get(plan)
             if found is None:
-                said.append(f"{plan:<24} unknown")
+                said.append(f"{plan:<26} unknown")
                 continue
             best = max((b / a for a, b in found.get("times", {}).values()), default=None)
             gain = "" if best is None else f", at best {best:.2f} times as fast as sdpa"
             why = f": {found['why']}" if found.get("why") else ""
-            said.append(f"{plan:<24} {found['state']}, {found.get('cases', 0)} cases{gain}{why}")
+            said.append(f"{plan:<26} {found['state']}, {found.get('cases', 0)} cases{gain}{why}")
         return said
 
 

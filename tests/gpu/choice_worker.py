@@ -36,6 +36,35 @@ def python_calls(call):
     return sum(gpu.calls.values()) + sum(_ops.torch_calls.values()) - before
 
 
+def verdict():
+    """Where plans need a verdict, nothing in C++ serves what the verdict does not let it; it stands before all others here."""
+    table = gpu.verdict_of
+    right, wrong = {"state": "right"}, {"state": "wrong"}
+    known = gpu.Verdict(
+        {}, {"cuda text": wrong, "cuda branches": right, "cuda guidance": wrong, "triton guidance": right}
+    )
+    inputs = testing.make_inputs(**CROSS | {"length": 23})
+    pair = torch.randn(2, 3, 48).unbind(0)
+    try:
+        gpu.verdict_of = lambda device: gpu.NOTHING_KNOWN
+        for _ in range(2):
+            before = _ops.torch_calls["sdpa"]
+            attend(inputs)
+            nag_kernels.guidance(*pair, *SETTINGS)
+            assert _ops.torch_calls["sdpa"] == before + 1 + 1
+        gpu.verdict_of = lambda device: known
+        branches, blends = gpu.calls["cuda branches"], gpu.calls["triton guidance"]
+        assert python_calls(lambda: attend(inputs)) == 1
+        assert gpu.calls["cuda branches"] == branches + 1
+        assert python_calls(lambda: attend(inputs)) == 0
+        testing.assert_within_baseline(attend(inputs), inputs, *SETTINGS)
+        for _ in range(2):
+            nag_kernels.guidance(*pair, *SETTINGS)
+        assert gpu.calls["triton guidance"] == blends + 2
+    finally:
+        gpu.verdict_of = table
+
+
 def served():
     """The first call of its kind goes by Python, which chooses; the others do not, and have the same bits."""
     for dtype in (torch.bfloat16, torch.float16):
@@ -173,7 +202,7 @@ def only():
 
 
 found = {}
-for part in (served, remembered, handed_on, per_sample, gradient, bad_inputs_, errors, only):
+for part in (verdict, served, remembered, handed_on, per_sample, gradient, bad_inputs_, errors, only):
     torch.manual_seed(0)
     try:
         part()

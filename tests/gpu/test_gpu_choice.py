@@ -342,7 +342,7 @@ def test_the_chooser_behind_the_operation():
 @pytest.mark.slow
 @triton
 @pytest.mark.parametrize(
-    "part", ["served", "remembered", "handed_on", "per_sample", "gradient", "bad_inputs", "errors", "only"]
+    "part", ["verdict", "served", "remembered", "handed_on", "per_sample", "gradient", "bad_inputs", "errors", "only"]
 )
 def test_the_choice_in_cpp(part):
     """In a process without the CPU kernels, whose place the host half over the emulated device takes (choice_worker.py)."""

@@ -80,11 +80,11 @@ def verdict_of(device: torch.device) -> Verdict | None:
 
 def _prove_guidance(device: torch.device, facts: verdicts.Facts) -> Verdict:
     """NAG_PROVE=auto: the plan of least risk shows itself right, in a process of its own, before the first call."""
-    from .prove import run
+    from .prove import layers, run
 
-    plans = run.commands(["triton guidance"], run.USUAL[:2])
+    plans = run.commands(["triton guidance"], layers.USUAL[:2])
     _ops.LOG.warning("NAG_PROVE=auto: trying `triton guidance` on this GPU, once")
-    found = run.prove(facts, plans, run.USUAL[:2], device=verdicts.visible_name(device), wait=60, say=_ops.LOG.info)
+    found = run.prove(facts, plans, layers.USUAL[:2], device=verdicts.visible_name(device), wait=60, say=_ops.LOG.info)
     _families.cache_clear()
     return found
 

@@ -117,14 +117,17 @@ def guidance(
     # Factors have dimensions, all of size 1: one without any would not widen what it multiplies, but be rounded to its dtype.
     ones = (1,) * (positive.ndim - 1)
     if isinstance(nag_scale, Tensor):
-        scale, tau, alpha = (torch.as_tensor(x).to(wide).reshape(-1, *ones) for x in settings)
-        bound = alpha * tau
-    else:  # both numbers by one launch; the product as rounded as that of tensors
+        scale, alpha = (torch.as_tensor(x).to(wide).reshape(-1, *ones) for x in (nag_scale, nag_alpha))
+    else:  # both numbers by one launch
         ends = torch.linspace(float(nag_scale), float(nag_alpha), 2, dtype=wide, device=positive.device)
         scale, alpha = ends.view(2, 1, *ones).unbind(0)
-        bound = float(nag_alpha * nag_tau) if wide == torch.float64 else _float32(nag_alpha) * _float32(nag_tau)
     if rule == "nasa":  # (5)
         return torch.addcmul(positive, negative, scale, value=-1, out=out)
+    bound: Tensor | float
+    if isinstance(nag_tau, Tensor):
+        bound = alpha * nag_tau.to(wide).reshape(-1, *ones)
+    else:
+        bound = _product(nag_alpha, nag_tau, wide)
     norm = torch.linalg.vector_norm(positive, 1, dims, keepdim=True, dtype=wide)
     guided = torch.addcmul(negative, negative, scale, value=-1, out=negative if spend and not narrow else None)
     guided.addcmul_(positive, scale)  # (1)
@@ -135,8 +138,11 @@ def guidance(
     return torch.addcmul(rest, guided, share, out=out)  # (4)
 
 
-def _float32(x: float | Tensor) -> float:
-    return ctypes.c_float(float(x)).value
+def _product(x: float | Tensor, y: float | Tensor, dtype: torch.dtype) -> float:
+    """Of two numbers, rounded as that of two tensors would be."""
+    if dtype == torch.float64:
+        return float(x) * float(y)
+    return ctypes.c_float(float(x)).value * ctypes.c_float(float(y)).value
 
 
 def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
@@ -144,5 +150,7 @@ def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
     call = Attention(*arguments, **named)
     if call.rule == "vsf":
         return branches(call)[0].contiguous()
-    settings = call.nag_scale, call.nag_tau, call.nag_alpha
-    return guidance(*branches(call), *settings, call.rule, dims=(2, 3), spend=True)
+    positive, negative = branches(call)
+    return guidance(
+        positive, negative, call.nag_scale, call.nag_tau, call.nag_alpha, call.rule, dims=(2, 3), spend=True
+    )

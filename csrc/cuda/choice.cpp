@@ -3,8 +3,8 @@
 //
 // nag:: for CUDA tensors where this library is loaded. A call for which nag_kernels/gpu.py has once chosen one of its
 // plans on the same device is served here and meets no Python, whose check and choice would take several times as long
-// as all of this (docs/gpu.md); so small layers are not held up. Every other call goes to nag_gpu::, the same operations
-// in Python: so tables, verdicts and what a device cannot run are asked in one place.
+// as all of this (docs/gpu.md); so small layers are not held up. Every other call goes to nag_gpu::, the same
+// operations in Python: so tables, verdicts and what a device cannot run are asked in one place.
 
 #include "choice.h"
 

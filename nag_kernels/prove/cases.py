@@ -164,7 +164,7 @@ def try_plan(
 ) -> dict[str, Any]:
     """{"state", "why"} of a plan on a device; `say` hears each step. Raises what a kernel raises."""
     cases = CASES if cases is None else cases
-    passed, why_not, first = 0, "no case", None
+    passed, why_not, first, name = 0, "no case", None, "no case"
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         try:
             for name, options in cases.items():

@@ -7,6 +7,7 @@ This process never touches CUDA: a plan that crashes, hangs or spoils its contex
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import queue
@@ -154,9 +155,10 @@ def devices() -> list[tuple[str, Facts]]:
             child_command("--facts"), env=environment, capture_output=True, text=True, timeout=FIRST,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        found = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         raise NoDevice(f"No device: CUDA did not answer in {FIRST:.0f} seconds.") from None
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = done.stderr.strip().splitlines()[-1:] or ["nothing was said"]
         raise NoDevice(f"No device: asking for one ended with code {done.returncode} ({last[0][:300]}).") from None
@@ -171,6 +173,10 @@ def devices() -> list[tuple[str, Facts]]:
 def commands(plans: Sequence[str], layers: Sequence[Layer]) -> dict[str, list[str]]:
     given = json.dumps([x.facts() for x in layers])
     return {plan: child_command("--plan", plan, "--layers", given) for plan in plans}
+
+
+def _tell(say: Say, head: str, line: str) -> None:
+    say(f"{head}: {line}")
 
 
 def prove(
@@ -195,15 +201,10 @@ def prove(
         for i, plan in enumerate(todo, 1):
             head = f"[{i}/{len(todo)}] {plan}"
             family = plan.split()[0]
-            if family in absent:
-                found = {"state": "refused", "why": absent[family], "cases": 0, "times": {}}
-            else:
-                found = run_child(
-                    commands[plan],
-                    child_environment(device),
-                    patience or Patience(),
-                    lambda x, h=head: say(f"{h}: {x}"),
-                )
+            found: dict[str, Any] = {"state": "refused", "why": absent.get(family, ""), "cases": 0, "times": {}}
+            if family not in absent:
+                tell = functools.partial(_tell, say, head)
+                found = run_child(commands[plan], child_environment(device), patience or Patience(), tell)
             if found["why"].startswith("not here: "):
                 absent[family] = found["why"]
             plans[plan] = found

@@ -119,7 +119,8 @@ def _driver() -> str:
     with contextlib.suppress(OSError):
         found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
         said = found[0] if found else ""
-    return f"{said} for CUDA {torch._C._cuda_getDriverVersion()}".strip()
+    asked = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)  # a torch without CUDA lacks it
+    return f"{said} for CUDA {asked()}".strip()
 
 
 @functools.cache

@@ -68,8 +68,9 @@ def test_the_plain_formula_is_no_heavier_than_published_code(rule, settings, dty
     run = lambda: sdpa.guidance(positive, negative, *settings, rule, dims=(2, 3), spend=spend)  # noqa: E731
     traffic = counted(run)
     size = positive.element_size() // 2
-    assert len(traffic.kernels) <= (10 if rule == "nag" else 2), traffic.kernels
-    assert traffic.bytes <= (480 if rule == "nag" else 73) * MIB * size
+    fills = 0 if settings is not SETTINGS else 1
+    assert len(traffic.kernels) <= (10 if rule == "nag" else 1 + fills), traffic.kernels
+    assert traffic.bytes <= (457 if rule == "nag" else 73) * MIB * size
 
 
 @pytest.mark.parametrize("shared", [0, 4096])
@@ -89,7 +90,7 @@ def test_around_attention_there_is_no_pass_over_the_tokens(monkeypatch, shared):
     copies = 2 if shared else 0
     keys = 2 * 2 * (shared + 2 * 512) * 24 * 128 * 2 if shared else 0  # keys and values, read and written
     assert len(traffic.kernels) <= 10 + copies, traffic.kernels
-    assert traffic.bytes <= 480 * MIB + keys
+    assert traffic.bytes <= 457 * MIB + keys
 
 
 class Made(TorchDispatchMode):

@@ -59,7 +59,7 @@ def only(family: str) -> Iterator[None]:
 # --- what is known of a GPU ---------------------------------------------------------------------------------------------
 
 HINT = (
-    "the fused kernels for this GPU are off: `%s` tries each on it, in about a minute, and turns on those that are right and "
+    "the fused kernels for this GPU are off: `%s` tries each on it, in a few minutes, and turns on those that are right and "
     "faster (by count, a FLUX layer's guidance is one kernel and 72 MiB in place of 10 and 456); NAG_PROVE=off says no more"
 )
 

@@ -31,18 +31,18 @@ def attention(
     """
     if key.shape[1] == 0 or query.numel() == 0:  # which not each of torch's attentions takes
         return torch.zeros_like(query)
-    mask = None if visible is None else visible[:, None, None, :]
+    mask = None
     if visible is not None:  # what is hidden in a padded key or value (NaN too) must not come through
         key, value = (x.masked_fill(~visible[:, :, None, None], 0) for x in (key, value))
+        # Some of torch's attentions make NaN of a row that sees no key. It sees them all here, and all its values are zero.
+        mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
     if bias is not None:
         mask = bias.view(1, 1, 1, -1) if mask is None else torch.where(mask, bias, -torch.inf)
     grouped = key.shape[2] != query.shape[2]
     rows = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))  # torch's fused attentions want it
     query, key, value = (x.transpose(1, 2) for x in rows)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    out = out.transpose(1, 2)
-    # Some of torch's attentions make NaN of a row that sees no key.
-    return out if visible is None else torch.where(visible.any(1)[:, None, None, None], out, 0)
+    return out.transpose(1, 2)
 
 
 def branches(call: Attention) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ def report(found: list[verdicts.Verdict]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nag_kernels.prove",
-        description="Try each plan for a GPU on the GPUs of this machine, each in a process of its own: some twenty cases "
+        description="Try each plan for a GPU on the GPUs of this machine, each in a process of its own: some dozen cases "
         "against float64, then times. Plans that are right and faster than torch's own attention and the plain formula serve "
         f"from then on. The verdict is a file in {_folder()} (NAG_CACHE names another folder). Ends with 0 when each "
         "plan has a verdict, 1 when some could not be tried (no memory, a busy GPU), 2 for bad arguments, 3 without a GPU.",

@@ -110,7 +110,7 @@ def installation() -> Facts:
     triton = None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         triton = importlib.metadata.version("triton")
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton, "kernels": kernels_hash()}
+    return {"torch": str(torch.__version__), "cuda": torch.version.cuda, "triton": triton, "kernels": kernels_hash()}
 
 
 def _driver() -> str:

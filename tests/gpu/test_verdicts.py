@@ -154,7 +154,7 @@ def test_one_line_where_nothing_is_known(a_gpu, monkeypatch):
     for _ in range(3):
         assert gpu.verdict_of(GPU).plans == {}
     assert len(said) == 1
-    assert "`python -m nag_kernels.prove` tries each on it, in about a minute" in said[0]
+    assert "`python -m nag_kernels.prove` tries each on it, in a few minutes" in said[0]
     gpu.verdict_of.cache_clear()
     monkeypatch.setattr(availability, "PROVE", "off")
     gpu.verdict_of(GPU)

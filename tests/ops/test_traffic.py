@@ -21,7 +21,11 @@ class Traffic(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.kernels: list[str] = []
-        self.bytes = 0
+        self.sizes: list[int] = []
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -31,7 +35,7 @@ class Traffic(TorchDispatchMode):
             given = {id(x): x for x in args if isinstance(x, torch.Tensor)}
             made = {id(x): x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)}
             self.kernels.append(operation.name())
-            self.bytes += sum(x.numel() * x.element_size() for x in [*given.values(), *made.values()])
+            self.sizes.append(sum(x.numel() * x.element_size() for x in [*given.values(), *made.values()]))
         return out
 
 
@@ -73,9 +77,11 @@ def test_the_plain_formula_is_no_heavier_than_published_code(rule, settings, dty
     assert traffic.bytes <= (457 if rule == "nag" else 73) * MIB * size
 
 
+@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("shared", [0, 4096])
-def test_around_attention_there_is_no_pass_over_the_tokens(monkeypatch, shared):
-    """Attention itself left out: with shared keys one copy of all keys and values, which published code makes twice."""
+def test_around_attention_there_is_no_pass_over_the_tokens(monkeypatch, shared, masks):
+    """Attention itself left out: with shared keys one copy of all keys and values, which published code makes twice. What
+    masks cost is passes over keys, not over tokens."""
     made = []
 
     def attention(query, key, value, **_):
@@ -83,13 +89,17 @@ def test_around_attention_there_is_no_pass_over_the_tokens(monkeypatch, shared):
         return made[-1]
 
     monkeypatch.setattr(sdpa.F, "scaled_dot_product_attention", attention)
-    inputs = testing.make_inputs(length=4096, heads=24, size=128, positive=512, negative=512, shared=shared,
+    inputs = testing.make_inputs(length=4096, heads=24, size=128, positive=512, negative=512, shared=shared, masks=masks,
                                  dtype=torch.bfloat16)  # fmt: skip
     traffic = counted(lambda: sdpa.fused_guided_attention(*Attention(**testing.with_settings(inputs, as_tensors()))))
     assert len(made) == 2
-    copies = 2 if shared else 0
+    tokens = [name for name, size in zip(traffic.kernels, traffic.sizes, strict=True) if size >= OUTPUT]
+    assert len(tokens) <= 6 + (2 if shared else 0) + (4 if shared and masks else 0), tokens
     keys = 2 * 2 * (shared + 2 * 512) * 24 * 128 * 2 if shared else 0  # keys and values, read and written
-    assert len(traffic.kernels) <= 10 + copies, traffic.kernels
+    if masks:
+        keys += 2 * 2 * 2 * (shared + 512) * 24 * 128 * 2 + MIB  # of each branch, what is hidden filled with zeros
+    else:
+        assert len(traffic.kernels) <= 10 + (2 if shared else 0), traffic.kernels
     assert traffic.bytes <= 457 * MIB + keys
 
 

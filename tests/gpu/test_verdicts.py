@@ -221,3 +221,37 @@ def test_a_verdict_is_json_that_comes_back(a_gpu):
     assert json.loads(verdicts.path_of(facts).read_text())["facts"] == facts
     assert dataclasses.astuple(verdicts.read(facts))[1:] == dataclasses.astuple(KNOWN)[1:]
     assert logging.getLogger("nag_kernels") is _ops.LOG
+
+
+UNDER_CUDA = """
+import json, sys, torch
+torch.version.cuda = "13.0"  # as a torch with CUDA has it
+import nag_kernels
+from nag_kernels import availability, gpu, info
+from nag_kernels.prove import verdicts
+print(json.dumps([
+    torch._C._dispatch_has_kernel_for_dispatch_key("nag::fused_guided_attention", "CUDA"),
+    availability.refusal("triton", "cuda"), availability.refusal("cuda", "cuda"), "triton" in sys.modules, gpu.turned_on(),
+]))
+facts = verdicts.installation() | {"gpu": "NVIDIA of a test"}
+verdicts.write(verdicts.Verdict(facts, {"triton": {"state": "right"}, "cuda text": {"state": "right"}}))
+"""
+
+
+def test_under_a_torch_with_cuda(tmp_path):
+    """In the first process nothing is known; the second finds what the first wrote down, without asking a GPU."""
+    pytest.importorskip("triton", reason="triton is not here: not installed")
+    environment = {name: x for name, x in os.environ.items() if name != "NAG_BACKEND"} | {"NAG_CACHE": str(tmp_path)}
+    found = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", UNDER_CUDA], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    first, second = found
+    assert first[0]  # so that the first call can say what to run
+    assert all("no GPU of this kind is known to run it" in why for why in first[1:3])
+    assert first[3:] == [False, []]
+    assert second[1] is None
+    assert "it was not built" in second[2] or second[2] is None or "did not load" in second[2]
+    assert second[3] is False
+    assert "triton" in second[4]

@@ -32,8 +32,10 @@ std::string cuda_name(int version) {
 std::string ask(int device, int form) {
   int driver = 0;
   int runtime = 0;
-  if (cudaDriverGetVersion(&driver) == cudaSuccess && cudaRuntimeGetVersion(&runtime) == cudaSuccess &&
-      driver / 1000 < runtime / 1000) {
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return "there is no CUDA driver";
+  }
+  if (cudaRuntimeGetVersion(&runtime) == cudaSuccess && driver / 1000 < runtime / 1000) {
     return "the driver is for CUDA " + cuda_name(driver) + ", the library was built with CUDA " + cuda_name(runtime) +
            ": it needs a newer driver, or a build with an older CUDA";
   }

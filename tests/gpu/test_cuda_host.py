@@ -189,6 +189,7 @@ def test_the_cluster_kernel_is_for_one_chip(operations, monkeypatch, chip):
     (5, "CLUSTERS", 0, "cluster", "this device, or its slice, cannot run a cluster of 8 blocks at once"),
     (6, "CLUSTERS", 0, "text", "^$"),
     (7, "DRIVER", 13010, "guidance", "^$"),
+    (9, "DRIVER", 0, "text", "there is no CUDA driver"),
     (64, "DRIVER", 13000, "guidance", "the library takes 64 devices"),
     (8, "DRIVER", 13000, "other", "no kernel is of the form 'other'"),
 ], ids=str)  # fmt: skip

@@ -104,7 +104,8 @@ def guidance(
     settings = (nag_scale, nag_tau, nag_alpha)
     tensors = [x for x in (positive, negative, *settings) if isinstance(x, Tensor)]
     derived = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    plain = all(type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue] it is not typed
+    plain = all(type(x) is Tensor and not wrapped(x) for x in tensors)
     if derived or not plain or torch.compiler.is_compiling() or positive.device.type not in ("cpu", "cuda", "meta"):
         # Gradients, vmap and compilers want the formula as it stands; of other devices it is not known whether they mix dtypes.
         first = positive.ndim - len(dims)

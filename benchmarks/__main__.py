@@ -7,13 +7,15 @@ python -m benchmarks attention       one operation beside its rivals
 python -m benchmarks layer           one attention layer of six models, with its projections, norms and rotary embedding
 python -m benchmarks model           one denoising step of six models: unguided, CFG, NAG as published, NAG ours
 python -m benchmarks report          RESULTS.md and the plots from the CSVs that are there
+python -m benchmarks verdicts FILE   takes in what `python -m nag_kernels.prove --report FILE` found on a GPU
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_model, report
+from benchmarks import bench_attention, bench_model, gpu_verdicts, report
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     common.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
     common.add_argument("--no-csv", dest="csv", action="store_false", help="print only")
-    kinds = parser.add_subparsers(dest="kind", metavar="{attention,layer,model,report}")
+    kinds = parser.add_subparsers(dest="kind", metavar="{attention,layer,model,report,verdicts}")
     for kind, module in (("attention", bench_attention), ("layer", bench_model), ("model", bench_model)):
         each = kinds.add_parser(
             kind, parents=[common], description=module.__doc__, epilog=module.help_text(),
@@ -33,7 +35,13 @@ def main() -> None:
         )  # fmt: skip
         module.add_arguments(each)
     kinds.add_parser("report", description=report.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    taken = kinds.add_parser("verdicts", description=gpu_verdicts.__doc__,
+                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    taken.add_argument("file", type=Path, help="the report")
     options = parser.parse_args()
+    if options.kind == "verdicts":
+        print("\n".join(str(path) for path in gpu_verdicts.take_in(options.file)))
+        return
     if options.kind == "report":
         report.main()
         return

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks import gpu_verdicts
 from benchmarks.machine import RESULTS, sentence
 
 REPORT = RESULTS.with_name("RESULTS.md")
@@ -253,6 +254,12 @@ def main() -> None:
         for stem, rows in read(kind).items():
             parts.append(text(stem, rows))
             plot(RESULTS / f"{stem}.png", rows)
+    proven = read("gpu_verdicts")
+    if proven:
+        parts += [
+            "## Plans on GPUs, as their users found them",
+            *(gpu_verdicts.section(*each) for each in proven.items()),
+        ]
     REPORT.write_text("\n\n".join(parts) + "\n")
     before, rest = README.read_text().split(MARKS[0])
     README.write_text(before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])

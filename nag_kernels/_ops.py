@@ -42,12 +42,15 @@ SETTINGS = {"fused_guided_attention": (5, 6, 7), "guidance": (2, 3, 4)}  # posit
 Operations = Mapping[str, Callable[..., Tensor]]  # what computes each operation
 REFERENCE: Operations = {"fused_guided_attention": reference.fused_guided_attention, "guidance": reference.guidance}
 PLAIN: Mapping[str, Operations]  # the formulas
-PLAIN = {"reference": REFERENCE, "sdpa": {"fused_guided_attention": sdpa.fused_guided_attention}}
+PLAIN = {
+    "reference": REFERENCE,
+    "sdpa": {"fused_guided_attention": sdpa.fused_guided_attention, "guidance": sdpa.guidance},
+}
 
 
 def fallback(op: str, dtype: torch.dtype) -> str:
     """Which of `PLAIN` serves where no kernel does."""
-    return "sdpa" if op in PLAIN["sdpa"] and dtype != torch.float64 else "reference"
+    return "reference" if dtype == torch.float64 else "sdpa"
 
 
 def run_plain(backend: str, op: str, *args: Any, **kwargs: Any) -> Tensor:

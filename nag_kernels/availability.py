@@ -5,7 +5,8 @@
 A backend is a name: "cuda" (C++, `csrc/cuda`), "triton" (`triton_kernels`), "cpu" (C++, `csrc/cpu`), "sdpa" (torch's own
 attention and then the formula, every device) or "reference" (the formulas alone, every device). `NAG_BACKEND` forces one for
 every call of the public functions, or, as "gpu", turns both kinds of GPU kernels on and leaves each call to gpu_choices.csv.
-What they refuse goes to "sdpa", float64 to "reference". `NAG_LOG=debug` logs why a backend is not here and each call that
+Unset, a verdict of `python -m nag_kernels.prove` turns on the plans that are right and fast on the GPU at hand. What they refuse
+goes to "sdpa", float64 to "reference". `NAG_LOG=debug` logs why a backend is not here and each call that
 these two serve.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from . import _ops, checks
+from .prove import verdicts
 
 LOG = _ops.LOG
 if os.environ.get("NAG_LOG"):
@@ -31,6 +33,10 @@ if os.environ.get("NAG_LOG"):
 BACKENDS = ("cuda", "triton", "cpu", "sdpa", "reference")
 ASKED = os.environ.get("NAG_BACKEND") or None  # read once: a compiled caller must not depend on the environment
 FORCED = None if ASKED == "gpu" else ASKED
+# What the first call on a GPU of which nothing is known does: prove the plan of least risk, say what to run, or nothing.
+PROVE = os.environ.get("NAG_PROVE") or "ask"
+if PROVE not in ("auto", "ask", "off"):
+    raise ValueError(f"NAG_PROVE must be auto, ask or off, got {PROVE!r}")
 OPERATIONS = tuple(checks.CHECKS)
 
 
@@ -49,28 +55,39 @@ if _CPU is None:
     LOG.debug("cpu is not available: %s", _CPU_MISSING)
 
 TRITON_MODULE = "nag_kernels.triton_kernels.attention"
-_OFF = "it has not run on a GPU yet; NAG_BACKEND={} or gpu, set before the import, turns it on"
-_TRITON_MISSING = None
-if importlib.util.find_spec("triton") is None:
-    _TRITON_MISSING = "triton is not installed"
-elif ASKED not in ("triton", "gpu"):
-    _TRITON_MISSING = _OFF.format("triton")
+_TRITON_HERE = importlib.util.find_spec("triton") is not None
+
+
+def _off(family: str) -> str | None:
+    """Why a family that is here is off; None where NAG_BACKEND or a verdict turned it on."""
+    if ASKED in (family, "gpu") or (ASKED is None and family in verdicts.proven()):
+        return None
+    return (
+        f"no GPU of this kind is known to run it: {verdicts.COMMAND} finds out and turns it on; "
+        f"NAG_BACKEND={family} or gpu, set before the import, does so unproven"
+    )
+
 
 _CUDA = None
-if ASKED not in ("cuda", "gpu"):
-    _CUDA_MISSING = _OFF.format("cuda")
-elif torch.version.cuda is None:  # its library needs libtorch_cuda: not tried
+_CUDA_MISSING: str | None = None
+if torch.version.cuda is None:  # its library needs libtorch_cuda: not tried
     _CUDA_MISSING = "this torch is built without CUDA"
-else:
+elif _off("cuda") is None:
     _CUDA, _CUDA_MISSING = _load(
         "._C_cuda", "no nvcc that works and is of the CUDA of torch at install time, or NAG_BUILD_CUDA=0"
     )
 
 
+def may_be_turned_on() -> bool:
+    """Whether kernels for a GPU are on, or a verdict may turn them on in this process."""
+    on = refusal("triton", "cuda") is None or refusal("cuda", "cuda") is None
+    return on or (ASKED is None and torch.version.cuda is not None)
+
+
 def available_backends() -> tuple[str, ...]:
     """The backends that are installed and loaded, fastest first."""
-    missing = {"cpu": _CPU is None, "triton": _TRITON_MISSING is not None, "cuda": _CUDA is None}
-    return tuple(name for name in BACKENDS if not missing.get(name))
+    here = {"cpu": _CPU is not None, **{name: refusal(name, "cuda") is None for name in ("cuda", "triton")}}
+    return tuple(name for name in BACKENDS if here.get(name, True))
 
 
 def cpu_capability() -> str | None:
@@ -78,20 +95,21 @@ def cpu_capability() -> str | None:
     return _CPU.capability() if _CPU is not None else None
 
 
-def refusal(backend: str, device: str, op: str = "fused_guided_attention") -> str | None:
-    """Why `backend` cannot run `op` on a device type ("cpu", "cuda", ...), or None if it can."""
+def refusal(backend: str, device: str) -> str | None:
+    """Why `backend` cannot run on a device type ("cpu", "cuda", ...), or None if it can."""
     if backend in _ops.PLAIN:
-        return None if op in _ops.PLAIN[backend] else "there is no attention in it"
+        return None
     if backend == "cpu":
         if _CPU is None:
             return _CPU_MISSING
         return None if device == "cpu" else f"its tensors are on {device}, not on cpu"
-    if backend == "cuda" and _CUDA is None:
-        return _CUDA_MISSING
     if backend in ("cuda", "triton"):
-        return (_TRITON_MISSING if backend == "triton" else None) or (
-            None if device == "cuda" else f"its tensors are on {device}, not on cuda"
-        )
+        missing = None if _TRITON_HERE else "triton is not installed"
+        if backend == "cuda":
+            late = "a verdict turned it on after the import: the next process loads it"
+            missing = None if _CUDA is not None else _CUDA_MISSING or _off("cuda") or late
+        elsewhere = None if device == "cuda" else f"its tensors are on {device}, not on cuda"
+        return missing or _off(backend) or elsewhere
     return f"there is no backend of that name; the names are {', '.join(BACKENDS)}"
 
 

@@ -5,9 +5,9 @@
 from typing import Any
 
 from . import _ops, gpu, gpu_table
-from .availability import BACKENDS, FORCED, LOG, OPERATIONS, refusal
+from .availability import BACKENDS, FORCED, LOG, OPERATIONS, may_be_turned_on, refusal
 
-if refusal("triton", "cuda") is None or refusal("cuda", "cuda") is None:
+if may_be_turned_on():
     _ops.register_kernels(lambda: gpu.KERNELS, "CUDA", behind=refusal("cuda", "cuda") is None)
 
 
@@ -18,7 +18,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     """
     forced, reason = backend or FORCED, None
     for name in (forced,) if forced else BACKENDS:
-        reason = refusal(name, device, op)
+        reason = refusal(name, device)
         if reason is None:
             return name
         LOG.debug("%s cannot run nag::%s: %s", name, op, reason)
@@ -36,16 +36,14 @@ def explain(op: str = "fused_guided_attention", device: str = "cpu", **call: Any
     if call:
         if op != "fused_guided_attention":
             raise ValueError(f"only fused_guided_attention is chosen by call, not {op}")
-        return gpu.explain(gpu_table.Call(**call))
-    if FORCED and refusal(FORCED, device, op):
-        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {FORCED}, but {refusal(FORCED, device, op)}"
+        return gpu.explain_here(gpu_table.Call(**call))
+    if FORCED and refusal(FORCED, device):
+        return f"nothing serves nag::{op} on {device}: NAG_BACKEND forces {FORCED}, but {refusal(FORCED, device)}"
     chosen, lines = choose(op, device), []
     for name in BACKENDS:
         if name == chosen:
             lines.append(f"{name} serves nag::{op} on {device}")
         else:
-            reason = refusal(name, device, op) or (
-                f"NAG_BACKEND forces {FORCED}" if FORCED else f"{chosen} comes first"
-            )
+            reason = refusal(name, device) or (f"NAG_BACKEND forces {FORCED}" if FORCED else f"{chosen} comes first")
             lines.append(f"{name} does not serve nag::{op} on {device}: {reason}")
     return "\n".join(lines)

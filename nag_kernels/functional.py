@@ -162,7 +162,7 @@ def warmup(
         )
         call = call_of(query, inputs["key_positive"], inputs["key_negative"], inputs.get("key_shared"),
                        inputs.get("mask_shared"), layer["rule"])  # fmt: skip
-        served = explain(call).splitlines()[0] if query.is_cuda else f"{device}: no GPU kernel"
+        served = explain(call, device=query.device).splitlines()[0] if query.is_cuda else f"{device}: no GPU kernel"
         said.append(
             f"{layer['length']} x {heads} x {size}, texts {layer['positive']} and {layer['negative']}: {served}"
         )

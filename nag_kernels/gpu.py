@@ -1,8 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses the plan of a call on a GPU, by the rows of gpu_table.py, and runs it.
+"""Chooses the plan of a call on a GPU, by the rows of gpu_table.py or by what is known of this GPU, and runs it.
 
-Calls whose row begins with a plan in C++ meet this module once: from then on csrc/cuda/choice.cpp knows the rows.
+Where NAG_BACKEND turned kernels on, the rows choose. Else a plan serves only where it was proven right and faster on a GPU of
+this kind (prove/verdicts.py), in the order of the times found there. csrc/cuda/choice.cpp remembers what was chosen for a call:
+calls that a plan in C++ serves meet this module once.
 """
 
 import contextlib
@@ -17,11 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops, availability
+from . import _ops, availability, sdpa
 from .checks import Attention
-from .gpu_table import Call, find, order, refusal, rows_for_cpp
+from .gpu_table import Call, find, order, refusal
+from .prove import verdicts
+from .prove.verdicts import Verdict
 
 calls: Counter[str] = Counter()  # how often each plan ran from here
+RULES = ("nag", "nasa", "vsf")  # in the order of params.h
+NOTHING_KNOWN = Verdict()
 _only: contextvars.ContextVar[str | None] = contextvars.ContextVar("nag_kernels_only", default=None)
 
 
@@ -31,7 +37,8 @@ def _families() -> tuple[str, ...]:
 
 
 def turned_on() -> tuple[str, ...]:
-    """The families of kernels that may serve: those that NAG_BACKEND turned on and that are here, or the forced one."""
+    """The families of kernels that may serve: those that NAG_BACKEND or a verdict turned on and that are here, or the forced
+    one."""
     only = _only.get()
     return _families() if only is None else tuple(x for x in _families() if x == only)
 
@@ -49,40 +56,109 @@ def only(family: str) -> Iterator[None]:
             torch.ops.nag_cuda.pause(False)
 
 
+# --- what is known of a GPU ---------------------------------------------------------------------------------------------
+
+HINT = (
+    "the fused kernels for this GPU are off: `%s` tries each on it, in a few minutes, and turns on those that are right and "
+    "faster (by count, a FLUX layer's guidance is one kernel and 72 MiB in place of 10 and 456); NAG_PROVE=off says no more"
+)
+
+
 @functools.cache
-def _hand_over() -> None:
-    torch.ops.nag_cuda.set_choices(rows_for_cpp(_families()))
+def verdict_of(device: torch.device) -> Verdict | None:
+    """What is known of the plans on a GPU; None where NAG_BACKEND chose, and no verdict is asked."""
+    if availability.ASKED is not None or device.type != "cuda":
+        return None
+    facts = verdicts.facts_of(device)
+    found = verdicts.read(facts)
+    if not found.plans and availability.PROVE == "auto":
+        found = _prove_guidance(device, facts)
+    if not found.plans and availability.PROVE != "off":
+        _ops.LOG.warning(HINT, verdicts.COMMAND)
+    return found
+
+
+def _prove_guidance(device: torch.device, facts: verdicts.Facts) -> Verdict:
+    """NAG_PROVE=auto: the plan of least risk shows itself right, in a process of its own, before the first call."""
+    from .prove import layers, run
+
+    plans = run.commands(["triton guidance"], layers.USUAL[:2])
+    _ops.LOG.warning("NAG_PROVE=auto: trying `triton guidance` on this GPU, once")
+    found = run.prove(facts, plans, layers.USUAL[:2], device=verdicts.visible_name(device), wait=60, say=_ops.LOG.info)
+    _families.cache_clear()
+    return found
+
+
+@functools.cache
+def refused_by_device(plan: str, device: torch.device) -> str | None:
+    """Why this device cannot run the code of a plan, as the library finds it, asked once; None if it can."""
+    if not plan.startswith("cuda") or "cuda" not in _families():
+        return None
+    said: str = torch.ops.nag_cuda.device_refusal(device.index or 0, plan.split()[1])
+    return said or None
+
+
+# --- the choice ---------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(4096)
-def choose(call: Call, families: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """(plan that serves, ((other plan, why it does not), ...)) for the families of kernels that may serve."""
+def choose(
+    call: Call, families: tuple[str, ...], verdict: Verdict | None = None, device: torch.device | None = None
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """(plan that serves, ((other plan, why it does not), ...)) for the families of kernels that may serve.
+
+    verdict: what is known of the GPU, where plans need that.  device: asked for what it cannot run.
+    """
     row = find(call)
+    plans = order(row) if verdict is None else verdict.ranked(order(row), call)
     chosen: str | None = None
     others: list[tuple[str, str]] = []
-    for plan in order(row):
+    for plan in plans:
+        refused = refusal(plan, call)
         if plan.split()[0] not in families:
-            why = f"{plan.split()[0]} is off or not here"
-        else:
-            refused = refusal(plan, call)
-            if refused is None and chosen is None:
-                chosen = plan
-                continue
-            why = refused or f"{chosen} comes first ({row.source if row else 'no row of the table fits'})"
-        others.append((plan, why))
+            refused = f"{plan.split()[0]} is off or not here"
+        if refused is None and verdict is not None:
+            refused = verdict.refusal(plan, call)
+        if refused is None and device is not None:
+            refused = refused_by_device(plan, device)
+        if refused is None and chosen is None:
+            chosen = plan
+            continue
+        others.append((plan, refused or f"{chosen} comes first ({_source(call, verdict)})"))
     fallback = _ops.fallback("fused_guided_attention", call.dtype)
     if chosen is None:
         return fallback, tuple(others)
     return chosen, (*others, (fallback, f"{chosen} comes first"))
 
 
-def explain(call: Call, families: tuple[str, ...] | None = None) -> str:
-    """One line per plan: which serves the call, and why each other one does not."""
-    families = turned_on() if families is None else families
-    chosen, others = choose(call, families)
+def _source(call: Call, verdict: Verdict | None) -> str:
+    if verdict is not None:
+        return "by the times found on this GPU"
     row = find(call)
-    source = "" if row is None or chosen in _ops.PLAIN else f" (table row of chip {row.chip / 10}: {row.source})"
+    return "no row of the table fits" if row is None else f"table row of chip {row.chip / 10}: {row.source}"
+
+
+def explain(call: Call, families: tuple[str, ...] | None = None, device: torch.device | None = None) -> str:
+    """One line per plan: which serves the call, and why each other one does not.
+
+    families: as if NAG_BACKEND had turned these on.  device: for what is known of that GPU.
+    """
+    verdict = None
+    if families is None and availability.ASKED is None:
+        verdict = NOTHING_KNOWN if device is None else verdict_of(device)
+    families = turned_on() if families is None else families
+    chosen, others = choose(call, families, verdict, device)
+    source = "" if chosen in _ops.PLAIN else f" ({_source(call, verdict)})"
     return "\n".join([f"{chosen} serves this call{source}", *(f"{plan} does not: {why}" for plan, why in others)])
+
+
+def explain_here(call: Call) -> str:
+    """`explain` with what is known of the current GPU, where there is one of the call's chip."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        if _chip(device) == call.chip:
+            return explain(call, device=device)
+    return explain(call)
 
 
 # --- running a plan ---------------------------------------------------------------------------------------------------
@@ -101,6 +177,10 @@ def run_plan(plan: str, *arguments: Any, **named: Any) -> Tensor:
     not refuse."""
     call = Attention(*arguments, **named)
     calls[plan] += 1
+    if plan.endswith("guidance"):
+        positive, negative = sdpa.branches(call)
+        arguments = (positive.flatten(2), negative.flatten(2), call.nag_scale, call.nag_tau, call.nag_alpha, call.rule)
+        return run_guidance(plan, *arguments).view(call.query.shape)
     if plan.startswith("cuda"):
         operation = torch.ops.nag_cuda.fused_guided_attention
         return _overload(operation, call.nag_scale)(*call, plan.split()[1])
@@ -132,16 +212,49 @@ def call_of(
     )  # fmt: skip
 
 
+@functools.lru_cache(4096)
+def _remember(index: int, call: Call, form: str) -> None:
+    """From now on csrc/cuda/choice.cpp serves such calls on this device by this form."""
+    facts = (call.dtype == torch.float16, call.length, call.heads, call.size, call.positive, call.negative, call.shared,
+             call.kv_heads or call.heads, call.mask_shared, RULES.index(call.rule))  # fmt: skip
+    torch.ops.nag_cuda.remember(index, [int(x) for x in facts], form)
+
+
 def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
     """Of the fields of `Attention`."""
     given = Attention(*arguments, **named)
-    if "cuda" in _families():
-        _hand_over()
     call = call_of(given.query, given.key_positive, given.key_negative, given.key_shared, given.mask_shared, given.rule)
-    plan, others = choose(call, turned_on())
+    device = given.query.device
+    verdict = verdict_of(device)  # which may turn families on
+    plan, others = choose(call, turned_on(), verdict, device)
     if plan in _ops.PLAIN:
         _ops.LOG.debug("no GPU kernel serves nag::fused_guided_attention: %s", "; ".join(map(": ".join, others)))
+    elif plan.startswith("cuda") and not plan.endswith("guidance") and _only.get() is None:
+        _remember(device.index or 0, call, plan.split()[1])
     return run_plan(plan, *given)
+
+
+@functools.lru_cache(256)
+def choose_guidance(families: tuple[str, ...], verdict: Verdict | None, device: torch.device) -> str | None:
+    """The plan whose kernel serves the operation `guidance`; None where plain PyTorch does."""
+    for plan in ("cuda guidance", "triton guidance"):
+        off = plan.split()[0] not in families or (verdict is not None and verdict.refusal(plan) is not None)
+        if not off and refused_by_device(plan, device) is None:
+            return plan
+    return None
+
+
+@functools.cache
+def _allow_guidance(index: int) -> None:
+    """From now on csrc/cuda/choice.cpp serves the operation `guidance` on this device."""
+    torch.ops.nag_cuda.allow_guidance(index)
+
+
+def run_guidance(plan: str, *arguments: Any) -> Tensor:
+    """The operation `guidance` by the kernel of a plan, for input that was checked."""
+    if plan.startswith("cuda"):
+        return _overload(torch.ops.nag_cuda.guidance, arguments[2])(*arguments)
+    return _triton().guidance(*arguments)
 
 
 def guidance(
@@ -149,19 +262,16 @@ def guidance(
     rule: str = "nag",
 ) -> Tensor:  # fmt: skip
     arguments = (positive, negative, nag_scale, nag_tau, nag_alpha, rule)
-    families = turned_on()
-    if "cuda" in families:
-        calls["cuda guidance"] += 1
-        operation = torch.ops.nag_cuda.guidance
-        return _overload(operation, nag_scale)(*arguments)
-    if "triton" in families:
-        calls["triton guidance"] += 1
-        return _triton().guidance(*arguments)
-    return _ops.run_plain("reference", "guidance", *arguments)
+    device = positive.device
+    verdict = verdict_of(device)
+    plan = choose_guidance(turned_on(), verdict, device)
+    if plan is None:
+        return _ops.run_fallback("guidance", *arguments)
+    if plan == "cuda guidance" and _only.get() is None:
+        _allow_guidance(device.index or 0)
+    calls[plan] += 1
+    return run_guidance(plan, *arguments)
 
 
 KERNELS: _ops.Operations
 KERNELS = {"fused_guided_attention": fused_guided_attention, "guidance": guidance}
-
-
-# --- warm-up ----------------------------------------------------------------------------------------------------------

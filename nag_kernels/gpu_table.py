@@ -7,7 +7,8 @@
     triton                  one walk over the keys, then the blend
     triton finish flash     torch's FlashAttention over the shared keys, then both texts and the blend; "cudnn": cuDNN,
                             "flash-attn": the package of that name
-    sdpa                    torch's own attention, then the formula; float64: reference, the formula alone
+    cuda guidance           torch's own attention once for each branch, then one kernel; "triton guidance": that of Triton
+    sdpa                    torch's own attention, then the plain formula; float64: reference, the formula alone
 
 Rows hold by chip, head size and lengths, never by batch (the same bits alone and in one). A row's source is the benchmark row
 that it came from, or `unmeasured`; `python -m benchmarks.tune_gpu` rewrites the file.
@@ -25,7 +26,7 @@ import torch
 TABLE = Path(__file__).with_name("gpu_choices.csv")
 PLANS = (
     "cuda text", "cuda cluster", "cuda branches", "triton", "triton finish flash", "triton finish cudnn",
-    "triton finish flash-attn",
+    "triton finish flash-attn", "cuda guidance", "triton guidance",
 )  # fmt: skip
 TEXT_MAX_SIZE, TEXT_MAX_LENGTH, BRANCH_MAX_SIZE = 160, 512, 256  # csrc/cuda/tile_size.h; a test reads both
 CLUSTER_MAX_HEADS = {64: 40, 128: 24}  # by head size: those whose Z+ and Z- a cluster can hold; the same
@@ -102,6 +103,8 @@ def refusal(plan: str, call: Call) -> str | None:
         return f"it needs compute capability 8.0, this GPU has {call.chip / 10}"
     if call.dtype == torch.float64:
         return "no GPU kernel computes in float64"
+    if plan.endswith("guidance"):
+        return "vsf is one softmax over all keys, no function of two attentions" if call.rule == "vsf" else None
     if plan.startswith("cuda"):
         if call.dtype == torch.float32:
             return "its matrix units take bfloat16 and float16, not float32"
@@ -165,13 +168,3 @@ def order(row: Choice | None) -> list[str]:
     """All plans: those of the row first."""
     order = [x.strip() for x in row.plans.split(">")] if row else []
     return order + [plan for plan in PLANS if plan not in order]
-
-
-def rows_for_cpp(families: tuple[str, ...]) -> list[int]:
-    """Of each row six numbers for choice.cpp: its limits, and which of the plans in C++ comes first (0: another one)."""
-    numbers: list[int] = []
-    for row in read():
-        first = next(plan for plan in order(row) if plan.split()[0] in families)
-        form = {"cuda text": 1, "cuda branches": 2, "cuda cluster": 3}.get(first, 0)
-        numbers += [row.chip, row.shared, row.size_to, row.length_to, row.text_to, form]
-    return numbers

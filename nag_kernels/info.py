@@ -10,6 +10,7 @@ import platform
 import torch
 
 from . import __version__, availability, backends
+from .prove import verdicts
 
 OPTIONAL = {
     "diffusers": "it would serve the processors and the entry point (pip install 'nag-kernels[diffusers]')",
@@ -27,12 +28,25 @@ def _installed(name: str) -> str:
         return "installed under another distribution's name"
 
 
+def _verdicts() -> list[str]:
+    """What is known of each plan on the GPUs of this machine."""
+    if not torch.cuda.is_available():
+        return [f"verdicts        none without a CUDA device; on one {verdicts.COMMAND} finds what is right and fast"]
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        known = verdicts.read(verdicts.facts_of(torch.device("cuda", index)))
+        lines.append(f"verdicts        of device {index}{'' if known.plans else f': none; {verdicts.COMMAND}'}")
+        lines += [f"                {line}" for line in known.lines()] if known.plans else []
+    return lines
+
+
 def report() -> str:
     """The whole report as text; every line says what is here, or what is not and why."""
     capability = availability.cpu_capability()
     cpu = f"loaded, runs its {capability} path" if capability else f"not here: {availability.refusal('cpu', 'cpu')}"
     triton, cuda_kernels = (availability.refusal(name, "cuda") for name in ("triton", "cuda"))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device seen by this torch"
+    by = "NAG_BACKEND" if availability.ASKED else "a verdict"
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     lines = [
         f"nag_kernels     {__version__}",
@@ -42,9 +56,11 @@ def report() -> str:
         f"cuda            {cuda}",
         "",
         f"cpu kernels     {cpu}",
-        f"triton kernels  {'turned on by NAG_BACKEND' if triton is None else f'off: {triton}'}",
-        f"cuda kernels    {'turned on by NAG_BACKEND' if cuda_kernels is None else f'off: {cuda_kernels}'}",
+        f"triton kernels  {f'turned on by {by}' if triton is None else f'off: {triton}'}",
+        f"cuda kernels    {f'turned on by {by}' if cuda_kernels is None else f'off: {cuda_kernels}'}",
         f"NAG_BACKEND     {availability.ASKED or 'not set'}",
+        f"NAG_PROVE       {availability.PROVE}",
+        *_verdicts(),
         "",
     ]
     for op in availability.OPERATIONS:

@@ -4,8 +4,13 @@
 
 Where torch has a fused attention for the device nothing holds the logits, and the time is that of published code. So is
 the error: Z+ and Z- are rounded to the dtype of the inputs before the formula, which the reference and our kernels avoid.
+The formula is in float32 and in ten steps at most, of which six pass over all numbers; tests/ops/test_traffic.py counts them.
+
+Attention runs once for each branch. Once over all keys would be one softmax for both; two can be had from one walk over the
+shared keys only with the logsumexp of each part, which is what the finish form in Triton merges.
 """
 
+import ctypes
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,23 +31,22 @@ def attention(
     """
     if key.shape[1] == 0 or query.numel() == 0:  # which not each of torch's attentions takes
         return torch.zeros_like(query)
-    mask = None if visible is None else visible[:, None, None, :]
+    mask = None
     if visible is not None:  # what is hidden in a padded key or value (NaN too) must not come through
         key, value = (x.masked_fill(~visible[:, :, None, None], 0) for x in (key, value))
+        # Some of torch's attentions make NaN of a row that sees no key. It sees them all here, and all its values are zero.
+        mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
     if bias is not None:
         mask = bias.view(1, 1, 1, -1) if mask is None else torch.where(mask, bias, -torch.inf)
     grouped = key.shape[2] != query.shape[2]
     rows = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))  # torch's fused attentions want it
     query, key, value = (x.transpose(1, 2) for x in rows)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    out = out.transpose(1, 2)
-    # Some of torch's attentions make NaN of a row that sees no key.
-    return out if visible is None else torch.where(visible.any(1)[:, None, None, None], out, 0)
+    return out.transpose(1, 2)
 
 
-def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
-    """As `nag_kernels.fused_guided_attention`, of the fields of `Attention`; settings are floats or tensors [] or [B]."""
-    call = Attention(*arguments, **named)
+def branches(call: Attention) -> tuple[Tensor, ...]:
+    """Z+ and Z- [B, S, H, D] in query's dtype, any strides, each a tensor of its own; of "vsf" its one output."""
     query, value_negative, negative_logit_bias, rule = (
         call.query,
         call.value_negative,
@@ -85,8 +89,70 @@ def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
     if masked:
         seen = whole([key.new_ones(1, key.shape[1], dtype=torch.bool) if m is None else m for key, _, m in parts])
     if rule == "vsf":
-        return attend(0, len(parts)).contiguous()
-    positive, negative = attend(1, len(parts)), attend(0, len(parts) - 1)
-    settings = call.nag_scale, call.nag_tau, call.nag_alpha
-    guided = reference.guidance(positive.flatten(2), negative.flatten(2), *settings, rule)
-    return guided.view(query.shape)
+        return (attend(0, len(parts)),)
+    return attend(1, len(parts)), attend(0, len(parts) - 1)
+
+
+def guidance(
+    positive: Tensor, negative: Tensor, nag_scale: float | Tensor, nag_tau: float | Tensor, nag_alpha: float | Tensor,
+    rule: str = "nag", *, dims: tuple[int, ...] = (-1,), spend: bool = False,
+) -> Tensor:  # fmt: skip
+    """As `reference.guidance`, in few steps: the numbers are read in their dtype, computed with in float32 and rounded once.
+
+    dims: over which the norms run.  spend: positive and negative may be written over.
+    """
+    settings = (nag_scale, nag_tau, nag_alpha)
+    tensors = [x for x in (positive, negative, *settings) if isinstance(x, Tensor)]
+    derived = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue] it is not typed
+    plain = all(type(x) is Tensor and not wrapped(x) for x in tensors)
+    if derived or not plain or torch.compiler.is_compiling() or positive.device.type not in ("cpu", "cuda", "meta"):
+        # Gradients, vmap and compilers want the formula as it stands; of other devices it is not known whether they mix dtypes.
+        first = positive.ndim - len(dims)
+        return reference.guidance(positive.flatten(first), negative.flatten(first), *settings, rule).view(
+            positive.shape
+        )
+    wide = reference.accumulate_dtype(positive.dtype)
+    narrow = positive.dtype != wide
+    whole = spend and positive.is_contiguous()
+    out = positive if whole else torch.empty_like(positive, memory_format=torch.contiguous_format)
+    # Factors have dimensions, all of size 1: one without any would not widen what it multiplies, but be rounded to its dtype.
+    ones = (1,) * (positive.ndim - 1)
+    if isinstance(nag_scale, Tensor):
+        scale, alpha = (torch.as_tensor(x).to(wide).reshape(-1, *ones) for x in (nag_scale, nag_alpha))
+    else:  # both numbers by one launch
+        ends = torch.linspace(float(nag_scale), float(nag_alpha), 2, dtype=wide, device=positive.device)
+        scale, alpha = ends.view(2, 1, *ones).unbind(0)
+    if rule == "nasa":  # (5)
+        return torch.addcmul(positive, negative, scale, value=-1, out=out)
+    bound: Tensor | float
+    if isinstance(nag_tau, Tensor):
+        bound = alpha * nag_tau.to(wide).reshape(-1, *ones)
+    else:
+        bound = _product(nag_alpha, nag_tau, wide)
+    norm = torch.linalg.vector_norm(positive, 1, dims, keepdim=True, dtype=wide)
+    guided = torch.addcmul(negative, negative, scale, value=-1, out=negative if spend and not narrow else None)
+    guided.addcmul_(positive, scale)  # (1)
+    length = torch.linalg.vector_norm(guided, 1, dims, keepdim=True)
+    # (2), (3): alpha f. What is no number here, of 0 / 0 or inf * 0, stands for f = 1, which fmin takes.
+    share = torch.fmin((norm * bound).div_(length), alpha)
+    rest = torch.addcmul(positive, positive, alpha, value=-1, out=None if narrow else out)
+    return torch.addcmul(rest, guided, share, out=out)  # (4)
+
+
+def _product(x: float | Tensor, y: float | Tensor, dtype: torch.dtype) -> float:
+    """Of two numbers, rounded as that of two tensors would be."""
+    if dtype == torch.float64:
+        return float(x) * float(y)
+    return ctypes.c_float(float(x)).value * ctypes.c_float(float(y)).value
+
+
+def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
+    """As `nag_kernels.fused_guided_attention`, of the fields of `Attention`; settings are floats or tensors [] or [B]."""
+    call = Attention(*arguments, **named)
+    if call.rule == "vsf":
+        return branches(call)[0].contiguous()
+    positive, negative = branches(call)
+    return guidance(
+        positive, negative, call.nag_scale, call.nag_tau, call.nag_alpha, call.rule, dims=(2, 3), spend=True
+    )

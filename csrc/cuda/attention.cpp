@@ -91,10 +91,11 @@ std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::str
     }
   }
   if (form == "branches") {
-    return {};
+    return device_refusal(query.get_device_index(), form);
   }
   if (form == "cluster") {
-    return cluster_refusal(query);
+    const std::string why = cluster_refusal(query);
+    return why.empty() ? device_refusal(query.get_device_index(), form) : why;
   }
   if (form != "text") {
     return said("form must be 'text', 'branches' or 'cluster', got '", form, "'");
@@ -105,7 +106,7 @@ std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::str
   if (size > kTextMaxSize || sets[0].key->size(1) > kTextMaxLength || sets[1].key->size(1) > kTextMaxLength) {
     return said("the one-launch kernel takes head sizes up to ", kTextMaxSize, " and texts up to ", kTextMaxLength);
   }
-  return {};
+  return device_refusal(query.get_device_index(), form);
 }
 
 template <class Setting>

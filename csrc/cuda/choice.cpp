@@ -1,18 +1,20 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// nag:: for CUDA tensors where this library is loaded. A call whose row in nag_kernels/gpu_choices.csv begins with one
-// of its plans is served here and meets no Python, whose check and choice would take several times as long as all of
-// this (docs/gpu.md); so small layers are not held up. Every other call goes to nag_gpu::, the same operations in
-// Python.
+// nag:: for CUDA tensors where this library is loaded. A call for which nag_kernels/gpu.py has once chosen one of its
+// plans on the same device is served here and meets no Python, whose check and choice would take several times as long
+// as all of this (docs/gpu.md); so small layers are not held up. Every other call goes to nag_gpu::, the same
+// operations in Python: so tables, verdicts and what a device cannot run are asked in one place.
 
 #include "choice.h"
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "launch.h"
@@ -24,11 +26,35 @@ namespace {
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
-// None until Python has served the first call. A table is never freed: another thread may read it.
-std::atomic<const std::vector<Choice>*> choices = nullptr;
+constexpr int kMostDevices = 64;  // calls on one beyond go to Python
+
+struct Device {
+  RememberedCalls attention;
+  std::atomic<bool> guidance = false;
+};
+
+Device devices[kMostDevices];
 thread_local bool paused = false;
 
-void set_choices(std::vector<int64_t> rows) { choices = new std::vector<Choice>(read_choices(rows)); }
+// Null beyond kMostDevices. A CPU, in the tests, is device 0.
+Device* device_at(int64_t index) { return index < kMostDevices ? &devices[std::max<int64_t>(index, 0)] : nullptr; }
+
+void remember(int64_t device, std::vector<int64_t> call, std::string form) {
+  CallFacts facts;
+  if (call.size() != facts.size()) {
+    refuse("remember", "a call has ", facts.size(), " numbers, got ", call.size());
+  }
+  std::copy(call.begin(), call.end(), facts.begin());
+  if (Device* const found = device_at(device); found != nullptr) {
+    found->attention.remember(facts, form);
+  }
+}
+
+void allow_guidance(int64_t device) {
+  if (Device* const found = device_at(device); found != nullptr) {
+    found->guidance = true;
+  }
+}
 
 bool pause(bool wanted) {
   const bool before = paused;
@@ -36,21 +62,23 @@ bool pause(bool wanted) {
   return before;
 }
 
-// The form that serves a call, or "" where Python is to say.
-std::string form_of(const Tensor& query, const KeySet (&sets)[3]) {
-  const std::vector<Choice>* const rows = choices;
-  if (paused || rows == nullptr || query.dim() != 4) {
-    return "";
+// The form that serves a call, or null where Python is to say.
+const std::string* form_of(const Tensor& query, const KeySet (&sets)[3], const std::string& rule) {
+  const Device* const device = device_at(query.get_device_index());
+  const ScalarType dtype = query.scalar_type();
+  if (paused || device == nullptr || query.dim() != 4 || (dtype != ScalarType::Half && dtype != ScalarType::BFloat16)) {
+    return nullptr;
   }
   for (const KeySet& set : sets) {
     if (set.key != nullptr && set.key->dim() != 4) {
-      return "";
+      return nullptr;
     }
   }
-  const int64_t text = std::max(sets[0].key->size(1), sets[1].key->size(1));
-  const int64_t shared = sets[2].key == nullptr ? 0 : sets[2].key->size(1);
-  const std::string form = first_form(*rows, chip_of(query), query.size(1), query.size(3), text, shared);
-  return form.empty() || !refusal(query, sets, form).empty() ? "" : form;
+  const auto& [positive, negative, shared] = sets;
+  return device->attention.find({dtype == ScalarType::Half, query.size(1), query.size(2), query.size(3),
+                                 positive.key->size(1), negative.key->size(1),
+                                 shared.key == nullptr ? 0 : shared.key->size(1), positive.key->size(2),
+                                 shared.mask != nullptr, static_cast<int64_t>(row_rule(rule))});
 }
 
 template <class Setting>
@@ -75,9 +103,8 @@ struct Chosen {
   static Tensor run(const Tensor& query, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
                     const Setting& alpha, const std::optional<double>& softmax_scale, double bias,
                     const std::string& rule) {
-    const std::string form = form_of(query, sets);
-    if (!form.empty()) {
-      return attend(query, sets, scale, tau, alpha, softmax_scale, bias, rule, form);
+    if (const std::string* const form = form_of(query, sets, rule); form != nullptr) {
+      return attend(query, sets, scale, tau, alpha, softmax_scale, bias, rule, *form);
     }
     check_attention(query, sets, scale, tau, alpha, softmax_scale, bias, rule);
     const auto& [positive, negative, shared] = sets;
@@ -93,7 +120,8 @@ struct Chosen {
 template <class Setting>
 Tensor guidance_chosen(Tensor positive, Tensor negative, Setting nag_scale, Setting nag_tau, Setting nag_alpha,
                        std::string rule) {
-  if (!paused && positive.scalar_type() != ScalarType::Double) {  // every chip takes every other call
+  const Device* const device = device_at(positive.get_device_index());
+  if (!paused && device != nullptr && device->guidance && positive.scalar_type() != ScalarType::Double) {
     return guide(positive, negative, nag_scale, nag_tau, nag_alpha, rule);
   }
   check_guidance(positive, negative, nag_scale, nag_tau, nag_alpha, rule);
@@ -105,12 +133,14 @@ Tensor guidance_chosen(Tensor positive, Tensor negative, Setting nag_scale, Sett
 }  // namespace nag
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
-  m.def("set_choices(int[] rows) -> ()");  // six numbers a row: Choice
-  m.def("pause(bool wanted) -> bool");     // in this thread Python serves every call; returns what held before
+  m.def("remember(int device, int[] call, str form) -> ()");  // call: CallFacts
+  m.def("allow_guidance(int device) -> ()");
+  m.def("pause(bool wanted) -> bool");  // in this thread Python serves every call; returns what held before
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CompositeExplicitAutograd, m) {
-  m.impl("set_choices", TORCH_BOX(&nag::set_choices));
+  m.impl("remember", TORCH_BOX(&nag::remember));
+  m.impl("allow_guidance", TORCH_BOX(&nag::allow_guidance));
   m.impl("pause", TORCH_BOX(&nag::pause));
 }
 

@@ -1,44 +1,57 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rows of nag_kernels/gpu_choices.csv as choice.cpp reads them.
+// What nag_kernels/gpu.py has chosen for the calls of a device, as choice.cpp remembers it. It decides nothing itself.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace nag {
 
-constexpr const char* kForms[] = {"", "text", "branches",
-                                  "cluster"};  // "": the plan that comes first is not of this library
+// All that the choice depends on (gpu_table.Call without the chip): whether it is float16, length, heads, size, the
+// lengths of text+, text- and the shared keys, key heads, whether the shared keys have a mask, the rule.
+using CallFacts = std::array<int64_t, 10>;
 
-struct Choice {
-  int64_t chip, shared, size_to, length_to, text_to;  // as in gpu.Choice; a limit of 0 is none
-  int64_t form;                                       // an index of kForms
-};
-
-// Six numbers a row.
-inline std::vector<Choice> read_choices(const std::vector<int64_t>& rows) {
-  std::vector<Choice> choices;
-  for (size_t i = 0; i + 6 <= rows.size(); i += 6) {
-    choices.push_back({rows[i], rows[i + 1], rows[i + 2], rows[i + 3], rows[i + 4], rows[i + 5]});
-  }
-  return choices;
-}
-
-// Of the first row that fits among those of the newest chip that is not newer than this one: gpu_table.find.
-inline const char* first_form(const std::vector<Choice>& choices, int64_t chip, int64_t length, int64_t size,
-                              int64_t text, int64_t shared) {
-  const auto within = [](int64_t limit, int64_t value) { return limit == 0 || value <= limit; };
-  const Choice* found = nullptr;
-  for (const Choice& row : choices) {
-    if (row.chip <= chip && row.shared == (shared > 0 ? 1 : 0) && within(row.size_to, size) &&
-        within(row.length_to, length) && within(row.text_to, text) && (found == nullptr || row.chip > found->chip)) {
-      found = &row;
+// The calls of one device that a form of this library serves. Readers take no lock.
+class RememberedCalls {
+ public:
+  // Beyond kMost, calls go on to Python, which serves them as well.
+  void remember(const CallFacts& call, const std::string& form) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Calls* const before = calls_;
+    if (find(call) != nullptr || (before != nullptr && before->size() >= kMost)) {
+      return;
     }
+    Calls* const after = before == nullptr ? new Calls() : new Calls(*before);
+    after->emplace_back(call, form);
+    calls_ = after;  // what was there is never freed: another thread may read it
   }
-  return kForms[found == nullptr ? 0 : found->form];
-}
+
+  // The form that serves a call; null where Python is to say.
+  const std::string* find(const CallFacts& call) const {
+    const Calls* const calls = calls_;
+    if (calls != nullptr) {
+      for (const auto& [known, form] : *calls) {
+        if (known == call) {
+          return &form;
+        }
+      }
+    }
+    return nullptr;
+  }
+
+ private:
+  using Calls = std::vector<std::pair<CallFacts, std::string>>;
+  static constexpr size_t kMost = 128;
+  std::mutex mutex_;
+  std::atomic<const Calls*> calls_ = nullptr;
+};
 
 }  // namespace nag

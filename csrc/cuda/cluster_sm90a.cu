@@ -22,11 +22,23 @@ cudaError_t launch_cluster(const Target& target, const ClusterParams& p, int sha
   return next_size(kClusterSizes, p.attention.size) == 64 ? launch_cluster_size<64>(target, p, shared_bytes)
                                                           : launch_cluster_size<128>(target, p, shared_bytes);
 }
+cudaError_t find_cluster(int* clusters) {
+  *clusters = 0;
+  const auto kernel = cluster_kernel<device::BFloat16, 128>;
+  const cudaError_t error = find_code(kernel);
+  return error != cudaSuccess ? error
+                              : most_clusters(kernel, kClusterFetching + kClusterAttending, kClusterSharedLimit,
+                                              kClusterMaxBlocks, clusters);
+}
 
 #else
 
 bool cluster_is_built() { return false; }
 cudaError_t launch_cluster(const Target&, const ClusterParams&, int) { return cudaErrorNoKernelImageForDevice; }
+cudaError_t find_cluster(int* clusters) {
+  *clusters = 0;
+  return cudaErrorNoKernelImageForDevice;
+}
 
 #endif
 

@@ -46,6 +46,9 @@ Tensor guide(const Tensor& positive, const Tensor& negative, const Setting& scal
   if (out.numel() == 0) {
     return out;
   }
+  if (const std::string why = device_refusal(positive.get_device_index(), "guidance"); !why.empty()) {
+    refuse("guidance", "cuda cannot run: ", why);
+  }
   const Launch launch(positive);
   GuidanceParams p{};
   const Tensor plus = as_rows(positive, &p.positive_row);

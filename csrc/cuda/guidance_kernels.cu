@@ -39,4 +39,6 @@ cudaError_t launch_guidance(const Target& target, const GuidanceParams& p, Eleme
   return launch_types<Float, Float>(target, p, vectors);
 }
 
+cudaError_t find_guidance() { return find_code(guidance_kernel<device::BFloat16, device::BFloat16, 8>); }
+
 }  // namespace nag

@@ -31,6 +31,19 @@ bool cluster_is_built();
 // out [N, C] = a Z+ - b Z-; float32 inputs give an output of any type, others their own. `vectors`: rows are aligned.
 cudaError_t launch_guidance(const Target& target, const GuidanceParams& p, Element in, Element out, bool vectors);
 
+// Whether the device at hand finds code of each form that it can run: of one kernel, as all are compiled alike.
+cudaError_t find_text();
+cudaError_t find_branches();
+cudaError_t find_guidance();
+// Also how many of the largest clusters the device runs at once.
+cudaError_t find_cluster(int* clusters);
+
+template <class Params>
+cudaError_t find_code(void (*kernel)(Params)) {
+  cudaFuncAttributes found{};
+  return cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel));
+}
+
 #if defined(__CUDACC__)
 template <class Params>
 cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t blocks, int threads,
@@ -61,6 +74,26 @@ cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t 
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+// How many clusters of so many blocks the device runs at once.
+template <class Params>
+cudaError_t most_clusters(void (*kernel)(Params), int threads, int shared_bytes, int blocks, int* clusters) {
+  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) {
+    return error;
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
 }
 #endif
 

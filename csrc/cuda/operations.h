@@ -15,6 +15,9 @@ namespace nag {
 // Why the kernels of `form` cannot serve a call whose tensors have the right dimensions; empty if they can.
 std::string refusal(const Tensor& query, const KeySet (&sets)[3], const std::string& form);
 
+// Why a device cannot run the kernels of a form ("guidance", "text", "branches", "cluster") at all; empty if it can.
+std::string device_refusal(int64_t device, const std::string& form);
+
 template <class Setting>
 Tensor attend(const Tensor& query, const KeySet (&sets)[3], const Setting& scale, const Setting& tau,
               const Setting& alpha, const std::optional<double>& softmax_scale, double bias, const std::string& rule,

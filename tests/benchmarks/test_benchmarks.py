@@ -4,6 +4,7 @@
 
 import argparse
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -14,9 +15,12 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import bench_attention, bench_model, machine, providers, report
+from benchmarks import bench_attention, bench_model, gpu_verdicts, machine, providers, report
 from benchmarks.workloads import CPU, GPU, GROWTH
 from nag_kernels import testing
+from nag_kernels.prove.__main__ import report as prove_report
+from nag_kernels.prove.layers import Layer
+from nag_kernels.prove.verdicts import Verdict
 
 ROOT = Path(__file__).parents[2]
 TINY = {"FLUX.1": 24, "FLUX.1-schnell": 24, "SD3.5-Large": 19, "SANA-1.6B": 10, "SDXL": 5, "Wan2.1-14B": 40}
@@ -259,3 +263,26 @@ def test_help_lists_workloads_and_providers():
     )
     for name in (*providers.PROVIDERS, *bench_model.MODELS, *(w.name for w in (*CPU, *GPU))):
         assert name in done.stdout
+
+
+def test_a_report_of_prove_becomes_rows(tmp_path):
+    layer = Layer(4096, 24, 128, 512, 512, 4096)
+    plans = {
+        "triton guidance": {"state": "right", "why": "", "cases": 16, "times": {layer.name(): [2.0, 3.0]}},
+        "cuda text": {"state": "wrong", "why": "error 0.1, at masks", "cases": 3, "times": {}},
+    }
+    facts = dict.fromkeys(gpu_verdicts.FACTS, "x") | {"gpu": "NVIDIA H200 MIG 1g"}
+    found = Verdict(facts, plans, {layer.name(): layer})
+    (tmp_path / "report.json").write_text(json.dumps(prove_report([found])))
+    written = gpu_verdicts.take_in(tmp_path / "report.json", tmp_path)
+    assert [x.name for x in written] == ["gpu_verdicts-nvidia-h200-mig-1g.csv"]
+    rows = list(csv.DictReader(written[0].open(newline="")))
+    assert [(x["plan"], x["state"], x["length"], x["microseconds"]) for x in rows] == [
+        ("triton guidance", "right", "4096", "2.0"), ("cuda text", "wrong", "", ""),
+    ]  # fmt: skip
+    said = gpu_verdicts.section("stem", rows)
+    assert f"| triton guidance | right | {layer.name()} | 2.0 | 1.50x |" in said
+    assert "| cuda text | wrong (error 0.1, at masks) |  |  |  |" in said
+    with pytest.raises(ValueError, match="state must be one of right, slower"):
+        plans["triton guidance"]["state"] = "fine"
+        gpu_verdicts.rows(prove_report([found]))

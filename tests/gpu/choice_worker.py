@@ -36,33 +36,94 @@ def python_calls(call):
     return sum(gpu.calls.values()) + sum(_ops.torch_calls.values()) - before
 
 
+def verdict():
+    """Where plans need a verdict, nothing in C++ serves what the verdict does not let it; it stands before all others here."""
+    table = gpu.verdict_of
+    right, wrong = {"state": "right"}, {"state": "wrong"}
+    known = gpu.Verdict(
+        {}, {"cuda text": wrong, "cuda branches": right, "cuda guidance": wrong, "triton guidance": right}
+    )
+    inputs = testing.make_inputs(**CROSS | {"length": 23})
+    pair = torch.randn(2, 3, 48).unbind(0)
+    try:
+        gpu.verdict_of = lambda device: gpu.NOTHING_KNOWN
+        for _ in range(2):
+            before = _ops.torch_calls["sdpa"]
+            attend(inputs)
+            nag_kernels.guidance(*pair, *SETTINGS)
+            assert _ops.torch_calls["sdpa"] == before + 1 + 1
+        gpu.verdict_of = lambda device: known
+        branches, blends = gpu.calls["cuda branches"], gpu.calls["triton guidance"]
+        assert python_calls(lambda: attend(inputs)) == 1
+        assert gpu.calls["cuda branches"] == branches + 1
+        assert python_calls(lambda: attend(inputs)) == 0
+        testing.assert_within_baseline(attend(inputs), inputs, *SETTINGS)
+        for _ in range(2):
+            nag_kernels.guidance(*pair, *SETTINGS)
+        assert gpu.calls["triton guidance"] == blends + 2
+    finally:
+        gpu.verdict_of = table
+
+
 def served():
-    """The first call goes by Python, which hands the table over; the others do not, and have the same bits."""
-    inputs = testing.make_inputs(**CROSS)
-    assert python_calls(lambda: attend(inputs)) == 1
+    """The first call of its kind goes by Python, which chooses; the others do not, and have the same bits."""
     for dtype in (torch.bfloat16, torch.float16):
-        for masks in (False, True):
-            inputs = testing.make_inputs(**CROSS | {"dtype": dtype, "masks": masks, "batch": 2})
+        for i, masks in enumerate((False, True)):  # masks of the texts and the batch are not what the choice depends on
+            inputs = testing.make_inputs(**CROSS | {"dtype": dtype, "masks": masks, "batch": 1 + i})
+            assert python_calls(lambda inputs=inputs: attend(inputs)) == 1 - i
             assert python_calls(lambda inputs=inputs: attend(inputs)) == 0
             expected = gpu.run_plan("cuda text", **testing.with_settings(inputs, SETTINGS))
             assert torch.equal(attend(inputs), expected)
             testing.assert_within_baseline(expected, inputs, *SETTINGS)
     pair = torch.randn(2, 3, 48).unbind(0)
+    assert python_calls(lambda: nag_kernels.guidance(*pair, *SETTINGS)) == 1
     assert python_calls(lambda: nag_kernels.guidance(*pair, *SETTINGS)) == 0
     torch.testing.assert_close(nag_kernels.guidance(*pair, *SETTINGS), reference.guidance(*pair, *SETTINGS))
 
 
+def remembered():
+    """A call that differs in anything that the choice depends on is not the one that was remembered."""
+    attend(testing.make_inputs(**CROSS))
+    changes = (
+        {"length": 41},
+        {"heads": 4},
+        {"size": 32},
+        {"positive": 13},
+        {"negative": 10},
+        {"heads": 4, "kv_heads": 2},
+    )
+    for change in changes:
+        inputs = testing.make_inputs(**CROSS | change)
+        assert python_calls(lambda inputs=inputs: attend(inputs)) == 1, change
+        assert python_calls(lambda inputs=inputs: attend(inputs)) == 0, change
+    inputs = testing.with_settings(testing.make_inputs(**CROSS), (0.5, 2.5, 0.25))
+    assert python_calls(lambda: nag_kernels.fused_guided_attention(**inputs, rule="nasa")) == 1
+    assert python_calls(lambda: nag_kernels.fused_guided_attention(**inputs, rule="nasa")) == 0
+    joint = testing.make_inputs(**CROSS | {"shared": 5})  # a plan in C++ that is not the first of its row
+    assert python_calls(lambda: attend(joint)) == 1
+    assert python_calls(lambda: attend(joint)) == 0
+    masked = joint | {"mask_shared": torch.ones(1, 5, dtype=torch.bool)}
+    assert python_calls(lambda: attend(masked)) == 1
+    other = [0, 40, 2, 24, 12, 8, 0, 2, 0, 0]
+    torch.ops.nag_cuda.remember(1, other, "branches")  # of another device
+    assert python_calls(lambda: attend(testing.make_inputs(**CROSS | {"negative": 8}))) == 1
+    torch.ops.nag_cuda.remember(0, other, "text")  # what was remembered first stays
+    with pytest.raises(RuntimeError, match="a call has 10 numbers, got 2"):
+        torch.ops.nag_cuda.remember(0, [1, 2], "text")
+
+
 def handed_on():
-    """What no plan in C++ is first for, or what it refuses: each by Python, once, and right."""
+    """What another plan serves: each by Python, every time, and right."""
     for change, plan in (
-        ({"dtype": torch.float32, "shared": 5, "masks": True}, "triton"), ({"shared": 5}, "cuda cluster"),
+        ({"dtype": torch.float32, "shared": 5, "masks": True}, "triton"),
         ({"shared": 5, "dtype": torch.float16}, "triton"), ({"positive": 129}, "triton"), ({"size": 20}, "triton"),
-        ({"size": 264, "heads": 1}, None), ({"dtype": torch.float64}, None),
+        ({"size": 264, "heads": 1}, "cuda guidance"), ({"dtype": torch.float64}, None),
     ):  # fmt: skip
         inputs = testing.make_inputs(**CROSS | {"length": 17} | change)
         before = gpu.calls[plan]
-        assert python_calls(lambda inputs=inputs: attend(inputs)) >= 1
-        assert plan is None or gpu.calls[plan] == before + 1, change
+        for _ in range(2):
+            assert python_calls(lambda inputs=inputs: attend(inputs)) == 1
+        assert plan is None or gpu.calls[plan] == before + 2, change
         if inputs["query"].dtype != torch.bfloat16:
             testing.assert_within_baseline(attend(inputs), inputs, *SETTINGS)
     pair = torch.randn(2, 3, 48, dtype=torch.float64).unbind(0)
@@ -72,6 +133,7 @@ def handed_on():
 def per_sample():
     inputs = testing.make_inputs(**CROSS | {"batch": 2})
     tensors = [torch.tensor([1.0, 5.0]), torch.tensor(2.5), torch.tensor([0.25, 0.5])]
+    attend(inputs, *tensors)
     assert python_calls(lambda: attend(inputs, *tensors)) == 0
     for sample in (0, 1):
         alone = attend(inputs, *(float(x[sample] if x.ndim else x) for x in tensors))
@@ -140,7 +202,7 @@ def only():
 
 
 found = {}
-for part in (served, handed_on, per_sample, gradient, bad_inputs_, errors, only):
+for part in (verdict, served, remembered, handed_on, per_sample, gradient, bad_inputs_, errors, only):
     torch.manual_seed(0)
     try:
         part()

@@ -125,7 +125,10 @@ def host_library(choice: bool = False) -> Path:
     if shutil.which(os.environ.get("CXX") or "c++") is None:
         pytest.skip("the emulated CUDA kernels are not here: no C++ compiler")
     cuda = ROOT / "csrc" / "cuda"
-    hosts = [cuda / "attention.cpp", cuda / "guidance.cpp", NATIVE / "host_emulated.cpp"]
+    hosts = [
+        *(cuda / f"{name}.cpp" for name in ("attention", "guidance", "device_limits")),
+        NATIVE / "host_emulated.cpp",
+    ]
     hosts += [cuda / "choice.cpp"] * choice
     read = [*SOURCES, *hosts, *sorted(cuda.glob("*.cu")), NATIVE / "fake_cuda" / "cuda_runtime.h"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]

@@ -5,6 +5,10 @@ tensors on the CPU over the emulated device (emulated.py). Streams, guards and r
 
 import itertools
 import math
+import os
+import re
+import subprocess
+import sys
 
 import bad_inputs
 import emulated
@@ -175,6 +179,63 @@ def test_the_cluster_kernel_is_for_one_chip(operations, monkeypatch, chip):
     inputs = make_inputs(positive=5, negative=4)
     with pytest.raises(RuntimeError, match="machine code of sm_90a, and this GPU has another"):
         run("cuda cluster", inputs)
+
+
+@pytest.mark.parametrize(("device", "variable", "value", "form", "said"), [
+    (1, "DRIVER", 12090, "text", "the driver is for CUDA 12.9, the library was built with CUDA 13.0: it needs a newer driver"),
+    (2, "DRIVER", 12090, "guidance", "the driver is for CUDA 12.9"),
+    (3, "IMAGE", 0, "branches", r"no code of the kernel that this device takes \(CUDA error 209\): build it with TORCH_CUDA"),
+    (4, "IMAGE", 0, "cluster", "no code of the kernel"),
+    (5, "CLUSTERS", 0, "cluster", "this device, or its slice, cannot run a cluster of 8 blocks at once"),
+    (6, "CLUSTERS", 0, "text", "^$"),
+    (7, "DRIVER", 13010, "guidance", "^$"),
+    (9, "DRIVER", 0, "text", "there is no CUDA driver"),
+    (64, "DRIVER", 13000, "guidance", "the library takes 64 devices"),
+    (8, "DRIVER", 13000, "other", "no kernel is of the form 'other'"),
+], ids=str)  # fmt: skip
+def test_what_a_device_cannot_run_is_said_before_any_launch(
+    operations, monkeypatch, device, variable, value, form, said
+):
+    """Each device is asked once: what holds afterwards does not matter."""
+    monkeypatch.setenv(f"NAG_EMULATED_{variable}", str(value))
+    first = operations.device_refusal(device, form)
+    assert re.search(said, first)
+    monkeypatch.delenv(f"NAG_EMULATED_{variable}")
+    assert operations.device_refusal(device, form) == first
+
+
+REFUSED = """
+import os, sys, torch
+from nag_kernels import availability, gpu, gpu_table, testing
+torch.ops.load_library(sys.argv[1])
+gpu._families = lambda: ("cuda",)
+gpu._chip = lambda device: 90
+inputs = testing.make_inputs(dtype=torch.bfloat16, length=3, heads=1, size=24, positive=5, negative=4)
+full = testing.with_settings(inputs, (5.0, 2.5, 0.25))
+for form in ("text", "branches", "cluster"):
+    try:
+        gpu.run_plan(f"cuda {form}", **full)
+    except RuntimeError as error:
+        print(form, error)
+try:
+    torch.ops.nag_cuda.guidance(torch.ones(2, 8), torch.ones(2, 8), 5.0, 2.5, 0.25, "nag")
+except RuntimeError as error:
+    print("guidance", error)
+call = gpu_table.Call(90, 3, 1, 24, 5, 4)
+chosen, others = gpu.choose(call, ("cuda",), None, torch.device("cpu"))
+print(chosen, dict(others)["cuda text"])
+"""
+
+
+def test_a_device_without_code_is_served_by_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, emulated.host_library()], capture_output=True, text=True,
+        env={**os.environ, "NAG_EMULATED_IMAGE": "0", "NAG_EMULATED_SHARED_KIB": "227"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [x.split()[0] for x in lines] == ["text", "branches", "cluster", "guidance", "sdpa"]
+    assert all("the library has no code of the kernel that this device takes" in x for x in lines)
 
 
 @pytest.mark.slow

@@ -90,6 +90,15 @@ def run_plan(plan, inputs, *settings, rule="nag"):
 plans = pytest.mark.parametrize("plan", gpu_table.PLANS)
 
 
+def by_another(plan):
+    """Whether another attention takes part, whose bits and strides are not ours to promise."""
+    return "finish" in plan or plan.endswith("guidance")
+
+
+def assert_right(plan, out, inputs, *settings, rule="nag"):
+    testing.assert_within_baseline(out, inputs, *settings, rule=rule, rounded=plan.endswith("guidance"))
+
+
 @plans
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rule", OWN)
@@ -98,7 +107,7 @@ def test_every_plan(plan, case, rule, dtype):
     inputs = make_inputs(**{"length": 300, "heads": 3, "size": 64, "dtype": dtype, **CASES[case]})
     out = run_plan(plan, inputs, *OWN[rule], rule=rule)
     assert torch.equal(out, run_plan(plan, inputs, *OWN[rule], rule=rule)), "other bits in a second run"
-    testing.assert_within_baseline(out, inputs, *OWN[rule], rule=rule)
+    assert_right(plan, out, inputs, *OWN[rule], rule=rule)
 
 
 @plans
@@ -106,7 +115,7 @@ def test_every_plan(plan, case, rule, dtype):
 def test_every_plan_at_every_head_size(plan, size):
     shared = {"shared": 300} if "finish" in plan else {}
     inputs = make_inputs(size=size, heads=2, length=130, positive=77, negative=9, **shared)
-    testing.assert_within_baseline(run_plan(plan, inputs), inputs, *SETTINGS)
+    assert_right(plan, run_plan(plan, inputs), inputs, *SETTINGS)
 
 
 @plans
@@ -116,7 +125,7 @@ def test_every_plan_alone_or_in_a_batch_the_same_bits(plan):
     whole = run_plan(plan, inputs)
     for b in range(3):
         alone = {name: x[b : b + 1] for name, x in inputs.items()}
-        if "finish" not in plan:  # the other attention's own bits are not ours to promise
+        if not by_another(plan):
             assert torch.equal(run_plan(plan, alone)[0], whole[b])
 
 
@@ -129,7 +138,10 @@ def test_every_plan_with_rows_that_are_not_aligned(plan):
     for name, x in inputs.items():
         room = torch.empty(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view_as(x)
         odd[name] = room.copy_(x)
-    assert torch.equal(run_plan(plan, odd), expected)
+    if plan.endswith("guidance"):
+        assert_right(plan, run_plan(plan, odd), inputs, *SETTINGS)
+    else:
+        assert torch.equal(run_plan(plan, odd), expected)
 
 
 @pytest.mark.parametrize("rule", OWN)
@@ -163,7 +175,7 @@ def test_real_layers(shape, dtype):
     whole = attend(inputs)
     part = inputs | {"query": inputs["query"][:, ::8].contiguous()}
     testing.assert_within_baseline(attend(part), part, *SETTINGS)
-    if "finish" not in plan and plan_of(part) == plan:  # the other attention's own bits are not ours to promise
+    if not by_another(plan) and plan_of(part) == plan:
         assert torch.equal(attend(part), whole[:, ::8])
     assert torch.equal(attend(inputs), whole)
 
@@ -231,7 +243,7 @@ def test_more_than_two_to_the_31_elements():
 
 @plans
 def test_strides_beyond_two_to_the_31(plan):
-    if "finish" in plan:
+    if by_another(plan):
         pytest.skip("the other attention's strides are not ours to promise")
     inputs = make_inputs(length=2, heads=2, size=16, positive=2, negative=2)
     expected = run_plan(plan, inputs)

@@ -12,7 +12,7 @@ from nag_kernels import availability, guidance, reference, testing
 SETTINGS = (5.0, 2.5, 0.25)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-pytestmark = pytest.mark.parametrize("backend", ["cpu", "reference"], indirect=True)  # "sdpa" is for attention
+pytestmark = pytest.mark.parametrize("backend", ["cpu", "sdpa", "reference"], indirect=True)
 
 
 def pair(*shape, dtype=torch.float32):

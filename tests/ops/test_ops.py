@@ -283,3 +283,11 @@ def test_cost_of_the_autograd_layer_is_printed(capsys):
             f"the autograd layer costs {no_grad - inference:.1f} us under no_grad, nothing in inference mode"
         )
     assert out.shape == inputs["query"].shape
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_under_vmap(backend):
+    inputs = testing.make_inputs(length=5, heads=2, size=8, positive=3, negative=4)
+    query = torch.stack([inputs.pop("query"), torch.randn(1, 5, 2, 8)])
+    run = lambda x: nag_kernels.fused_guided_attention(x, **inputs, nag_scale=5.0, backend=backend)  # noqa: E731
+    torch.testing.assert_close(torch.vmap(run)(query), torch.stack([run(x) for x in query]))

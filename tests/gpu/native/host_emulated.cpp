@@ -27,6 +27,17 @@ cudaError_t launch_kernel(const Target& target, void (*kernel)(Params), int64_t 
   return cudaSuccess;
 }
 
+int from_environment(const char* name, int otherwise) {
+  const char* const text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoi(text);
+}
+
+template <class Params>
+cudaError_t most_clusters(void (*)(Params), int, int, int, int* clusters) {
+  *clusters = from_environment("NAG_EMULATED_CLUSTERS", 16);
+  return cudaSuccess;
+}
+
 bool encode_tensor_map(const void* rows, const int64_t (&sizes)[4], const int64_t (&strides)[3], int box_rows,
                        TensorMap* map) {
   return device::encode_map(rows, sizes, strides, box_rows, map);
@@ -58,15 +69,23 @@ void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const auto set = [](const char* name, int otherwise) {
-    const char* const text = std::getenv(name);
-    return text == nullptr ? otherwise : std::atoi(text);
-  };
   if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
-    *value = set("NAG_EMULATED_SHARED_KIB", 99) << 10;
+    *value = nag::from_environment("NAG_EMULATED_SHARED_KIB", 99) << 10;
   } else {
-    const int chip = set("NAG_EMULATED_CHIP", 90);
+    const int chip = nag::from_environment("NAG_EMULATED_CHIP", 90);
     *value = attribute == cudaDevAttrComputeCapabilityMajor ? chip / 10 : chip % 10;
   }
   return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  return nag::from_environment("NAG_EMULATED_IMAGE", 1) ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = nag::from_environment("NAG_EMULATED_DRIVER", 13000);
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }

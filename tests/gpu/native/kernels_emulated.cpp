@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "choice.h"
 #include "forms_emulated.h"
 #include "guidance_kernel.cuh"
 
@@ -158,10 +157,6 @@ PYBIND11_MODULE(nag_emulated, m) {
     softmax_merge({first.first, first.second}, {second.first, second.second}, &x, &y);
     return std::pair(x, y);
   });
-  m.def("first_form",
-        [](const std::vector<int64_t>& rows, int64_t chip, int64_t length, int64_t size, int64_t text, int64_t shared) {
-          return std::string(first_form(read_choices(rows), chip, length, size, text, shared));
-        });
   m.def("text_shared_bytes", &text_shared_bytes);
   m.def("cluster_plan", [](int heads, int size) {  // blocks, heads of each, slots, bytes
     const ClusterPlan plan = cluster_plan(heads, size);

@@ -8,7 +8,6 @@ the PTX behind `csrc/cuda/device.cuh`, which tests/ptx runs.
 """
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -29,9 +28,8 @@ NATIVE = ROOT / "tests" / "gpu" / "native"
 SOURCES = [
     *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh")),
     *sorted((ROOT / "csrc" / "cuda").glob("*.h")), *sorted(NATIVE.glob("*_emulated.h")),
-    NATIVE / "kernels_emulated.cpp", NATIVE / "broken_emulated.cpp",
+    NATIVE / "kernels_emulated.cpp",
 ]  # fmt: skip
-FORMS = ("", "text", "branches", "cluster")
 RULES = {"nag": 0, "nasa": 1, "vsf": 2}
 LOG2E = 1.4426950408889634
 
@@ -53,41 +51,6 @@ def _build(folder: Path) -> Path:
     folders = [NATIVE, ROOT / "csrc", ROOT / "csrc" / "cuda", pybind11.get_include(), sysconfig.get_path("include")]
     flags = [f"-I{path}" for path in folders] + ["-fvisibility=hidden"]
     return _compile(NATIVE / "kernels_emulated.cpp", folder / "nag_emulated.so", *flags)
-
-
-class Broken:
-    """The module with the kernel of one form broken on purpose: `text` in it became `other`. bfloat16, head size 64."""
-
-    def __init__(self, folder: Path, form: str, text: str, other: str):
-        found = 0
-        for path in SOURCES:
-            source = path.read_text()
-            found += source.count(text)
-            (folder / path.name).write_text(source.replace(text, other))
-        assert found == 1, f"{text!r} stands {found} times in the kernels"
-        flags = (f"-I{folder}", f"-DNAG_EMULATED_FORM={FORMS.index(form)}")
-        self._library = ctypes.CDLL(_compile(folder / "broken_emulated.cpp", folder / "broken.so", *flags))
-        self.guidance, self.Segment = module().guidance, module().Segment
-        self.AttentionParams, self.Settings = module().AttentionParams, module().Settings
-
-    def set_ranges(self, readable, writable) -> None:
-        module().set_ranges(readable, writable)
-
-    def text_attention(self, params, half: bool, tiles: int, order: int, early: bool) -> None:
-        self._run("text_attention", params, order, early)
-
-    def branches(self, params, half: bool, order: int, early: bool) -> None:
-        self._run("branches", params, order, early)
-
-    def cluster(self, params, blocks: int, maps: bool, order: int, early: bool) -> None:
-        self._run("cluster", params, blocks, maps, order, early)
-
-    def _run(self, name: str, params, *options) -> None:
-        function = getattr(self._library, name)
-        function.restype = ctypes.c_char_p
-        error = function(ctypes.c_void_p(params.address), *(ctypes.c_int(x) for x in options))
-        if error is not None:
-            raise RuntimeError(error.decode())
 
 
 @contextlib.contextmanager

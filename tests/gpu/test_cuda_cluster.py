@@ -117,37 +117,3 @@ def test_matrix_descriptors_are_those_of_another_compiler(native):
     assert values - keys in numbers
     assert {(step % 4 * 32 + step // 4 * 8192) >> 4 for step in range(1, 8)} <= numbers  # 16 channels further each
     assert {(values - keys) + (step * 2048 >> 4) for step in range(1, 4)} <= numbers  # 16 keys further each
-
-
-BROKEN = {
-    "norm of one block's heads": ("other < p.blocks; ++other", "other < 1; ++other"),
-    "norm of the last head": ("norms[16 * r] = i == 0 ? positive : norms[16 * r] + positive;", "norms[16 * r] = positive;"),
-    "fork not taken up": ("states[1][0] = states[0][0];", ""),
-    "a block ends while others read": ("  sync_cluster();  // a block must not end while others read from it\n", ""),
-    "no fence after the threads' copies": ("    fence_for_async();\n", ""),
-    "scores read before they are there": ("    group_wait<1>();\n", ""),
-    "a slot given back before it was read": (
-        "    group_wait<0>();\n    attending.release(values);\n", "    attending.release(values);\n    group_wait<0>();\n",
-    ),
-    "keys beyond the last": ("left < 8 * kTiles", "left < 0"),
-    "not swizzled": ("((unit ^ row) & 7) * 16", "(unit & 7) * 16"),
-    "scale of another row": ("low(Half(), pair) * scales[j % 2]", "low(Half(), pair) * scales[0]"),
-}  # fmt: skip
-
-
-def check(native):
-    inputs = make_inputs(length=140, heads=5, size=64, positive=140, negative=280, shared=700)
-    for maps, order in itertools.product((True, False), (0, 1, 7)):
-        out = run(inputs, *SETTINGS, form="cluster", blocks=2, maps=maps, order=order, native=native)
-        testing.assert_within_baseline(out, inputs, *SETTINGS)
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_kernel_is_seen(tmp_path, name):
-    broken = emulated.Broken(tmp_path, "cluster", *BROKEN[name])
-    with pytest.raises((AssertionError, RuntimeError)):
-        check(broken)
-
-
-def test_a_sound_kernel_built_in_the_same_way_passes(tmp_path):
-    check(emulated.Broken(tmp_path, "cluster", "registers_more<240>", "registers_more<232>"))

@@ -240,32 +240,3 @@ def test_tile_tables(native):
             assert native.text_shared_bytes(size, tiles, 24, False) <= 99 << 10
     assert list(native.TEXT_SIZES) == sorted(native.TEXT_SIZES)
     assert list(native.BRANCH_SIZES) == sorted(native.BRANCH_SIZES)
-
-
-# --- kernels broken on purpose must be seen --------------------------------------------------------------------------------
-
-BROKEN = {
-    "norm of one warp's heads": (
-        "text",
-        "for (int w = 0; w < (heads < kTextWarps ? heads : kTextWarps); ++w)",
-        "for (int w = 0; w < 1; ++w)",
-    ),
-    "fork not taken up": ("branches", "states[0] = fork[0];", "states[0] = empty_state();"),
-    "no wait for the copies": ("branches", "copies_wait<1>();", ""),
-    "no barrier after a stage": ("branches", "query, states, z);\n    sync_threads();", "query, states, z);"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_kernel_is_seen(tmp_path, name):
-    form = BROKEN[name][0]
-    broken = emulated.Broken(tmp_path, *BROKEN[name])
-    shared = {} if form == "text" else {"shared": 150}
-    inputs = make_inputs(length=66, heads=2, size=64, positive=140, negative=150, masks=True, **shared)
-    with pytest.raises((AssertionError, RuntimeError)):
-        first = None
-        for order in (0, 1, 7):
-            out = run(inputs, *SETTINGS, form=form, order=order, native=broken)
-            testing.assert_within_baseline(out, inputs, *SETTINGS)
-            assert first is None or torch.equal(out, first)
-            first = out

@@ -1,8 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Launches of the attention kernels on the emulated device. NAG_EMULATED_FORM: one form alone (1 text, 2 branches, 3
-// cluster), at head size 64.
+// Launches of the attention kernels on the emulated device.
 #pragma once
 
 #include <stdexcept>
@@ -11,12 +10,6 @@
 #include "cluster_kernel.cuh"
 #include "tensor_map.h"
 #include "text_kernel.cuh"
-
-#if defined(NAG_EMULATED_FORM)
-#  define NAG_HAS(form) (NAG_EMULATED_FORM == form)
-#else
-#  define NAG_HAS(form) true
-#endif
 
 namespace nag {
 
@@ -35,7 +28,6 @@ void run_text(const AttentionParams& p, int order, bool early) {
 template <class T, int kTiles>
 void text_of(const AttentionParams& p, int order, bool early) {
   switch (next_size(kTextSizes, p.size)) {
-#if !defined(NAG_EMULATED_FORM)
     case 40:
       return run_text<T, 40, kTiles>(p, order, early);
     case 80:
@@ -44,11 +36,8 @@ void text_of(const AttentionParams& p, int order, bool early) {
       return run_text<T, 128, 1>(p, order, early);
     case 160:
       return run_text<T, 160, 1>(p, order, early);
-#endif
-#if NAG_HAS(1)
     case 64:
       return run_text<T, 64, kTiles>(p, order, early);
-#endif
     default:
       throw std::invalid_argument("no kernel for this head size");
   }
@@ -65,7 +54,6 @@ void run_branches(const AttentionParams& p, int order, bool early) {
 template <class T>
 void branches_of(const AttentionParams& p, int order, bool early) {
   switch (next_size(kBranchSizes, p.size)) {
-#if !defined(NAG_EMULATED_FORM)
     case 96:
       return run_branches<T, 96>(p, order, early);
     case 128:
@@ -74,11 +62,8 @@ void branches_of(const AttentionParams& p, int order, bool early) {
       return run_branches<T, 192>(p, order, early);
     case 256:
       return run_branches<T, 256>(p, order, early);
-#endif
-#if NAG_HAS(2)
     case 64:
       return run_branches<T, 64>(p, order, early);
-#endif
     default:
       throw std::invalid_argument("no kernel for this head size");
   }
@@ -99,14 +84,10 @@ inline void cluster(const AttentionParams& a, int blocks, bool maps, int order, 
   device::launch(
       tiles * a.batch * plan.blocks, kClusterFetching + kClusterAttending, plan.shared_bytes, order, early,
       [&] {
-#if !defined(NAG_EMULATED_FORM)
         if (a.size > 64) {
           return cluster_kernel<device::BFloat16, 128>(p);
         }
-#endif
-#if NAG_HAS(3)
         cluster_kernel<device::BFloat16, 64>(p);
-#endif
       },
       plan.blocks);
 }

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import nag_kernels
 
@@ -32,6 +34,9 @@ def test_readme_examples_run(example, tmp_path):
     assert done.returncode == 0, done.stderr
     named = set(re.findall(r'save\("(.+?)"\)', example))
     assert {p.name for p in tmp_path.iterdir()} == named
+    if named == {"plain.png", "steered.png"}:  # the first thing a newcomer sees
+        plain, steered = (np.asarray(Image.open(tmp_path / name)).astype(float) for name in sorted(named))
+        assert abs(plain - steered).mean() > 15
 
 
 @pytest.mark.parametrize("page", [*PAGES, *FORMS], ids=lambda p: p.name)

@@ -1,16 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""No call of a guided denoiser is unguided in silence: while a pipeline is guided, the calls of its denoiser by anything else (a
-second pipeline over the same denoiser, a loop of one's own) raise."""
+"""No pipeline is unguided in silence: while a pipeline is guided, the calls of its denoiser by another one raise."""
 
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+import torch
+from diffusers import DiffusionPipeline, ModularPipeline
 from torch.nn import Module
 
-from .denoiser_calls import Denoiser, inner_denoiser
+from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser
 from .turns import is_mine, turn_of
 
 _lock = threading.RLock()
@@ -25,6 +27,16 @@ class Owner(Protocol):
     def is_here(self) -> bool: ...
 
 
+class Interception:
+    """Stands in the place of a denoiser's call during a guided run (`interception.intercepted`)."""
+
+    def __init__(self, call: Callable[..., Any]):
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+
 class Guard:
     """Stands in the place of a denoiser's call while guidance is on one of its pipelines."""
 
@@ -36,19 +48,57 @@ class Guard:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         denoiser = self.denoiser()
         assert denoiser is not None
-        if not is_mine(turn_of(denoiser, "run")):  # within a guided run it is that run's call, or a callback's
-            owner = owner_here(denoiser)
-            if owner is not None:
-                self._refuse(denoiser, owner)
+        if not torch.compiler.is_compiling():
+            self._check(denoiser)
         return (self.call or denoiser._call_impl)(*args, **kwargs)
 
-    def _refuse(self, denoiser: Denoiser, owner: Owner) -> None:
-        kind, pipe = type(inner_denoiser(denoiser)).__name__, type(owner.pipe).__name__
+    def _check(self, denoiser: Denoiser) -> None:
+        run = turn_of(denoiser, "run")
+        owner = owner_here(denoiser)
+        if owner is None or (is_mine(run) and run.run is not None):  # a guided run's own call, or a callback's
+            return
+        callers = list(pipelines_calling(denoiser))
+        if not callers or callers[0] is owner.pipe:
+            return  # a loop of one's own, or a plain call that began before
+        kind, pipe, other = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe, callers[0]))
+        another = f"another {other}" if other == pipe else f"a {other}, another pipeline"
         raise RuntimeError(
-            f"guide: this {kind} was called by something else than the {pipe} that is guided, and would not be guided. For "
-            f"another pipeline over the same denoiser write `with guide([pipe, other], ...):`; for a loop of your own "
-            "`with guide(denoiser, ...):`; for a call without guidance end the block, or call disable_guidance, before"
+            f"guide: this {kind} was called by {another} than the {pipe} that is guided, and would not be guided. For "
+            "several pipelines over one denoiser write `with guide([pipe, other], ...):`; for a call without guidance end the "
+            "block, or call disable_guidance, before"
         )
+
+    def settle(self, denoiser: Denoiser) -> None:
+        """Stands on the denoiser where it has owners, and only then. A run that is under way calls it when it ends."""
+        with _lock:
+            now = denoiser.__dict__.get("_compiled_call_impl")
+            if isinstance(now, Interception):
+                return
+            if self.owners and now is not self:
+                self.call = now
+                denoiser.__dict__["_compiled_call_impl"] = self
+            elif not self.owners and now is self:
+                self.lift(denoiser)
+
+    def lift(self, denoiser: Denoiser) -> None:
+        with _lock:
+            if denoiser.__dict__.get("_compiled_call_impl") is not self:
+                return
+            if self.call is None:
+                denoiser.__dict__.pop("_compiled_call_impl", None)
+            else:
+                denoiser.__dict__["_compiled_call_impl"] = self.call
+
+
+def pipelines_calling(denoiser: Denoiser) -> Iterator[Any]:
+    """The pipelines with this denoiser whose calls this thread is in, the innermost first."""
+    frame = sys._getframe()
+    while (outer := frame.f_back) is not None:
+        frame = outer
+        pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        known = isinstance(pipe, (DiffusionPipeline, ModularPipeline))
+        if known and inner_denoiser(denoiser) in map(inner_denoiser, denoisers_of(pipe)):
+            yield pipe
 
 
 def owner_here(denoiser: Denoiser) -> Owner | None:
@@ -59,13 +109,10 @@ def owner_here(denoiser: Denoiser) -> Owner | None:
 
 def put_guards(denoisers: Iterable[Denoiser], owner: Owner) -> None:
     with _lock:
-        for denoiser in denoisers:
+        for denoiser in dict.fromkeys(x for each in denoisers for x in (each, inner_denoiser(each))):
             guard = _guards.setdefault(denoiser, Guard(denoiser))
             guard.owners.append(owner)
-            now = denoiser.__dict__.get("_compiled_call_impl")
-            if now is not guard and len(guard.owners) == 1:
-                guard.call = now
-                denoiser.__dict__["_compiled_call_impl"] = guard
+            guard.settle(denoiser)
 
 
 def take_guards_away(owner: Owner) -> None:
@@ -73,11 +120,21 @@ def take_guards_away(owner: Owner) -> None:
     with _lock:
         for denoiser, guard in list(_guards.items()):
             guard.owners = [x for x in guard.owners if x is not owner]
-            if not guard.owners and denoiser.__dict__.get("_compiled_call_impl") is guard:
-                if guard.call is None:
-                    denoiser.__dict__.pop("_compiled_call_impl", None)
-                else:
-                    denoiser.__dict__["_compiled_call_impl"] = guard.call
+            guard.settle(denoiser)
+
+
+def lift_guards(denoiser: Denoiser) -> Callable[[], None]:
+    """Takes the guards off a denoiser for a while; returns what puts those back that still have owners."""
+    lifted = [(x, _guards[x]) for x in dict.fromkeys((denoiser, inner_denoiser(denoiser))) if x in _guards]
+    for one, guard in lifted:
+        guard.lift(one)
+
+    def put_back() -> None:
+        for one in dict.fromkeys((denoiser, inner_denoiser(denoiser))):
+            if one in _guards:
+                _guards[one].settle(one)
+
+    return put_back
 
 
 def compiled_call(module: Module) -> Callable[..., Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .denoiser_calls import Denoiser
+from .guard import Interception, lift_guards
 from .restore import Replaced
 
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -23,8 +24,9 @@ def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]
     they are, inside of what is returned. So a compiled graph holds nothing of it, and a call that is not passed on
     meets no hook.
     """
+    replaced.later(lift_guards(denoiser))
     before = denoiser.__dict__.get("_compiled_call_impl")
-    replaced.attribute(denoiser, "_compiled_call_impl", call)
+    replaced.attribute(denoiser, "_compiled_call_impl", Interception(call))
     return denoiser._call_impl if before is None else before
 
 

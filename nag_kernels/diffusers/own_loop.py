@@ -3,17 +3,15 @@
 """Guidance on a bare denoiser, for loops of one's own: `with guide(unet, {"encoder_hidden_states": negative}):`."""
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .denoiser_calls import Denoiser, denoisers_of, forward_parameters, inner_denoiser
-from .guard import owner_here
+from .denoiser_calls import Denoiser, forward_parameters, inner_denoiser
+from .guard import owner_here, pipelines_calling
 from .models.registry import spec_of
 from .negative_prompt import RecordedCall
 from .prompt_calls import PROMPT, UNCONDITIONAL
@@ -34,7 +32,11 @@ class GivenTexts:
         self.denoiser, self.spec = denoiser, spec_of(denoiser)
         self.negative: RecordedCall | None = RecordedCall(dict(negative), None)
         self.unconditional = unconditional
-        self._seen: list[tuple[Any, int, list[bool]]] = []  # texts, as looking at their values waits for the device
+        self.outside = list(pipelines_calling(denoiser))  # whose call has the block in it
+        self.unmatched = bool(unconditional)  # so far
+        self._seen: list[
+            tuple[Any, int | None, list[bool]]
+        ] = []  # texts, as looking at their values waits for the device
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
         self._refuse_pipelines()
@@ -62,17 +64,24 @@ class GivenTexts:
     def _halves(self, arguments: Mapping[str, Any]) -> list[bool]:
         """Whether each half of a call's rows is unconditional; an odd number of rows is so as a whole or not at all."""
         text = self._text(arguments)
-        version = text._version if isinstance(text, Tensor) and not text.is_inference() else 0
+        version = None if not isinstance(text, Tensor) or text.is_inference() else text._version
         for known, at, halves in self._seen:
-            if known is text and at == version:
+            if known is text and at == version and not (isinstance(text, Tensor) and version is None):
                 return halves
-        if self._is_unconditional(text):
-            found = [True, True]
-        elif isinstance(text, (Tensor, list)) and len(text) % 2 == 0:
-            half = len(text) // 2
-            found = [self._is_unconditional(text[:half]), self._is_unconditional(text[half:])]
-        else:
+        rows = [self._is_unconditional(text[i : i + 1]) for i in range(len(text))] if self.unconditional else [False]
+        half = len(rows) // 2
+        if not any(rows):
             found = [False, False]
+        elif all(rows):
+            found = [True, True]
+        elif len(rows) % 2 == 0 and rows in ([True] * half + [False] * half, [False] * half + [True] * half):
+            found = [rows[0], rows[-1]]
+        else:
+            raise ValueError(
+                f"guide: rows {[i for i, yes in enumerate(rows) if yes]} of {len(rows)} in this call have the unconditional "
+                "text; guidance knows calls without it, calls of it alone, and batches of which it is one half"
+            )
+        self.unmatched &= not any(rows)
         self._seen = [(text, version, found), *self._seen[:3]]
         return found
 
@@ -81,16 +90,11 @@ class GivenTexts:
         if known is None or not isinstance(text, (Tensor, list)):
             return False
         known, text = list(known), list(text)
-        if len(text) % len(known):
-            return False
-        pairs = zip(text, known * (len(text) // len(known)), strict=True)
-        return all(x.shape == y.shape and torch.equal(x, y.to(x)) for x, y in pairs)
+        return all(any(x.shape == y.shape and torch.equal(x, y.to(x)) for y in known) for x in text)
 
     def _refuse_pipelines(self) -> None:
-        frame = sys._getframe()
-        while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-            pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
-            if isinstance(pipe, DiffusionPipeline) and self.denoiser in denoisers_of(pipe):
+        for pipe in pipelines_calling(self.denoiser):
+            if not any(pipe is x for x in self.outside):
                 kind = type(inner_denoiser(self.denoiser)).__name__
                 raise RuntimeError(
                     f"guide: this {kind} is guided for a loop of your own, and was called by {type(pipe).__name__}: guide the "
@@ -113,6 +117,7 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
         self.negative, self.unconditional = negative, unconditional
         self.replaced = Replaced()
         self.run: GuidedRun | None = None
+        self.texts: GivenTexts | None = None
 
     def _recreate_cm(self) -> "DenoiserBlock[Model]":  # as a decorator: one for each call of the function
         self.unused = False
@@ -134,7 +139,7 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
             if is_mine(turn):
                 raise RuntimeError("guide: this denoiser is guided already; nesting is not supported")
             take(turn, self.replaced)
-            texts = GivenTexts(denoiser, self.negative, self.unconditional or {})
+            self.texts = texts = GivenTexts(denoiser, self.negative, self.unconditional or {})
             self.run = run = GuidedRun(guidance, denoiser, denoiser, texts, halves=True)
             run.keeps = False  # weights and texts are the loop's own
             self.replaced.attribute(turn, "run", run)
@@ -152,6 +157,11 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
             name = type(inner_denoiser(self.denoiser)).__name__
             what = "called with a prompt" if self.run.calls else "called"
             raise RuntimeError(f"guide: this {name} was never {what} in the block, so nothing was guided")
+        if kind is None and self.texts is not None and self.texts.unmatched:
+            raise RuntimeError(
+                "guide: unconditional was given, and no call had that text to the bit, so all rows of all calls were guided; "
+                "give the very tensor that the loop uses"
+            )
 
     def _put_back(self) -> None:
         try:

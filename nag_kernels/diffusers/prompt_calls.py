@@ -66,11 +66,14 @@ class PromptCalls:
         self._rows = 0  # of the latest call's text
         self._by_context = False
         self._new_text = False  # in this step, which is not the first
+        self._step_ended = False  # a callback has run since the latest call
+        self._negative_at = 0  # the place of `negative`
         self._changed = False  # a callback may have changed the text since the latest step
 
     def text_may_change(self) -> None:
         """Called when a callback of the user's has run."""
         self._changed = True
+        self._step_ended = True
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
         """What a call with these arguments of forward is for.
@@ -92,7 +95,7 @@ class PromptCalls:
         if self._first_step:
             self._pattern.append(kind)
         if kind != UNCONDITIONAL and self.negative is None:
-            self.negative = self._beside(self._place, context)
+            self.negative, self._negative_at = self._beside(self._place, context), self._place
         return kind
 
     def images(self, arguments: Mapping[str, Any]) -> int:
@@ -123,16 +126,25 @@ class PromptCalls:
         of_negative = self.negative.arguments.get(name)
         if not self.recorder.same_unconditional:
             halves = [self.recorder.ready_made([half]) for half in text.chunk(2)]
-            return halves[0] is True if halves.count(True) == 1 else self.spec.prompt_first
+            if halves.count(True) == 1:
+                return halves[0] is True
         same = _same_halves(text, of_negative)
-        if all(same):  # the negative is the prompt
-            other = self._record(self._place, True) if self._first_step else None
+        if sum(same) != 1:  # of another length, or the negative is the prompt
+            if (self.recorder.function.__module__ or "").startswith("diffusers."):
+                return self.spec.prompt_first
+            other = self._record(self._negative_at, True) if self._first_step else None
             same = [] if other is None else _same_halves(of_negative, other.arguments.get(name))
-        return same[1] if sum(same) == 1 else self.spec.prompt_first
+        if sum(same) != 1:
+            raise RuntimeError(
+                "guide: which half of the batch is the unconditional one cannot be told; give the calls apart, with a context: "
+                "`with denoiser.cache_context('cond'):` and ('uncond')"
+            )
+        return same[1]
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
         when = arguments.get(self.spec.timestep)
-        if self._place >= 0 and not _same_time(when, self._when):
+        ended, self._step_ended = self._step_ended, False
+        if self._place >= 0 and (ended or not _same_time(when, self._when)):
             if self._first_step:
                 self.check()
             self._first_step, self._outputs, self._place, self._new_text = False, [], -1, False
@@ -192,14 +204,20 @@ class PromptCalls:
             self._matched.add(place)
             if self.negative is not None and not self._negative_is_prompt():
                 if _same(text, _text(self.spec, self.negative.arguments)):
-                    raise RuntimeError(_CANNOT_TELL)  # what was taken for the negative's is the unconditional branch's
+                    first, other = self._record(self._negative_at, False), self._record(self._negative_at, True)
+                    if first is None or other is None or self._same_text(first, other):
+                        # What was taken for the negative's call is the unconditional branch's.
+                        raise RuntimeError(_CANNOT_TELL)
                 return UNCONDITIONAL
         first, other = self._record(place, False), self._record(place, True)
         if first is None or other is None or not _same_time(first.arguments.get(self.spec.timestep), self._when):
             raise RuntimeError(_CANNOT_TELL)
-        if _same(*(_text(self.spec, x.arguments) for x in (first, other))):
+        if self._same_text(first, other):
             return UNCONDITIONAL
         return PROMPT if self.negative is None else SECOND_PROMPT
+
+    def _same_text(self, one: RecordedCall, two: RecordedCall) -> bool:
+        return _same(_text(self.spec, one.arguments), _text(self.spec, two.arguments))
 
     def _texts_of_negative(self) -> dict[int, list[Any]]:
         """Of the calls of the first step, as far as they are recorded, by place."""

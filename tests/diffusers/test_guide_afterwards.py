@@ -266,8 +266,7 @@ def test_a_class_that_somebody_puts_there_stays():
     with guide(pipe, NEGATIVE):
         draw(pipe)
         pipe.__class__ = Unrelated
-        with pytest.raises(RuntimeError, match="called by something else than the Unrelated that is guided"):
-            draw(pipe)
+        assert torch.equal(draw(pipe), plain)  # the user's own doing, on the very pipeline
     assert type(pipe) is Unrelated
 
 
@@ -281,7 +280,8 @@ def test_copies_are_plain_or_say_that_they_are_not_guided():
             each.set_progress_bar_config(disable=True)
             if each.transformer is pipe.transformer:
                 with pytest.raises(
-                    RuntimeError, match=r"something else .* write `with guide\(\[pipe, other\], ...\):`"
+                    RuntimeError,
+                    match=r"called by another PixArtAlphaPipeline .* write `with guide\(\[pipe, other\], ...\):`",
                 ):
                     draw(each)
             else:

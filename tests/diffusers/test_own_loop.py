@@ -123,6 +123,32 @@ def test_a_block_in_which_the_denoiser_is_not_called_raises():
         guide(model, text)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_text_buffer_that_is_written_anew(inference):
+    with torch.inference_mode(inference):
+        model, arguments, (positive, negative) = unet_and_texts()
+        unconditional = torch.randn_like(positive)
+        plain, buffer = run(model, arguments, unconditional), torch.empty_like(positive)
+        given = {"encoder_hidden_states": unconditional}
+        with guide(model, {"encoder_hidden_states": negative}, unconditional=given, **FIRM):
+            run(model, arguments, buffer.copy_(positive))
+            assert torch.equal(run(model, arguments, buffer.copy_(unconditional)), plain)
+
+
+def test_unconditional_rows_that_are_not_known():
+    model, _, (positive, negative) = unet_and_texts()
+    empty, text = torch.randn(1, 7, positive.shape[-1]), {"encoder_hidden_states": negative[:1]}
+    unconditional = {"encoder_hidden_states": empty}
+    arguments = model_arguments("sd15", 3, torch.float32)
+    with pytest.raises(ValueError, match=r"rows \[0\] of 3"), guide(model, text, unconditional=unconditional):
+        run(model, arguments, torch.cat([empty, positive]))
+    with (
+        pytest.raises(RuntimeError, match="no call had that text to the bit"),
+        guide(model, text, unconditional=unconditional),
+    ):
+        run(model, arguments, torch.cat([empty + 1e-6, positive]))
+
+
 def test_a_pipeline_in_the_block_of_its_bare_denoiser_raises():
     pipe = pipeline("sd15")
     negative = {"encoder_hidden_states": torch.randn(1, 77, pipe.unet.config.cross_attention_dim)}
@@ -178,9 +204,79 @@ def test_a_second_stage_that_is_not_guided_raises():
         draw(first)
         with pytest.raises(RuntimeError, match=r"write `with guide\(\[pipe, other\], ...\):`"):
             draw_second(second)
-        with pytest.raises(RuntimeError, match="called by something else than the StableDiffusionPipeline"):
-            first.unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 7, first.unet.config.cross_attention_dim))
     assert torch.equal(draw_second(second), plain)
+
+
+def test_a_plain_call_that_began_before_goes_on():
+    """Guidance for everybody comes on in its midst."""
+    pipe = pipeline("sd15")
+    plain = draw(pipe)
+
+    def enable(pipe, step, timestep, tensors):
+        if step == 1:
+            enable_guidance(pipe, NEGATIVE)
+        return tensors
+
+    assert torch.equal(draw(pipe, callback_on_step_end=enable), plain)
+    assert error(draw(pipe), plain) > 1e-3
+    disable_guidance(pipe)
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_settings_that_change_within_a_call():
+    """Of the next call: the running one goes on as it began."""
+    pipe = pipeline("sd15")
+    plain, before = draw(pipe), dict(pipe.unet.__dict__)
+    with guide(pipe, NEGATIVE):
+        wanted = draw(pipe)
+
+    def change(pipe, step, timestep, tensors):
+        if step == 1:
+            disable_guidance(pipe)
+            enable_guidance(pipe, NEGATIVE, nag_scale=2.0)
+        return tensors
+
+    enable_guidance(pipe, NEGATIVE)
+    assert error(draw(pipe, callback_on_step_end=change), wanted) < 2e-5
+    disable_guidance(pipe)
+    assert pipe.unet.__dict__ == before
+    assert torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize("first", ["block", "everybody"])
+def test_blocks_of_pipeline_and_denoiser_that_end_in_any_order(first):
+    pipe = pipeline("sd15")
+    plain, before = draw(pipe), dict(pipe.unet.__dict__)
+    block = guide(pipe.unet, {"encoder_hidden_states": torch.randn(1, 77, pipe.unet.config.cross_attention_dim)})
+    block.__enter__()
+    enable_guidance(pipe, NEGATIVE)
+    ends = [lambda: block.__exit__(KeyError, KeyError(), None), lambda: disable_guidance(pipe)]
+    for end in ends if first == "block" else ends[::-1]:
+        end()
+    assert pipe.unet.__dict__ == before
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_a_pipeline_of_somebody_elses_guidance_over_a_guided_denoiser_raises():
+    first, second = two_stages()
+
+    def other():
+        with guide(second, NEGATIVE):
+            waiting.set()
+            done.wait(60)
+
+    waiting, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    waiting.wait(60)
+    enable_guidance(first, NEGATIVE)
+    try:
+        with pytest.raises(RuntimeError, match=r"write `with guide\(\[pipe, other\], ...\):`"):
+            draw_second(second)
+    finally:
+        done.set()
+        thread.join()
+        disable_guidance(first)
 
 
 def test_both_stages_are_guided():

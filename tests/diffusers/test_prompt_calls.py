@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 
-from every_model import TINY
+from diffusers import HeunDiscreteScheduler
+from drawing import draw
+from every_model import TINY, pipeline
 from oracles import output, two_runs_oracle
 from stand_in import Pipeline, filled, firm
 from tiny import TEXT, error, texts
@@ -204,3 +206,58 @@ def test_classifier_free_guidance_in_one_batch_in_any_order(kind, order):
         halves = dict(zip(order, pipe(pipe.prompt).chunk(2), strict=True))
     assert error(halves[PROMPT], wanted) < 1e-5
     assert error(halves[UNCONDITIONAL], plain) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["ChromaTransformer2DModel", "MochiTransformer3DModel"])
+def test_the_unconditional_text_as_the_negative(kind):
+    """In calls of their own, the prompt first and without contexts."""
+    pipe = own_loop(kind, (PROMPT, UNCONDITIONAL))
+    pipe.texts["negative"] = pipe.texts["unconditional"]
+    pipe.texts["not negative"] = pipe.texts["second"]
+    check(pipe, kind)
+
+
+def test_a_text_that_a_callback_changes_where_timesteps_repeat():
+    pipe = pipeline("sd15")
+    pipe.scheduler = HeunDiscreteScheduler()
+
+    def change(pipe, step, timestep, tensors):
+        tensors["prompt_embeds"] = tensors["prompt_embeds"] * 1.01
+        return tensors
+
+    how = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    for scale in (1.0, 3.0):
+        plain = draw(pipe, guidance_scale=scale, **how)
+        with guide(pipe, "a house", nag_scale=1.0, nag_alpha=1.0, nag_tau=100.0):
+            assert error(draw(pipe, guidance_scale=scale, **how), plain) < 5e-5
+        with guide(pipe, "a house"):
+            assert error(draw(pipe, guidance_scale=scale, **how), plain) > 1e-3
+
+
+@pytest.mark.parametrize("order", [(UNCONDITIONAL, PROMPT), (PROMPT, UNCONDITIONAL)], ids=", ".join)
+def test_the_halves_of_a_batch_where_texts_have_lengths_of_their_own(order):
+    """The recording cannot be compared, so a second one shows which half changes with the prompt."""
+    kind = "UNet2DConditionModel of Kolors"
+    pipe, rows = own_loop(kind, (PROMPT,)), TINY[kind].rows
+    doubled = mapped(lambda x: torch.cat([x, x]) if x.ndim and len(x) == rows else x, pipe.arguments)
+
+    def batch(text):
+        halves = [{PROMPT: pipe.text_of(text), UNCONDITIONAL: pipe.texts["unconditional"]}[half] for half in order]
+        longest = max(half["encoder_hidden_states"].shape[1] for half in halves)
+        whole = [
+            F.pad(x["encoder_hidden_states"], (0, 0, 0, longest - x["encoder_hidden_states"].shape[1])) for x in halves
+        ]
+        return halves[0] | {"encoder_hidden_states": torch.cat(whole)}
+
+    class Batch(Pipeline):
+        def __call__(self, prompt):
+            return output(self.transformer, doubled | batch(prompt[0]))
+
+    pipe.__class__ = Batch
+    pipe.texts["unconditional"] = mapped(lambda x: x[:, :3] if x.ndim > 2 else x, pipe.texts["unconditional"])
+    pipe.texts["not negative"] = mapped(lambda x: x * 2, pipe.texts["negative"])
+    plain = dict(zip(order, pipe(pipe.prompt).chunk(2), strict=True))
+    with guide(pipe, "negative", **firm(TINY[kind])):
+        halves = dict(zip(order, pipe(pipe.prompt).chunk(2), strict=True))
+    assert error(halves[UNCONDITIONAL], plain[UNCONDITIONAL]) < 1e-5
+    assert error(halves[PROMPT], plain[PROMPT]) > 1e-3

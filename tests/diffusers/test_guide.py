@@ -66,7 +66,7 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind, guidance_scale):
     pipe = pipeline(kind)
     options = {"guidance_scale": guidance_scale} | ENCODED_AS_NEGATIVES.get(type(pipe).__name__, {})
     plain = draw(pipe, **options)
-    for scale, tau, alpha in ((8.0, 1.0, 1.0), (-3.0, 2.5, 0.5)):
+    for scale, tau, alpha in ((8.0, 1.0, 1.0), (3.0, 2.5, 0.5)):
         with guide(pipe, "a small red cat", nag_scale=scale, nag_tau=tau, nag_alpha=alpha):
             assert error(draw(pipe, **options), plain) < 2e-5
 

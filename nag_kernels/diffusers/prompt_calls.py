@@ -124,11 +124,12 @@ class PromptCalls:
     def _order(self, name: str, text: Tensor) -> bool:
         assert self.negative is not None
         of_negative = self.negative.arguments.get(name)
-        if not self.recorder.same_unconditional:
-            halves = [self.recorder.ready_made([half]) for half in text.chunk(2)]
+        if self.recorder.same_unconditional:
+            same = _same_halves(text, of_negative)
+        else:  # the recording has another text there
+            same, halves = [], [self.recorder.ready_made([half]) for half in text.chunk(2)]
             if halves.count(True) == 1:
                 return halves[0] is True
-        same = _same_halves(text, of_negative)
         if sum(same) != 1:  # of another length, or the negative is the prompt
             if (self.recorder.function.__module__ or "").startswith("diffusers."):
                 return self.spec.prompt_first

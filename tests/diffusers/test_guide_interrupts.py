@@ -82,11 +82,12 @@ def struck(run, line, nth):
     return False
 
 
-def interrupted_everywhere(run, check):
+def interrupted_everywhere(run, check, every=1):
+    """At each line when it is met first and last, or at one in `every` of these."""
     times = {}
     traced(run, lambda *line: times.update({line: times.get(line, 0) + 1}))
     check(None)
-    interrupts = [struck_here for line, n in times.items() for struck_here in sorted({(line, 1), (line, n)})]
+    interrupts = [struck_here for line, n in times.items() for struck_here in sorted({(line, 1), (line, n)})][::every]
     count = 0
     for line, nth in interrupts:
         count += struck(run, line, nth)
@@ -128,7 +129,8 @@ def test_an_interrupt_at_any_line(route):
         if whole_state(pipe) != before or threading.active_count() != threads:
             wrong.append(where)
 
-    assert interrupted_everywhere(lambda: with_block(pipe, drawing, negative, **settings), check) > 200
+    every = 1 if route == "parts" else 4  # the shortest; what the others have of their own is a few lines
+    assert interrupted_everywhere(lambda: with_block(pipe, drawing, negative, **settings), check, every) > 200 / every
     assert not wrong
     assert torch.equal(drawing(), plain)
     with_block(pipe, drawing, negative, **settings)  # and no turn is left taken

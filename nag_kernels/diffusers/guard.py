@@ -125,14 +125,15 @@ def take_guards_away(owner: Owner) -> None:
 
 def lift_guards(denoiser: Denoiser) -> Callable[[], None]:
     """Takes the guards off a denoiser for a while; returns what puts those back that still have owners."""
-    lifted = [(x, _guards[x]) for x in dict.fromkeys((denoiser, inner_denoiser(denoiser))) if x in _guards]
-    for one, guard in lifted:
-        guard.lift(one)
+    modules = dict.fromkeys((denoiser, inner_denoiser(denoiser)))
+    for module in modules:
+        if module in _guards:
+            _guards[module].lift(module)
 
     def put_back() -> None:
-        for one in dict.fromkeys((denoiser, inner_denoiser(denoiser))):
-            if one in _guards:
-                _guards[one].settle(one)
+        for module in modules:
+            if module in _guards:
+                _guards[module].settle(module)
 
     return put_back
 

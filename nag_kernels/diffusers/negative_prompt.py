@@ -39,14 +39,15 @@ def cancelled_run(
     kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
     """The pipeline's call without guidance, cancelled as soon as it comes to its denoiser: each call begins uncancelled."""
+    originals: dict[Denoiser, Callable[..., Any]] = {}
+
+    def cancel(denoiser: Denoiser, *args: Any, **kwargs: Any) -> Any:
+        pipe._interrupt = True
+        return originals[denoiser](*args, **kwargs)
+
     for denoiser in denoisers:
-        originals: dict[Denoiser, Callable[..., Any]] = {denoiser: denoiser._call_impl}
-
-        def call(*args: Any, denoiser: Any = denoiser, originals: Any = originals, **kwargs: Any) -> Any:
-            pipe._interrupt = True
-            return originals[denoiser](*args, **kwargs)
-
-        originals[denoiser] = intercepted(replaced, denoiser, call)
+        originals[denoiser] = denoiser._call_impl  # before the first call by another thread
+        originals[denoiser] = intercepted(replaced, denoiser, functools.partial(cancel, denoiser))
     return function(pipe, *args, **kwargs)
 
 

@@ -8,6 +8,7 @@ pipeline with another prompt, and such a call is at hand: the negative's (`negat
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,12 +59,11 @@ class PromptCalls:
         self._known: list[_Known] = []
         self._outputs: list[Any] = []  # of the first step
         self._pattern: list[str] = []  # the kinds of the first step's calls
-        self._when: Any = None  # timestep of the latest call
-        self._place = -1  # in its step
+        self._times: list[Any] = []  # timesteps of the latest calls, back to where a step may have begun
         self._first_step = True
         self._matched: set[int] = set()  # recorded calls with the text of a running one
         self._prompt_first: bool | None = None
-        self._rows = 0  # of the latest call's text
+        self._rows: int | None = None  # of the latest call's text
         self._by_context = False
         self._new_text = False  # in this step, which is not the first
         self._step_ended = False  # a callback has run since the latest call
@@ -85,8 +85,11 @@ class PromptCalls:
             self._check_rows(arguments)
         text = _text(self.spec, arguments)
         found = self._find(text)
-        if self._new_text and self._place >= len(self._pattern):  # classifier-free guidance begins now, say
-            raise RuntimeError(_CANNOT_TELL)
+        if self._new_text:
+            place = self._place()
+            if place >= len(self._pattern):  # classifier-free guidance begins now, say
+                raise RuntimeError(_CANNOT_TELL)
+            self._new_text = place > 0
         kind = found or self._new_kind(text, context)
         if context is not None and (kind == UNCONDITIONAL) != (CONTEXTS[context] == UNCONDITIONAL):
             kind = CONTEXTS[context]  # both may have the same text
@@ -95,7 +98,8 @@ class PromptCalls:
         if self._first_step:
             self._pattern.append(kind)
         if kind != UNCONDITIONAL and self.negative is None:
-            self.negative, self._negative_at = self._beside(self._place, context), self._place
+            self._negative_at = self._place()
+            self.negative = self._beside(self._negative_at, context)
         return kind
 
     def images(self, arguments: Mapping[str, Any]) -> int:
@@ -145,18 +149,28 @@ class PromptCalls:
     def _count(self, arguments: Mapping[str, Any]) -> None:
         when = arguments.get(self.spec.timestep)
         ended, self._step_ended = self._step_ended, False
-        if self._place >= 0 and (ended or not _same_time(when, self._when)):
-            if self._first_step:
-                self.check()
-            self._first_step, self._outputs, self._place, self._new_text = False, [], -1, False
-        self._when = when
-        self._place += 1
+        if self._first_step and self._times and (ended or not _same_time(when, self._times[-1])):
+            self.check()
+            self._first_step, self._outputs, self._times = False, [], []
+        if ended:
+            self._times = []
+        self._times.append(when)
+        if not self._first_step:
+            del self._times[: -len(self._pattern) - 1]
+
+    def _place(self) -> int:
+        """The place of the latest call in its step, at most the length of the first step. Looks at the values of timesteps, which
+        waits for the device, and so only where it must be known."""
+        if self._first_step:
+            return len(self._times) - 1
+        before = reversed(self._times[:-1])
+        return sum(1 for _ in itertools.takewhile(lambda when: _same_time(when, self._times[-1]), before))
 
     def _check_rows(self, arguments: Mapping[str, Any]) -> None:
         name, dim = next(iter(self.spec.text.items()))
         text = arguments.get(name)
         before, self._rows = self._rows, len(text) if isinstance(text, Tensor) and dim else 0
-        if self._place > 0 and before != self._rows:
+        if before not in (None, self._rows) and self._place() > 0:
             raise ValueError(
                 f"guide: the denoiser was called with {before} and then {self._rows} texts in one step (guidance that skips "
                 "layers or attends to itself does so); whether the second is to be guided cannot be told"
@@ -171,8 +185,8 @@ class PromptCalls:
             return None  # the unconditional branch may have the text of the prompt
         same = [known for known in self._known if _same(known.first, text)]
         kinds = {known.kind for known in same}
-        if len(kinds) > 1 and self._place < len(self._pattern):
-            same = [known for known in same if known.kind == self._pattern[self._place]] or same
+        if len(kinds) > 1 and (place := self._place()) < len(self._pattern):
+            same = [known for known in same if known.kind == self._pattern[place]] or same
         if same:
             same[0].latest = text
         return same[0].kind if same else None
@@ -182,9 +196,10 @@ class PromptCalls:
             self._by_context = True
             return CONTEXTS[context]
         if not self._first_step:
-            if self._changed and self._place < len(self._pattern):
-                return self._pattern[self._place]
-            if set(self._pattern) == {PROMPT} and self._place == 0:
+            place = self._place()
+            if self._changed and place < len(self._pattern):
+                return self._pattern[place]
+            if set(self._pattern) == {PROMPT} and place == 0:
                 self._new_text = True
                 return PROMPT
             raise RuntimeError(_CANNOT_TELL)
@@ -194,7 +209,7 @@ class PromptCalls:
 
     def _told_apart(self, text: list[Any]) -> str:
         """Of a new text in the first step: a text that comes beside the negative as well does not carry the prompt."""
-        place = self._place
+        place = self._place()
         self._record(place, False)
         if self.recorder.same_unconditional:
             of_negative = self._texts_of_negative()
@@ -211,7 +226,7 @@ class PromptCalls:
                         raise RuntimeError(_CANNOT_TELL)
                 return UNCONDITIONAL
         first, other = self._record(place, False), self._record(place, True)
-        if first is None or other is None or not _same_time(first.arguments.get(self.spec.timestep), self._when):
+        if first is None or other is None or not _same_time(first.arguments.get(self.spec.timestep), self._times[-1]):
             raise RuntimeError(_CANNOT_TELL)
         if self._same_text(first, other):
             return UNCONDITIONAL

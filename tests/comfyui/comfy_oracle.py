@@ -8,6 +8,7 @@ import re
 import threading
 
 import torch
+from oracles import guided
 
 CPU = torch.device("cpu")
 
@@ -54,17 +55,6 @@ def recorded_call(patcher, x, conditioning):
     return call
 
 
-def formula(positive, negative, scale, tau, alpha, rule="nag"):
-    """The guided output in float64, and the share of the tokens that the clip changed; the last dimension has all heads."""
-    p, n = positive.double(), negative.double()
-    if rule == "nasa":
-        return (p - scale * n).to(positive.dtype), 0.0
-    g = scale * p - (scale - 1) * n
-    ratio = g.abs().sum(-1, keepdim=True) / p.abs().sum(-1, keepdim=True)
-    clipped = torch.where(ratio > tau, tau / ratio, torch.ones_like(ratio)) * g
-    return (alpha * clipped + (1 - alpha) * p).to(positive.dtype), (ratio > tau).double().mean().item()
-
-
 def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag", layers=None):
     """What the untouched model says in one step, run twice side by side: with the prompt and with the negative.
 
@@ -83,7 +73,7 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
         if run == 0:
             beside[0] = other
         meeting.wait()
-        out, share = formula(*outputs, scale, tau, alpha, rule)
+        out, share = guided(*outputs, scale, tau, alpha, rule)
         out = out + beside[0]
         if run == 0:
             shares.append(share)

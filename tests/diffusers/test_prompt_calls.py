@@ -19,9 +19,11 @@ from every_model import TINY, pipeline
 from oracles import output, two_runs_oracle
 from stand_in import Pipeline, filled, firm
 from tiny import TEXT, error, texts
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.models.registry import guided_layers, spec_of
+from nag_kernels.diffusers.prompt_calls import PromptCalls
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -145,6 +147,33 @@ def test_a_pipeline_says_which_call_is_which():
             pipe(pipe.prompt, "second")
         pipe.order = (UNCONDITIONAL, SECOND, PROMPT)
         check(pipe, kind)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", ["sd15", "sd3", "flux", "wan"])
+def test_telling_calls_apart_waits_for_no_device_after_the_first_step(kind, guidance_scale, monkeypatch):
+    """No value of a tensor is read."""
+    waits, plain = [], PromptCalls.kind
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+                waits[-1] += 1
+            return function(*args, **kwargs or {})
+
+    def kind_of(self, *call):
+        waits.append(0)
+        with Waits():
+            return plain(self, *call)
+
+    monkeypatch.setattr(PromptCalls, "kind", kind_of)
+    pipe = pipeline(kind)
+    with guide(pipe, "a house"):
+        draw(pipe, guidance_scale=guidance_scale)
+    steps = len(waits) // 4
+    assert len(waits) == 4 * steps
+    assert sum(waits[2 * steps :]) == 0
+    assert sum(waits[: 2 * steps]) > 0  # in the first, and to notice its end
 
 
 class LateOne(OwnLoop):

@@ -3,24 +3,32 @@
 """Loading a model by name for the commands, and what reads the pictures of the shipped one."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from ..hub import go_offline_if_need_be
+from ..user_errors import named
+from .whole_weights import DIFFUSERS, refuse_missing_tensors
+
 
 def load_model(name: str, device: str, dtype: torch.dtype | None = None) -> Any:
     """The pipeline `name`: "shapes" (always in float32), or whatever diffusers can load; dtype None: float32 on a CPU, else
-    bfloat16."""
+    bfloat16. Raises UserError for what does not load, weights that lack a tensor included."""
     if name == "shapes":
         from .pipeline import load
 
-        pipe = load(device=device)
+        with named("the shipped model cannot be loaded", Exception):
+            pipe: Any = load(device=device)
     else:
         from diffusers import DiffusionPipeline
 
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype).to(device)
+        go_offline_if_need_be(name)
+        with named(f"model {name} cannot be loaded", Exception), refuse_missing_tensors(name, DIFFUSERS):
+            pipe = DiffusionPipeline.from_pretrained(str(Path(name).expanduser()), torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

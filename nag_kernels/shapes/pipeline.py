@@ -25,6 +25,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
+from ..whole_file import whole_file
+from .whole_weights import DIFFUSERS, TRANSFORMERS, refuse_missing_tensors
+
 WEIGHTS = Path(__file__).with_name("weights")
 # Only the evidence and distillation need the denoisers other than "few": they are in a checkout and not in the wheel.
 CHECKOUT_WEIGHTS = Path(__file__).parents[2] / "evidence" / "weights"
@@ -320,8 +323,8 @@ class ShapesPipeline(DiffusionPipeline):
 def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu", variant: str = "few") -> ShapesPipeline:
     """The shipped pipeline (or the one in `folder`) in float32 on `device`; its weights are stored in float16.
 
-    `variant` chooses the denoiser: one of `VARIANTS`. Raises ValueError for another name, FileNotFoundError for weights
-    that are not there.
+    `variant` chooses the denoiser: one of `VARIANTS`. Raises ValueError for another name and for weights that lack a tensor,
+    FileNotFoundError for weights that are not there.
     """
     folder = Path(folder)
     if variant not in VARIANTS:
@@ -339,7 +342,8 @@ def load(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu", varia
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipe = ShapesPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False, **given)
+        with refuse_missing_tensors(folder, DIFFUSERS, TRANSFORMERS):
+            pipe = ShapesPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False, **given)
     finally:
         for module, shown in zip((diffusers_logging, transformers_logging), bars, strict=True):
             module.enable_progress_bar() if shown else module.disable_progress_bar()
@@ -353,13 +357,15 @@ def load_denoiser(folder: str | Path) -> dict[str, Any]:
     name = json.loads((Path(folder) / "config.json").read_text())["_class_name"]
     for place, cls in (("unet", UNet2DConditionModel), ("transformer", SD3Transformer2DModel)):
         if name == cls.__name__:
-            return {place: cls.from_pretrained(str(folder), low_cpu_mem_usage=False).eval()}
+            with refuse_missing_tensors(folder, DIFFUSERS):
+                return {place: cls.from_pretrained(str(folder), low_cpu_mem_usage=False).eval()}
     raise ValueError(f"folder must hold a UNet2DConditionModel or an SD3Transformer2DModel, got a {name}")
 
 
 def save_denoiser(model: Any, folder: Path) -> None:
     """Write a denoiser for `load_denoiser`, without the path that it was read from."""
-    model.save_pretrained(str(folder))
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with whole_file(folder) as part:
+        model.save_pretrained(str(part))
+        config = json.loads((part / "config.json").read_text())
+        config.pop("_name_or_path", None)
+        (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

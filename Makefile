@@ -24,8 +24,8 @@ SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.t
 demo: .venv/.installed
 	$(BIN)/python -m nag_kernels.demo
 
-shapes: .venv/.installed
-	$(BIN)/python -m nag_kernels.shapes.train
+shapes: .venv/.installed  # replaces the shipped weights; without --out they stay
+	$(BIN)/python -m nag_kernels.shapes.train --out nag_kernels/shapes/weights
 
 # One student of shapes by PG-SB, into out/distill/cross; `make distill PRESET=joint` the other.
 PRESET ?= cross

@@ -1,13 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command `nag-kernels`. It stands beside the package, whose import takes seconds (it imports torch), so that help comes at once."""
+"""The command `nag-kernels`. It lies beside the package, whose import takes seconds (torch), so that help comes at once."""
 
 import difflib
 import importlib
 import importlib.metadata
 import os
 import sys
-import textwrap
 from typing import NamedTuple
 
 
@@ -20,15 +19,15 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "info": Command("nag_kernels.info", "say what is installed, what is missing and why, and what serves a call", ""),
-    "demo": Command("nag_kernels.demo", "draw with no negative prompt, CFG, NASA and NAG, and count what each did",
+    "info": Command("nag_kernels.info", "say what is installed, what is missing and why", ""),
+    "demo": Command("nag_kernels.demo", "draw by CFG, NASA and NAG, and count what each did",
                     "--prompt 'a star' --negative 'on black'"),
-    "diagnose": Command("nag_kernels.diagnose", "show what scale, tau and alpha do in a model, and suggest values",
-                        "--model shapes --prompt 'a large circle' --negative red"),
+    "diagnose": Command("nag_kernels.diagnose", "show what scale, tau and alpha do in a model, and suggest some",
+                        "--prompt 'a large circle' --negative red"),
     "evaluate": Command("nag_kernels.evaluate", "draw a file of prompts by several methods and score the pictures",
-                        "--model FOLDER --prompts prompts.csv --methods none nag nasa:0.5"),
+                        "--prompts prompts.csv --methods none nag nasa:0.5"),
     "distill": Command("nag_kernels.distill", "train a student that draws in one step, from prompts alone", "cross"),
-    "prove": Command("nag_kernels.prove", "try the GPU kernels on this GPU, and turn on what is right and faster",
+    "prove": Command("nag_kernels.prove", "try the GPU kernels here, and turn on those that are right and faster",
                      "--report report.json"),
     "evidence": Command("nag_kernels.evidence", "measure the papers' claims on the small model (needs a checkout)",
                         "--quick"),
@@ -45,12 +44,13 @@ def help_text() -> str:
         "commands, each with an example:",
     ]
     for name, command in COMMANDS.items():
-        lines += ["", *textwrap.wrap(f"{name:<9} {command.does}", 78, initial_indent="  ", subsequent_indent=" " * 12)]
-        lines.append(f"              nag-kernels {name} {command.example}".rstrip())
+        lines.append(f"  {name:<9} {command.does}")
+        lines.append(f"            $ nag-kernels {name} {command.example}".rstrip())
     lines += [
         "",
-        "nag-kernels COMMAND --help lists the arguments of one, nag-kernels --version says which this is.",
-        "python -m nag_kernels.COMMAND is the same.",
+        "nag-kernels COMMAND --help lists the arguments of a command.",
+        "nag-kernels --version says which version this is.",
+        "python -m nag_kernels.COMMAND is the same as nag-kernels COMMAND.",
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ import torch
 from benchmarks import bench_attention, bench_model, gpu_verdicts, report
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{bench_attention.help_text()}\n\n{bench_model.help_text()}",
@@ -38,7 +38,7 @@ def main() -> None:
     taken = kinds.add_parser("verdicts", description=gpu_verdicts.__doc__,
                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     taken.add_argument("file", type=Path, help="the report")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.kind == "verdicts":
         print("\n".join(str(path) for path in gpu_verdicts.take_in(options.file)))
         return

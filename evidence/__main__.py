@@ -8,8 +8,9 @@ that is kept. Variants whose weights are not shipped are skipped, and the page s
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from nag_kernels.user_errors import check_folder, in_one_sentence, named
 
 from .cells import ARCHITECTURES, FULL, PAIRS, QUICK, TABLES, cells_of
 from .plots import grids, plot_all
@@ -32,7 +33,7 @@ examples:
 """
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     tables = "\n".join(f"  {name:16}{table.__doc__}" for name, table in TABLES.items())
     parser = argparse.ArgumentParser(prog="python -m nag_kernels.evidence", description=__doc__,
                                      epilog=EPILOG.format(tables=tables),
@@ -66,17 +67,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("student needs --unet, --kappa and --seed")
     if options.what == "student" and not options.kappa.startswith(("fixed", "random")):
         parser.error(f"--kappa must begin with 'fixed' or 'random', got {options.kappa!r}")
+    if options.what == "student" and not (options.unet / "config.json").is_file():
+        parser.error(f"--unet must be a folder with config.json and weights, there is none at {options.unet}")
     options.size = QUICK if options.quick else FULL
     options.work = options.work or Path("out/evidence-quick" if options.quick else "out/evidence")
     options.docs = options.docs or (options.work if options.quick else Path("docs"))
+    check_folder(parser, options.work, "--work")
+    check_folder(parser, options.docs, "--docs")
     return options
 
 
+@in_one_sentence("nag_kernels.evidence")
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    options = parse(arguments)
     folder, page = options.docs / "evidence", options.docs / "evidence.md"
     if options.what == "student":
-        row = measure_student(options.unet, options.kappa, options.seed, options.size, options.work)
+        with named(f"the student in {options.unet} cannot be measured", OSError, ValueError, KeyError):
+            row = measure_student(options.unet, options.kappa, options.seed, options.size, options.work)
         add_student(row, folder / "students.csv")
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     if options.what == "run":

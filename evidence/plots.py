@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nag_kernels.whole_file import whole_file
+
 from .cells import (
     ALPHAS,
     CFG,
@@ -26,7 +28,7 @@ from .cells import (
     Cell,
     Steering,
 )
-from .run import SHOWN, digest
+from .run import SHOWN, digest, is_whole
 
 COLOURS = {"CFG": "#d08000", "NASA": "#1060c0", "NAG": "#108030", "NAG by alpha": "#70b080", "VSF": "#a020a0"}
 Rows = dict[str, dict[str, str]]
@@ -62,7 +64,8 @@ def plot_all(rows: Rows, architecture: str, folder: Path) -> list[str]:
         figure = drawing(plt, rows, few, teacher)
         if figure is not None:
             figure.tight_layout()
-            figure.savefig(folder / f"{name}_{architecture}.png", dpi=110, metadata={"Software": None})
+            with whole_file(folder / f"{name}_{architecture}.png") as part:
+                figure.savefig(part, dpi=110, metadata={"Software": None})
             plt.close(figure)
             written.append(f"{name}_{architecture}.png")
     return written
@@ -156,9 +159,9 @@ def grids(work: Path, architecture: str, folder: Path) -> list[str]:
     }
     written = []
     for name, cells in shown.items():
-        if all((work / f"{cell.stem}.npz").exists() and digest(cell.variant) for cell in cells):
-            folder.mkdir(parents=True, exist_ok=True)
-            grid(cells, work).quantize(128).save(folder / f"pictures_{name}_{architecture}.png", optimize=True)
+        if all(is_whole(work / f"{cell.stem}.npz") and digest(cell.variant) for cell in cells):
+            with whole_file(folder / f"pictures_{name}_{architecture}.png") as part:
+                grid(cells, work).quantize(128).save(part, optimize=True)
             written.append(f"pictures_{name}_{architecture}.png")
     return written
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from statistics import mean
 
+from nag_kernels.whole_file import write_text
+
 from .ablation import __doc__ as FORMULAS_TEXT
 from .cells import ARCHITECTURES, FULL, MANY, PAIRS, QUICK, REAL, TABLES, VARIANTS_OF, Cell
 from .claims import SNOOPI, Claim, claims_of, outcome, verdict
@@ -215,5 +217,4 @@ def write(folder: Path, page: Path) -> None:
         if own:
             lines += ["### Beside the papers", "", *(line for claim in own for line in _claim_lines(claim, found)), ""]
     lines += [f"## {TITLES['students']}", "", *_students(folder / "students.csv")]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_text(page, "\n".join(lines).rstrip() + "\n")

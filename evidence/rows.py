@@ -6,6 +6,8 @@ import csv
 import hashlib
 from pathlib import Path
 
+from nag_kernels.whole_file import whole_file
+
 from .cells import ARCHITECTURES, TABLES, Cell, Size, cells_of
 from .claims import claims_of, outcome
 from .measures import MEASURES, contrast, interval
@@ -37,8 +39,7 @@ def load_rows(path: Path) -> list[dict[str, str]]:
 
 
 def save_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -5,9 +5,10 @@
 import functools
 import hashlib
 import json
-import os
 import signal
 import time
+import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from nag_kernels.shapes.classifier import load_classifier
 from nag_kernels.shapes.parallel import one_thread_each
 from nag_kernels.shapes.pipeline import WEIGHTS, ShapesPipeline, folder_of, load
+from nag_kernels.whole_file import whole_file, write_text
 
 from .cells import PAIRS, REAL, Cell, Size
 from .frechet import Features
@@ -69,11 +71,12 @@ def reference_file(size: Size, work: Path) -> Path:
 
 def write_reference(size: Size, work: Path) -> None:
     file = reference_file(size, work)
-    if not file.exists():
+    if not is_whole(file):
         found = reference(Features(load_classifier()), size)
         named = zip(("mean", "covariance", "mean_quadrants", "covariance_quadrants"),
                     (*found.whole, *found.quadrants), strict=True)  # fmt: skip
-        _write(file, lambda opened: np.savez(opened, **{name: value.numpy() for name, value in named}))
+        with whole_file(file) as part:
+            np.savez(part, **{name: value.numpy() for name, value in named})
 
 
 def pictures_of(cell: Cell, each: int) -> Tensor:
@@ -105,31 +108,42 @@ def draw_cell(cell: Cell, size: Size, work: Path) -> None:
         **{f"flag {name}": flags for name, flags in samples.flags.items()},
         **{f"replicates {name}": values for name, values in found.items()},
     }
-    _write(work / f"{cell.stem}.npz", lambda file: np.savez_compressed(file, **kept))
+    with whole_file(work / f"{cell.stem}.npz") as part:
+        np.savez_compressed(part, **kept)
     row = {
         "name": cell.name, "weights": digest(cell.variant), "size": asdict(size), "samples": len(pictures),
         "seconds": round(time.perf_counter() - began, 1), "method": asdict(cell.method),
         "measures": {name: interval(values, name) for name, values in found.items()},
     }  # fmt: skip
-    _write(work / f"{cell.stem}.json", lambda file: file.write(json.dumps(row, indent=1).encode()))
+    write_text(work / f"{cell.stem}.json", json.dumps(row, indent=1))
 
 
-def _write(path: Path, fill) -> None:
-    """Through a second file, so that no reader finds half of one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        fill(file)
-    part.replace(path)
+def is_whole(file: Path) -> bool:
+    """Whether a .npz is there, each of its arrays as it was written (by the checksums of the file)."""
+    if not file.exists():
+        return False
+    now = file.stat()
+    return _is_whole(file, now.st_size, now.st_mtime_ns)
+
+
+@functools.cache
+def _is_whole(file: Path, size: int, written: int) -> bool:
+    """`size` and `written` are for the cache: a row is asked for often."""
+    try:
+        with zipfile.ZipFile(file) as arrays:
+            return arrays.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError):
+        return False
 
 
 def row_of(cell: Cell, size: Size, work: Path) -> dict | None:
-    """The kept row of a cell, None where it was not drawn, or drawn with other weights, pairs or size."""
-    path = work / f"{cell.stem}.json"
-    if not path.exists():
+    """The kept row of a cell, None where it was not drawn, drawn with other weights, pairs or size, or its files are damaged."""
+    try:
+        row = json.loads((work / f"{cell.stem}.json").read_text(encoding="utf-8"))
+        same = row["name"] == cell.name and row["weights"] == digest(cell.variant) and row["size"] == asdict(size)
+        return row if same and set(row["measures"]) == set(MEASURES) and is_whole(work / f"{cell.stem}.npz") else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    row = json.loads(path.read_text())
-    same = row["name"] == cell.name and row["weights"] == digest(cell.variant) and row["size"] == asdict(size)
-    return row if same and set(row["measures"]) == set(MEASURES) else None
 
 
 def replicates_of(cell: Cell, work: Path) -> Replicates:

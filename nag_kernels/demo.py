@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.table import Table
 
-from . import availability
-from .diffusers import guide
-from .shapes.loading import load_model, shapes_judge
+from . import availability, checks, user_errors
+from .whole_file import whole_file
+
+try:
+    from PIL import Image, ImageDraw, ImageFont
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm import tqdm
+
+    from .diffusers import guide
+    from .shapes.loading import load_model, shapes_judge, try_guidance
+except ImportError as error:
+    raise user_errors.missing("nag_kernels.demo", __name__, error) from error
 
 CASES = [("a large circle", "red"), ("a blue square", "on white"), ("a circle left of a square", "red")]
 METHODS = ("no negative", "CFG", "NASA", "NAG")
@@ -61,15 +68,17 @@ def draw(
 
 
 def run_case(
-    pipe: Any, prompt: str, negative: str, options: argparse.Namespace, judge: Callable | None
+    pipe: Any, prompt: str, negative: str, options: argparse.Namespace, judge: Callable | None, bar: Any = None
 ) -> dict[str, Cell]:
-    """Every method on one prompt: pictures, what they show, time, and the backend that ran."""
+    """Every method on one prompt: pictures, what they show, time, and the backend that ran. `bar` counts calls."""
     cells = {}
     for method in METHODS:
         cell, before = Cell(), availability.counts()
         for start in range(0, options.samples, options.batch):
             seeds = range(options.seed + start, options.seed + min(start + options.batch, options.samples))
             cell.pictures += draw(pipe, prompt, negative, method, seeds, options)
+            if bar is not None:
+                bar.update()
         ran = [name for name, count in availability.counts().items() if count > before.get(name, 0)]
         if (method in ("NASA", "NAG")) != bool(ran):
             raise RuntimeError(f"demo: {method} on {prompt!r} ran {ran or 'no'} backend of guided attention")
@@ -83,7 +92,9 @@ def run_case(
     return cells
 
 
-def time_methods(pipe: Any, prompt: str, negative: str, options: argparse.Namespace) -> dict[str, float]:
+def time_methods(
+    pipe: Any, prompt: str, negative: str, options: argparse.Namespace, bar: Any = None
+) -> dict[str, float]:
     """Milliseconds per step of a call without decoding: the median of calls that take turns, after one of each."""
     seeds = range(options.seed, options.seed + min(TIMED, options.batch))
     spent: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -93,6 +104,8 @@ def time_methods(pipe: Any, prompt: str, negative: str, options: argparse.Namesp
             draw(pipe, prompt, negative, method, seeds, options, output_type="latent")
             if pipe.device.type == "cuda":
                 torch.cuda.synchronize()
+            if bar is not None:
+                bar.update()
             if turn:
                 spent[method].append((time.perf_counter() - began) * 1000 / options.steps)
     return {method: statistics.median(each) for method, each in spent.items()}
@@ -102,13 +115,8 @@ def percent(flags: list[bool]) -> str:
     return f"{100 * sum(flags) / len(flags):.1f} %"
 
 
-def table(results: list[tuple[str, str, dict[str, Cell]]], options: argparse.Namespace) -> Table:
-    """One line per prompt and method, and one per method for all prompts together."""
-    timed = f"ms with {min(TIMED, options.batch)} pictures at once"
-    found = Table(title=f"{options.model}, {options.steps} steps, {options.device}; {timed}")
-    names = ("prompt", "negative", "method", "samples", "shows negative", "clean match", "ms per step", "backend")
-    for name in names:
-        found.add_column(name, justify="left" if name in ("prompt", "negative", "method", "backend") else "right")
+def tables(results: list[tuple[str, str, dict[str, Cell]]], options: argparse.Namespace) -> list[Table]:
+    """One for each prompt, a line for each method, and one for all prompts together. Each fits 80 columns."""
     pooled = {
         method: Cell(
             [picture for _, _, cells in results for picture in cells[method].pictures],
@@ -119,12 +127,18 @@ def table(results: list[tuple[str, str, dict[str, Cell]]], options: argparse.Nam
         )
         for method in METHODS
     }
-    for prompt, negative, cells in [*results, *([("all prompts", "", pooled)] if len(results) > 1 else [])]:
+    titled = [(f'"{prompt}" without "{negative}"', cells) for prompt, negative, cells in results]
+    found = []
+    for title, cells in [*titled, *([("all prompts", pooled)] if len(results) > 1 else [])]:
+        each = Table(title=title, title_justify="left")
+        each.add_column("method", no_wrap=True, min_width=len("no negative"))
+        for name in ("samples", "shows negative", "clean match", "ms per step"):
+            each.add_column(name, justify="right", width=max(len(word) for word in [*name.split(), "not read"]))
+        each.add_column("backend")
         for method, cell in cells.items():
             shares = (percent(cell.shows), percent(cell.clean)) if cell.shows else ("not read", "not read")
-            first = (prompt, negative) if method == METHODS[0] else ("", "")
-            found.add_row(*first, method, str(len(cell.pictures)), *shares, f"{cell.milliseconds:.1f}", cell.backend)
-        found.add_section()
+            each.add_row(method, str(len(cell.pictures)), *shares, f"{cell.milliseconds:.1f}", cell.backend)
+        found.append(each)
     return found
 
 
@@ -224,25 +238,56 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.cases = [(options.prompt, options.negative)] if all(given) else CASES
     options.samples = getattr(options, "samples", 256 if ours else 2)
     options.batch = min(BATCH if ours else 1, options.samples)
-    for name, least in (("steps", 1), ("samples", 1)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    user_errors.check_at_least(parser, options, 1, "steps", "samples")
+    user_errors.check_finite(parser, options, "nasa_scale", "cfg_scale")
+    user_errors.check_device(parser, options.device)
+    user_errors.check_seed(parser, options.seed, options.samples)
+    user_errors.check_folder(parser, options.out.parent)
+    try:
+        checks.check_scalars("NAG", options.scale, options.tau, options.alpha)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.out.is_dir() or options.out.suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--out must be a picture, such as {options.out / 'demo.png'}, got {options.out}")
     return options
 
 
+def check_cases(pipe: Any, options: argparse.Namespace, judge: Callable | None) -> None:
+    """Whether model and judge take these prompts, negatives and settings, before the first picture is drawn."""
+    for prompt, negative in options.cases:
+        if judge is not None:
+            pipe.encode_prompt([prompt, negative])
+            judge([Image.new("RGB", (32, 32))], prompt, negative)
+        for settings in ({"rule": "nasa", "nag_scale": options.nasa_scale},
+                         {"nag_scale": options.scale, "nag_tau": options.tau, "nag_alpha": options.alpha}):  # fmt: skip
+            try_guidance(pipe, negative, **settings)
+
+
+@user_errors.in_one_sentence("nag_kernels.demo")
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     pipe = load_model(options.model, options.device)
     judge = shapes_judge() if options.model == "shapes" else None
     results = []
-    for prompt, negative in options.cases:
-        cells = run_case(pipe, prompt, negative, options, judge)
-        for method, milliseconds in time_methods(pipe, prompt, negative, options).items():
-            cells[method].milliseconds = milliseconds
-        results.append((prompt, negative, cells))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_grid(results, options).save(options.out)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(results, options))
+    with user_errors.named("the model refused", *user_errors.DRAWING):
+        check_cases(pipe, options, judge)
+    calls = len(METHODS) * (-(-options.samples // options.batch) + ROUNDS + 1)
+    with (
+        user_errors.named("drawing ended", *user_errors.DRAWING),
+        tqdm(total=len(options.cases) * calls, unit="call", desc="pictures", mininterval=1) as bar,
+    ):
+        for prompt, negative in options.cases:
+            cells = run_case(pipe, prompt, negative, options, judge, bar)
+            for method, milliseconds in time_methods(pipe, prompt, negative, options, bar).items():
+                cells[method].milliseconds = milliseconds
+            results.append((prompt, negative, cells))
+    with whole_file(options.out) as part:
+        draw_grid(results, options).save(part)
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    timed = f"ms with {min(TIMED, options.batch)} pictures at once"
+    print(f"{options.model}, {options.steps} steps, {options.device}; {timed}")
+    for each in tables(results, options):
+        console.print(each)
     print(f"picture: {options.out}")
 
 

@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from .diffusers.diagnose import Findings, bin_middles, diagnose, new_figure, ratio_axis
+from . import checks, user_errors
+from .whole_file import whole_file
+
+try:
+    import matplotlib.figure  # noqa: F401  # the pictures come last
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .diffusers.diagnose import Findings, bin_middles, diagnose, new_figure, ratio_axis
+    from .shapes.loading import load_model, try_guidance
+except ImportError as error:
+    raise user_errors.missing("nag_kernels.diagnose", __name__, error) from error
 
 SMALL = 4  # alpha, and what tau is above 1, are divided by this to show what each of them does
 COLOURS = ("#1f5fa8", "#e08214", "#2b8a3e", "#8e44ad")
@@ -45,6 +55,16 @@ def plot_comparison(runs: dict[str, tuple[Findings, list[Any]]], plain: list[Any
             tile.set_yticks([])
         line[0].set_title(name, loc="left", fontsize=9)
     figure.savefig(path)
+
+
+def readable(table: Any, width: int) -> Any:
+    """The table; where a terminal is narrow, its names are whole, if on several lines, and so are its numbers."""
+    if width < 120:
+        table.columns[0].overflow = "fold"
+        table.padding = (0, 0)
+        for column in table.columns[1:]:
+            column.header, column.no_wrap = column.header.replace("difference", "differ"), True
+    return table
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -77,24 +97,52 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if ours:
         options.scale = 5.0 if options.scale is None else options.scale
         options.alpha = 0.2 if options.alpha is None else options.alpha
-    for name in ("steps", "samples"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    user_errors.check_at_least(parser, options, 1, "steps", "samples")
+    user_errors.check_finite(parser, options, "cfg_scale", "end", "moved")
+    user_errors.check_device(parser, options.device)
+    user_errors.check_seed(parser, options.seed, options.samples)
+    user_errors.check_folder(parser, options.out)
+    for name, low, high in (("end", 0, 1), ("clipped", 0, 1), ("moved", 0, float("inf"))):
+        value = getattr(options, name)
+        if not (low < value < high or (name == "end" and value == high)):
+            parser.error(
+                f"--{name} must be above {low}{'' if name == 'moved' else f' and below {high}'}, got {value:g}"
+            )
+    try:
+        checks.check_scalars("diagnose", options.scale, options.tau, options.alpha)
+        if (options.scale is not None and options.scale <= 1) or options.alpha == 0:
+            raise ValueError("diagnose: --scale must be above 1 and --alpha above 0: nothing is steered otherwise")
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
+@user_errors.in_one_sentence("nag_kernels.diagnose")
 def main(arguments: list[str] | None = None) -> None:
-    from .shapes.loading import load_model
-
     options = parse(arguments)
     pipe = load_model(options.model, options.device)
+    with user_errors.named("the model refused", *user_errors.DRAWING):
+        if options.model == "shapes":
+            pipe.encode_prompt([options.prompt, options.negative])
+        settings = {"nag_scale": options.scale, "nag_tau": options.tau, "nag_alpha": options.alpha}
+        try_guidance(pipe, options.negative, end=options.end, **settings)
+    with (
+        user_errors.named("drawing ended", *user_errors.DRAWING),
+        tqdm(total=5, desc="draws", unit="draw") as bar,
+    ):
+        draw_and_say(pipe, options, bar)
+
+
+def draw_and_say(pipe: Any, options: argparse.Namespace, bar: Any) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
 
     def draw() -> list[Any]:
         generators = [torch.Generator().manual_seed(options.seed + i) for i in range(options.samples)]
         prompts, steps = [options.prompt] * options.samples, options.steps
         call = {"num_inference_steps": steps, "generator": generators, "guidance_scale": options.cfg_scale}
-        return pipe(prompts, **call).images
+        images = pipe(prompts, **call).images
+        bar.update()
+        return images
 
     def run(scale: float | None, tau: float | None, alpha: float | None) -> tuple[Findings, list[Any]]:
         with diagnose(pipe, options.negative, end=options.end, nag_scale=scale, nag_tau=tau, nag_alpha=alpha) as found:
@@ -114,11 +162,13 @@ def main(arguments: list[str] | None = None) -> None:
             scale, proposal.nag_tau, proposal.nag_alpha
         ),
     }
+    bar.close()
     for by in ("layer", "step"):
-        console.print(found.table(by))
-    options.out.mkdir(parents=True, exist_ok=True)
-    found.plot(options.out / "layers.png")
-    plot_comparison(runs, plain, options.out / "pictures.png")
+        console.print(readable(found.table(by), console.width))
+    with whole_file(options.out / "layers.png") as part:
+        found.plot(part)
+    with whole_file(options.out / "pictures.png") as part:
+        plot_comparison(runs, plain, part)
     print(f"suggested: nag_scale={scale:g}, nag_tau={proposal.nag_tau:g}, nag_alpha={proposal.nag_alpha:g}")
     print(proposal.why)
     print(f"pictures: {options.out / 'layers.png'}, {options.out / 'pictures.png'}")

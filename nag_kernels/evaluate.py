@@ -8,11 +8,11 @@ model. cfg:7+nag is both at once. Finished pictures stay on disk, so a run that 
 
 import argparse
 import contextlib
-import csv
 import functools
 import hashlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,15 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
-from .diffusers import guide
-from .diffusers.models.registry import find_denoisers, spec_of
-from .scores import Drawn, Judges, Score
-from .shapes.loading import load_model
+from . import user_errors
+from .checks import check_scalars
+from .hub import go_offline_if_need_be
+from .prompt_files import read_rows
+from .user_errors import UserError
+from .whole_file import whole_file, write_text
+
+try:
+    from PIL import Image, ImageDraw, ImageFont
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .diffusers import guide
+    from .diffusers.models.registry import find_denoisers, spec_of
+    from .score_tables import kept_scores, reasons, table, write_scores
+    from .scores import Drawn, Judges
+    from .shapes.loading import load_model, try_guidance
+except ImportError as error:
+    raise user_errors.missing("nag_kernels.evaluate", __name__, error) from error
 
 UNIVERSAL = "Low resolution, blurry"  # the negative prompt of NAG's tables
 RULES = {"nag": ("nag_scale", "nag_tau", "nag_alpha"), "nasa": ("nag_scale",),
@@ -70,12 +81,16 @@ def parse_method(text: str) -> Method:
             values = tuple(float(x) for x in numbers)
         except ValueError:
             raise ValueError(f"method {text!r}: settings must be numbers, got {':'.join(numbers)!r}") from None
+        if not all(math.isfinite(x) or (name == "nag" and place == 1 and x > 0) for place, x in enumerate(values)):
+            raise ValueError(f"method {text!r}: settings must be finite (but tau, which inf turns off), got {numbers}")
         if name == "none" and text == "none":
             continue
         if name == "cfg" and len(values) == 1 and cfg is None:
             cfg = values[0]
         elif name in RULES and len(values) <= len(RULES[name]) and rule is None and (values or name != "vsf"):
             rule, settings = name, values
+            if name == "nag":
+                check_scalars(f"method {text!r}", *values)
         else:
             raise ValueError(
                 f"method must be none, cfg:SCALE, nag[:SCALE[:TAU[:ALPHA]]], nasa[:SCALE], vsf:SCALE[:BIAS], or cfg and one of "
@@ -85,23 +100,16 @@ def parse_method(text: str) -> Method:
 
 
 def read_prompts(path: Path, negative: str) -> list[Item]:
-    """One prompt a line; .csv (with a header) and .jsonl hold prompt and, if they like, negative and reference.
+    """What `prompt_files.read_rows` reads.
 
-    negative: where a line has none. Raises ValueError where there is no prompt.
+    negative: where an entry has none. Raises UserError, which names file and line, where there is no prompt, and for pictures
+    that are not there.
     """
-    with path.open(encoding="utf-8", newline="" if path.suffix == ".csv" else None) as lines:
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(lines))
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            rows = [{"prompt": line.strip()} for line in lines if line.strip()]
-    for number, row in enumerate(rows):
-        if not row.get("prompt"):
-            raise ValueError(f"{path}: entry {number + 1} has no prompt, got {row}")
-    if not rows:
-        raise ValueError(f"{path} holds no prompts")
-    return [Item(row["prompt"], row.get("negative") or negative, row.get("reference") or "") for row in rows]
+    items = [Item(row["prompt"], row["negative"] or negative, row["reference"]) for row in read_rows(path)]
+    absent = [item.reference for item in items if item.reference and not (path.parent / item.reference).is_file()]
+    if absent:
+        raise UserError(f"{path}: {len(absent)} of the pictures that it names are not there, the first is {absent[0]}")
+    return items
 
 
 def draw(
@@ -123,27 +131,44 @@ def draw(
         return pipe([item.prompt for item in items], generator=generators, **call).images
 
 
-def check_manifest(options: argparse.Namespace, items: list[Item]) -> None:
-    """Pictures in one folder come from one setting. Raises ValueError naming what differs from the run that began it."""
+def manifest(options: argparse.Namespace, items: list[Item]) -> dict[str, Any]:
+    """What the pictures of a folder are of."""
     names = ("model", "steps", "seed", "images", "dtype", "call", "end")
     ours = {name: getattr(options, name) for name in names}
     ours["prompts"] = hashlib.sha256(json.dumps([asdict(x) for x in items]).encode()).hexdigest()
-    path = options.out / "manifest.json"
+    return ours
+
+
+def check_manifest(options: argparse.Namespace, items: list[Item]) -> None:
+    """Pictures in one folder come from one setting. Raises UserError naming what differs from the run that began it."""
+    path, ours = options.out / "manifest.json", manifest(options, items)
     if path.exists():
-        theirs = json.loads(path.read_text())
+        try:
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, which says what the pictures there are of, is damaged: remove {options.out}, or "
+                            "give another --out") from error  # fmt: skip
         other = [f"{name} {theirs.get(name)!r}, now {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
         if other:
-            raise ValueError(
+            raise UserError(
                 f"{options.out} was begun with {'; '.join(other)}: give another --out, or the same settings"
             )
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ours, indent=1))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a picture, of which nothing is cut off or overwritten."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for files that are no pictures, or torn
+        return False
+    return True
 
 
 def generate(
     load: Callable[[], Any], methods: list[Method], items: list[Item], options: argparse.Namespace
 ) -> dict[str, list[Drawn]]:
-    """Draws what is not there yet; the model is loaded only if there is something to draw.
+    """Draws what is not there whole yet; the model is loaded only if there is something to draw.
 
     A picture's noise depends on its place in the list alone, not on the batch.
     """
@@ -152,17 +177,16 @@ def generate(
     drawn = {}
     for method in methods:
         folder = options.out / method.folder
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         paths = {number: folder / f"{number:06d}.png" for number, _ in tasks}
-        missing = [task for task in tasks if not paths[task[0]].exists()]
+        missing = [task for task in tasks if not is_whole(paths[task[0]])]
         with tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc=method.name, unit="picture") as bar:
             for start in range(0, len(missing), options.batch):
                 numbers, part = zip(*missing[start : start + options.batch], strict=True)
                 seeds = [options.seed + number for number in numbers]
                 for number, picture in zip(numbers, draw(load(), method, list(part), seeds, options), strict=True):
-                    unfinished = paths[number].with_suffix(".part")
-                    picture.save(unfinished, format="PNG")
-                    unfinished.replace(paths[number])  # a picture is there whole or not at all
+                    with whole_file(paths[number]) as part:
+                        picture.save(part)
                 bar.update(len(numbers))
         drawn[method.name] = [Drawn(paths[number], item.prompt, item.negative) for number, item in tasks]
     return drawn
@@ -177,6 +201,7 @@ def reference_folder(options: argparse.Namespace, items: list[Item]) -> Path | N
     for number, item in enumerate(items):
         source = options.prompts.parent / item.reference
         if item.reference and not (link := folder / f"{number:06d}{source.suffix}").exists():
+            link.unlink(missing_ok=True)  # a link to what has been moved
             link.symlink_to(source.resolve())
     return folder
 
@@ -215,70 +240,8 @@ def contact_sheet(drawn: dict[str, list[Drawn]], images: int, path: Path) -> Non
             with Image.open(one.path) as picture:
                 scaled = picture.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
             sheet.paste(scaled, (left + column * (tile + 6), top + row * (tile + 6)))
-    sheet.save(path)
-
-
-def write_scores(scores: dict[str, list[Score]], path: Path) -> None:
-    """One row for each method and metric; a metric that is missing has no value and says why."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["method", "metric", "value", "low", "high", "samples", "note"])
-        for method, each in scores.items():
-            for x in each:
-                numbers = ("" if y is None else f"{y:.6g}" for y in (x.value, x.low, x.high))
-                rows.writerow([method, x.metric, *numbers, x.samples, x.note])
-
-
-def kept_scores(scores: dict[str, list[Score]], path: Path) -> dict[str, list[Score]]:
-    """The same; what is missing now and was written before, for as many pictures, stays (it may need another environment)."""
-    if not path.exists():
-        return scores
-
-    def number(text: str) -> float | None:
-        return float(text) if text else None
-
-    with path.open(newline="", encoding="utf-8") as file:
-        before = {(row["method"], row["metric"]): row for row in csv.DictReader(file) if row["value"]}
-    merged: dict[str, list[Score]] = {}
-    for method, each in scores.items():
-        samples = str(max(x.samples for x in each))
-        merged[method] = []
-        for x in each:
-            old = before.get((method, x.metric))
-            if x.value is None and old is not None and samples in (old["samples"], "0"):
-                value, low, high = (number(old[name]) for name in ("value", "low", "high"))
-                x = Score(x.metric, int(old["samples"]), value, low, high, old["note"])
-            merged[method].append(x)
-    return merged
-
-
-def reasons(scores: dict[str, list[Score]]) -> list[str]:
-    """Why values are not there, each reason once with the methods that it holds for."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for method, each in scores.items():
-        for x in each:
-            if x.value is None:
-                found.setdefault((x.metric, x.note), []).append(method)
-    return [
-        f"{metric}: {note}" + (f" ({', '.join(methods)})" if len(methods) < len(scores) else "")
-        for (metric, note), methods in found.items()
-    ]
-
-
-def table(scores: dict[str, list[Score]], options: argparse.Namespace) -> Table:
-    found = Table(title=f"{options.model}, {options.steps} steps")
-    found.add_column("method")
-    for score in next(iter(scores.values())):
-        found.add_column(score.metric, justify="right")
-    for method, each in scores.items():
-        values = (
-            x.note.partition(":")[0]  # missing, or failed
-            if x.value is None
-            else f"{x.value:.3f}" + ("" if x.low is None else f" [{x.low:.3f}, {x.high:.3f}]")
-            for x in each
-        )
-        found.add_row(method, *values)
-    return found
+    with whole_file(path) as part:
+        sheet.save(part)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -313,9 +276,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--hps-version", default="v2.0", choices=("v2.0", "v2.1"), help="of HPSv2 (default: v2.0)")
     add("--out", type=Path, default=Path("out/evaluate"), help="folder for all results (default: out/evaluate)")
     options = parser.parse_args(arguments)
-    for name in ("steps", "images", "batch"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    user_errors.check_at_least(parser, options, 1, "steps", "images", "batch")
+    user_errors.check_device(parser, options.device)
+    user_errors.check_seed(parser, options.seed, options.images)
+    user_errors.check_folder(parser, options.out)
+    if not 0 < options.end <= 1:
+        parser.error(f"--end must be above 0 and at most 1, got {options.end:g}")
+    if options.reference is not None and not options.reference.is_dir():
+        parser.error(f"--reference must be a folder of pictures, there is none at {options.reference}")
     if options.prompts is None and options.model != "shapes":
         parser.error(f"--prompts must be given for --model {options.model}")
     call = {}
@@ -328,6 +296,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         except json.JSONDecodeError:
             call[name] = value
     options.call = call
+    if taken := {"prompt", "negative_prompt", "num_inference_steps", "generator"} & set(call):
+        parser.error(f"--call cannot set {', '.join(sorted(taken))}: --prompts, --negative, --steps and --seed do")
     try:
         options.methods = [parse_method(text) for text in dict.fromkeys(options.methods)]
     except ValueError as error:
@@ -335,6 +305,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def checked_model(options: argparse.Namespace, items: list[Item]) -> Any:
+    """The pipeline, which takes these texts, methods and arguments: so no picture is drawn for a run that will be refused."""
+    pipe = load_model(options.model, options.device, getattr(torch, options.dtype))
+    known = inspect.signature(type(pipe).__call__).parameters
+    unknown = [name for name in options.call if name not in known]
+    if unknown and not any(x.kind is x.VAR_KEYWORD for x in known.values()):
+        raise UserError(
+            f"--call: a {type(pipe).__name__} has no argument {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    with user_errors.named("the model refused", *user_errors.DRAWING):
+        if options.model == "shapes":
+            pipe.encode_prompt([text for item in items for text in (item.prompt, item.negative)])
+        for method in options.methods:
+            if method.rule is not None:
+                settings = dict(zip(RULES[method.rule], method.settings, strict=False))
+                try_guidance(pipe, items[0].negative, rule=method.rule, end=options.end, **settings)
+    write_text(options.out / "manifest.json", json.dumps(manifest(options, items), indent=1))
+    return pipe
+
+
+@user_errors.in_one_sentence("nag_kernels.evaluate")
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.prompts is None:
@@ -343,13 +334,10 @@ def main(arguments: list[str] | None = None) -> None:
         items = [Item(*case) for case in CASES]
     else:
         items = read_prompts(options.prompts, options.negative)
+    go_offline_if_need_be(*({options.model, options.clip} - {"shapes"}))
     check_manifest(options, items)
-    drawn = generate(
-        lambda: load_model(options.model, options.device, getattr(torch, options.dtype)),
-        options.methods,
-        items,
-        options,
-    )
+    with user_errors.named("drawing ended", *user_errors.DRAWING):
+        drawn = generate(lambda: checked_model(options, items), options.methods, items, options)
     ours = options.model == "shapes"
     judge = shapes_judge(next(iter(drawn.values()))) if ours else None
     judges = Judges(options.clip, reference_folder(options, items), options.device, options.hps_version, judge)
@@ -357,7 +345,7 @@ def main(arguments: list[str] | None = None) -> None:
     scores = kept_scores(scores, options.out / "scores.csv")
     write_scores(scores, options.out / "scores.csv")
     contact_sheet(drawn, options.images, options.out / "contact_sheet.png")
-    Console(width=None if sys.stdout.isatty() else 160).print(table(scores, options))
+    Console(width=None if sys.stdout.isatty() else 100).print(table(scores, f"{options.model}, {options.steps} steps"))
     for line in reasons(scores):
         print(line)
     print(f"written: {options.out / 'scores.csv'}, {options.out / 'contact_sheet.png'}")

@@ -29,10 +29,13 @@ def go_offline_if_need_be(*names: str) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    if all([is_folder(name) for name in names]) or constants.HF_HUB_OFFLINE:
+    hubs = [name for name in names if not is_folder(name)]
+    if not hubs or constants.HF_HUB_OFFLINE:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
     except Exception as error:  # of whichever library the hub's client is made of
-        print(f"{constants.ENDPOINT} cannot be reached ({error}): only models that are here already load", file=sys.stderr)
+        print(
+            f"{constants.ENDPOINT} cannot be reached ({error}): only models that are here already load", file=sys.stderr
+        )
         constants.HF_HUB_OFFLINE = True

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 LOG = logging.getLogger("nag_kernels")
+DRAWING = (ValueError, TypeError, RuntimeError, NotImplementedError)  # what pipelines raise where a call does not fit
 DRAWS = ("diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm", "rich")
 # What each command imports, by the names that pip knows.
 NEEDS = {
@@ -49,7 +50,9 @@ def named(what: str, *errors: type[Exception]) -> Iterator[None]:
         raise
     except errors as error:
         first = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
-        raise UserError(f"{what}: {type(error).__name__}{': ' * bool(first)}{first}") from error
+        raise UserError(
+            f"{what}: {type(error).__name__}{': ' * bool(first)}{first} (NAG_LOG=debug shows where)"
+        ) from error
 
 
 def in_one_sentence(command: str) -> Callable[[Main], Main]:
@@ -79,7 +82,7 @@ def in_one_sentence(command: str) -> Callable[[Main], Main]:
 def check_at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, least: int, *names: str) -> None:
     for name in names:
         if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
 
 
 def check_finite(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
@@ -96,7 +99,9 @@ def check_device(parser: argparse.ArgumentParser, name: str) -> None:
     except RuntimeError:
         parser.error(f"--device must be cpu, cuda, cuda:1 or another device of torch, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        parser.error(f"--device {name}: this torch sees {torch.cuda.device_count()} CUDA devices; --device cpu runs without")
+        parser.error(
+            f"--device {name}: this torch sees {torch.cuda.device_count()} CUDA devices; --device cpu runs without"
+        )
 
 
 def check_seed(parser: argparse.ArgumentParser, seed: int, pictures: int) -> None:

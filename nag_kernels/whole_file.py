@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Where to write what is to be `path`: a file of the same name in a folder beside it, from where it is moved at the end of the block.
+    """Where to write what is to be `path`: a place of the same name in a folder beside it, moved at the end of the block.
 
     What is written may also be a folder of files. An existing one keeps the files that are not written. Folders that lead to
     `path` are made. After an error `path` is as it was.

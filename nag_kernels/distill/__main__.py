@@ -30,8 +30,13 @@ from typing import Any
 
 import torch
 
-from .command import PRESETS, launch, run
+from .. import user_errors
 from .settings import SHAPES, TARGETS, WEIGHTS, Settings
+
+try:
+    from .command import PRESETS, file_prompts, launch, run
+except ImportError as error:
+    raise user_errors.missing("nag_kernels.distill", __name__, error) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,6 +90,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return replace(SHAPES if options.preset else Settings(), **given)
 
 
+@user_errors.in_one_sentence("nag_kernels.distill")
 def main(arguments: list[str] | None = None) -> None:
     known = parser()
     options = known.parse_args(arguments)
@@ -93,8 +99,19 @@ def main(arguments: list[str] | None = None) -> None:
     if options.model and not options.prompts:
         known.error("--model needs --prompts, a file with one prompt a line")
     options.out = options.out or Path("out/distill") / (options.preset or Path(options.model).name)
+    user_errors.check_folder(known, options.out)
+    for name in ("watch_every", "workers"):
+        user_errors.check_at_least(known, options, 0, name)
+    user_errors.check_at_least(known, options, 1, "watch_samples", "save_every")
     try:
         settings = settings_of(options)
+        if options.prompts:
+            file_prompts(options.prompts, settings.seed)  # it is read again in each process
+        for each in (options.weights, options.student):
+            if each is not None and not Path(each).is_dir():
+                raise user_errors.UserError(f"there is no folder {each}")
+    except user_errors.UserError:
+        raise
     except ValueError as error:
         known.error(str(error))
     if options.preset and not options.workers and not torch.cuda.is_available() and "WORLD_SIZE" not in os.environ:

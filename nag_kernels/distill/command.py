@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from nag_kernels.prompt_files import read_rows
+from nag_kernels.shapes.loading import load_model
 from nag_kernels.shapes.parallel import free_port, one_thread_each
 from nag_kernels.shapes.pipeline import save_denoiser
+from nag_kernels.shapes.whole_weights import DIFFUSERS, refuse_missing_tensors
+from nag_kernels.user_errors import UserError, named
 
 from .models import Model, model_of
 from .settings import Settings
@@ -36,10 +40,8 @@ def shapes_prompts(seed: int, two_share: float = 0.25, full_share: float = 0.5):
 
 
 def file_prompts(path: Path, seed: int):
-    """The lines of a file, each once before any comes again, in an order that `seed` decides."""
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"prompts must have a line at least, {path} has none")
+    """The prompts of a file, each once before any comes again, in an order that `seed` decides."""
+    lines = [row["prompt"] for row in read_rows(path)]
 
     @functools.lru_cache(maxsize=2)
     def order(time: int) -> np.ndarray:
@@ -73,12 +75,12 @@ def read_model(options: argparse.Namespace) -> tuple[Model, Any]:
     if options.preset:
         from nag_kernels.shapes.pipeline import WEIGHTS, load
 
-        pipe: Any = load(options.weights or WEIGHTS, variant=options.teacher or PRESETS[options.preset][0])
+        with named("the teacher cannot be loaded", Exception):
+            pipe: Any = load(options.weights or WEIGHTS, variant=options.teacher or PRESETS[options.preset][0])
     else:
-        from diffusers import DiffusionPipeline
-
-        pipe = DiffusionPipeline.from_pretrained(options.model)
-    return model_of(pipe), pipe
+        pipe = load_model(options.model, "cpu")
+    with named("the teacher cannot be distilled", ValueError):
+        return model_of(pipe), pipe
 
 
 def run(options: argparse.Namespace, settings: Settings) -> None:
@@ -88,7 +90,10 @@ def run(options: argparse.Namespace, settings: Settings) -> None:
     pipe.to(accelerator.device)
     student: Any = copy.deepcopy(model.module)
     if options.student:
-        student = type(student).from_pretrained(options.student, low_cpu_mem_usage=False).to(accelerator.device)
+        cannot = named(f"student {options.student} cannot be loaded", Exception)
+        with cannot, refuse_missing_tensors(options.student, DIFFUSERS):
+            student = type(student).from_pretrained(options.student, low_cpu_mem_usage=False)
+        student = student.to(accelerator.device)
     student.float().eval()
     watch = shapes_watch(pipe, options.watch_samples) if options.preset and options.watch_every else None
     prompts = shapes_prompts(settings.seed) if options.preset else file_prompts(options.prompts, settings.seed)
@@ -122,4 +127,10 @@ def launch(options: argparse.Namespace, settings: Settings) -> None:
     """Run in `options.workers` processes on this machine's CPU, or in this one."""
     one_thread_each()
     options.cpu = True
-    torch.multiprocessing.spawn(enter, (options.workers, free_port(), options, settings), nprocs=options.workers)
+    try:
+        torch.multiprocessing.spawn(enter, (options.workers, free_port(), options, settings), nprocs=options.workers)
+    except torch.multiprocessing.ProcessRaisedException as error:  # its text is a traceback, which ends with the error
+        _, ours, sentence = str(error).rstrip().rpartition(f"\n{UserError.__module__}.{UserError.__name__}: ")
+        if not ours or "\n" in sentence:
+            raise
+        raise UserError(sentence) from error

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers of a distillation."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 Kappa = float | tuple[float, float]  # fixed, or drawn uniformly from a range in every step
 
@@ -58,6 +59,11 @@ class Settings:
     nasa_scale: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+                raise ValueError(f"{each.name} must be finite, got {value}")
         for name in ("kappa_frozen", "kappa_lora"):
             value = getattr(self, name)
             if isinstance(value, (tuple, list)) and not (len(value) == 2 and value[0] <= value[1]):
@@ -70,6 +76,8 @@ class Settings:
         for name in ("text_dropped", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         for name in ("steps", "batch", "lora_steps", "lora_rank", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

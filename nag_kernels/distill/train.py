@@ -19,7 +19,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -33,6 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nag_kernels.shapes.parallel import Average, cosine_rate
+from nag_kernels.user_errors import UserError, named
+from nag_kernels.whole_file import whole_file, write_text
 
 from .models import Model, digest, rows, steered
 from .settings import Settings, kappa_at
@@ -54,7 +55,7 @@ def refuse_another(kept: dict, asked: dict, where: str) -> None:
     if names:
         both = ((name, *(repr(x[name]) if name in x else "not recorded" for x in (kept, asked))) for name in names)
         said = "; ".join(f"{name} {held}, asked is {ours}" for name, held, ours in both)
-        raise ValueError(f"{where} holds a run with {said}: remove it or name another folder")
+        raise UserError(f"{where} holds a run with {said}: remove it or name another folder")
 
 
 def chained(before: str, texts: list[str]) -> str:
@@ -234,7 +235,7 @@ class Distillation:
         for step in range(state["done"][0]):
             texts = chained(texts, self.prompts(step, self.settings.batch))
         if texts != state["texts"]:
-            raise ValueError(
+            raise UserError(
                 f"prompts must give the {state['done'][0]} steps that the checkpoint has behind it the texts that they had, got "
                 "others: is the file, or the number of its lines, another? Give the same, or name another folder"
             )
@@ -272,14 +273,15 @@ def distil(run: Distillation, folder: Path, watch: Callable[[nn.Module], dict[st
     """
     main = run.accelerator.is_main_process
     state, known = folder / "state.pt", folder / "settings.json"
-    if known.exists():
-        refuse_another(json.loads(known.read_text()), run.record, str(folder))
+    if (kept := _record(known)) is not None:
+        refuse_another(kept, run.record, str(folder))
     if state.exists():
-        run.load_state_dict(torch.load(state, map_location=run.device, weights_only=True))
+        with named(f"the checkpoint {state} cannot be read; without it the run begins again", Exception):
+            run.load_state_dict(torch.load(state, map_location=run.device, weights_only=True))
     run.accelerator.wait_for_everyone()
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(run.record, indent=1))
+        write_text(known, json.dumps(run.record, indent=1))
         for name in ("metrics.csv", "watch.csv"):
             _cut(folder / name, run.done or -1)  # the look before the first step comes again
     last = run.total if until is None else min(until, run.total)
@@ -305,8 +307,8 @@ def distil(run: Distillation, folder: Path, watch: Callable[[nn.Module], dict[st
             if run.done % watch_every == 0 or run.done == run.total:
                 look()
             if main and (run.done % save_every == 0 or run.done == last):
-                torch.save(run.state_dict(), state.with_suffix(".new"))
-                os.replace(state.with_suffix(".new"), state)
+                with whole_file(state) as part:
+                    torch.save(run.state_dict(), part)
     run.accelerator.wait_for_everyone()
 
 
@@ -333,9 +335,27 @@ def _add(path: Path, row: dict[str, float]) -> None:
         writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
 
 
+def _record(path: Path) -> dict | None:
+    """What settings.json says; None where it is not there or damaged, as the checkpoint says the same."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _cut(path: Path, done: int) -> None:
-    """Drop the rows after step `done`, which a run wrote that was interrupted before its next checkpoint."""
+    """Drop the rows after step `done`, which a run wrote that was interrupted before its next checkpoint, and torn ones."""
     if not path.exists():
         return
-    head, *lines = path.read_text().splitlines()
-    path.write_text("\n".join([head, *(x for x in lines if float(x.split(",")[0]) <= done)]) + "\n")
+    head, *lines = path.read_text().splitlines() or [""]
+
+    def stays(line: str) -> bool:
+        try:
+            return line.count(",") == head.count(",") and float(line.split(",")[0]) <= done
+        except ValueError:
+            return False
+
+    if not head.startswith("step,"):
+        path.unlink()
+        return
+    write_text(path, "\n".join([head, *filter(stays, lines)]) + "\n")

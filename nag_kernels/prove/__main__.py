@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..whole_file import write_text
 from . import run, verdicts
 from .layers import USUAL, layer_of
 
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(verdict)
         print("\n".join(verdict.lines()))
     if options.report:
-        Path(options.report).write_text(json.dumps(report(found), indent=1) + "\n")
+        write_text(options.report, json.dumps(report(found), indent=1) + "\n")
         print(f"the report is {options.report}")
     states = [x.plans.get(plan, {}).get("state", "busy") for x in found for plan in plans]
     return 1 if "busy" in states else 0

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderDC
 from safetensors.torch import save_file
 
+from ..whole_file import whole_file
 from .parallel import Trainer, bar
 from .scenes import draw_scenes, render
 from .settings import Settings
@@ -61,4 +62,5 @@ def train_autoencoder(settings: Settings, rank: int, folder: Path) -> None:
             steps.set_postfix(loss=f"{loss:.4f}", spread=f"{float(latents.detach().std()):.3f}")
     if rank == 0:
         state = {name: value.contiguous() for name, value in vae.state_dict().items()}
-        save_file(state, str(folder / "vae.safetensors"))
+        with whole_file(folder / "vae.safetensors") as part:
+            save_file(state, str(part))

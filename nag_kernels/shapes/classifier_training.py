@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..whole_file import whole_file
 from .classifier import HEADS, YES_NO, Classifier, read
 from .parallel import Trainer, average_buffers, bar
 from .scenes import COLOURS, SHAPES, Scenes, draw_scenes, render
@@ -154,7 +155,8 @@ def train_classifier(settings: Settings, rank: int, folder: Path) -> None:
         state = {
             name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()
         }
-        save_file({name: value.contiguous() for name, value in state.items()}, str(folder / "classifier.safetensors"))
+        with whole_file(folder / "classifier.safetensors") as part:
+            save_file({name: value.contiguous() for name, value in state.items()}, str(part))
 
 
 def accuracy(model: Classifier, count: int, seed: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..whole_file import whole_file
 from .autoencoder import build_autoencoder
 from .classifier import load_classifier
 from .evaluate import evaluate
@@ -142,7 +143,8 @@ def _load(module: nn.Module, path: Path) -> None:
 def _save(pipe: ShapesPipeline, path: Path) -> None:
     parts = {"text_encoder": pipe.text_encoder, "denoiser": pipe.denoiser}
     state = {f"{part}.{name}": value for part, model in parts.items() for name, value in model.state_dict().items()}
-    save_file({name: value.clone().contiguous() for name, value in state.items()}, str(path))
+    with whole_file(path) as part:
+        save_file({name: value.clone().contiguous() for name, value in state.items()}, str(part))
 
 
 def load_generator(pipe: ShapesPipeline, path: Path) -> None:

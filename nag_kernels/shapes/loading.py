@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading a model by name for the commands, and what reads the pictures of the shipped one."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def load_model(name: str, device: str, dtype: torch.dtype | None = None) -> Any:
             pipe = DiffusionPipeline.from_pretrained(str(Path(name).expanduser()), torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def try_guidance(pipe: Any, negative: Any, **settings: Any) -> None:
+    """Raises what `guide` would for this pipeline and these settings; draws nothing."""
+    from ..diffusers import disable_guidance, enable_guidance
+
+    enable_guidance(pipe, negative, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing was guided
+        disable_guidance(pipe)
 
 
 def shapes_judge() -> Callable:

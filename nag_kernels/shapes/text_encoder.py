@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from ..whole_file import whole_file
 from .parallel import Trainer, bar
 from .scenes import BACKGROUND_NAMES, COLOUR_NAMES, RELATIONS, SHAPES, SIZE_NAMES, WORDS, caption, draw_scenes
 from .settings import Settings
@@ -123,4 +124,5 @@ def train_text(settings: Settings, rank: int, folder: Path) -> None:
             steps.set_postfix(loss=f"{loss:.4f}", right=f"{float(right.float().mean()):.3f}")
     if rank == 0:
         state = {name: value.clone().contiguous() for name, value in encoder.state_dict().items()}
-        save_file(state, str(folder / "text.safetensors"))
+        with whole_file(folder / "text.safetensors") as part:
+            save_file(state, str(part))

@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ..whole_file import whole_file, write_text
 from .autoencoder import train_autoencoder
 from .classifier import load_classifier
 from .classifier_training import accuracy, train_classifier
 from .evaluate import evaluate
 from .generator import build_pipeline, load_generator, train_few_steps, train_flow
 from .parallel import launch
-from .pipeline import WEIGHTS, ShapesPipeline, load
+from .pipeline import ShapesPipeline, load
 from .settings import QUICK, Settings
 from .text_encoder import train_text
 
@@ -52,9 +53,9 @@ def write_weights(settings: Settings, work: Path, out: Path) -> ShapesPipeline:
     pipe.save_pretrained(str(out))
     # transformers 5 writes its new name for this class, which version 4 does not know; both know the old one.
     for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
-        text = (out / name).read_text()
-        (out / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    shutil.copyfile(work / "classifier.safetensors", out / "classifier.safetensors")
+        write_text(out / name, (out / name).read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    with whole_file(out / "classifier.safetensors") as part:
+        shutil.copyfile(work / "classifier.safetensors", part)
     return load(out)
 
 
@@ -62,7 +63,7 @@ def train(settings: Settings, work: Path, out: Path) -> dict:
     """Run every stage that `work` does not hold yet, write `out`, evaluate; returns what `training.json` holds."""
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    (work / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+    write_text(work / "settings.json", json.dumps(asdict(settings), indent=1))
     log = work / "minutes.json"
     minutes = json.loads(log.read_text()) if log.exists() else {}
     for name, stage in STAGES.items():
@@ -74,7 +75,7 @@ def train(settings: Settings, work: Path, out: Path) -> dict:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = used.ru_utime + used.ru_stime - spent.ru_utime - spent.ru_stime
         minutes[name] = {"clock": (time.monotonic() - began) / 60, "cpu per process": busy / 60 / settings.workers}
-        log.write_text(json.dumps(minutes))
+        write_text(log, json.dumps(minutes))
     pipe = write_weights(settings, work, out)
     found = {
         "classifier": accuracy(load_classifier(out / "classifier.safetensors"), 10 * settings.judged, seed=999),
@@ -88,18 +89,23 @@ def train(settings: Settings, work: Path, out: Path) -> dict:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "evaluation": found,
     }
-    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_text(out / "training.json", json.dumps(report, indent=1) + "\n")
     return report
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m nag_kernels.shapes.train", description=__doc__)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the shipped ones)")
-    parser.add_argument("--work", type=Path, default=Path("out/shapes"), help="folder for what each stage leaves")
+    parser.add_argument("--out", type=Path, help="folder for the weights (default: that of --work with "
+                        "'-weights' behind it; the shipped ones are replaced only where their folder is named)")  # fmt: skip
+    parser.add_argument(
+        "--work", type=Path, help="folder for what each stage leaves (default: out/shapes, out/shapes-quick)"
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps of each stage, to see that everything runs")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     options = parser.parse_args(arguments)
     settings = replace(QUICK if options.quick else Settings(), seed=options.seed)
+    options.work = options.work or Path("out/shapes-quick" if options.quick else "out/shapes")
+    options.out = options.out or options.work.with_name(f"{options.work.name}-weights")
     kept = options.work / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != asdict(settings):
         parser.error(f"{options.work} holds stages of a run with other settings; remove it or name another --work")

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import torch
 
+from ..whole_file import whole_file, write_text
 from .classifier import load_classifier
 from .evaluate import evaluate
 from .generator import build_transformer, load_generator, match_flow, straighten
 from .parallel import launch
-from .pipeline import WEIGHTS, ShapesPipeline, folder_of, load, save_denoiser
+from .pipeline import VARIANTS, WEIGHTS, ShapesPipeline, folder_of, load, save_denoiser
 from .settings import QUICK, Settings
 
 SETTINGS = {
@@ -81,7 +82,7 @@ def judge(variant: str, settings: dict, folder: Path, minutes: float, before: di
     report = {"settings": settings, "minutes": minutes, "torch": torch.__version__}
     report |= {"before": before} if before else {}
     report |= {"sampling steps": steps, "samples": found}
-    record(folder, variant).write_text(json.dumps(report, indent=1) + "\n")
+    write_text(record(folder, variant), json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -92,12 +93,24 @@ def record(folder: Path, variant: str) -> Path:
 def adopt(variant: str, run: Path, folder: Path) -> dict:
     """Take the student that `nag_kernels.distill` left in `run` as `variant`; returns its `training.json`."""
     target = folder_of(variant, folder)
-    target.mkdir(exist_ok=True)
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        shutil.copyfile(run / "student" / name, target / name)
+        with whole_file(target / name) as part:
+            shutil.copyfile(run / "student" / name, part)
     with (run / "metrics.csv").open() as file:
         minutes = sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
     return judge(variant, json.loads((run / "settings.json").read_text()), folder, minutes)
+
+
+def copy_shipped(folder: Path) -> None:
+    """Put into `folder` what it lacks of the shipped weights, those of the variants included."""
+    parts = [(path, folder / path.name) for path in WEIGHTS.iterdir()]
+    parts += [
+        (path, folder_of(name, folder)) for name in VARIANTS if name != "few" and (path := folder_of(name)).is_dir()
+    ]
+    for source, target in parts:
+        if not target.exists():
+            with whole_file(target) as part:
+                shutil.copytree(source, part) if source.is_dir() else shutil.copyfile(source, part)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -107,10 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("variant", nargs="*", help=f"what to train, in turn (default: {', '.join(SETTINGS)})")
+    parser.add_argument("--folder", type=Path, help="weights to start from and to add to (default: that of --work with "
+                        "'-weights' behind it, a copy of the shipped ones, which are replaced only where their folder is named)")  # fmt: skip
     parser.add_argument(
-        "--folder", type=Path, default=WEIGHTS, help="weights to start from and to add to (the shipped)"
+        "--work", type=Path, help="folder for what training leaves (default: out/shapes, out/shapes-quick)"
     )
-    parser.add_argument("--work", type=Path, default=Path("out/shapes"), help="folder for what training leaves")
     parser.add_argument("--go-on", action="store_true", help="train on from the variant's own weights in the folder")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that everything runs")
     parser.add_argument("--workers", type=int, default=Settings.workers, help="processes, one thread each")
@@ -119,9 +133,16 @@ def main(arguments: list[str] | None = None) -> None:
     known = ("student", "joint_student") if options.adopt else tuple(SETTINGS)
     if options.adopt and len(options.variant) != 1:
         parser.error(f"--adopt needs one variant, got {len(options.variant)}")
-    for variant in options.variant or SETTINGS:
+    for variant in options.variant:
         if variant not in known:
             parser.error(f"variant must be among {', '.join(known)}, got {variant!r}")
+    options.work = options.work or Path("out/shapes-quick" if options.quick else "out/shapes")
+    if options.folder is None:
+        options.folder = options.work.with_name(f"{options.work.name}-weights")
+        copy_shipped(options.folder)
+    elif options.folder.resolve() == WEIGHTS.resolve():
+        options.folder = WEIGHTS  # whose variants lie apart
+    for variant in options.variant or SETTINGS:
         if options.adopt:
             report = adopt(variant, options.adopt, options.folder)
         else:

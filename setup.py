@@ -164,6 +164,7 @@ if not build_cuda:
     print(f"nag_kernels: without the CUDA kernels: {cuda_reason or 'NAG_BUILD_CUDA=0'}", file=sys.stderr)
 
 setup(
+    py_modules=["nag_kernels_command"],
     packages=[
         "nag_kernels",
         "nag_kernels.comfyui",

@@ -93,7 +93,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("out/settings"), help="folder for the pictures (default: out/settings)")
     options = parser.parse_args(arguments)
     ours = options.model == "shapes"
-    options.samples = options.samples or (64 if ours else 2)
+    if options.samples is None:
+        options.samples = 64 if ours else 2
     if ours:
         options.scale = 5.0 if options.scale is None else options.scale
         options.alpha = 0.2 if options.alpha is None else options.alpha

@@ -100,16 +100,15 @@ def parse_method(text: str) -> Method:
 
 
 def read_prompts(path: Path, negative: str) -> list[Item]:
-    """What `prompt_files.read_rows` reads.
+    """What `prompt_files.read_rows` reads; `negative` is that of an entry that has none."""
+    return [Item(row["prompt"], row["negative"] or negative, row["reference"]) for row in read_rows(path)]
 
-    negative: where an entry has none. Raises UserError, which names file and line, where there is no prompt, and for pictures
-    that are not there.
-    """
-    items = [Item(row["prompt"], row["negative"] or negative, row["reference"]) for row in read_rows(path)]
+
+def check_references(path: Path, items: list[Item]) -> None:
+    """Raises UserError where a prompts file names pictures that are not there."""
     absent = [item.reference for item in items if item.reference and not (path.parent / item.reference).is_file()]
     if absent:
         raise UserError(f"{path}: {len(absent)} of the pictures that it names are not there, the first is {absent[0]}")
-    return items
 
 
 def draw(
@@ -334,6 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
         items = [Item(*case) for case in CASES]
     else:
         items = read_prompts(options.prompts, options.negative)
+        check_references(options.prompts, items)
     go_offline_if_need_be(*({options.model, options.clip} - {"shapes"}))
     check_manifest(options, items)
     with user_errors.named("drawing ended", *user_errors.DRAWING):

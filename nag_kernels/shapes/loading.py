@@ -28,8 +28,10 @@ def load_model(name: str, device: str, dtype: torch.dtype | None = None) -> Any:
 
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         go_offline_if_need_be(name)
-        with named(f"model {name} cannot be loaded", Exception), refuse_missing_tensors(name, DIFFUSERS):
-            pipe = DiffusionPipeline.from_pretrained(str(Path(name).expanduser()), torch_dtype=dtype).to(device)
+        with named(f"model {name} cannot be loaded", Exception):
+            with refuse_missing_tensors(name, DIFFUSERS):
+                pipe = DiffusionPipeline.from_pretrained(str(Path(name).expanduser()), torch_dtype=dtype)
+            pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("variant", nargs="*", help=f"what to train, in turn (default: {', '.join(SETTINGS)})")
     parser.add_argument("--folder", type=Path, help="weights to start from and to add to (default: that of --work with "
-                        "'-weights' behind it, a copy of the shipped ones, which are replaced only where their folder is named)")  # fmt: skip
+                        "'-weights' behind it, a copy of the shipped ones: these stay unless their folder is named)")  # fmt: skip
     parser.add_argument(
         "--work", type=Path, help="folder for what training leaves (default: out/shapes, out/shapes-quick)"
     )

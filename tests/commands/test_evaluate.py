@@ -10,6 +10,7 @@ import sys
 import types
 from dataclasses import replace
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,7 @@ WORDS = ["<|pad|>", "<|start|>", "<|end|>", "a", "large", "blue", "red", "circle
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +115,16 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
 
     # A cut run: two pictures are gone, one is half written. What is there stays, what comes is what was there.
     kept, lost, half = files["none"][0], files["none"][3], files["nag:5:2.5:0.2"][1]
-    before = {x: np.asarray(Image.open(x)).astype(int) for x in (kept, lost, half)}
+    torn, empty = files["nasa:0.5"][:2]
+    before = {x: np.asarray(Image.open(x)).astype(int) for x in (kept, lost, half, torn, empty)}
+    torn.write_bytes(torn.read_bytes()[:-100])
+    empty.write_bytes(b"")
     age = kept.stat().st_mtime_ns
     lost.unlink()
     half.rename(half.with_suffix(".part"))
+    (out / "scores.csv").write_text("method,metric,value\nnone,clip_score,much\n")
     evaluate.main(arguments)
+    assert "scores.csv is damaged: what it held is not kept" in capsys.readouterr().err
     assert kept.stat().st_mtime_ns == age
     for path, picture in before.items():  # another batch rounds otherwise
         assert abs(np.asarray(Image.open(path)).astype(int) - picture).max() <= 1
@@ -129,8 +135,16 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
 
     monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("there is nothing to draw"))
     evaluate.main(arguments)
-    with pytest.raises(ValueError, match="was begun with steps 2, now 3: give another --out"):
+    with pytest.raises(SystemExit, match="1"):
         evaluate.main([*arguments, "--steps", "3"])
+    assert "was begun with steps 2, now 3: give another --out" in capsys.readouterr().err
+    (out / "manifest.json").write_text('{"model": "sha')
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.main(arguments)
+    assert (
+        f"error: {out / 'manifest.json'}, which says what the pictures there are of, is damaged"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("text", "call", "settings"), [
@@ -162,6 +176,19 @@ def test_a_method_is_the_call_that_it_says(text, call, settings, monkeypatch):
     assert found == (["a circle", "a square"], [7, 9])
     assert seen["call"] == call | {"num_inference_steps": 3, "height": 32}
     assert seen.get("guide") == (settings and (["red", "on white"], settings | {"end": 0.5}))
+
+
+def test_a_picture_is_whole_or_drawn_again(tmp_path):
+    path = pictures(tmp_path, 1)[0]
+    assert evaluate.is_whole(path)
+    content = path.read_bytes()
+    damaged = (b"", content[:7], content[:-12], content[: len(content) // 2], b"no picture",
+               content[:100] + bytes([content[100] ^ 1]) + content[101:])  # fmt: skip
+    for each in damaged:
+        path.write_bytes(each)
+        assert not evaluate.is_whole(path)
+    path.unlink()
+    assert not evaluate.is_whole(path)
 
 
 def test_pictures_do_not_depend_on_the_batch(tmp_path):
@@ -249,9 +276,10 @@ def test_what_cannot_be_had_is_tried_once_and_what_fails_for_some_pictures_again
     said = evaluate.reasons(found)
     assert "hpsv2: missing: OSError: no weights of hpsv2" in said
     assert f"image_reward: {failed.note} (nag)" in said
-    options = types.SimpleNamespace(model="shapes", steps=4)
-    shown = dict(zip(found, list(evaluate.table(found, options).columns[5].cells), strict=True))
-    assert list(shown.values()) == ["1.000 [0.000, 2.000]", "failed", "1.000 [0.000, 2.000]"]
+    metric, method, value, bounds, count = ([*x.cells] for x in evaluate.table(found, "a title").columns)
+    begins = metric.index("image_reward")
+    rows = list(zip(method, value, bounds, count, strict=True))[begins : begins + 3]
+    assert rows == [("none", "1.000", "0.000 to 2.000", "3"), ("nag", "failed", "", ""), ("vsf", *rows[0][1:])]
     evaluate.write_scores(found, tmp_path / "scores.csv")
     assert [rows_of(tmp_path)["nag", "image_reward"][name] for name in ("value", "samples")] == ["", "0"]
 
@@ -313,7 +341,8 @@ def test_prompt_files(tmp_path):
     assert read_prompts(table, "blurry") == [Item("a cat,\nred", "blurry", "1.png"), Item("a dog", "grass")]
     records.write_text(json.dumps({"prompt": "a cat", "negative": "x"}) + "\n")
     assert read_prompts(records, "blurry") == [Item("a cat", "x")]
-    for path, text, message in ((lines, "\n", "holds no prompts"), (table, "text\na cat\n", "entry 1 has no prompt")):
+    for path, text, message in ((lines, "\n", "holds no prompts"), (table, "text\na cat\n", "a column named prompt"),
+                                (table, "prompt,negative\na cat,\n,red\n", "line 3: entry 2 has no prompt")):  # fmt: skip
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_prompts(path, "blurry")
@@ -328,6 +357,10 @@ def test_references_of_the_prompts_file(tmp_path):
         folder = evaluate.reference_folder(options, items)
     assert Judges("clip", folder, "cpu").real == [folder / "000000.png"]
     assert (folder / "000000.png").read_bytes() == (tmp_path / "p" / "1.png").read_bytes()
+    (folder / "000000.png").unlink()
+    (folder / "000000.png").symlink_to(tmp_path / "moved.png")
+    evaluate.reference_folder(options, items)
+    assert (folder / "000000.png").exists()
     assert evaluate.reference_folder(options, [Item("a", "b")]) is None
 
 

@@ -22,6 +22,7 @@ from nag_kernels.distill.command import become, file_prompts
 from nag_kernels.distill.settings import SHAPES, Settings
 from nag_kernels.distill.train import Distillation, distil, refuse_another
 from nag_kernels.shapes.parallel import free_port
+from nag_kernels.user_errors import UserError
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
@@ -34,6 +35,28 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     whole, parts = ((tmp_path / x / "metrics.csv").read_text().splitlines() for x in ("whole", "parts"))
     assert [x.rsplit(",", 1)[0] for x in whole] == [x.rsplit(",", 1)[0] for x in parts]  # but for the seconds
     assert len(whole) == 5
+
+
+def test_torn_small_files_are_made_good_and_a_torn_checkpoint_is_named(tmp_path):
+    distil(whole := tiny(TINY), tmp_path / "whole")
+    distil(tiny(TINY), folder := tmp_path / "torn", until=2)
+    kept = (folder / "settings.json").read_bytes()
+    (folder / "settings.json").write_bytes(kept[:40])
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("2,1.5")  # of a row that was cut
+    (folder / "watch.csv").write_text("")
+    distil(second := tiny(TINY), folder)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
+    assert (folder / "settings.json").read_bytes() == kept
+    steps = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "1", "2", "3", "4"]
+    state = folder / "state.pt"
+    for content in (state.read_bytes()[:1000], b""):
+        state.write_bytes(content)
+        with pytest.raises(
+            UserError, match=f"the checkpoint {state} cannot be read; without it the run begins again: "
+        ):
+            distil(tiny(TINY), folder)
 
 
 def nudged(module: torch.nn.Module) -> torch.nn.Module:
@@ -173,7 +196,7 @@ def test_prompts_of_a_file_come_once_each(tmp_path):
     assert sorted(said[:3]) == sorted(said[3:]) == ["a", "b", "c"]
     assert prompts(1, 2) == said[2:4]
     (tmp_path / "p.txt").write_text("\n")
-    with pytest.raises(ValueError, match="has none"):
+    with pytest.raises(ValueError, match="holds no prompts"):
         file_prompts(tmp_path / "p.txt", 0)
 
 

@@ -208,6 +208,34 @@ def test_a_cut_run_goes_on_and_draws_no_cell_twice(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_cells_whose_files_are_damaged_are_drawn_again(tmp_path, monkeypatch):
+    cells, drawn = [Cell("renders", 4), Cell("few", 1), Cell("few", 2)], []
+
+    def stand_in(cell, each):
+        drawn.append(cell.name)
+        return torch.rand(len(PAIRS) * each, 3, 32, 32) * 2 - 1
+
+    monkeypatch.setattr(running, "pictures_of", stand_in)
+    assert running.run(cells, TINY, tmp_path, workers=1) == 3
+    row, arrays, flipped = (
+        tmp_path / f"{cell.stem}{end}" for cell, end in zip(cells, (".json", ".npz", ".npz"), strict=True)
+    )
+    reference = running.reference_file(TINY, tmp_path)
+    content = flipped.read_bytes()
+    for damage in (lambda x: x[:50], lambda x: b"", lambda x: x[: len(x) // 2]):
+        drawn.clear()
+        for path in (row, arrays, reference):
+            path.write_bytes(damage(path.read_bytes()))
+        # One bit of the first array: the length and the table of contents at the end stay.
+        flipped.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+        assert not running.is_whole(reference)
+        assert running.run(cells, TINY, tmp_path, workers=1) == 3
+        assert drawn == [cell.name for cell in cells]
+        assert running.is_whole(reference)
+    update(TINY, tmp_path, tmp_path / "evidence")
+    assert {row["name"] for row in load_rows(tmp_path / "evidence" / "cells.csv")} == set(drawn)
+
+
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
     work = tmp_path_factory.mktemp("evidence")

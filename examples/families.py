@@ -144,9 +144,16 @@ def published(example: Example, options: argparse.Namespace):
 
 def tiny(example: Example, options: argparse.Namespace):
     """The same, of random weights and as small as can be; its output is latents."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusers" / "models"))
-    import drawing
-    import every_model
+    folder = Path(__file__).parents[1] / "tests" / "diffusers" / "models"
+    if not folder.is_dir():
+        raise SystemExit(f"--tiny takes its models from a checkout of the repository, and there is no {folder}")
+    sys.path.insert(0, str(folder))
+    try:
+        import drawing
+        import every_model
+    except ImportError as error:
+        hint = "--tiny takes its models from the tests, so it needs what they need: pip install '.[test]'"
+        raise SystemExit(f"{hint} ({error})") from error
 
     if example.tiny in every_model.FULL_PIPELINES:
         pipe = every_model.pipeline(example.tiny)

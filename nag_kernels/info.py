@@ -13,8 +13,8 @@ from . import __version__, availability, backends
 from .prove import verdicts
 
 OPTIONAL = {
-    "diffusers": "it would serve the processors and the entry point (pip install 'nag-kernels[diffusers]')",
-    "transformers": "it would serve the text encoders of pipelines (pip install 'nag-kernels[diffusers]')",
+    "diffusers": "it would serve the processors and the entry point (pip install diffusers transformers accelerate)",
+    "transformers": "it would serve the text encoders of pipelines (pip install transformers)",
     "triton": "it would run the Triton kernels (pip install triton)",
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 try:
     import diffusers  # the installed library
 except ImportError as error:
-    message = "nag_kernels.diffusers needs the diffusers library: pip install 'nag-kernels[diffusers]'"
+    message = "nag_kernels.diffusers needs the diffusers library: pip install diffusers transformers accelerate"
     raise ImportError(message) from error
 
 if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 39]:

@@ -275,9 +275,7 @@ def new_figure(wide: float, high: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "nag_kernels.diagnose needs matplotlib for its pictures: pip install 'nag-kernels[evaluate]'"
-        ) from error
+        raise ImportError("nag_kernels.diagnose needs matplotlib for its pictures: pip install matplotlib") from error
     return Figure(figsize=(wide, high), dpi=90, layout="constrained")
 
 

@@ -31,6 +31,15 @@ def test_example(family, capsys):
     assert float(changed[1]) > 0
 
 
+def test_tiny_names_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "every_model", None)
+    with pytest.raises(SystemExit, match=r"needs what they need: pip install '\.\[test\]'"):
+        families.main(["flux", "--tiny"])
+    monkeypatch.setattr(families, "__file__", str(tmp_path / "examples" / "families.py"))
+    with pytest.raises(SystemExit, match="--tiny takes its models from a checkout of the repository"):
+        families.main(["flux", "--tiny"])
+
+
 def test_the_list_of_examples(capsys):
     families.main([])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(families.EXAMPLES)

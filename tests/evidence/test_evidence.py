@@ -222,16 +222,16 @@ def test_cells_whose_files_are_damaged_are_drawn_again(tmp_path, monkeypatch):
     )
     reference = running.reference_file(TINY, tmp_path)
     content = flipped.read_bytes()
-    for damage in (lambda x: x[:50], lambda x: b"", lambda x: x[: len(x) // 2]):
-        drawn.clear()
-        for path in (row, arrays, reference):
-            path.write_bytes(damage(path.read_bytes()))
-        # One bit of the first array: the length and the table of contents at the end stay.
-        flipped.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
-        assert not running.is_whole(reference)
-        assert running.run(cells, TINY, tmp_path, workers=1) == 3
-        assert drawn == [cell.name for cell in cells]
-        assert running.is_whole(reference)
+    drawn.clear()
+    row.write_bytes(row.read_bytes()[:50])
+    arrays.write_bytes(arrays.read_bytes()[:-100])
+    reference.write_bytes(b"")
+    # One bit of the first array: the length and the table of contents at the end stay.
+    flipped.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    assert not running.is_whole(reference)
+    assert running.run(cells, TINY, tmp_path, workers=1) == 3
+    assert drawn == [cell.name for cell in cells]
+    assert running.is_whole(reference)
     update(TINY, tmp_path, tmp_path / "evidence")
     assert {row["name"] for row in load_rows(tmp_path / "evidence" / "cells.csv")} == set(drawn)
 

@@ -7,14 +7,17 @@ import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
 
-from nag_kernels import backends
+from nag_kernels import backends, user_errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from source_files import source_files  # noqa: E402
+
 import cuda_build  # noqa: E402
 import installed_torch  # noqa: E402
 from nag_kernels import availability  # noqa: E402
@@ -25,14 +28,16 @@ LIBRARY = pathlib.Path(backends.__file__).parent / "_C.abi3.so"
 needs_library = pytest.mark.skipif(availability.refusal("cpu", "cpu") is not None, reason="cpu is not here: not built")
 
 
+def copied(to, names):
+    for name in names:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        (to / name).write_bytes((ROOT / name).read_bytes())
+    return to
+
+
 def build(tmp_path, **environment):
     """`pip wheel` of a copy of the tracked and new files: the tree itself stays as it is."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    copy = tmp_path / "copy"
-    for name in listed.stdout.split("\n"):
-        if name and (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((ROOT / name).read_bytes())
+    copy = copied(tmp_path / "copy", source_files())
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy],
         env={**os.environ, **environment}, capture_output=True, text=True,
@@ -53,7 +58,8 @@ def test_pure_python_wheel(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [re.sub(r"-[\d.]+-", "-", w.name) for w in wheels] == ["nag_kernels-py3-none-any.whl"]
     names = zipfile.ZipFile(wheels[0]).namelist()
-    assert {n.split("/")[0] for n in names if "dist-info" not in n} == {"nag_kernels"}
+    assert {n.split("/")[0] for n in names if "dist-info" not in n} == {"nag_kernels", "nag_kernels_command.py"}
+    assert wheels[0].stat().st_size < 8_000_000
     assert {"nag_kernels/triton_kernels/__init__.py", "nag_kernels/py.typed"} <= set(names)
     packages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nag_kernels").rglob("__init__.py")}
     assert packages <= set(names), packages - set(names)
@@ -71,6 +77,55 @@ def test_pure_python_wheel(tmp_path):
     ran = subprocess.run([sys.executable, "-c", code, str(target)], cwd=tmp_path, capture_output=True, text=True,
                          env={**os.environ, "PYTHONPATH": str(target)})  # fmt: skip
     assert ran.stdout.split("\n")[:2] == ["('sdpa', 'reference')", "tensor(True)"], ran.stderr
+    script = target / ("bin/nag-kernels" if os.name == "posix" else "Scripts/nag-kernels.exe")
+    ran = subprocess.run([script, "--help"], cwd=tmp_path, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": str(target)})  # fmt: skip
+    assert ran.stdout.startswith("usage: nag-kernels COMMAND"), ran.stderr
+
+
+def test_a_source_distribution_is_the_whole_project(tmp_path):
+    """Each file, the tests included, so that they run there; and nothing that was made from it."""
+    copy = copied(tmp_path / "copy", names := source_files())
+    for made in ("nag_kernels/_C.abi3.so", "nag_kernels/__pycache__/a.pyc", "benchmarks/results/a.partial.csv"):
+        (copy / made).parent.mkdir(exist_ok=True)
+        (copy / made).touch()
+    code = "import setuptools.build_meta as x; x.build_sdist('../dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        packed = {x.name.partition("/")[2] for x in archive.getmembers() if x.isfile()}
+    assert set(names) - packed == {name for name in names if name.startswith(".ci/")}
+    added = {name for name in packed - set(names) if not name.startswith("nag_kernels.egg-info/")}
+    assert added <= {"PKG-INFO", "setup.cfg"}
+
+
+def test_what_the_commands_need_is_in_an_extra():
+    """README's install gives README's commands what they import, and each hint names packages that an extra names too."""
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra):
+        found = set()
+        for each in extras[extra]:
+            own = re.fullmatch(r"nag-kernels\[(.+)\]", each)
+            found |= (
+                {x for name in own[1].split(",") for x in packages(name)} if own else {re.match(r"[\w-]+", each)[0]}
+            )
+        return found
+
+    for command, needs in user_errors.NEEDS.items():
+        assert set(needs) <= packages("commands"), command
+    assert set(user_errors.NEEDS["nag_kernels.demo"]) <= packages("demo")
+    assert set(user_errors.NEEDS["nag_kernels.distill"]) <= packages("distill")
+    assert set(user_errors.NEEDS["nag_kernels.evaluate"]) | {"matplotlib", "torchmetrics"} <= packages("evaluate")
+    assert {"diffusers", "transformers", "accelerate"} == packages("diffusers")  # accelerate offloads
+    assert "pip install '.[commands]'" in (ROOT / "README.md").read_text()
+
+
+def test_no_hint_names_a_package_of_an_index():
+    """nag-kernels is on none: `pip install nag-kernels` would fail, or install what somebody else put there."""
+    for name in source_files("nag_kernels", "nag_kernels_command.py", "examples", "docs", "README.md"):
+        if name.endswith((".py", ".md")):
+            assert not re.search(r"pip install '?nag[-_]kernels(?!-)", (ROOT / name).read_text()), name
 
 
 def test_without_a_compiler_the_install_is_pure_python_and_says_so(tmp_path):
@@ -259,13 +314,7 @@ def test_the_folder_is_no_top_level_package():
 
 def test_a_checkout_that_is_not_installed_finds_its_triton_kernels(tmp_path):
     """As on a machine that is lent for a while: the folder is on the path, and nothing is installed or linked."""
-    listed = subprocess.run(
-        ["git", "ls-files", "nag_kernels", "triton_kernels"], cwd=ROOT, capture_output=True, text=True
-    )
-    for name in listed.stdout.split():
-        if "weights" not in name and (ROOT / name).exists():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    copied(tmp_path, [name for name in source_files("nag_kernels", "triton_kernels") if "weights" not in name])
     code = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in str(f)]; "
         "import nag_kernels.triton_kernels.configs as x; print(x.__file__)"

@@ -21,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from source_files import source_files  # beside this file, which is run by its path
+
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "versions.csv"
 BEGIN, END = "<!-- versions: written by make test-torch -->\n", "<!-- end of versions -->"
@@ -41,11 +43,9 @@ def run(*command, **options) -> str:
 
 def copied(folder: Path) -> Path:
     """The tracked and new files, so that no build of another version is taken along."""
-    listed = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT)
-    for name in listed.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    for name in source_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
     return folder
 
 

@@ -341,7 +341,9 @@ def main(arguments: list[str] | None = None) -> None:
     ours = options.model == "shapes"
     judge = shapes_judge(next(iter(drawn.values()))) if ours else None
     judges = Judges(options.clip, reference_folder(options, items), options.device, options.hps_version, judge)
-    scores = {name: judges.all(each) for name, each in tqdm(drawn.items(), desc="scores", unit="method")}
+    shown = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
+    with tqdm(total=len(drawn), desc="scores", bar_format=shown) as bar:
+        scores = {name: judges.all(each, bar) for name, each in drawn.items()}
     scores = kept_scores(scores, options.out / "scores.csv")
     write_scores(scores, options.out / "scores.csv")
     contact_sheet(drawn, options.images, options.out / "contact_sheet.png")

@@ -130,8 +130,8 @@ class Judges:
                 x for x in reference.rglob("*") if x.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
             )
 
-    def all(self, drawn: list[Drawn]) -> list[Score]:
-        """Every score of these pictures; one that cannot be computed has no value and says why."""
+    def all(self, drawn: list[Drawn], bar: Any = None) -> list[Score]:
+        """Every score of these pictures; one that cannot be computed has no value and says why. `bar` counts scores."""
         named = {
             "clip_score": self._clip_score,
             "fid": lambda drawn: self._frechet("fid", drawn),
@@ -140,7 +140,11 @@ class Judges:
             "image_reward": self._image_reward,
             "hpsv2": self._hpsv2,
         }
-        scores = [self._guarded(name, score, drawn) for name, score in named.items()]
+        scores = []
+        for name, score in named.items():
+            scores.append(self._guarded(name, score, drawn))
+            if bar is not None:
+                bar.update(1 / len(named))
         if self.judge is not None:
             shows, clean = self.judge([Image.open(x.path) for x in drawn])
             scores += [mean_score("shows_negative", shows), mean_score("clean_match", clean)]

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ..user_errors import in_one_sentence, named
 from ..whole_file import whole_file, write_text
 from .autoencoder import train_autoencoder
 from .classifier import load_classifier
@@ -93,6 +94,7 @@ def train(settings: Settings, work: Path, out: Path) -> dict:
     return report
 
 
+@in_one_sentence("nag_kernels.shapes.train")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m nag_kernels.shapes.train", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for the weights (default: that of --work with "
@@ -107,7 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.work = options.work or Path("out/shapes-quick" if options.quick else "out/shapes")
     options.out = options.out or options.work.with_name(f"{options.work.name}-weights")
     kept = options.work / "settings.json"
-    if kept.exists() and json.loads(kept.read_text()) != asdict(settings):
+    with named(f"{kept} is damaged: remove {options.work} or name another --work", ValueError):
+        other = kept.exists() and json.loads(kept.read_text()) != asdict(settings)
+    if other:
         parser.error(f"{options.work} holds stages of a run with other settings; remove it or name another --work")
     report = train(settings, options.work, options.out)
     for name, spent in report["minutes"].items():

@@ -105,7 +105,11 @@ def test_any_other_pipeline_is_shown_and_timed_but_not_read(tmp_path, capsys, mo
     monkeypatch.setattr(demo, "load_model", lambda name, device: load(WEIGHTS, device))
     demo.main(["--model", "some/folder", "--prompt", "a circle", "--negative", "red", "--device", "cpu",
                "--out", str(tmp_path / "other.png")])  # fmt: skip
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert re.search(r"pictures: 100%.*?40/40", progress)  # 2 pictures and 8 timed calls by each method
+    assert "pictures:   0%" in progress
+    assert max(len(line) for line in said.splitlines() if not line.startswith("picture: ")) <= 80
+    assert '"a circle" without "red"' in said
     assert said.count("not read") == 2 * len(demo.METHODS)
     assert Image.open(tmp_path / "other.png").width > 1000
 

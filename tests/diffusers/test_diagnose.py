@@ -16,6 +16,7 @@ from drawing import denoiser, draw
 from every_model import TINY, pipeline
 from oracles import two_runs_oracle
 from PIL import Image
+from rich.console import Console
 from stand_in import Pipeline
 from tiny import TEXT, texts
 
@@ -206,10 +207,10 @@ def test_half_precision_inference_mode_and_no_call():
     assert 0.5 < cell.quantile(0.5) < 10
 
 
-def hand_made(scale=5.0, tau=2.5, alpha=0.25):
+def hand_made(scale=5.0, tau=2.5, alpha=0.25, name="layer"):
     """Findings of one layer of two channels, in which Z+ = (1, 0), and Z- = (1 - x, 0) for x = 0.01 to 1."""
     found = Findings(pipeline("sd15"), scale, tau, alpha)
-    found._names = {"layer": "layer"}
+    found._names = {"layer": name}
     x = torch.arange(1, 101, dtype=torch.double) / 100
     positive = torch.stack([torch.ones(100), torch.zeros(100)], -1).double()[None]
     negative = positive - torch.stack([x, torch.zeros(100)], -1)[None]
@@ -246,7 +247,7 @@ def test_a_suggestion_is_the_stated_rule():
 
 def test_tokens_of_zeros_and_of_nothing_finite():
     found = Findings(pipeline("sd15"), 5.0, 2.5, 0.25)
-    found._names = {"layer": "layer"}
+    found._names = {"layer": name}
     positive = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [torch.nan, 1.0], [1.0, 1.0]]])
     negative = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]])
     found.branches("layer", positive, negative, tuple(torch.tensor(v) for v in (5.0, 2.5, 0.25)))
@@ -267,6 +268,20 @@ def test_tables_and_pictures_of_the_command(tmp_path, capsys, monkeypatch):
         assert Image.open(tmp_path / "new" / name).width > 900
     with pytest.raises(ValueError, match="by must be 'layer' or 'step', got 'head'"):
         hand_made().table("head")
+
+
+def test_tables_are_readable_at_80_columns(capsys):
+    found = hand_made(name="transformer_blocks.10.attentions.1.transformer_blocks.0.attn2")
+    for by in ("layer", "step"):
+        Console(width=80).print(command.readable(found.table(by), 80))
+    said = capsys.readouterr().out
+    assert "…" not in said
+    folded = [line.split("│")[1].strip() for line in said.splitlines() if line.count("│") > 2]
+    assert found.layers[0] in "".join(folded)
+    for name in ("tokens", "clipped", "R 5 %", "R 99 %", "differ", "moved"):
+        assert said.count(name) >= 2
+    wide = found.table("layer")
+    assert command.readable(wide, 140).padding == found.table("layer").padding
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--samples", "-1"], ["--no-such"]])

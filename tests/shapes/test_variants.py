@@ -3,7 +3,9 @@
 """The denoisers of shapes beside the first: how they load, how they are trained, what the shipped ones reach."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nag_kernels.diffusers import guide
 from nag_kernels.shapes import parallel, variants
+from nag_kernels.shapes import train as training
 from nag_kernels.shapes.classifier import load_classifier
 from nag_kernels.shapes.evaluate import evaluate
 from nag_kernels.shapes.generator import build_pipeline, build_transformer, load_generator
@@ -146,6 +149,41 @@ def test_a_quick_training_of_each_variant_runs_through(tmp_path, capsys, here):
     for wrong in (["few"], ["teacher", "--adopt", str(tmp_path)], ["--adopt", str(tmp_path)]):
         with pytest.raises(SystemExit):
             variants.main(wrong)
+
+
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+def test_shipped_weights_are_replaced_only_where_their_folder_is_named(tmp_path, monkeypatch, quick):
+    monkeypatch.chdir(tmp_path)
+    report = {"minutes": {}, "evaluation": {}, "sampling steps": 4, "samples": {}}
+    asked = []
+
+    def all_stages(settings, work, out):
+        asked.append((work, out))
+        return report
+
+    def one(variant, settings, folder, work, go_on):
+        asked.append((work, folder, folder_of(variant, folder)))
+        return report
+
+    monkeypatch.setattr(training, "train", all_stages)
+    monkeypatch.setattr(variants, "train", one)
+    work = Path("out/shapes-quick" if quick else "out/shapes")
+    own = work.with_name(f"{work.name}-weights")
+    training.main(quick)
+    variants.main(["teacher", *quick])
+    assert asked == [(work, own), (work, own, own / "teacher")]
+    for variant in VARIANTS:  # what training starts from is a copy
+        source, copy = folder_of(variant), folder_of(variant, own)
+        assert {x.name for x in source.iterdir()} == {x.name for x in copy.iterdir()}
+    assert {x.name for x in WEIGHTS.iterdir()} <= {x.name for x in own.iterdir()}
+    asked.clear()
+    training.main([*quick, "--out", str(WEIGHTS)])
+    variants.main(["teacher", *quick, "--folder", os.path.relpath(WEIGHTS)])
+    assert asked == [(work, WEIGHTS), (work, WEIGHTS, folder_of("teacher"))]
+    (work / "settings.json").parent.mkdir(parents=True)
+    (work / "settings.json").write_text("{")
+    with pytest.raises(SystemExit, match="1"):
+        training.main(quick)
 
 
 def test_a_student_is_adopted_with_its_record(tmp_path, monkeypatch):

@@ -184,8 +184,8 @@ def generate(
                 numbers, part = zip(*missing[start : start + options.batch], strict=True)
                 seeds = [options.seed + number for number in numbers]
                 for number, picture in zip(numbers, draw(load(), method, list(part), seeds, options), strict=True):
-                    with whole_file(paths[number]) as part:
-                        picture.save(part)
+                    with whole_file(paths[number]) as file:
+                        picture.save(file)
                 bar.update(len(numbers))
         drawn[method.name] = [Drawn(paths[number], item.prompt, item.negative) for number, item in tasks]
     return drawn

@@ -35,7 +35,7 @@ def kept_scores(scores: dict[str, list[Score]], path: Path) -> dict[str, list[Sc
         with path.open(newline="", encoding="utf-8") as file:
             before = {(row["method"], row["metric"]): row for row in csv.DictReader(file) if row["value"]}
         for row in before.values():
-            float(row["value"]), number(row["low"]), number(row["high"]), int(row["samples"]), row["note"]
+            _ = [number(row[name]) for name in ("value", "low", "high")], int(row["samples"]), row["note"]
     except (ValueError, KeyError, TypeError, csv.Error):
         print(f"{path} is damaged: what it held is not kept", file=sys.stderr)
         return scores

@@ -36,7 +36,7 @@ def missing(command: str, module: str, error: ImportError) -> BaseException:
 
     module: the importing module's `__name__`; where it was started itself, the message alone is printed.
     """
-    absent = [x for x in NEEDS[command] if importlib.util.find_spec({"pillow": "PIL"}.get(x, x)) is None]
+    absent = [x for x in NEEDS[command] if importlib.util.find_spec("PIL" if x == "pillow" else x) is None]
     how = f"needs {', '.join(absent)}: pip install {' '.join(absent)}" if absent else f"cannot be imported: {error}"
     return SystemExit(f"{command} {how}") if module == "__main__" else ImportError(f"{command} {how}")
 

@@ -247,7 +247,7 @@ def test_a_suggestion_is_the_stated_rule():
 
 def test_tokens_of_zeros_and_of_nothing_finite():
     found = Findings(pipeline("sd15"), 5.0, 2.5, 0.25)
-    found._names = {"layer": name}
+    found._names = {"layer": "layer"}
     positive = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [torch.nan, 1.0], [1.0, 1.0]]])
     negative = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]])
     found.branches("layer", positive, negative, tuple(torch.tensor(v) for v in (5.0, 2.5, 0.25)))

@@ -155,7 +155,7 @@ def test_shapes_with_a_tensor_missing(tmp_path, part, file, name, capfd):
     folder = tmp_path / "weights"
     shutil.copytree(WEIGHTS, folder)
     taken = without(folder / part / f"{file}.safetensors", name)
-    with pytest.raises(UserError, match=rf"{folder}: the weights lack tensors: .*{taken}"):
+    with pytest.raises(UserError, match=rf"^{folder}: the weights lack tensors: .*{taken}"):
         load(folder)
     said = capfd.readouterr()
     assert "initialized" not in said.err + said.out
@@ -171,7 +171,7 @@ def test_another_pipeline_with_a_tensor_missing_and_a_file_cut(tmp_path):
     assert load_model(str(tmp_path), "cpu").unet is not None
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     taken = without(file, "conv_out.weight")
-    with pytest.raises(UserError, match=f"{tmp_path}: the weights lack tensors: .*{taken}"):
+    with pytest.raises(UserError, match=f"^{tmp_path}: the weights lack tensors: .*{taken}"):
         load_model(str(tmp_path), "cpu")
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(UserError, match=f"model {tmp_path} cannot be loaded: "):

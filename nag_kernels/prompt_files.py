@@ -50,7 +50,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     kind = path.suffix.lower()
     if kind == ".jsonl":
         rows = _objects(path)
-    elif kind in (".csv", ".tsv") or "prompt" in _names(read_text(path).partition("\n")[0], "\t")[:-1]:
+    elif kind in (".csv", ".tsv") or _is_table(read_text(path).partition("\n")[0]):
         rows = _table(path)
     else:
         rows = [(f"{path}", {"prompt": line}) for line in read_lines(path)]
@@ -63,6 +63,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         if not (row.get("prompt") or "").strip():
             raise UserError(f"{where} has no prompt, got {row}")
     return [{name: row.get(name) or "" for name in ("prompt", "negative", "reference")} for _, row in rows]
+
+
+def _is_table(head: str) -> bool:
+    return "\t" in head and "prompt" in _names(head, "\t")
 
 
 def _names(head: str, separator: str) -> list[str]:

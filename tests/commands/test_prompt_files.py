@@ -45,6 +45,10 @@ def test_a_line_of_text_with_a_tab_is_a_prompt(tmp_path):
     path = tmp_path / "p.txt"
     path.write_text("a cat\ton a mat\na good prompt\n")
     assert [row["prompt"] for row in read_rows(path)] == ["a cat\ton a mat", "a good prompt"]
+    path.write_text("prompt\na cat\n")
+    assert [row["prompt"] for row in read_rows(path)] == ["prompt", "a cat"]
+    path.write_text("negative\tprompt\ngrass\ta cat\n")
+    assert read_rows(path) == [{"prompt": "a cat", "negative": "grass", "reference": ""}]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

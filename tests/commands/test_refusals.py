@@ -71,6 +71,8 @@ def refused(main, arguments, capsys, status):
 ])  # fmt: skip
 def test_arguments(main, arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for module, name in ((demo, "load_model"), (diagnose, "load_model"), (evaluate, "load_model"), (distill, "launch")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("nothing is to be loaded"))
     assert message in refused(main, arguments, capsys, 2)
     assert not list(tmp_path.iterdir())
 

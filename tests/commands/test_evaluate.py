@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("diffusers")
@@ -363,33 +362,6 @@ def test_references_of_the_prompts_file(tmp_path):
     evaluate.reference_folder(options, items)
     assert (folder / "000000.png").exists()
     assert evaluate.reference_folder(options, [Item("a", "b")]) is None
-
-
-def test_the_table_is_readable_at_80_columns(capsys):
-    methods = ["none", "cfg:4.5+nag:5:2.5:0.125", "vsf:3.5:-0.1"]
-    names = ["clip_score", "fid", "pfid", "frechet_clip", "image_reward", "hpsv2", "shows_negative", "clean_match"]
-    found = {x: [Score(name, 5000, 31.2, 30.1, 32.3) for name in names] for x in methods}
-    Console(width=80).print(evaluate.table(found, "a/model, 4 steps"))
-    said = capsys.readouterr().out
-    assert all(re.search(rf"\b{name} +│ none +│ +31.200 │ 30.100 to 32.300 │ +5000 │", said) for name in names)
-    assert said.count("vsf:3.5:-0.1") == len(names)
-    assert "cfg:4.5+nag:5" in said
-
-
-def test_a_score_without_value_is_an_empty_field(tmp_path):
-    evaluate.write_scores({"none": [Score("fid", 0, note="missing: no")]}, tmp_path / "scores.csv")
-    assert rows_of(tmp_path)["none", "fid"] == {"method": "none", "metric": "fid", "value": "", "low": "", "high": "",
-                                               "samples": "0", "note": "missing: no"}  # fmt: skip
-
-
-def test_a_score_of_another_environment_stays(tmp_path):
-    path, there = tmp_path / "scores.csv", Score("hpsv2", 6, 31.5, 30.0, 33.0, "v2.0")
-    here = [Score("clip_score", 6, 1.0, 0.5, 1.5), Score("hpsv2", 0, note="missing: no")]
-    assert evaluate.kept_scores({"none": here}, path) == {"none": here}
-    evaluate.write_scores({"none": [Score("clip_score", 6, 9.0), there]}, path)
-    assert evaluate.kept_scores({"none": here, "nag": here}, path) == {"none": [here[0], there], "nag": here}
-    more = [Score("clip_score", 7, 1.0), here[1]]  # of other pictures
-    assert evaluate.kept_scores({"none": more}, path) == {"none": more}
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--model", "some/folder"], ["--methods", "best"],

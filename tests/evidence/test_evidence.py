@@ -213,7 +213,8 @@ def test_cells_whose_files_are_damaged_are_drawn_again(tmp_path, monkeypatch):
 
     def stand_in(cell, each):
         drawn.append(cell.name)
-        return torch.rand(len(PAIRS) * each, 3, 32, 32) * 2 - 1
+        same = torch.Generator().manual_seed(cell.steps)  # the same as before, and so a file of the same length
+        return torch.rand(len(PAIRS) * each, 3, 32, 32, generator=same) * 2 - 1
 
     monkeypatch.setattr(running, "pictures_of", stand_in)
     assert running.run(cells, TINY, tmp_path, workers=1) == 3
@@ -232,6 +233,7 @@ def test_cells_whose_files_are_damaged_are_drawn_again(tmp_path, monkeypatch):
     assert running.run(cells, TINY, tmp_path, workers=1) == 3
     assert drawn == [cell.name for cell in cells]
     assert running.is_whole(reference)
+    assert all(running.row_of(cell, TINY, tmp_path) is not None for cell in cells)
     update(TINY, tmp_path, tmp_path / "evidence")
     assert {row["name"] for row in load_rows(tmp_path / "evidence" / "cells.csv")} == set(drawn)
 

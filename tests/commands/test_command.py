@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -69,6 +70,8 @@ def test_folders_of_a_checkout_are_not_in_an_installed_package(monkeypatch, tmp_
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__main__.py").write_text("raise AssertionError('of another project')")
     monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    others = types.SimpleNamespace(main=lambda arguments: pytest.fail("another project's benchmarks ran"))
+    monkeypatch.setitem(sys.modules, "benchmarks.__main__", others)
     for name, folder in (("evidence", "evidence"), ("bench", "benchmarks")):
         with pytest.raises(SystemExit, match=f"the folder {folder} is in a checkout .*run `python -m {folder}` there"):
             command.main([name])

@@ -10,6 +10,7 @@ from typing import Any
 from diffusers import ModularPipeline
 from torch.nn import Module
 
+from .denoiser_calls import DENOISERS
 from .restore import Replaced
 
 _OWN = ("state", "output")  # of the call of every modular pipeline
@@ -123,10 +124,28 @@ def _blocks_in(block: Any) -> Iterator[Any]:
 def first_timestep(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> int:
     """With which of its scheduler's timesteps a run begins: later ones where it starts from an image."""
     scheduler: Any = getattr(pipe, "scheduler", None)
-    if not hasattr(scheduler, "begin_index") and (arguments.get("image") is not None or scheduler is None):
+    if not hasattr(scheduler, "begin_index") and arguments.get("image") is not None:
         raise ValueError(
-            f"guide: start, end and sigma_end cannot be placed: the scheduler of {type(pipe).__name__}, "
-            f"{type(scheduler).__name__}, does not say with which step a run from an image begins; leave them out, or take a "
-            "scheduler that has set_begin_index"
+            f"guide: start, end and sigma_end cannot be placed: {type(scheduler).__name__} does not say with which of its steps a "
+            "run from an image begins; leave them out, or take a scheduler that has set_begin_index"
         )
     return getattr(scheduler, "begin_index", None) or 0
+
+
+def table() -> str:
+    """Of the modular pipelines of the installed diffusers, with their own blocks, which `guide` serves: a table in Markdown."""
+    import diffusers
+
+    from .models.registry import FILES
+
+    rows = ["| modular pipeline | denoiser | guiders | guided |", "|---|---|---|---|"]
+    for kind in sorted(x for x in dir(diffusers) if x.endswith("ModularPipeline") and x != "ModularPipeline"):
+        pipe = getattr(diffusers, kind)()
+        hints = {name: spec.type_hint for name, spec in pipe._component_specs.items() if name in DENOISERS}
+        denoisers = list(dict.fromkeys(hint.__name__ for hint in hints.values() if hint is not None))
+        guiders = list(dict.fromkeys(type(x).__name__ for x in guiders_of(pipe).values()))
+        unknown = [name for name in denoisers if name not in FILES]
+        guided = f"raises: {', '.join(unknown)} is not known" if unknown else "yes"
+        named = (" and ".join(f"`{name}`" for name in names) or "-" for names in (denoisers, guiders))
+        rows.append(f"| `{kind}` | {' | '.join(named)} | {guided} |")
+    return "\n".join(rows)

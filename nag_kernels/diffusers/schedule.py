@@ -79,6 +79,10 @@ class Steps:
         From the scheduler, not from the denoiser's calls: pipelines round their timesteps to half precision, in which
         neighbours become equal.
         """
+        if getattr(self.pipe, "scheduler", None) is None:
+            raise ValueError(
+                f"guide: start, end and sigma_end cannot be placed: {type(self.pipe).__name__} has no scheduler; leave them out"
+            )
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         stop = len(timesteps)

@@ -53,8 +53,9 @@ def guider_calls_noticed(replaced: Replaced, pipe: Any, notice: Callable[[str | 
 
         def prepare(denoiser: Any, guider: Any = guider, original: Any = guider.prepare_models) -> None:
             original(denoiser)
-            if threading.get_ident() == thread:
-                notice("pred_cond" if guider.is_conditional else "pred_uncond")
+            if threading.get_ident() == thread:  # by its count, as some guiders' is_conditional fails
+                known, count = guider._input_predictions, guider._count_prepared
+                notice(known[count - 1] if 0 < count <= len(known) else f"call {count} of {type(guider).__name__}")
 
         def clean_up(denoiser: Any, original: Any = guider.cleanup_models) -> None:
             original(denoiser)
@@ -77,11 +78,12 @@ def named_arguments(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> dict
     """
     from diffusers.modular_pipelines import PipelineState
 
-    given = arguments.get("state") or PipelineState()
-    found = {x.name: x.default for x in pipe._blocks.inputs if x.name is not None} | given.values
+    given, inputs = arguments.get("state") or PipelineState(), pipe._blocks.inputs
+    found = {x.name: x.default for x in inputs if x.name is not None} | given.values
     groups = {group: list(members) for group, members in given.kwargs_mapping.items()}
+    kinds = {x.kwargs_type for x in inputs}
     for name, value in arguments.items():
-        if name in {x.kwargs_type for x in pipe._blocks.inputs} and isinstance(value, Mapping):
+        if name in kinds and isinstance(value, Mapping):
             groups[name] = [*groups.get(name, []), *value]
             found |= value
         else:

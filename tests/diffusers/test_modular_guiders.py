@@ -84,34 +84,27 @@ def test_a_negative_that_is_the_unconditional_text():
     assert error(got, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_window_counts_the_steps_from_an_image(strength):
-    pipe, call = sdxl()
-    scheduler = diffusers.EulerDiscreteScheduler()
-    pipe.update_components(scheduler=scheduler)
-    other = diffusers.StableDiffusionXLImg2ImgPipeline(**pipeline("sdxl").components | {"scheduler": scheduler})
-    other.set_progress_bar_config(disable=True)
-    call = {"image": PICTURE.resize((8, 8)), "strength": strength, "num_inference_steps": 4} | CAT
-    with guide(pipe, NEGATIVE, end=0.5, **FIRM):
-        got = run(pipe, **call)
-    with guide(other, NEGATIVE, end=0.5, **FIRM):
-        generator = torch.Generator().manual_seed(7)
-        wanted = other(**call, guidance_scale=1.0, generator=generator, output_type="latent").images
-    with guide(pipe, NEGATIVE, **FIRM):
-        assert error(run(pipe, **call), got) > 1e-3
-    assert error(got, wanted) < 1e-5
+def guided_steps(pipe, end, **call):
+    """Of each call of the denoiser, whether its text is longer than one."""
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda model, inputs, named: seen.append(named["encoder_hidden_states"].shape[1] > 16), with_kwargs=True
+    )
+    with guide(pipe, NEGATIVE, end=end):
+        run(pipe, **call)
+    hook.remove()
+    return seen
 
 
-def test_a_window_counts_the_steps_up_to_where_denoising_ends():
+def test_a_window_counts_the_steps_of_a_run_that_leaves_some_out():
     pipe, call = sdxl()
-    other = pipeline("sdxl")
-    with guide(pipe, NEGATIVE, end=0.5, **FIRM):
-        got = run(pipe, **call, denoising_end=0.5)
-    with guide(other, NEGATIVE, end=0.5, **FIRM):
-        wanted = draw(other, denoising_end=0.5)
-    with guide(pipe, NEGATIVE, **FIRM):
-        assert error(run(pipe, **call, denoising_end=0.5), got) > 1e-4
-    assert error(got, wanted) < 1e-5
+    pipe.update_components(scheduler=diffusers.EulerDiscreteScheduler())
+    picture = PICTURE.resize((8, 8))
+    assert guided_steps(pipe, 0.5, **call) == [True, True, False, False]
+    assert guided_steps(pipe, 0.5, **call | {"image": picture, "strength": 1.0}) == [True, True, False, False]
+    assert guided_steps(pipe, 0.5, **call | {"image": picture, "strength": 0.5}) == [True, False]
+    assert guided_steps(pipe, 0.5, **call, denoising_end=0.5) == [True, False]
+    assert guided_steps(pipe, 0.5, **call | {"image": picture, "denoising_start": 0.5}) == [True, False]
 
 
 def test_a_window_needs_to_know_where_the_steps_begin():
@@ -288,3 +281,8 @@ def test_a_pipeline_that_is_not_loaded():
         pass
 
 
+def test_a_doubled_batch_raises():
+    """Classifier-free guidance is the guider's, call by call; of blocks that double the batch the order is not known."""
+    pipe, call, negative = modular("Flux2KleinModularPipeline")
+    with guide(pipe, negative), pytest.raises(ValueError, match="batch"):
+        pipe(**call | {"prompt": call["prompt"][:1]})

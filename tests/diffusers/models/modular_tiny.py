@@ -278,7 +278,8 @@ def modular(name, scale=1.0):
     """A modular pipeline with a guider of this scale, arguments of its call, and the negative."""
     tiny = MODULAR[name]
     ordinary, call, prompt, negative = tiny.ordinary()
-    blocks = getattr(diffusers, name)().blocks
+    default = getattr(diffusers, name)()
+    blocks = default.blocks
     for unused in ("decode", *tiny.without):
         blocks.sub_blocks.pop(unused)
     if tiny.words:
@@ -298,7 +299,7 @@ def modular(name, scale=1.0):
     pipe.update_components(**wanted | stubs)
     for guider in ("guider", "guider_2", "audio_guider"):
         if guider in pipe._component_specs:
-            pipe.update_components(**{guider: type(getattr(pipe, guider))(guidance_scale=scale)})
+            pipe.update_components(**{guider: type(getattr(default, guider))(guidance_scale=scale)})
     call = call | prompt | {"num_inference_steps": STEPS, tiny.scale: scale} | tiny.call
     known = pipe._blocks.input_names
     return pipe, {x: value for x, value in call.items() if x in known and value is not None}, negative

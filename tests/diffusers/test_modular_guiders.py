@@ -3,6 +3,8 @@
 """Guidance in modular pipelines: guiders, windows, states, pipelines in parts, and what is refused."""
 
 import copy
+import pathlib
+import re
 import types
 
 import pytest
@@ -218,10 +220,28 @@ def test_all_ways_to_enable_guidance():
         pass
 
 
-def parts_of_sdxl():
+def test_the_examples_of_the_page(monkeypatch):
+    """With a tiny pipeline in the place of the one that they load."""
+    page = pathlib.Path(__file__).parents[2] / "docs" / "modular_pipelines.md"
+    whole, parts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    pipe = diffusers.StableDiffusionXLModularPipeline()
+    pipe.update_components(**{name: x for name, x in pipeline("sdxl").components.items() if name in pipe._component_specs})
+    pipe.load_components = lambda **_: None
+    monkeypatch.setattr(diffusers.ModularPipeline, "from_pretrained", lambda name: pipe)
+    names: dict = {}
+    exec(whole, names)
+    assert names["image"].size == (8, 8)
+    _, text_pipe, drawn, _, _ = parts_of_sdxl(decoded=True)
+    drawn.update_components(guider=ClassifierFreeGuidance(guidance_scale=1.0))
+    names |= {"text_pipe": text_pipe, "pipe": drawn}
+    exec(parts, names)
+    assert names["image"].size == (8, 8)
+
+
+def parts_of_sdxl(decoded=False):
     """The pipeline that encodes a text, and the one that draws."""
     pipe, call = sdxl(3.0)
-    whole, blocks = pipe, pipe.blocks
+    whole, blocks = pipe, diffusers.StableDiffusionXLModularPipeline().blocks if decoded else pipe.blocks
     encoder = blocks.sub_blocks.pop("text_encoder")
     pipes = [types.SimpleNamespace(blocks=x) for x in (encoder, blocks)]
     made = [diffusers.StableDiffusionXLModularPipeline(x.blocks) for x in pipes]

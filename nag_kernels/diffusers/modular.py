@@ -105,8 +105,9 @@ def parts_with_state(pipe: Any) -> list[Any]:
     """What a run writes into: the scheduler, and a modular pipeline's guiders and whatever else it has without weights."""
     from diffusers import ConfigMixin
 
-    parts = [x for x in pipe.components.values() if isinstance(x, ConfigMixin) and not isinstance(x, Module)]
-    return parts if is_modular(pipe) else [getattr(pipe, "scheduler", None)]
+    if not is_modular(pipe):
+        return [getattr(pipe, "scheduler", None)]
+    return [x for x in pipe.components.values() if isinstance(x, ConfigMixin) and not isinstance(x, Module)]
 
 
 def silenced(replaced: Replaced, pipe: ModularPipeline) -> None:

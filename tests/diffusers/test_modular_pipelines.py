@@ -106,7 +106,7 @@ def test_the_table_of_modular_pipelines():
     assert acting == set(MODULAR)
 
 
-@pytest.mark.parametrize("kind", ["Flux3Transformer2DModel", "MiniMaxH3Transformer3DModel", "WanAnimate2Transformer3DModel",
+@pytest.mark.parametrize("kind", ["MiniMaxH3Transformer3DModel", "WanAnimate2Transformer3DModel",
                                   "MiniMaxMusic3Transformer1DModel"])  # fmt: skip
 def test_denoisers_that_are_not_known_raise_by_name(kind):
     assert kind not in FILES

@@ -26,6 +26,7 @@ FILES = {
     "ZImageTransformer2DModel": "z_image",
     "HunyuanVideoTransformer3DModel": "hunyuan_video",
     "Flux2Transformer2DModel": "flux2",
+    "Flux3Transformer2DModel": "flux3",
     "QwenImageTransformer2DModel": "qwen_image",
     "LTXVideoTransformer3DModel": "ltx",
     "LTX2VideoTransformer3DModel": "ltx2",

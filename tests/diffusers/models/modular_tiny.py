@@ -16,6 +16,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 from every_model import EXAMPLES, PIPELINES, pipeline
 from pipeline_parts import NEGATIVE, PICTURE, embeds, wan_vae, with_text
 from test_cosmos import cosmos
+from test_flux3 import flux3
 from test_helios import helios
 from test_ideogram import TINY as IDEOGRAM
 from test_ltx import ltx_with
@@ -206,6 +207,15 @@ def no_image_in(text):
 
 
 LTX2 = {"batch_size": 2, "dtype": torch.float32}
+def flux3_pipeline(**config):
+    def build():
+        parts = {"transformer": seeded(lambda: flux3(**config)), "scheduler": FlowMatchEulerDiscreteScheduler()}
+        texts = [{"prompt_embeds": embeds(n, 1, n, TEXT)} for n in (7, 5, 6)]
+        return types.SimpleNamespace(components=parts), *with_text(texts, height=64, width=64)
+
+    return build
+
+
 CFG = {"true_cfg_scale": 1.0}
 EDITED = embeds(8, 1, 4, 1, 8, 8)
 QWEN_FROM_AN_IMAGE = {"unguided": None, "without": ("vae_encoder",), "call": {"image_latents": EDITED}}
@@ -217,6 +227,10 @@ MODULAR: dict[str, TinyModular] = {
     "Flux2ModularPipeline": TinyModular(example("flux 2")),
     "Flux2KleinModularPipeline": TinyModular(example("flux 2")),
     "Flux2KleinBaseModularPipeline": TinyModular(example("flux 2")),
+    "Flux3ModularPipeline": TinyModular(flux3_pipeline(), without=("prompt_upsampler",), unguided=None),
+    "Flux3DistilledModularPipeline": TinyModular(
+        flux3_pipeline(flow_map=True), without=("prompt_upsampler",), unguided=None
+    ),
     "WanModularPipeline": TinyModular(wan_from_noise),
     "Wan22ModularPipeline": TinyModular(wan_from_noise, parts=wan22_parts, unguided=None),
     "WanImage2VideoModularPipeline": TinyModular(wan_from_an_image()),

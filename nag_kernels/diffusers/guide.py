@@ -197,8 +197,7 @@ class _Guidance:
                 f"calls that are to be guided into the block, got {window}"
             )
         self.negative = checked_negative(negative_prompt)
-        if is_modular(pipe):
-            check_guiders(pipe)
+        check_guiders(pipe)
         if hasattr(pipe, "do_perturbed_attention_guidance"):
             name = type(pipe).__name__
             raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
@@ -255,8 +254,7 @@ class _Guidance:
         for turn in turns:
             take(turn, replaced)
         wait_for_calls_begun([pipe])
-        if is_modular(pipe):
-            check_guiders(pipe)  # it may have got another since
+        check_guiders(pipe)  # it may have got another since
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
         recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)

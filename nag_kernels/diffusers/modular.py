@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is different about diffusers' modular pipelines: their call takes what their blocks take, and a guider says which call of the
-denoiser is which."""
+"""What is different about diffusers' modular pipelines: their call takes what their blocks take, and a guider says which call
+of the denoiser is which."""
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,10 +27,13 @@ def guiders_of(pipe: ModularPipeline) -> dict[str, Any]:
     return {name: x for name, x in pipe.components.items() if isinstance(x, BaseGuidance)}
 
 
-def check_guiders(pipe: ModularPipeline) -> None:
-    """Raises ValueError for a guider that calls the denoiser otherwise than with the prompt and with the unconditional text."""
+def check_guiders(pipe: Any) -> None:
+    """Raises ValueError where a modular pipeline has a guider that calls the denoiser otherwise than with the prompt and with the
+    unconditional text."""
     from diffusers.guiders import BaseGuidance
 
+    if not is_modular(pipe):
+        return
     for name, guider in guiders_of(pipe).items():
         kind = type(guider)
         two = kind._input_predictions == ["pred_cond", "pred_uncond"] or kind.__name__ == "LTX2Guidance"
@@ -68,7 +71,12 @@ def guider_calls_noticed(replaced: Replaced, pipe: Any, notice: Callable[[str | 
 
 def input_names(pipe: ModularPipeline) -> Collection[str]:
     """What the pipeline's call takes by name."""
-    return [x.name for x in pipe._blocks.inputs if x.name is not None]
+    return [x.name for x in _inputs(pipe) if x.name is not None]
+
+
+def _inputs(pipe: ModularPipeline) -> list[Any]:
+    blocks: Any = pipe._blocks
+    return list(blocks.inputs)
 
 
 def named_arguments(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def named_arguments(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> dict
     """
     from diffusers.modular_pipelines import PipelineState
 
-    given, inputs = arguments.get("state") or PipelineState(), pipe._blocks.inputs
+    given, inputs = arguments.get("state") or PipelineState(), _inputs(pipe)
     found = {x.name: x.default for x in inputs if x.name is not None} | given.values
     groups = {group: list(members) for group, members in given.kwargs_mapping.items()}
     kinds = {x.kwargs_type for x in inputs}
@@ -129,8 +137,8 @@ def first_timestep(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> int:
     scheduler: Any = getattr(pipe, "scheduler", None)
     if not hasattr(scheduler, "begin_index") and arguments.get("image") is not None:
         raise ValueError(
-            f"guide: start, end and sigma_end cannot be placed: {type(scheduler).__name__} does not say with which of its steps a "
-            "run from an image begins; leave them out, or take a scheduler that has set_begin_index"
+            f"guide: start, end and sigma_end cannot be placed: {type(scheduler).__name__} does not say with which of its steps "
+            "a run from an image begins; leave them out, or take a scheduler that has set_begin_index"
         )
     return getattr(scheduler, "begin_index", None) or 0
 

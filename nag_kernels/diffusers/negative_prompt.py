@@ -293,9 +293,8 @@ def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
     encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
     dropped = bool(encoders) and all(getattr(pipe, name) is None for name in encoders)
     if dropped and arguments.get("prompt") is None:  # else it has another way to encode it, or says so itself
-        return (
-            f"text encoder ({', '.join(encoders)}: None): {advice}, which encode_prompt gives while the text encoders are there"
-        )
+        absent = f"text encoder ({', '.join(encoders)}: None)"
+        return f"{absent}: {advice}, which encode_prompt gives while the text encoders are there"
     return None
 
 

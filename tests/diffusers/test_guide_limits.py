@@ -173,7 +173,9 @@ def test_a_cache_of_steps():
 
 
 def test_a_modular_pipeline_without_a_denoiser():
-    with pytest.raises(ValueError, match="ModularPipeline has no denoiser .*a modular pipeline has it after load_components"):
+    with pytest.raises(
+        ValueError, match=r"ModularPipeline has no denoiser .*a modular pipeline has it after load_components"
+    ):
         enable_guidance(diffusers.ModularPipeline(blocks=diffusers.ModularPipelineBlocks()), NEGATIVE)
 
 

@@ -5,7 +5,6 @@
 import copy
 import pathlib
 import re
-import types
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def run(pipe, output="latents", **call):
 
 
 def sd3(guider=None, scale=1.0):
-    pipe, call, negative = modular("StableDiffusion3ModularPipeline", scale)
+    pipe, call, _ = modular("StableDiffusion3ModularPipeline", scale)
     if guider is not None:
         pipe.update_components(guider=guider)
     return pipe, call
@@ -114,7 +113,9 @@ def test_a_window_needs_to_know_where_the_steps_begin():
     pipe.update_components(scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False))
     with guide(pipe, NEGATIVE, end=0.5):
         run(pipe, **call)
-        with pytest.raises(ValueError, match="DDIMScheduler does not say with which of its steps a run from an image begins"):
+        with pytest.raises(
+            ValueError, match="DDIMScheduler does not say with which of its steps a run from an image begins"
+        ):
             run(pipe, **call | {"image": PICTURE.resize((8, 8)), "strength": 0.5})
     pipe, call, negative = modular("EchoModularPipeline")
     with guide(pipe, negative, end=0.5), pytest.raises(ValueError, match="EchoModularPipeline has no scheduler"):
@@ -139,6 +140,7 @@ def test_guiders_that_make_two_calls(name):
 
 def test_the_dry_run_leaves_a_guider_as_it_is():
     """One that keeps a running average over the steps, and over runs."""
+
     def momentum():
         return guiders.AdaptiveProjectedGuidance(guidance_scale=3.0, adaptive_projected_guidance_momentum=-0.5)  # fmt: skip
 
@@ -225,7 +227,9 @@ def test_the_examples_of_the_page(monkeypatch):
     page = pathlib.Path(__file__).parents[2] / "docs" / "modular_pipelines.md"
     whole, parts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     pipe = diffusers.StableDiffusionXLModularPipeline()
-    pipe.update_components(**{name: x for name, x in pipeline("sdxl").components.items() if name in pipe._component_specs})
+    pipe.update_components(
+        **{name: x for name, x in pipeline("sdxl").components.items() if name in pipe._component_specs}
+    )
     pipe.load_components = lambda **_: None
     monkeypatch.setattr(diffusers.ModularPipeline, "from_pretrained", lambda name: pipe)
     names: dict = {}
@@ -243,13 +247,12 @@ def parts_of_sdxl(decoded=False):
     pipe, call = sdxl(3.0)
     whole, blocks = pipe, diffusers.StableDiffusionXLModularPipeline().blocks if decoded else pipe.blocks
     encoder = blocks.sub_blocks.pop("text_encoder")
-    pipes = [types.SimpleNamespace(blocks=x) for x in (encoder, blocks)]
-    made = [diffusers.StableDiffusionXLModularPipeline(x.blocks) for x in pipes]
-    for pipe in made:
+    parts = [diffusers.StableDiffusionXLModularPipeline(x) for x in (encoder, blocks)]
+    for pipe in parts:
         pipe.update_components(**{name: x for name, x in whole.components.items()
                                   if name in pipe._component_specs and name != "feature_extractor"})  # fmt: skip
     text = {"prompt": call.pop("prompt"), "negative_prompt": "a house"}
-    return whole, *made, text, call
+    return whole, *parts, text, call
 
 
 @pytest.mark.parametrize("way", ["state", "names", "group"])
@@ -271,7 +274,10 @@ def test_a_pipeline_without_a_text_encoder_takes_ready_made_text(way):
     no_encoder = "this StableDiffusionXLModularPipeline has no block that takes a prompt: give ready-made text"
     with guide(drawn, NEGATIVE), pytest.raises(ValueError, match=no_encoder):
         run(drawn, **ways[way], **call)
-    with guide(drawn, {"prompt_ids": negative[names[0]]}), pytest.raises(ValueError, match="no ready-made text named prompt_ids"):
+    with (
+        guide(drawn, {"prompt_ids": negative[names[0]]}),
+        pytest.raises(ValueError, match="no ready-made text named prompt_ids"),
+    ):
         run(drawn, **ways[way], **call)
 
 
@@ -297,7 +303,7 @@ def test_progress_bars_are_those_of_one_run(capfd):
 
 def test_a_pipeline_that_is_not_loaded():
     pipe = diffusers.FluxModularPipeline()
-    with pytest.raises(ValueError, match="has no denoiser .* load_components"), guide(pipe, NEGATIVE):
+    with pytest.raises(ValueError, match=r"has no denoiser .* load_components"), guide(pipe, NEGATIVE):
         pass
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from drawing import denoisers
-from modular_tiny import MODULAR, NEGATIVE, UNCONDITIONAL, modular, ordinary
+from modular_tiny import MODULAR, modular, ordinary
 from tiny import error
 
 from nag_kernels.diffusers import guide
@@ -110,9 +110,10 @@ def test_the_table_of_modular_pipelines():
                                   "MiniMaxMusic3Transformer1DModel"])  # fmt: skip
 def test_denoisers_that_are_not_known_raise_by_name(kind):
     assert kind not in FILES
-    pipe, call, negative = modular("FluxModularPipeline")
+    pipe, _, negative = modular("FluxModularPipeline")
     pipe.transformer = type(kind, (torch.nn.Module,), {})()
-    with pytest.raises(ValueError, match=f"guide: {kind} is not supported; supported denoisers: "), guide(pipe, negative):
+    with (
+        pytest.raises(ValueError, match=f"guide: {kind} is not supported; supported denoisers: "),
+        guide(pipe, negative),
+    ):
         pass
-
-

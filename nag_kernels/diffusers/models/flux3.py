@@ -14,7 +14,9 @@ from .layers import FLUX_LIKE, layers_named, sum_of
 from .spec import ModelSpec
 
 
-def _alone(forward: Any, text: Any, hidden_states: Tensor, temb_mod: Tensor, image_rotary_emb: tuple[Tensor, Tensor]) -> Tensor:
+def _alone(
+    forward: Any, text: Any, hidden_states: Tensor, temb_mod: Tensor, image_rotary_emb: tuple[Tensor, Tensor]
+) -> Tensor:
     """A block in which the tokens of a text see each other."""
     parts = zip(
         split_prompts(hidden_states, text),

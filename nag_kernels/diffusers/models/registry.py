@@ -111,8 +111,8 @@ def find_denoisers(pipe: Any) -> list[Module]:
     found = denoisers_of(pipe)
     if not found:
         raise ValueError(
-            f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet); a modular pipeline has it after "
-            "load_components()"
+            f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet); a modular pipeline has it "
+            "after load_components()"
         )
     if any(spec_of(x) is not spec_of(found[0]) for x in found):
         kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)

@@ -207,6 +207,8 @@ def no_image_in(text):
 
 
 LTX2 = {"batch_size": 2, "dtype": torch.float32}
+
+
 def flux3_pipeline(**config):
     def build():
         parts = {"transformer": seeded(lambda: flux3(**config)), "scheduler": FlowMatchEulerDiscreteScheduler()}
@@ -235,7 +237,8 @@ MODULAR: dict[str, TinyModular] = {
     "Wan22ModularPipeline": TinyModular(wan_from_noise, parts=wan22_parts, unguided=None),
     "WanImage2VideoModularPipeline": TinyModular(wan_from_an_image()),
     "Wan22Image2VideoModularPipeline": TinyModular(
-        wan22_from_an_image, parts=lambda: {"transformer_2": seeded(lambda: wan(in_channels=36, out_channels=16), seed=5)},
+        wan22_from_an_image,
+        parts=lambda: {"transformer_2": seeded(lambda: wan(in_channels=36, out_channels=16), seed=5)},
         unguided=None,
     ),
     "Wan22VaceModularPipeline": TinyModular(
@@ -254,7 +257,9 @@ MODULAR: dict[str, TinyModular] = {
     "Krea2TurboModularPipeline": TinyModular(PIPELINES["krea 2"].build, unguided={"guidance_scale": 0.0}),
     "QwenImageModularPipeline": TinyModular(example("qwen image"), unguided=CFG),
     "QwenImageEditModularPipeline": TinyModular(example("qwen image"), **QWEN_FROM_AN_IMAGE),
-    "QwenImageEditPlusModularPipeline": TinyModular(example("qwen image"), **QWEN_FROM_AN_IMAGE | {"call": {"image_latents": [EDITED]}}),
+    "QwenImageEditPlusModularPipeline": TinyModular(
+        example("qwen image"), **QWEN_FROM_AN_IMAGE | {"call": {"image_latents": [EDITED]}}
+    ),
     "QwenImageLayeredModularPipeline": TinyModular(
         example("qwen image"), **QWEN_FROM_AN_IMAGE | {"call": {"image_latents": EDITED.transpose(1, 2)}}
     ),
@@ -266,7 +271,9 @@ MODULAR: dict[str, TinyModular] = {
         PIPELINES["cosmos 3"].build, words="", parts=lambda: {"enable_safety_checker": False}, scale="guidance_scale"
     ),
     "Cosmos3DistilledModularPipeline": TinyModular(
-        PIPELINES["cosmos 3"].build, words="", unguided=None,
+        PIPELINES["cosmos 3"].build,
+        words="",
+        unguided=None,
         parts=lambda: {"enable_safety_checker": False, "distilled_sigmas": [1.0, 0.5]},
     ),
     "HeliosModularPipeline": TinyModular(helios("HeliosPipeline", 1, length=7), unguided=None),
@@ -275,7 +282,8 @@ MODULAR: dict[str, TinyModular] = {
     ),
     "HeliosPyramidDistilledModularPipeline": TinyModular(
         helios("HeliosPyramidPipeline", 3, pyramid_num_inference_steps_list=[1, 1, 1], height=128, width=128, length=7),
-        unguided=None, parts=lambda: {"scheduler": diffusers.HeliosDMDScheduler(stages=3, gamma=0.3)},
+        unguided=None,
+        parts=lambda: {"scheduler": diffusers.HeliosDMDScheduler(stages=3, gamma=0.3)},
     ),
     "HunyuanVideo15ModularPipeline": TinyModular(PIPELINES["hunyuan video 1.5"].build, unguided=None),
     "EchoModularPipeline": TinyModular(

@@ -255,7 +255,7 @@ def parts_of_sdxl(decoded=False):
     return whole, *parts, text, call
 
 
-@pytest.mark.parametrize("way", ["state", "names", "group"])
+@pytest.mark.parametrize("way", ["state", "names"])
 def test_a_pipeline_without_a_text_encoder_takes_ready_made_text(way):
     whole, encode, drawn, text, call = parts_of_sdxl()
     with guide(whole, NEGATIVE, **FIRM):
@@ -264,9 +264,7 @@ def test_a_pipeline_without_a_text_encoder_takes_ready_made_text(way):
     names = ("prompt_embeds", "pooled_prompt_embeds")
     negative = encode(prompt=NEGATIVE, negative_prompt="a house").get(list(names))
     given = {name: x for name, x in state.values.items() if name.endswith("prompt_embeds")}
-    ways = {"state": {"state": state}, "names": given, "group": {"denoiser_input_fields": given}}
-    if way == "group":  # of the blocks that read text by name there
-        ways["group"] |= given
+    ways = {"state": {"state": state}, "names": given}
     with guide(drawn, negative, **FIRM):
         got = run(drawn, **ways[way], **call)
     assert error(got, wanted) < 1e-6
@@ -312,3 +310,24 @@ def test_a_doubled_batch_raises():
     pipe, call, negative = modular("Flux2KleinModularPipeline")
     with guide(pipe, negative), pytest.raises(ValueError, match="batch"):
         pipe(**call | {"prompt": call["prompt"][:1]})
+
+
+@pytest.mark.skipif(
+    not hasattr(diffusers, "Cosmos3OmniModularPipeline"), reason="this diffusers has no modular Cosmos 3"
+)
+def test_the_negative_comes_without_the_sentences_that_blocks_put_after_a_prompt(monkeypatch):
+    """By their default, which a call does not name."""
+    pipe, call, negative = modular("Cosmos3OmniModularPipeline")
+    call = {name: x for name, x in call.items() if name not in ("add_resolution_template", "add_duration_template")}
+    encode, texts = pipe.text_tokenizer.apply_chat_template, []
+
+    def noted(conversation, **options):
+        texts.append(conversation[-1]["content"])
+        return encode(conversation, **options)
+
+    monkeypatch.setattr(pipe.text_tokenizer, "apply_chat_template", noted, raising=False)
+    with guide(pipe, negative):
+        pipe(**call)
+    assert NEGATIVE in texts
+    assert call["prompt"] not in texts
+    assert any(text.startswith(call["prompt"]) for text in texts)

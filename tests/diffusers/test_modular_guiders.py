@@ -307,7 +307,7 @@ def test_a_pipeline_that_is_not_loaded():
 
 def test_a_doubled_batch_raises():
     """Classifier-free guidance is the guider's, call by call; of blocks that double the batch the order is not known."""
-    pipe, call, negative = modular("Flux2KleinModularPipeline")
+    pipe, call, negative = modular("LTXModularPipeline")
     with guide(pipe, negative), pytest.raises(ValueError, match="batch"):
         pipe(**call | {"prompt": call["prompt"][:1]})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.nn import Module
 
+DENOISERS = ("transformer", "transformer_2", "unet")  # the names under which pipelines have them
 Denoiser = Any  # a model of diffusers: a Module, of whose attributes a type checker knows nothing
 
 
@@ -18,7 +19,7 @@ def inner_denoiser(denoiser: Denoiser) -> Denoiser:
 
 def denoisers_of(pipe: Any) -> list[Module]:
     """Whatever a pipeline has under the names of denoisers."""
-    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+    named = (getattr(pipe, name, None) for name in DENOISERS)
     return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
 
 

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from diffusers import ModularPipeline
 from torch import Tensor
 from torch.nn import Module
 
@@ -19,6 +18,7 @@ from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
 from .models.registry import find_denoisers, guided_layers, spec_of
+from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
 from .own_loop import DenoiserBlock
 from .owners import Block, OneCall, Owner, Pipe, enter, leave_all, owner_for_everybody, pipes_in, refuse_nested
@@ -197,10 +197,7 @@ class _Guidance:
                 f"calls that are to be guided into the block, got {window}"
             )
         self.negative = checked_negative(negative_prompt)
-        if isinstance(pipe, ModularPipeline):
-            raise ValueError(
-                f"guide: {type(pipe).__name__} is not supported: a modular pipeline has guiders of its own"
-            )
+        check_guiders(pipe)
         if hasattr(pipe, "do_perturbed_attention_guidance"):
             name = type(pipe).__name__
             raise ValueError(f"guide: {name} is not supported: perturbed attention has a batch of its own")
@@ -257,6 +254,7 @@ class _Guidance:
         for turn in turns:
             take(turn, replaced)
         wait_for_calls_begun([pipe])
+        check_guiders(pipe)  # it may have got another since
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
         recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
@@ -265,8 +263,9 @@ class _Guidance:
         except Cancelled:
             return cancelled_run(replaced, function, pipe, denoisers, args, kwargs)
         calls = PromptCalls(spec_of(denoisers[0]), recorder, first, image_count(pipe, arguments))
-        halves = spec_of(denoisers[0]).doubles_batch(arguments)
-        steered = GuidedRun(self, pipe, denoisers[0], calls, halves)
+        # The guider of a modular pipeline calls the denoiser once for each branch.
+        halves = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
+        steered = GuidedRun(self, pipe, denoisers[0], calls, halves, arguments)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
         for turn in turns:
             replaced.attribute(turn, "run", steered)
@@ -274,6 +273,7 @@ class _Guidance:
         try:
             for part in zip(denoisers, sites, strict=True):
                 steered.stand_in(replaced, *part)
+            guider_calls_noticed(replaced, pipe, steered.enter)
             wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)
         finally:

@@ -12,8 +12,18 @@ from torch import Tensor
 
 from .denoiser_calls import Denoiser
 from .guard import Interception, lift_guards
+from .modular import is_modular, named_arguments
 from .restore import Replaced
 
+# The names under which pipelines take ready-made prompts.
+EMBEDDINGS = (
+    "prompt_embeds",
+    "prompt_embeds_t5",
+    "prompt_embeds_qwen",
+    "qwen_prompt_embeds",
+    "connector_prompt_embeds",
+    "text_features",
+)
 CALLBACKS = ("callback_on_step_end", "callback")
 
 
@@ -67,7 +77,7 @@ def call_arguments(
             arguments |= arguments.pop(name)
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.pop(name):
             raise TypeError(f"guide: arguments of this {type(pipe).__name__} must be given by name")
-    return arguments
+    return named_arguments(pipe, arguments) if is_modular(pipe) else arguments
 
 
 def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
@@ -75,7 +85,7 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     prompt = arguments.get("prompt")
     if prompt is not None:
         return 1 if isinstance(prompt, (str, Mapping)) else len(prompt)  # a mapping has texts for some frames
-    for name in ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen"):
+    for name in EMBEDDINGS:
         if isinstance(arguments.get(name), (Tensor, list)):  # a list with one tensor for each prompt
             return len(arguments[name])
     raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")

@@ -15,15 +15,19 @@ from torch import Tensor
 
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
-from .interception import CALLBACKS, contexts_noticed, intercepted, prompt_count
+from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
 from .models.registry import spec_of
+from .modular import as_call, guider_calls_noticed, input_names, is_modular, parts_with_state, silenced
 from .restore import Replaced, put_back_after
 from .turns import plain_call
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
-_EMBEDDINGS = ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen")
-_READY_MADE = ("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask")
+_READY_MADE = (
+    *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
+    *("connector_", "qwen_prompt_", "qwen_attention_mask", "t5_input_ids", "t5_attention_mask"),
+    *("text_features", "text_lengths", "cond_input_ids"),
+)
 
 
 class _Reached(BaseException):
@@ -147,7 +151,7 @@ class NegativeRecorder:
         """Whether a text of the denoiser's call is the ready-made prompt that the pipeline was given (True), its ready-made
         unconditional text (False), or neither (None)."""
         prompt, unconditional = (
-            [self.arguments.get(f"{prefix}{name}") for name in _EMBEDDINGS] for prefix in ("", "negative_")
+            [self.arguments.get(f"{prefix}{name}") for name in EMBEDDINGS] for prefix in ("", "negative_")
         )
         if any(_has_rows_of(x, y) for x, y in zip(prompt, unconditional, strict=True)):
             return None  # they are the same
@@ -175,6 +179,9 @@ class NegativeRecorder:
         fixed = spec_of(self.denoisers[0]).negative_call
         call |= {name: value for name, value in fixed.items() if name in self.arguments}
         _leave_nothing_behind(replaced, self.pipe, self.denoisers)
+        if is_modular(self.pipe):
+            call = as_call(self.pipe, call)
+            silenced(replaced, self.pipe)
         self.pipe.__dict__["_progress_bar_config"] = {
             **getattr(self.pipe, "_progress_bar_config", {}),
             "disable": True,
@@ -183,6 +190,7 @@ class NegativeRecorder:
             contexts_noticed(replaced, denoiser, context.append)
             originals[denoiser] = denoiser._call_impl  # before the first call by another thread
             originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
+        guider_calls_noticed(replaced, self.pipe, context.append)
         with contextlib.suppress(_Reached):
             self.function(self.pipe, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
@@ -190,8 +198,8 @@ class NegativeRecorder:
 
 
 def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Denoiser]) -> None:
-    """Whatever changes from now on in pipeline, scheduler, processors and torch's random state is put back."""
-    for owner in (pipe, getattr(pipe, "scheduler", None)):
+    """Whatever changes from now on in pipeline, scheduler, guiders, processors and torch's random state is put back."""
+    for owner in (pipe, *parts_with_state(pipe)):
         if hasattr(owner, "__dict__"):
             replaced.later(functools.partial(_put_attributes_back, owner, dict(owner.__dict__)))
     modules = [module for denoiser in denoisers for module in inner_denoiser(denoiser).modules()]
@@ -230,7 +238,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
             if (not k.startswith(_READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
             and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or _is_text(v)))}  # fmt: skip
     if isinstance(negative, Mapping):
-        known = inspect.signature(function).parameters
+        known = input_names(pipe) if is_modular(pipe) else inspect.signature(function).parameters
         call["prompt"] = None
         call |= {k: None for k in known if k.startswith("negative_prompt")}
         for name, value in negative.items():
@@ -259,16 +267,9 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
             if changed:
                 call[name] = _other_embeddings(call[name])
     else:
-        encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
-        dropped = bool(encoders) and all(getattr(pipe, name) is None for name in encoders)
-        if (
-            dropped and arguments.get("prompt") is None
-        ):  # else the pipeline has another way to encode it, or says so itself
-            raise ValueError(
-                f"guide: negative_prompt is text, and this {type(pipe).__name__} has no text encoder ({', '.join(encoders)}: "
-                "None): give ready-made text, {'prompt_embeds': ...} and what else its call takes for a prompt, which "
-                "encode_prompt gives while the text encoders are there"
-            )
+        why = _cannot_encode(pipe, arguments)
+        if why is not None:
+            raise ValueError(f"guide: negative_prompt is text, and this {type(pipe).__name__} has no {why}")
         texts = [negative] * prompts if isinstance(negative, str) else negative
         if len(texts) != prompts:
             raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
@@ -282,6 +283,19 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
         elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
     return _cloned(call)
+
+
+def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    """What a pipeline lacks to encode a text in a call with these arguments, and what to do; None where it can."""
+    advice = "give ready-made text, {'prompt_embeds': ...} and what else its call takes for a prompt"
+    if is_modular(pipe) and "prompt" not in input_names(pipe):
+        return f"block that takes a prompt: {advice}, which the blocks that encode one give"
+    encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
+    dropped = bool(encoders) and all(getattr(pipe, name) is None for name in encoders)
+    if dropped and arguments.get("prompt") is None:  # else it has another way to encode it, or says so itself
+        absent = f"text encoder ({', '.join(encoders)}: None)"
+        return f"{absent}: {advice}, which encode_prompt gives while the text encoders are there"
+    return None
 
 
 def _has_unconditional_text(arguments: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from .models.spec import ModelSpec
 from .negative_prompt import NegativeRecorder, RecordedCall
 
 PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
-# The contexts of diffusers' pipelines and guiders. LTX-2's last two have the prompt, and layers that are switched off: other
+# The contexts of diffusers' pipelines and guiders. LTX-2's last four have the prompt, and layers that are switched off: other
 # guidance takes its difference to the prompt's call, and they stay as they are, like the unconditional call.
 CONTEXTS = {
     "cond": PROMPT,
@@ -29,6 +29,8 @@ CONTEXTS = {
     "pred_uncond": UNCONDITIONAL,
     "uncond_stg": UNCONDITIONAL,
     "uncond_modality": UNCONDITIONAL,
+    "pred_cond_stg": UNCONDITIONAL,
+    "pred_cond_modality": UNCONDITIONAL,
 }
 _CANNOT_TELL = (
     "guide: the denoiser is called with several texts, and which of them carry the prompt and which belong to the unconditional "

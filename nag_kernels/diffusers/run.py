@@ -43,9 +43,10 @@ class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
     def __init__(
-        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: ToldApart, halves: bool
+        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: ToldApart, halves: bool,
+        arguments: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        """guidance: the settings, `guide._Guidance`; halves as in `Packer`."""
+        """guidance: the settings, `guide._Guidance`; halves as in `Packer`; arguments: of the pipeline's call."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
@@ -53,7 +54,7 @@ class GuidedRun:
         self.prompt_calls = prompt_calls
         self.steered: Any = None  # rows, images and their order, for which the settings stand
         start, end, sigma_end = guidance.window
-        self.steps = Steps(pipe, start, end, sigma_end, self.spec)
+        self.steps = Steps(pipe, start, end, sigma_end, self.spec, arguments or {})
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .models.spec import ModelSpec
+from .modular import first_timestep, is_modular
 
 
 class Steps:
@@ -18,10 +19,14 @@ class Steps:
     start, end: step i of n is guided if start <= i / n < end.
     sigma_end: and if its noise level is above this; None is no bound.
     spec: of the denoiser. Its steps are counted, or known by their timestep (`ModelSpec.by_timestep`).
+    arguments: of the pipeline's call.
     """
 
-    def __init__(self, pipe: Any, start: float, end: float, sigma_end: float | None, spec: ModelSpec):
+    def __init__(
+        self, pipe: Any, start: float, end: float, sigma_end: float | None, spec: ModelSpec, arguments: Mapping[str, Any]
+    ):  # fmt: skip
         self.pipe, self.start, self.end, self.sigma_end, self.spec = pipe, start, end, sigma_end, spec
+        self.arguments = arguments
         self.latest = start == 0  # whether the latest step was guided
         self.everything = start == 0 and end == 1 and sigma_end is None
         self.visits = 0
@@ -74,15 +79,22 @@ class Steps:
         From the scheduler, not from the denoiser's calls: pipelines round their timesteps to half precision, in which
         neighbours become equal.
         """
+        if getattr(self.pipe, "scheduler", None) is None:
+            raise ValueError(
+                f"guide: start, end and sigma_end cannot be placed: {type(self.pipe).__name__} has no scheduler; leave them out"
+            )
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         stop = len(timesteps)
-        if self.spec.by_timestep:
-            used = stop
-        if isinstance(end := getattr(self.pipe, "denoising_end", None), float) and 0 < end < 1:
+        end = getattr(self.pipe, "denoising_end", self.arguments.get("denoising_end"))
+        if isinstance(end, float) and 0 < end < 1:
             # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.
             trained = self.pipe.scheduler.config.num_train_timesteps
             stop = int((timesteps >= round(trained - end * trained)).sum())
+        if self.spec.by_timestep:
+            used = stop
+        elif is_modular(self.pipe):  # which does not say how many it uses
+            used = stop - first_timestep(self.pipe, self.arguments)
         run = slice(stop - used, stop)
         self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
         if self.sigma_end is not None:

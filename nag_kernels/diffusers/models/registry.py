@@ -26,6 +26,7 @@ FILES = {
     "ZImageTransformer2DModel": "z_image",
     "HunyuanVideoTransformer3DModel": "hunyuan_video",
     "Flux2Transformer2DModel": "flux2",
+    "Flux3Transformer2DModel": "flux3",
     "QwenImageTransformer2DModel": "qwen_image",
     "LTXVideoTransformer3DModel": "ltx",
     "LTX2VideoTransformer3DModel": "ltx2",
@@ -109,7 +110,10 @@ def find_denoisers(pipe: Any) -> list[Module]:
     """The pipeline's denoisers: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of a kind each."""
     found = denoisers_of(pipe)
     if not found:
-        raise ValueError(f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet)")
+        raise ValueError(
+            f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet); a modular pipeline has it "
+            "after load_components()"
+        )
     if any(spec_of(x) is not spec_of(found[0]) for x in found):
         kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
         raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
 
 def cosmos(**config):
-    config = {"in_channels": 4, "concat_padding_mask": False, **config}
+    config = {"in_channels": 4, "out_channels": 4, "concat_padding_mask": False, **config}
     return diffusers.CosmosTransformer3DModel(
-        out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2, text_embed_dim=TEXT,
+        num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2, text_embed_dim=TEXT,
         adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), extra_pos_embed_type=None, **config,
     )  # fmt: skip
 

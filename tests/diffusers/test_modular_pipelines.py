@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance in diffusers' modular pipelines: every pipeline that the library makes by default."""
+
+import pathlib
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import diffusers
+from drawing import denoisers
+from modular_tiny import MODULAR, modular, ordinary
+from tiny import error
+
+from nag_kernels.diffusers import guide
+from nag_kernels.diffusers.models.registry import FILES, TESTED_WITH, guided_layers
+from nag_kernels.diffusers.modular import guiders_of, table
+
+pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
+
+FIRM = {"nag_scale": 8.0, "nag_tau": 2.0, "nag_alpha": 0.5}
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "modular_pipelines.md"
+
+
+class Outputs:
+    """What the denoisers of a pipeline give in each run."""
+
+    def __init__(self, pipe):
+        self.pipe, self.now = pipe, []
+        for model in denoisers(pipe):
+            model.register_forward_hook(self.note)
+
+    def note(self, model, inputs, output):
+        sample = output if isinstance(output, torch.Tensor) else output[0]
+        self.now.append(torch.stack(sample) if isinstance(sample, list) else sample)
+
+    def __call__(self, **call):
+        self.now = []
+        if "pyramid_num_inference_steps_list" in call:
+            call.pop("num_inference_steps", None)
+        torch.manual_seed(7)
+        self.pipe(**call, generator=torch.Generator().manual_seed(7))
+        return self.now
+
+
+def furthest(got, wanted):
+    return max(error(x, y) for x, y in zip(got, wanted, strict=True))
+
+
+def state(pipe):
+    """What a guided call might leave behind: what stands on each object, and its values but for tensors and the like."""
+
+    def values(x):
+        kept = (bool, int, float, str, type(None))
+        return type(x), {name: y if isinstance(y, kept) else type(y) for name, y in vars(x).items()}
+
+    def blocks(block):
+        return [block, *(x for inside in getattr(block, "sub_blocks", {}).values() for x in blocks(inside))]
+
+    processors = [layer.processor for model in denoisers(pipe) for layer in guided_layers(model)]
+    parts = [x for x in pipe.components.values() if hasattr(x, "__dict__")]
+    return processors, [values(x) for x in (pipe, *parts, *blocks(pipe._blocks))]
+
+
+@pytest.mark.parametrize("name", [name for name, tiny in MODULAR.items() if tiny.unguided is not None])
+def test_draws_what_the_ordinary_pipeline_draws(name):
+    """Without classifier-free guidance."""
+    (pipe, call, negative), (other, other_call, other_negative) = modular(name), ordinary(name)
+    draw, draw_other = Outputs(pipe), Outputs(other)
+    with guide(pipe, negative, **FIRM):
+        got = draw(**call)
+    with guide(other, other_negative, **FIRM):
+        wanted = draw_other(**other_call)
+    assert furthest(got, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", MODULAR)
+def test_modular_pipeline(name):
+    """With classifier-free guidance where it has any."""
+    scale = 3.0
+    pipe, call, negative = modular(name, scale)
+    draw, prompt = Outputs(pipe), call["prompt"]
+    plain, before = draw(**call), state(pipe)
+    with guide(pipe, prompt if isinstance(prompt, str) else prompt[0], **FIRM):
+        same = furthest(draw(**call), plain)
+    with guide(pipe, negative, **FIRM):
+        guided = draw(**call)
+    assert same < 2e-5 * (2 * scale - 1)
+    assert furthest(guided, plain) > 1e-3
+    assert state(pipe) == before
+    assert furthest(draw(**call), plain) == 0
+    assert error(guided[0], plain[0]) > 1e-3
+    tiny = MODULAR[name]
+    if guiders_of(pipe) or tiny.scale:  # a step is two calls, of which the second is unconditional
+        assert torch.equal(guided[1], plain[1])
+        assert error(guided[2], plain[2]) > 1e-3
+
+
+@pytest.mark.skipif(diffusers.__version__ != TESTED_WITH, reason="the table is of another version")
+def test_the_table_of_modular_pipelines():
+    written = PAGE.read_text()
+    assert table() in written
+    acting = {row.split("`")[1] for row in table().splitlines() if row.endswith("| yes |")}
+    assert acting == set(MODULAR)
+
+
+@pytest.mark.parametrize("kind", ["MiniMaxH3Transformer3DModel", "WanAnimate2Transformer3DModel",
+                                  "MiniMaxMusic3Transformer1DModel"])  # fmt: skip
+def test_denoisers_that_are_not_known_raise_by_name(kind):
+    assert kind not in FILES
+    pipe, _, negative = modular("FluxModularPipeline")
+    pipe.transformer = type(kind, (torch.nn.Module,), {})()
+    with (
+        pytest.raises(ValueError, match=f"guide: {kind} is not supported; supported denoisers: "),
+        guide(pipe, negative),
+    ):
+        pass

@@ -126,9 +126,9 @@ class Seen:
 
 @dataclass
 class Block:
-    """Some rows of the query of one sample: [Hkv, rows, D], where the query heads of a key head are rows of it."""
+    """Some rows of the query of one sample."""
 
-    query: Tensor
+    query: Tensor  # [Hkv, rows, D] times `scale`; the query heads of a key head are rows of it
     scale: float
     numbers: int  # of logits at once
 
@@ -142,7 +142,7 @@ class Block:
         self, keys: KeySet, key: Tensor, first: int, last: int, largest: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """exp(S - m) [n, rows, T] of the logits S, and m [n, rows, 1], the largest of a row, which step 1 finds."""
-        weights = torch.bmm(self.query[first:last], key.transpose(1, 2)).mul_(self.scale)
+        weights = torch.bmm(self.query[first:last], key.transpose(1, 2))
         if keys.visible is not None:
             weights.masked_fill_(~keys.visible, -torch.inf)
         if largest is None:
@@ -179,7 +179,7 @@ class Block:
             if d_query is not None:
                 d_query[first:last].baddbmm_(d_logits, key, alpha=self.scale)
             if keys.d_key is not None:
-                keys.d_key[:, first:last].transpose(0, 1).baddbmm_(d_logits.transpose(1, 2), query, alpha=self.scale)
+                keys.d_key[:, first:last].transpose(0, 1).baddbmm_(d_logits.transpose(1, 2), query)
 
 
 def _branch(index: int, sets: Sequence[KeySet], every: Sequence[Seen], like: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -245,7 +245,7 @@ def fused_guided_attention(gradient: Tensor, wanted: Sequence[bool], *arguments:
     query, vsf = call.query, call.rule == "vsf"
     batch, length, heads, size = query.shape
     kv_heads, dtype, device = call.key_positive.shape[2], accumulate_dtype(query.dtype), query.device.type
-    repeats = heads // kv_heads
+    repeats, scale = heads // kv_heads, size**-0.5 if call.softmax_scale is None else call.softmax_scale
     numbers = NUMBERS.get(device, NUMBERS_ELSEWHERE)
     found = {  # of keys and values, in the dtype of the arithmetic
         name: x.new_zeros(x.shape, dtype=dtype)
@@ -277,7 +277,7 @@ def fused_guided_attention(gradient: Tensor, wanted: Sequence[bool], *arguments:
             def packed(x: Tensor, sample: int = sample, first: int = first, last: int = first + rows) -> Tensor:
                 return x[sample, first:last].transpose(0, 1).to(dtype).reshape(kv_heads, -1, size)
 
-            block = Block(packed(query), size**-0.5 if call.softmax_scale is None else call.softmax_scale, numbers)
+            block = Block(packed(query) * scale, scale, numbers)
             d_rows = None if d_query is None else torch.zeros_like(block.query)
             of_block = _block(block, packed(gradient), sets, own, call.rule, repeats, d_rows)
             d_settings[:, sample] += torch.stack(of_block)

@@ -5,8 +5,9 @@
 `fused_guided_attention` stays where its data is if they are sharded by batch, or the query by its sequence and all keys, values
 and masks whole; over a mesh of several dimensions, by either along each. Heads are never sharded: the norms of rule "nag" span
 them. Whatever is placed otherwise DTensor moves first. `guidance` stays where it is along all dimensions but the last, for the
-same reason. The gradients stay where the operations do: what a tensor that is whole gets from each rank is a part of a sum. The front
-doors import this when they first meet a DTensor; a caller of `torch.ops.nag` must do so.
+same reason. The gradients stay where the operations do: what a tensor that is whole gets from each rank is a part of a sum.
+
+The front doors import this when they first meet a DTensor; a caller of `torch.ops.nag` must do so.
 """
 
 import functools
@@ -59,7 +60,7 @@ def _guidance(positive: Any, *others: Any) -> list[Sharding]:
 def _gradients(
     forward: Callable[..., list[Sharding]], push: Any, wanted: Sequence[bool], *arguments: Any
 ) -> list[Sharding]:
-    """Of each sharding of an operation, that of its gradient: each derivative is placed as its argument, or is a part of a sum."""
+    """Of each sharding of an operation, that of its gradient: a derivative is placed as its argument, or is part of a sum."""
 
     def derivative(want: bool, placed: Placement | None, whole: bool) -> Placement:
         if not want or whole:

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a negative prompt costs: one operation, one layer, one model; and the report that says it.
+"""What a negative prompt costs: one operation, its gradient, one layer, one model; and the report that says it.
 
-python -m benchmarks                 attention, layer, model and report, under 10 minutes on two cores
+python -m benchmarks                 attention, gradient, layer, model and report, about 15 minutes on two cores
 python -m benchmarks attention       one operation beside its rivals
+python -m benchmarks gradient        a forward and its backward beside autograd through two attentions and the formula
 python -m benchmarks layer           one attention layer of six models, with its projections, norms and rotary embedding
 python -m benchmarks model           one denoising step of six models: unguided, CFG, NAG as published, NAG ours
 python -m benchmarks report          RESULTS.md and the plots from the CSVs that are there
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_model, gpu_verdicts, report
+from benchmarks import bench_attention, bench_gradient, bench_model, gpu_verdicts, report
+
+MEASURED = {"attention": bench_attention, "gradient": bench_gradient, "layer": bench_model, "model": bench_model}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,8 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     common.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
     common.add_argument("--no-csv", dest="csv", action="store_false", help="print only")
-    kinds = parser.add_subparsers(dest="kind", metavar="{attention,layer,model,report,verdicts}")
-    for kind, module in (("attention", bench_attention), ("layer", bench_model), ("model", bench_model)):
+    kinds = parser.add_subparsers(dest="kind", metavar="{attention,gradient,layer,model,report,verdicts}")
+    for kind, module in MEASURED.items():
         each = kinds.add_parser(
             kind, parents=[common], description=module.__doc__, epilog=module.help_text(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         run(options)
         return
     failed = []
-    for kind in ("attention", "layer", "model"):
+    for kind in MEASURED:
         print(f"\n== {kind}")
         try:
             run(parser.parse_args([kind]))
@@ -65,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this torch sees no GPU; --device cpu runs the same code on a CPU")
     torch.set_num_threads(options.threads)
-    (bench_attention if options.kind == "attention" else bench_model).main(options)
+    MEASURED[options.kind].main(options)
 
 
 if __name__ == "__main__":

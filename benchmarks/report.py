@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import gpu_verdicts
 from benchmarks.machine import RESULTS, sentence
+from benchmarks.workloads import GRADIENT_TARGETS
 
 REPORT = RESULTS.with_name("RESULTS.md")
 README = RESULTS.parents[1] / "README.md"
@@ -120,6 +121,31 @@ def _calls(rows: list[Row]) -> list[str]:
     return [f"One call on one token, microseconds: {', '.join(found)}."] if found else []
 
 
+def gradient(stem: str, rows: list[Row]) -> str:
+    lines = []
+    for (workload, dtype), by in grouped(rows, "workload", "dtype").items():
+        if not {"ours", "eager"} <= set(by):
+            continue
+        own = by["ours"]
+        shape = f"{own['batch']} x {own['length']} x {own['heads']} x {own['size']}, {own['text']}, {own['shared']}"
+        share = milliseconds(own) / milliseconds(by["eager"])
+        of_time, of_memory = GRADIENT_TARGETS[workload]
+        compiled = f"{milliseconds(own) / milliseconds(by['compiled']):.2f}x" if "compiled" in by else ""
+        memory = ""
+        if own["peak_mib"] and by["eager"]["peak_mib"]:
+            mine, theirs = float(own["peak_mib"]), float(by["eager"]["peak_mib"])
+            memory = f"{mine / theirs:.2f}x ({of_memory}x), {mine:.0f} / {theirs:.0f}"
+        lines.append(
+            [workload, shape, dtype, f"{milliseconds(own):.2f}", f"{share:.2f}x ({of_time}x)", compiled, memory]
+        )
+    head = ["layer", "B x S x H x D, text, shared", "dtype", "ours, ms", "of eager (target)", "of compiled",
+            "memory of eager (target), MiB"]  # fmt: skip
+    return "\n\n".join([
+        f"### {sentence(rows[0])}", "Time and peak memory of ours as a share of those of the rival: autograd through torch's "
+        "attention twice and the formula, in eager mode or compiled (p50, providers in turns):", table(head, lines),
+    ])  # fmt: skip
+
+
 OVERHEAD_HEAD = ("scale", "dtype", "attention's share", "at real size", "unguided, ms")
 OVERHEADS = {"cfg": "CFG", "published": "NAG as published", "ours": "NAG ours", "ours_kept": "NAG ours, later steps"}
 
@@ -214,8 +240,9 @@ def plot_overhead(path: Path, rows: list[Row]) -> None:
     pyplot.close(figure)
 
 
-SECTIONS: tuple[tuple[str, str, Callable, Callable], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable, Callable | None], ...] = (
     ("attention", "One operation", attention, plot_attention),
+    ("gradient", "A forward and its backward", gradient, None),
     ("layer", "One attention layer: projections, norms, rotary embedding, attention", overhead, plot_overhead),
     ("model", "One denoising step", overhead, plot_overhead),
 )
@@ -253,7 +280,8 @@ def main() -> None:
         parts.append(f"## {title}")
         for stem, rows in read(kind).items():
             parts.append(text(stem, rows))
-            plot(RESULTS / f"{stem}.png", rows)
+            if plot is not None:
+                plot(RESULTS / f"{stem}.png", rows)
     proven = read("gpu_verdicts")
     if proven:
         parts += [

@@ -39,7 +39,7 @@ class Workload:
         return dataclasses.replace(self, length=max(1, self.length // by), shared=self.shared // by)
 
 
-_ALL = (
+WORKLOADS = (
     Workload("sd15_8x8", "small", 2, 64, 8, 160, 77),
     Workload("sd15_16x16", "small", 2, 256, 8, 160, 77),
     Workload("sd15_32x32", "small", 2, 1024, 8, 80, 77),
@@ -58,13 +58,17 @@ _ALL = (
     Workload("hunyuan_video", "joint", 1, 27280, 24, 128, 256, 27280),
 )
 # What a benchmark of minutes can hold: on a GPU everything, on a CPU what takes at most about a second.
-GPU = _ALL
-CPU = tuple(w for w in _ALL if w.flops() < 4e10)
+GPU = WORKLOADS
+CPU = tuple(w for w in WORKLOADS if w.flops() < 4e10)
 
 # Two layers with more and more queries, and in larger and larger batches: the cost of one of them must stay the same.
 GROWTH = tuple(
     dataclasses.replace(w, name=f"{w.name} {kind} x{times}", group="growth", **{field: getattr(w, field) * times})
-    for w in _ALL if w.name in ("sdxl_32x32", "flux_512px")
+    for w in WORKLOADS if w.name in ("sdxl_32x32", "flux_512px")
     for kind, field in (("tokens", "length"), ("batch", "batch")) for times in (1, 2, 4)
 )  # fmt: skip
 ONE_TOKEN = Workload("one token", "call", 1, 1, 1, 8, 1)  # what a call costs beside its arithmetic
+GRADIENT = {w.name: w for w in (*WORKLOADS, ONE_TOKEN)
+            if w.name in ("sd15_64x64", "sdxl_64x64", "flux_512px", "flux_1024px", ONE_TOKEN.name)}  # fmt: skip
+# What a forward and its backward may take of eager's time and memory.
+GRADIENT_TARGETS = {name: (1.5, None) if name == ONE_TOKEN.name else (0.9, 0.9) for name in GRADIENT}

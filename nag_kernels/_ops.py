@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
 """Registers `torch.ops.nag`: for each operation its schema, fake kernel, fallback, gradient and autocast; checks.py checks its
-input."""
+input, gradient.py computes its first derivative."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference, sdpa
+from . import gradient, reference, sdpa
 from .checks import CHECKS
 
 _KEYS = "Tensor query, Tensor key_positive, Tensor value_positive, Tensor key_negative, Tensor value_negative, "
@@ -32,6 +32,14 @@ SCHEMAS = {
     "guidance": f"(Tensor positive, Tensor negative, {_FLOATS}, str rule='nag') -> Tensor",
     "guidance.tensor": f"(Tensor positive, Tensor negative, {_TENSORS}, str rule='nag') -> Tensor",
 }
+# How many arguments, the first ones, have a derivative; `wanted` has one entry for each.
+DERIVATIVES = {"fused_guided_attention": 10, "guidance": 5}
+
+
+def _gradient_schema(name: str) -> str:
+    tensors = ", ".join(["Tensor"] * DERIVATIVES[name.partition(".")[0]])
+    return f"(Tensor gradient, bool[] wanted, {SCHEMAS[name].removeprefix('(').partition(') ->')[0]}) -> ({tensors})"
+
 
 LOG = logging.getLogger("nag_kernels")
 torch_calls: Counter[str] = Counter()  # how often each backend of plain PyTorch ran
@@ -71,42 +79,62 @@ def _fake(op: str, *args: Any, **kwargs: Any) -> Tensor:
     return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
 
-# --- gradient: recomputed from the inputs, through the reference ---------------------------------------------------------
+# --- gradient: recomputed from the inputs, by gradient.py ----------------------------------------------------------------
+
+GRADIENT = {"fused_guided_attention": gradient.fused_guided_attention, "guidance": gradient.guidance}
 
 
-class _Recompute(torch.autograd.Function):
+def _run_gradient(op: str, push: Tensor, wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+    with torch.no_grad(), _no_autocast(push.device.type):
+        return GRADIENT[op](push, wanted, *args)
+
+
+def _fake_gradient(op: str, push: Tensor, wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+    return [
+        torch.empty_like(args[i], memory_format=torch.contiguous_format) if want else push.new_empty(0)
+        for i, want in enumerate(wanted)
+    ]
+
+
+class _Derivative(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Any, keyset: Any, *inputs: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             output = call.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
-        ctx.op = call._schema.name.removeprefix("nag::")
+        ctx.op, ctx.overload = call._schema.name.removeprefix("nag::"), call._overloadname
         ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
         ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] one output, one gradient
+    def backward(ctx: Any, push: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] one output, one gradient
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
-        wanted = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
-        second_order = torch.is_grad_enabled()
-        with torch.enable_grad(), _no_autocast(gradient.device.type):
-            for i in wanted:
-                # A view is a leaf of this derivative alone (two inputs may be one tensor, or one made from the other),
-                # and still leads to the saved tensor, so that a second derivative is right as well.
-                inputs[i] = inputs[i].view_as(inputs[i]) if second_order else inputs[i].detach().requires_grad_()
-            output = REFERENCE[ctx.op](*inputs)
-            found: Sequence[Tensor]
-            if output.requires_grad:
-                found = torch.autograd.grad(
-                    output, [inputs[i] for i in wanted], gradient, create_graph=second_order, materialize_grads=True
-                )
-            else:  # NASA and VSF do not use tau and alpha
-                found = [torch.zeros_like(inputs[i]) for i in wanted]
-        grads: list[Tensor | None] = [None] * (len(inputs) + 2)
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i + 2] = grad
-        return tuple(grads)
+        wanted = list(ctx.needs_input_grad[2:])
+        found: Sequence[Tensor]
+        if torch.is_grad_enabled():
+            found = _differentiable(ctx.op, push, wanted, inputs)
+        else:
+            length = DERIVATIVES[ctx.op]
+            call = getattr(getattr(torch.ops.nag, f"{ctx.op}_backward"), ctx.overload)
+            found = call(push, (wanted + [False] * length)[:length], *inputs)
+        grads = [found[i] if i < len(found) and want else None for i, want in enumerate(wanted)]
+        return None, None, *grads
+
+
+def _differentiable(op: str, push: Tensor, wanted: Sequence[bool], inputs: list[Any]) -> list[Tensor]:
+    """A gradient that has derivatives itself: through the reference, with the logits in memory."""
+    with torch.enable_grad(), _no_autocast(push.device.type):
+        # A view is a leaf of this derivative alone (two inputs may be one tensor, or one made from the other), and still leads
+        # to the saved tensor, so that a second derivative is right as well.
+        inputs = [x.view_as(x) if want else x for x, want in zip(inputs, wanted, strict=True)]
+        leaves = [x for x, want in zip(inputs, wanted, strict=True) if want]
+        output = REFERENCE[op](*inputs)
+        found = [torch.zeros_like(x) for x in leaves]  # NASA and VSF do not use tau and alpha
+        if output.requires_grad:
+            found = list(torch.autograd.grad(output, leaves, push, create_graph=True, materialize_grads=True))
+    rest = iter(found)
+    return [next(rest) if want else push.new_empty(0) for want in wanted]
 
 
 def _autograd(call: Any) -> Callable[..., Tensor]:
@@ -127,7 +155,7 @@ def _autograd(call: Any) -> Callable[..., Tensor]:
                 op = call._schema.name.removeprefix("nag::")
                 CHECKS[op](*args)
                 return REFERENCE[op](*args)
-            return _Recompute.apply(call, keyset, *args)
+            return _Derivative.apply(call, keyset, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return call.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
@@ -197,6 +225,10 @@ def _register(library: torch.library.Library) -> None:
         library.impl(name, _autograd(call), "Autograd", with_keyset=True)
         for device in ("cpu", "cuda"):
             library.impl(name, _autocast(call, op, device), f"Autocast{device.upper()}")
+        backward = name.replace(op, f"{op}_backward")
+        library.define(backward + _gradient_schema(name), tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(backward, functools.partial(_run_gradient, op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"nag::{backward}", functools.partial(_fake_gradient, op), lib=library)
 
 
 LIBRARY = torch.library.Library("nag", "DEF")

@@ -5,15 +5,17 @@
 `fused_guided_attention` stays where its data is if they are sharded by batch, or the query by its sequence and all keys, values
 and masks whole; over a mesh of several dimensions, by either along each. Heads are never sharded: the norms of rule "nag" span
 them. Whatever is placed otherwise DTensor moves first. `guidance` stays where it is along all dimensions but the last, for the
-same reason. The front doors import this when they first meet a DTensor; a caller of `torch.ops.nag` must do so.
+same reason. The gradients stay where the operations do: what a tensor that is whole gets from each rank is a part of a sum.
+
+The front doors import this when they first meet a DTensor; a caller of `torch.ops.nag` must do so.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.distributed.tensor import Placement, Replicate, Shard
+from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from . import _ops
@@ -55,11 +57,31 @@ def _guidance(positive: Any, *others: Any) -> list[Sharding]:
     return shardings
 
 
+def _gradients(
+    forward: Callable[..., list[Sharding]], push: Any, wanted: Sequence[bool], *arguments: Any
+) -> list[Sharding]:
+    """Of each sharding of an operation, that of its gradient: a derivative is placed as its argument, or is part of a sum."""
+
+    def derivative(want: bool, placed: Placement | None, whole: bool) -> Placement:
+        if not want or whole:
+            return Replicate()
+        return Partial() if isinstance(placed, Replicate) else placed or Replicate()
+
+    shardings: list[Sharding] = []
+    for output, inputs in forward(*arguments):
+        whole = isinstance(output[0], Replicate)
+        outputs = [derivative(want, inputs[i], whole) for i, want in enumerate(wanted)]
+        shardings.append(([*outputs], [output[0], None, *inputs]))
+    return shardings
+
+
 def _register() -> None:
     for name in _ops.SCHEMAS:
         op, _, overload = name.partition(".")
-        call = getattr(getattr(torch.ops.nag, op), overload or "default")
-        register_sharding(call)({"fused_guided_attention": _attention, "guidance": _guidance}[op])
+        forward = {"fused_guided_attention": _attention, "guidance": _guidance}[op]
+        for operation, shardings in ((op, forward), (f"{op}_backward", functools.partial(_gradients, forward))):
+            call = getattr(getattr(torch.ops.nag, operation), overload or "default")
+            register_sharding(call)(shardings)
 
 
 _register()

@@ -6,14 +6,155 @@ import pytest
 import torch
 from test_ops import both, operation, samples
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nag_kernels
-from nag_kernels import _ops, testing
+from nag_kernels import _ops, gradient, reference, testing
 
 
 def differentiable(call):
     names = [n for n, x in call.items() if isinstance(x, torch.Tensor) and x.is_floating_point()]
     return names, [call[n].detach().clone().requires_grad_() for n in names]
+
+
+def gradients(function, call, push, **settings):
+    """dL/d of every floating tensor of a call, by name, where dL/dout is push."""
+    names, tensors = differentiable(call)
+    out = function(**{**call, **dict(zip(names, tensors, strict=True)), **settings})
+    found = torch.autograd.grad(out, tensors, push, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
+
+
+def settings_of(rule, each):
+    """Tensors, of each sample or of all; in part of the tokens f clips."""
+    values = {"nag_scale": [3.0, 1.5], "nag_tau": [1.25, float("inf")], "nag_alpha": [0.5, 0.25]}
+    return {name: torch.tensor(x if each else x[0]) for name, x in values.items()} | {"rule": rule}
+
+
+@pytest.mark.parametrize("rule", ["nag", "nasa", "vsf"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_blocks_against_the_reference(rule, kept, monkeypatch):
+    """In blocks of 7 rows and groups of heads, with the weights of step 1 kept or computed again: the reference's gradient."""
+    monkeypatch.setitem(gradient.ROWS, "cpu", 7)
+    monkeypatch.setitem(gradient.NUMBERS, "cpu", 10_000 if kept else 70)
+    calls = [
+        {"shared": 9}, {"positive": 5, "negative": 11}, {"shared": 9, "negative_batch": 1, "masks": True, "bias": 0.7},
+        {"shared": 9, "kv_heads": 2, "masks": True}, {"kv_heads": 1, "negative": 0}, {"positive": 0, "shared": 3},
+        {"positive": 0, "negative": 0}, {"positive": 0, "negative": 0, "shared": 5}, {"length": 0}, {"batch": 2, "length": 1},
+    ]  # fmt: skip
+    for i, shape in enumerate(calls):
+        call = testing.make_inputs(**({"batch": 2, "length": 17, "heads": 4, "size": 6, "positive": 4, "negative": 3,
+                                       "dtype": torch.float64} | shape))  # fmt: skip
+        if shape.get("masks"):  # a sample that sees nothing of a key set, and NaN where nothing is seen
+            call["mask_positive"][1] = call["mask_shared"][0] = False
+            call["key_positive"][1] = call["value_shared"][0] = float("nan")
+        settings = settings_of(rule, each=i % 2 == 0)
+        push = torch.randn_like(call["query"])
+        found = gradients(nag_kernels.fused_guided_attention, call | settings, push)
+        expected = gradients(reference.fused_guided_attention, call | settings, push)
+        assert len(found) >= 8
+        for name in found:
+            bound = 1e-5 if found[name].dtype == torch.float32 else 1e-10  # settings are float32
+            torch.testing.assert_close(found[name], expected[name], rtol=bound, atol=bound, msg=f"{name} of {shape}")
+
+
+@pytest.mark.parametrize("rule", ["nag", "nasa"])
+def test_gradient_of_guidance_against_the_reference(rule):
+    for each, shape in ((True, (2, 9, 12)), (False, (2, 9, 12)), (False, (12,))):
+        call = {name: torch.randn(*shape, dtype=torch.float64) for name in ("positive", "negative")}
+        call["positive"] *= torch.linspace(0, 1, shape[0])[:, None, None] if len(shape) > 1 else 1  # zeros too
+        push = torch.randn(*shape, dtype=torch.float64)
+        both_ = [gradients(f, call | settings_of(rule, each), push) for f in (nag_kernels.guidance, reference.guidance)]
+        for name, x in both_[0].items():
+            bound = 1e-5 if x.dtype == torch.float32 else 1e-10
+            torch.testing.assert_close(x, both_[1][name], rtol=bound, atol=bound, msg=name)
+
+
+def test_one_gradient_alone_is_that_among_all():
+    call = testing.make_inputs(length=9, heads=2, size=4, positive=3, negative=5, shared=4) | {
+        "nag_scale": torch.tensor(3.0), "nag_tau": torch.tensor(1.2), "nag_alpha": torch.tensor(0.5)}  # fmt: skip
+    for rule in ("nag", "vsf"):
+        push = torch.randn_like(call["query"])
+        every = gradients(nag_kernels.fused_guided_attention, call, push, rule=rule)
+        for name, wanted in every.items():
+            alone = call[name].clone().requires_grad_()
+            out = nag_kernels.fused_guided_attention(**{**call, name: alone}, rule=rule)
+            if out.requires_grad:
+                assert torch.equal(torch.autograd.grad(out, alone, push)[0], wanted), name
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers in a tensor that an operation gives."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_memory_of_the_gradient_is_linear():
+    """Nothing is as large as all logits, 16 million here: at most the inputs (1 million) or the logits of a block."""
+    call = testing.make_inputs(length=2048, heads=4, size=128, positive=64, negative=64, shared=2048)
+    _, (query, *_) = differentiable(call)
+    out = nag_kernels.fused_guided_attention(**{**call, "query": query}, nag_scale=5.0)
+    with Largest() as largest:
+        out.sum().backward()
+    assert largest.numbers == 1 << 20
+
+
+def test_gradient_of_a_sample_has_the_same_bits_in_a_batch_and_again():
+    call = testing.make_inputs(batch=3, length=40, heads=4, size=16, positive=7, negative=5, shared=9, masks=True)
+    push = torch.randn_like(call["query"])
+    whole, again = (gradients(nag_kernels.fused_guided_attention, call, push, nag_scale=5.0) for _ in range(2))
+    torch.testing.assert_close(whole, again, rtol=0, atol=0)
+    for i in range(3):
+        own = {name: x[i : i + 1] for name, x in call.items()}
+        alone = gradients(nag_kernels.fused_guided_attention, own, push[i : i + 1], nag_scale=5.0)
+        for name, x in alone.items():
+            assert torch.equal(x[0], whole[name][i]), name
+
+
+@pytest.mark.parametrize("rule", ["nag", "vsf"])
+def test_gradient_where_one_text_outweighs_the_other_beyond_float32(rule):
+    """exp(L+ - L-) is no float32 here, in one token because of text+, in another because of text-."""
+    call = testing.make_inputs(length=2, heads=2, size=4, positive=3, negative=3, shared=5)
+    call["query"][:, :, :, 0] = torch.tensor([400.0, -400.0])[:, None]
+    call["key_positive"][..., 0], call["key_negative"][..., 0] = 1.0, -1.0
+    call["negative_logit_bias"] = -3.0
+    push = torch.randn_like(call["query"])
+    found = gradients(nag_kernels.fused_guided_attention, call, push, nag_scale=5.0, rule=rule)
+    expected = gradients(
+        reference.fused_guided_attention, testing.cast(call, torch.float64), push.double(), nag_scale=5.0, nag_tau=2.5,
+        nag_alpha=0.25, rule=rule,
+    )  # fmt: skip
+    for name, x in found.items():
+        torch.testing.assert_close(x.double(), expected[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_gradient_where_a_bias_hides_the_negative():
+    call = testing.make_inputs(length=9, heads=2, size=4, positive=3, negative=3, shared=5)
+    push = torch.randn_like(call["query"])
+    biased = call | {"negative_logit_bias": torch.finfo(torch.float32).min}
+    hidden = call | {"mask_negative": torch.zeros(1, 3, dtype=torch.bool)}
+    found, expected = (gradients(nag_kernels.fused_guided_attention, x, push, nag_scale=5.0) for x in (biased, hidden))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision_are_no_worse_than_those_of_the_eager_formula(dtype):
+    call = testing.make_inputs(length=128, heads=4, size=32, positive=20, negative=30, shared=128, dtype=dtype)
+    push = torch.randn_like(call["query"])
+    exact = gradients(
+        reference.fused_guided_attention, testing.cast(call, torch.float64), push.double(), nag_scale=5.0, nag_tau=2.5,
+        nag_alpha=0.25,
+    )  # fmt: skip
+    ours = gradients(nag_kernels.fused_guided_attention, call, push, nag_scale=5.0)
+    eager = gradients(lambda **inputs: testing.eager(inputs, 5.0, 2.5, 0.25), call, push)
+    for name, x in exact.items():
+        assert testing.error(ours[name], x) < 1.05 * testing.error(eager[name], x), name
 
 
 @both

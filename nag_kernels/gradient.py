@@ -1,0 +1,296 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""First derivatives of the operations, in memory that is linear in the lengths.
+
+A key set is the image's keys, text+ or text-; a branch is what one softmax runs over: the image's keys and a text. Queries are
+taken in blocks of rows, each in three steps:
+
+1. Each key set by itself gives its attention and its logsumexp. Weighted by them, the sets of a branch add up to Z of the branch.
+2. The formula's own derivative turns dL/dout into dL/dZ+ and dL/dZ-.
+3. Each key set gives its part of the gradient, from its logits, computed again, and the logsumexp L of the branch:
+
+       P = exp(S - L),  dV = P^T dZ,  dS = P (dZ V^T - delta),  delta = sum(dZ Z),  dQ = scale dS K,  dK = scale dS^T Q
+
+Both branches see the image's keys. There P- = P+ exp(L+ - L-), row by row, so that step 3 is linear in what two branches bring:
+one walk over these keys with dZ = dZ+ + exp(L+ - L-) dZ- and delta likewise serves both. The method without the second branch is
+that of FlashAttention (arXiv 2205.14135, appendix B.4).
+
+Arithmetic is float32, float64 for float64 inputs. The order of all sums is fixed, so that the bits are the same on every run.
+A gradient that has derivatives itself goes through the reference (_ops.py).
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import Attention
+from .reference import accumulate_dtype, as_tensor
+
+# Query rows of a block at most, and numbers in its logits: what stays in the cache of a core, and what fills a GPU.
+ROWS, NUMBERS = {"cpu": 512}, {"cpu": 1 << 20}
+ROWS_ELSEWHERE, NUMBERS_ELSEWHERE = 4096, 1 << 26
+
+
+def formula(
+    gradient: Tensor, positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str,
+    dims: tuple[int, ...],
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """(dL/dZ+, dL/dZ-, (dL/dscale, dL/dtau, dL/dalpha)) of `reference.guidance`; the last three one number per token.
+
+    gradient is dL/dout. The norms run over `dims`, of which a token's numbers are made up; settings have a size of 1 there.
+    With u = sum(g G), the sums over a token, and e = alpha u where f clips, 0 elsewhere:
+        dG  = alpha f g - e f / |G|_1 sign(G)
+        dZ+ = (1 - alpha) g + e tau / |G|_1 sign(Z+) + scale dG,   dZ- = -(scale - 1) dG
+        dscale = sum(dG (Z+ - Z-)),   dtau = e |Z+|_1 / |G|_1,   dalpha = f u - sum(g Z+)
+    """
+    whole = (gradient * positive).sum(dims, keepdim=True)
+    if rule == "nasa":  # out = Z+ - scale Z-
+        nothing = torch.zeros_like(whole)
+        return gradient, gradient * -scale, (-(gradient * negative).sum(dims, keepdim=True), nothing, nothing)
+    extrapolated = torch.addcmul(negative, positive - negative, scale)  # G
+    length = extrapolated.abs().sum(dims, keepdim=True)
+    norm = positive.abs().sum(dims, keepdim=True)
+    no_clip = torch.isinf(tau)
+    finite_tau = torch.where(no_clip, 1.0, tau)
+    clipped = (length > finite_tau * norm) & ~no_clip
+    divisor = torch.where(clipped, length, 1.0)
+    factor = torch.where(clipped, finite_tau * norm / divisor, 1.0)
+    along = (gradient * extrapolated).sum(dims, keepdim=True)  # u
+    pull = torch.where(clipped, alpha * along, 0.0) / divisor  # e / |G|_1
+    d_extrapolated = torch.addcmul(gradient * (alpha * factor), extrapolated.sign_(), pull * factor, value=-1)
+    d_scale = (d_extrapolated * (positive - negative)).sum(dims, keepdim=True)
+    d_positive = torch.addcmul(gradient * (1 - alpha), positive.sign(), pull * finite_tau)
+    d_positive.addcmul_(d_extrapolated, scale)
+    d_negative = d_extrapolated.mul_(1 - scale)
+    return d_positive, d_negative, (d_scale, pull * norm, factor * along - whole)
+
+
+def guidance(
+    gradient: Tensor, wanted: Sequence[bool], positive: Tensor, negative: Tensor, nag_scale: float | Tensor,
+    nag_tau: float | Tensor, nag_alpha: float | Tensor, rule: str = "nag",
+) -> list[Tensor]:  # fmt: skip
+    """dL/d of positive, negative, nag_scale, nag_tau, nag_alpha of the operation `guidance`; empty where not wanted."""
+    wide = accumulate_dtype(positive.dtype)
+    settings = (nag_scale, nag_tau, nag_alpha)
+    d_positive, d_negative, d_settings = formula(
+        gradient.to(wide), positive.to(wide), negative.to(wide),
+        *(as_tensor(x, positive) for x in settings), rule, (-1,),
+    )  # fmt: skip
+    found = [x.to(positive.dtype).contiguous() for x in (d_positive, d_negative)]
+    found += [_sum_to(d, x) for d, x in zip(d_settings, settings, strict=True)]
+    return [x if want else gradient.new_empty(0) for x, want in zip(found, wanted, strict=True)]
+
+
+def _sum_to(gradient: Tensor, setting: float | Tensor) -> Tensor:
+    """One number per token [B, ..., 1], summed to the shape of a setting, [] or [B]."""
+    if not isinstance(setting, Tensor):
+        return gradient.new_empty(0)
+    return (gradient.flatten(1).sum(1) if setting.ndim else gradient.sum()).to(setting.dtype)
+
+
+@dataclass
+class KeySet:
+    """Keys that are seen as one, of one sample, and what their gradients have come to so far."""
+
+    key: Tensor  # [T, Hkv, D]
+    value: Tensor
+    visible: Tensor | None  # bool [T]
+    bias: float  # of the logits
+    factor: Tensor | None  # of the values: -nag_scale for text- of rule "vsf"
+    branches: tuple[int, ...]  # that see it
+    d_key: Tensor | None  # [T, Hkv, D] in the dtype of the arithmetic; None where not wanted
+    d_value: Tensor | None
+
+    def heads(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Key and value [n, T, D] of some heads; what is hidden in them (NaN too) is zero."""
+        key, value = (x[:, first:last].transpose(0, 1).to(dtype) for x in (self.key, self.value))
+        if self.visible is None:
+            return key, value
+        hidden = ~self.visible[:, None]
+        return key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+
+
+@dataclass
+class Seen:
+    """What a block sees of a key set."""
+
+    out: Tensor  # exp(S - m) V [Hkv, rows, D]
+    largest: Tensor  # m, the largest logit of a row [Hkv, rows, 1]
+    total: Tensor  # the sum of exp(S - m)
+    weights: list[Tensor]  # exp(S - m) of each group of heads, where they are few enough to be kept
+
+
+@dataclass
+class Block:
+    """Some rows of the query of one sample."""
+
+    query: Tensor  # [Hkv, rows, D] times `scale`; the query heads of a key head are rows of it
+    scale: float
+    numbers: int  # of logits at once
+
+    def groups(self, keys: KeySet) -> Iterator[tuple[int, int]]:
+        """First and last of the key heads that are taken at once."""
+        heads, rows, _ = self.query.shape
+        step = max(1, self.numbers // (rows * keys.key.shape[0]))
+        return ((first, min(first + step, heads)) for first in range(0, heads, step))
+
+    def weights(
+        self, keys: KeySet, key: Tensor, first: int, last: int, largest: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """exp(S - m) [n, rows, T] of the logits S, and m [n, rows, 1], the largest of a row, which step 1 finds."""
+        weights = torch.bmm(self.query[first:last], key.transpose(1, 2))
+        if keys.visible is not None:
+            weights.masked_fill_(~keys.visible, -torch.inf)
+        if largest is None:
+            # The lowest finite number where none is seen: every exponential of -inf less that is 0.
+            largest = weights.amax(-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).min)
+        return weights.sub_(largest).exp_(), largest
+
+    def attend(self, keys: KeySet, keep: bool) -> Seen:
+        """Step 1."""
+        seen = Seen(torch.empty_like(self.query), *self.query.new_empty(2, *self.query.shape[:2], 1), [])
+        for first, last in self.groups(keys):
+            key, value = keys.heads(first, last, self.query.dtype)
+            weights, seen.largest[first:last] = self.weights(keys, key, first, last, None)
+            torch.sum(weights, -1, keepdim=True, out=seen.total[first:last])
+            torch.bmm(weights, value, out=seen.out[first:last])
+            if keep:
+                seen.weights.append(weights)
+        return seen
+
+    def differentiate(self, keys: KeySet, seen: Seen, push: Tensor, delta: Tensor, d_query: Tensor | None) -> None:
+        """Step 3 for one key set: adds to its gradients and to the query's."""
+        for group, (first, last) in enumerate(self.groups(keys)):
+            query, d_out = self.query[first:last], push[first:last]
+            key, value = keys.heads(first, last, query.dtype)
+            if seen.weights:
+                weights = seen.weights[group]
+            else:
+                weights, _ = self.weights(keys, key, first, last, seen.largest[first:last])
+            if keys.d_value is not None:
+                keys.d_value[:, first:last].transpose(0, 1).baddbmm_(weights.transpose(1, 2), d_out)
+            if d_query is None and keys.d_key is None:
+                continue
+            d_logits = torch.bmm(d_out, value.transpose(1, 2)).sub_(delta[first:last]).mul_(weights)
+            if d_query is not None:
+                d_query[first:last].baddbmm_(d_logits, key, alpha=self.scale)
+            if keys.d_key is not None:
+                keys.d_key[:, first:last].transpose(0, 1).baddbmm_(d_logits.transpose(1, 2), query)
+
+
+def _branch(index: int, sets: Sequence[KeySet], every: Sequence[Seen], like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """(Z [Hkv, rows, D] of a branch, exp(m - L) [Hkv, rows, 1] of each key set); where a branch sees no key both are 0."""
+    logsumexps = [seen.largest + seen.total.log() + keys.bias for keys, seen in zip(sets, every, strict=True)
+                  if index in keys.branches]  # fmt: skip
+    if not logsumexps:
+        return torch.zeros_like(like), [torch.zeros_like(like[..., :1]) for _ in sets]
+    whole = torch.cat(logsumexps, -1).logsumexp(-1, keepdim=True).clamp_min_(torch.finfo(like.dtype).min)
+    shares = []
+    out: Tensor | None = None
+    for keys, seen in zip(sets, every, strict=True):
+        if index not in keys.branches:
+            shares.append(torch.zeros_like(whole))
+            continue
+        share = (seen.largest + keys.bias - whole).exp_()
+        shares.append(share)
+        part = share if keys.factor is None else share * keys.factor
+        out = seen.out * part if out is None else out.addcmul_(seen.out, part)
+    assert out is not None
+    return out, shares
+
+
+def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: tuple[Tensor, ...], rule: str, repeats: int,
+           d_query: Tensor | None) -> list[Tensor]:  # fmt: skip
+    """Adds what the rows of a block bring; returns dL/d of the settings. gradient is dL/dout [Hkv, rows, D]."""
+
+    def by_head(x: Tensor) -> Tensor:
+        return x.view(x.shape[0] * repeats, -1, x.shape[2])
+
+    numbers = block.query.shape[0] * block.query.shape[1] * sum(keys.key.shape[0] for keys in sets)
+    every = [block.attend(keys, numbers <= 2 * block.numbers) for keys in sets]
+    branches = [_branch(index, sets, every, block.query) for index in ((0,) if rule == "vsf" else (0, 1))]
+    pushes, d_settings = [gradient], [gradient.new_zeros(())] * 3
+    if rule == "vsf":
+        for keys, seen, share in zip(sets, every, branches[0][1], strict=True):
+            if keys.factor is not None:  # -nag_scale
+                d_settings[0] = -((gradient * seen.out).sum(-1, keepdim=True) * share).sum()
+    else:
+        *found, d_each = formula(by_head(gradient), *(by_head(z) for z, _ in branches), *settings, rule, (0, 2))
+        pushes = [x.view_as(gradient) for x in found]
+        d_settings = [x.sum() for x in d_each]
+    deltas = [(z * push).sum(-1, keepdim=True) for (z, _), push in zip(branches, pushes, strict=True)]
+    for index, (keys, seen) in enumerate(zip(sets, every, strict=True)):
+        push, delta = (
+            functools.reduce(torch.add, (x[b] * branches[b][1][index] for b in keys.branches)) for x in (pushes, deltas)
+        )
+        block.differentiate(keys, seen, push if keys.factor is None else push * keys.factor, delta, d_query)
+    return d_settings
+
+
+def _row(x: Tensor, sample: int) -> Tensor:
+    """What belongs to a sample, of one for each or one for all."""
+    return x[sample if x.shape[0] > 1 else 0]
+
+
+def fused_guided_attention(gradient: Tensor, wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
+    """dL/d of the first ten arguments of the operation `fused_guided_attention`; empty where not wanted.
+
+    gradient: dL/dout [B, S, H, D].  wanted: one for each of the ten.
+    """
+    call = Attention(*arguments)
+    query, vsf = call.query, call.rule == "vsf"
+    batch, length, heads, size = query.shape
+    kv_heads, dtype, device = call.key_positive.shape[2], accumulate_dtype(query.dtype), query.device.type
+    repeats, scale = heads // kv_heads, size**-0.5 if call.softmax_scale is None else call.softmax_scale
+    numbers = NUMBERS.get(device, NUMBERS_ELSEWHERE)
+    found = {  # of keys and values, in the dtype of the arithmetic
+        name: x.new_zeros(x.shape, dtype=dtype)
+        for name, x, want in zip(Attention._fields, call, wanted, strict=False)
+        if want and isinstance(x, Tensor) and name.startswith(("key", "value"))
+    }
+    settings = [as_tensor(x, query).expand(batch, 1, 1, 1) for x in (call.nag_scale, call.nag_tau, call.nag_alpha)]
+    d_settings = query.new_zeros(3, batch, dtype=dtype)
+    d_query = torch.empty_like(query, memory_format=torch.contiguous_format) if wanted[0] else None
+    of_text = {"positive": (0,), "negative": (0,) if vsf else (1,), "shared": (0,) if vsf else (0, 1)}
+    for sample in range(batch if length else 0):
+        own = tuple(x[sample] for x in settings)
+        sets = []
+        for name, branches in of_text.items():
+            key, value, mask = (getattr(call, f"{kind}_{name}") for kind in ("key", "value", "mask"))
+            if key is None or key.shape[1] == 0:
+                continue
+            of_negative = name == "negative"
+            sums = (found.get(f"{kind}_{name}") for kind in ("key", "value"))
+            sets.append(KeySet(
+                *(_row(x, sample) for x in (key, value)), None if mask is None else _row(mask, sample),
+                call.negative_logit_bias if of_negative else 0.0, -own[0] if vsf and of_negative else None, branches,
+                *(None if x is None else _row(x, sample) for x in sums),
+            ))  # fmt: skip
+        longest = max((keys.key.shape[0] for keys in sets), default=1)
+        rows = min(ROWS.get(device, ROWS_ELSEWHERE), max(64, numbers // (repeats * longest)))
+        for first in range(0, length, rows):
+
+            def packed(x: Tensor, sample: int = sample, first: int = first, last: int = first + rows) -> Tensor:
+                return x[sample, first:last].transpose(0, 1).to(dtype).reshape(kv_heads, -1, size)
+
+            block = Block(packed(query) * scale, scale, numbers)
+            d_rows = None if d_query is None else torch.zeros_like(block.query)
+            of_block = _block(block, packed(gradient), sets, own, call.rule, repeats, d_rows)
+            d_settings[:, sample] += torch.stack(of_block)
+            if d_query is not None and d_rows is not None:
+                d_query[sample, first : first + rows] = d_rows.view(heads, -1, size).transpose(0, 1)
+    ten: list[Tensor] = []
+    for index, (name, x) in enumerate(zip(Attention._fields[:10], call, strict=False)):
+        if not wanted[index]:
+            ten.append(query.new_empty(0))
+        elif name == "query":
+            ten.append(d_query)
+        elif name in found:
+            ten.append(found[name].to(query.dtype))
+        else:
+            ten.append(_sum_to(d_settings[index - 5, :, None], x))
+    return ten

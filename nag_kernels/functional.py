@@ -95,7 +95,8 @@ def fused_guided_attention(
             under torch.compile, where NAG_BACKEND chooses).
 
     Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are in float32 (float64 for float64).
-        Differentiable in every tensor but the masks; the gradient recomputes the attention from the inputs.
+        Differentiable in every tensor but the masks; the gradient recomputes the attention from the inputs, block by block,
+        in memory that is linear in the lengths (gradient.py). Second derivatives hold all logits.
     Raises: TypeError (a tensor or dtype of the wrong kind) or ValueError (shape, device, value, backend), naming the
         argument, what came and what is needed.
     """

@@ -36,17 +36,18 @@ ROWS_ELSEWHERE, NUMBERS_ELSEWHERE = 4096, 1 << 26
 
 
 def formula(
-    gradient: Tensor, positive: Tensor, negative: Tensor, scale: Tensor, tau: Tensor, alpha: Tensor, rule: str,
-    dims: tuple[int, ...],
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    gradient: Tensor, branches: Sequence[Tensor], settings: Sequence[Tensor], rule: str, dims: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Sequence[Tensor]]:  # fmt: skip
     """(dL/dZ+, dL/dZ-, (dL/dscale, dL/dtau, dL/dalpha)) of `reference.guidance`; the last three one number per token.
 
-    gradient is dL/dout. The norms run over `dims`, of which a token's numbers are made up; settings have a size of 1 there.
+    gradient is dL/dout, branches are Z+ and Z-. The norms run over `dims`, which hold the numbers of a token; settings have
+    a size of 1 there.
     With u = sum(g G), the sums over a token, and e = alpha u where f clips, 0 elsewhere:
         dG  = alpha f g - e f / |G|_1 sign(G)
         dZ+ = (1 - alpha) g + e tau / |G|_1 sign(Z+) + scale dG,   dZ- = -(scale - 1) dG
         dscale = sum(dG (Z+ - Z-)),   dtau = e |Z+|_1 / |G|_1,   dalpha = f u - sum(g Z+)
     """
+    (positive, negative), (scale, tau, alpha) = branches, settings
     whole = (gradient * positive).sum(dims, keepdim=True)
     if rule == "nasa":  # out = Z+ - scale Z-
         nothing = torch.zeros_like(whole)
@@ -76,11 +77,13 @@ def guidance(
     """dL/d of positive, negative, nag_scale, nag_tau, nag_alpha of the operation `guidance`; empty where not wanted."""
     wide = accumulate_dtype(positive.dtype)
     settings = (nag_scale, nag_tau, nag_alpha)
-    d_positive, d_negative, d_settings = formula(
-        gradient.to(wide), positive.to(wide), negative.to(wide),
-        *(as_tensor(x, positive) for x in settings), rule, (-1,),
-    )  # fmt: skip
-    found = [x.to(positive.dtype).contiguous() for x in (d_positive, d_negative)]
+    branches, wide_settings = [x.to(wide) for x in (positive, negative)], [as_tensor(x, positive) for x in settings]
+    d_positive, d_negative, d_settings = formula(gradient.to(wide), branches, wide_settings, rule, (-1,))
+    # Of "nasa" dL/dZ+ is dL/dout itself, and an operation gives no tensor that it was given.
+    found = [
+        x.clone(memory_format=torch.contiguous_format) if x is gradient else x.to(positive.dtype).contiguous()
+        for x in (d_positive, d_negative)
+    ]
     found += [_sum_to(d, x) for d, x in zip(d_settings, settings, strict=True)]
     return [x if want else gradient.new_empty(0) for x, want in zip(found, wanted, strict=True)]
 
@@ -152,7 +155,8 @@ class Block:
 
     def attend(self, keys: KeySet, keep: bool) -> Seen:
         """Step 1."""
-        seen = Seen(torch.empty_like(self.query), *self.query.new_empty(2, *self.query.shape[:2], 1), [])
+        largest, total = self.query.new_empty(2, *self.query.shape[:2], 1)
+        seen = Seen(torch.empty_like(self.query), largest, total, [])
         for first, last in self.groups(keys):
             key, value = keys.heads(first, last, self.query.dtype)
             weights, seen.largest[first:last] = self.weights(keys, key, first, last, None)
@@ -203,7 +207,7 @@ def _branch(index: int, sets: Sequence[KeySet], every: Sequence[Seen], like: Ten
     return out, shares
 
 
-def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: tuple[Tensor, ...], rule: str, repeats: int,
+def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: Sequence[Tensor], rule: str, repeats: int,
            d_query: Tensor | None) -> list[Tensor]:  # fmt: skip
     """Adds what the rows of a block bring; returns dL/d of the settings. gradient is dL/dout [Hkv, rows, D]."""
 
@@ -219,7 +223,7 @@ def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: tup
             if keys.factor is not None:  # -nag_scale
                 d_settings[0] = -((gradient * seen.out).sum(-1, keepdim=True) * share).sum()
     else:
-        *found, d_each = formula(by_head(gradient), *(by_head(z) for z, _ in branches), *settings, rule, (0, 2))
+        *found, d_each = formula(by_head(gradient), [by_head(z) for z, _ in branches], settings, rule, (0, 2))
         pushes = [x.view_as(gradient) for x in found]
         d_settings = [x.sum() for x in d_each]
     deltas = [(z * push).sum(-1, keepdim=True) for (z, _), push in zip(branches, pushes, strict=True)]
@@ -236,61 +240,64 @@ def _row(x: Tensor, sample: int) -> Tensor:
     return x[sample if x.shape[0] > 1 else 0]
 
 
+def _key_sets(call: Attention, sample: int, scale: Tensor, found: dict[str, Tensor]) -> list[KeySet]:
+    """Those of a sample that have keys; scale is its nag_scale, found holds the gradients of all samples."""
+    vsf, sets = call.rule == "vsf", []
+    branches = {"positive": (0,), "negative": (0,) if vsf else (1,), "shared": (0,) if vsf else (0, 1)}
+    for name, seen_by in branches.items():
+        key, value, mask = (getattr(call, f"{kind}_{name}") for kind in ("key", "value", "mask"))
+        if key is None or key.shape[1] == 0:
+            continue
+        d_key, d_value = (found.get(f"{kind}_{name}") for kind in ("key", "value"))
+        sets.append(KeySet(
+            key=_row(key, sample), value=_row(value, sample), visible=None if mask is None else _row(mask, sample),
+            bias=call.negative_logit_bias if name == "negative" else 0.0,
+            factor=-scale if vsf and name == "negative" else None, branches=seen_by,
+            d_key=None if d_key is None else _row(d_key, sample),
+            d_value=None if d_value is None else _row(d_value, sample),
+        ))  # fmt: skip
+    return sets
+
+
 def fused_guided_attention(gradient: Tensor, wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
     """dL/d of the first ten arguments of the operation `fused_guided_attention`; empty where not wanted.
 
     gradient: dL/dout [B, S, H, D].  wanted: one for each of the ten.
     """
     call = Attention(*arguments)
-    query, vsf = call.query, call.rule == "vsf"
+    query, dtype, device = call.query, accumulate_dtype(call.query.dtype), call.query.device.type
     batch, length, heads, size = query.shape
-    kv_heads, dtype, device = call.key_positive.shape[2], accumulate_dtype(query.dtype), query.device.type
+    kv_heads = call.key_positive.shape[2]
     repeats, scale = heads // kv_heads, size**-0.5 if call.softmax_scale is None else call.softmax_scale
     numbers = NUMBERS.get(device, NUMBERS_ELSEWHERE)
-    found = {  # of keys and values, in the dtype of the arithmetic
-        name: x.new_zeros(x.shape, dtype=dtype)
-        for name, x, want in zip(Attention._fields, call, wanted, strict=False)
-        if want and isinstance(x, Tensor) and name.startswith(("key", "value"))
-    }
+    names = [name for name, want in zip(Attention._fields, wanted, strict=False) if want]
+    tensors: dict[str, Tensor] = {name: getattr(call, name) for name in names}
+    found = {  # in the dtype of the arithmetic, but for the query, each row of which is written once
+        name: x.new_zeros(x.shape, dtype=dtype if name.startswith(("key", "value")) else x.dtype)
+        for name, x in tensors.items()
+    }  # fmt: skip
     settings = [as_tensor(x, query).expand(batch, 1, 1, 1) for x in (call.nag_scale, call.nag_tau, call.nag_alpha)]
     d_settings = query.new_zeros(3, batch, dtype=dtype)
-    d_query = torch.empty_like(query, memory_format=torch.contiguous_format) if wanted[0] else None
-    of_text = {"positive": (0,), "negative": (0,) if vsf else (1,), "shared": (0,) if vsf else (0, 1)}
+
+    def packed(x: Tensor, sample: int, rows: slice) -> Tensor:
+        """[Hkv, rows, D], where the query heads of a key head are rows of it."""
+        return x[sample, rows].transpose(0, 1).to(dtype).reshape(kv_heads, -1, size)
+
     for sample in range(batch if length else 0):
-        own = tuple(x[sample] for x in settings)
-        sets = []
-        for name, branches in of_text.items():
-            key, value, mask = (getattr(call, f"{kind}_{name}") for kind in ("key", "value", "mask"))
-            if key is None or key.shape[1] == 0:
-                continue
-            of_negative = name == "negative"
-            sums = (found.get(f"{kind}_{name}") for kind in ("key", "value"))
-            sets.append(KeySet(
-                *(_row(x, sample) for x in (key, value)), None if mask is None else _row(mask, sample),
-                call.negative_logit_bias if of_negative else 0.0, -own[0] if vsf and of_negative else None, branches,
-                *(None if x is None else _row(x, sample) for x in sums),
-            ))  # fmt: skip
+        own = [x[sample] for x in settings]
+        sets = _key_sets(call, sample, own[0], found)
         longest = max((keys.key.shape[0] for keys in sets), default=1)
-        rows = min(ROWS.get(device, ROWS_ELSEWHERE), max(64, numbers // (repeats * longest)))
-        for first in range(0, length, rows):
-
-            def packed(x: Tensor, sample: int = sample, first: int = first, last: int = first + rows) -> Tensor:
-                return x[sample, first:last].transpose(0, 1).to(dtype).reshape(kv_heads, -1, size)
-
-            block = Block(packed(query) * scale, scale, numbers)
-            d_rows = None if d_query is None else torch.zeros_like(block.query)
-            of_block = _block(block, packed(gradient), sets, own, call.rule, repeats, d_rows)
+        step = min(ROWS.get(device, ROWS_ELSEWHERE), max(64, numbers // (repeats * longest)))
+        for rows in (slice(first, first + step) for first in range(0, length, step)):
+            block = Block(packed(query, sample, rows) * scale, scale, numbers)
+            d_query = torch.zeros_like(block.query) if "query" in found else None
+            of_block = _block(block, packed(gradient, sample, rows), sets, own, call.rule, repeats, d_query)
             d_settings[:, sample] += torch.stack(of_block)
-            if d_query is not None and d_rows is not None:
-                d_query[sample, first : first + rows] = d_rows.view(heads, -1, size).transpose(0, 1)
-    ten: list[Tensor] = []
-    for index, (name, x) in enumerate(zip(Attention._fields[:10], call, strict=False)):
-        if not wanted[index]:
-            ten.append(query.new_empty(0))
-        elif name == "query":
-            ten.append(d_query)
-        elif name in found:
-            ten.append(found[name].to(query.dtype))
-        else:
-            ten.append(_sum_to(d_settings[index - 5, :, None], x))
-    return ten
+            if d_query is not None:
+                found["query"][sample, rows] = d_query.view(heads, -1, size).transpose(0, 1)
+    for name, each in zip(Attention._fields[5:8], d_settings, strict=True):
+        if name in found:
+            found[name] = _sum_to(each[:, None], tensors[name])
+    return [
+        found[name].to(tensors[name].dtype) if name in found else query.new_empty(0) for name in Attention._fields[:10]
+    ]

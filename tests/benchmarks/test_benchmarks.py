@@ -114,12 +114,11 @@ def test_a_step_that_guides_otherwise_is_not_timed(step, monkeypatch):
 
 
 # Overheads of the arithmetic at real size: NAG as published, ours, %; Flux and SD3.5 as counted by hand from the lengths.
-ARITHMETIC = {"FLUX.1": (76, 13), "FLUX.1-schnell": (75, 7), "SD3.5-Large": (29, 9), "SANA-1.6B": (6, 6), "SDXL": (1, 1),
-              "Wan2.1-14B": (1, 1)}  # fmt: skip
+ARITHMETIC = {"FLUX.1-schnell": (75, 7), "SD3.5-Large": (29, 9), "SANA-1.6B": (6, 6), "SDXL": (1, 1)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", bench_model.MODELS)
+@pytest.mark.parametrize("name", ["FLUX.1-schnell", "SD3.5-Large", "SANA-1.6B", "SDXL"])  # one of each kind
 def test_arithmetic_at_the_default_scale_is_that_of_the_real_size(name):
     model = bench_model.MODELS[name]
     assert (

@@ -142,6 +142,11 @@ def test_opcheck(op, overload, requires_grad):
     for call in samples(op, overload, requires_grad):
         passed = torch.library.opcheck(operation(op, overload), (), call)
         assert set(passed.values()) == {"SUCCESS"}
+        if not requires_grad:
+            names = [x.name for x in operation(op, overload)._schema.arguments][: _ops.DERIVATIVES[op]]
+            push, wanted = torch.randn_like(call[names[0]]), [isinstance(call.get(x), torch.Tensor) for x in names]
+            passed = torch.library.opcheck(operation(f"{op}_backward", overload), (push, wanted), call)
+            assert set(passed.values()) == {"SUCCESS"}
 
 
 # --- compile, export, autocast, inference mode --------------------------------------------------------------------------

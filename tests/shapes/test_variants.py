@@ -208,7 +208,7 @@ SHIPPED = ("teacher", "student", "joint_teacher", "joint_few", "joint_student")
 @pytest.mark.parametrize("variant", SHIPPED)
 def test_the_shipped_weights_draw_as_their_record_says(variant):
     record = json.loads((folder_of(variant) / "training.json").read_text())
-    steps, count = record["sampling steps"], 64
+    steps, count = record["sampling steps"], 32
     found = evaluate(load(variant=variant), load_classifier(), count, seed=5, steps=steps)
     for name in ("one: objects", "one: objects and clean", "two: objects"):
         expected = record["samples"][name]

@@ -187,23 +187,26 @@ class Block:
 
 
 def _branch(index: int, sets: Sequence[KeySet], every: Sequence[Seen], like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """(Z [Hkv, rows, D] of a branch, exp(m - L) [Hkv, rows, 1] of each key set); where a branch sees no key both are 0."""
-    logsumexps = [seen.largest + seen.total.log() + keys.bias for keys, seen in zip(sets, every, strict=True)
-                  if index in keys.branches]  # fmt: skip
-    if not logsumexps:
-        return torch.zeros_like(like), [torch.zeros_like(like[..., :1]) for _ in sets]
-    whole = torch.cat(logsumexps, -1).logsumexp(-1, keepdim=True).clamp_min_(torch.finfo(like.dtype).min)
+    """(Z [Hkv, rows, D] of a branch, exp(m - L) [Hkv, rows, 1] of each key set); where a branch sees no key Z is 0.
+
+    exp(m - L) is a quotient of sums, without L: beside a large m the logarithm of a sum would be rounded away.
+    """
+    lowest = torch.finfo(like.dtype).min
+    parts = [(keys, seen) for keys, seen in zip(sets, every, strict=True) if index in keys.branches]
+    tops = [(seen.largest + keys.bias).clamp_min_(lowest) for keys, seen in parts]
+    out = torch.zeros_like(like)
+    if not tops:
+        return out, [out[..., :1] for _ in sets]
+    top = functools.reduce(torch.maximum, tops)
+    weights = [(x - top).exp_() for x in tops]
+    total = functools.reduce(torch.add, (seen.total * w for (_, seen), w in zip(parts, weights, strict=True)))
+    total.clamp_min_(1)  # the weight of the largest logit of all; 0 where none is seen
     shares = []
-    out: Tensor | None = None
     for keys, seen in zip(sets, every, strict=True):
-        if index not in keys.branches:
-            shares.append(torch.zeros_like(whole))
-            continue
-        share = (seen.largest + keys.bias - whole).exp_()
+        share = weights.pop(0).div_(total) if index in keys.branches else torch.zeros_like(total)
         shares.append(share)
-        part = share if keys.factor is None else share * keys.factor
-        out = seen.out * part if out is None else out.addcmul_(seen.out, part)
-    assert out is not None
+        if index in keys.branches:
+            out.addcmul_(seen.out, share if keys.factor is None else share * keys.factor)
     return out, shares
 
 

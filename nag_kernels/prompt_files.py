@@ -60,6 +60,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         for name in ("prompt", "negative", "reference"):
             if not isinstance(row.get(name) or "", str):
                 raise UserError(f"{where}: {name} must be text, got {row[name]!r}")
+            if any("\ud800" <= x <= "\udfff" for x in row.get(name) or ""):
+                raise UserError(f"{where}: {name} is no text, as it has half of a surrogate pair: {row[name]!r}")
         if not (row.get("prompt") or "").strip():
             raise UserError(f"{where} has no prompt, got {row}")
     return [{name: row.get(name) or "" for name in ("prompt", "negative", "reference")} for _, row in rows]
@@ -77,15 +79,23 @@ def _table(path: Path) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(path)
     head = text.partition("\n")[0]
     separator = next((x for x in (",", ";", "\t") if "prompt" in _names(head, x)), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[str, dict[str, Any]]] = []
     try:
         names = [x.strip().lower() for x in next(reader, [])]
         if "prompt" not in names:
             raise UserError(f"{path}, line 1: a table must have a column named prompt, got {head!r}")
+        twice = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+        if twice:
+            raise UserError(f"{path}, line 1: two columns are named {twice[0]}")
         for fields in reader:
             if any(x.strip() for x in fields):
                 entry = f"{path}, line {reader.line_num}: entry {len(rows) + 1}"
+                if any(x.strip() for x in fields[len(names) :]):
+                    raise UserError(
+                        f"{entry} has {len(fields)} fields and the header {len(names)}, got {separator.join(fields)[:60]!r}; "
+                        f'a text that holds "{separator}" stands in double quotes'
+                    )
                 rows.append((entry, dict(zip(names, fields, strict=False))))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
@@ -100,8 +110,8 @@ def _objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: {error.msg} in {line.strip()[:60]!r}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: {getattr(error, 'msg', error)} in {line.strip()[:60]!r}") from error
         if not isinstance(row, dict):
             raise UserError(f'{where}: must be an object such as {{"prompt": "a cat"}}, got {line.strip()[:60]!r}')
         rows.append((where, row))

@@ -3,6 +3,7 @@
 """What is different about diffusers' modular pipelines: their call takes what their blocks take, and a guider says which call
 of the denoiser is which."""
 
+import functools
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -46,6 +47,23 @@ def check_guiders(pipe: Any) -> None:
         )
 
 
+def prompts_as_given(replaced: Replaced, pipe: ModularPipeline) -> None:
+    """No block rewrites the prompt until `replaced` is put back: those that give a prompt are left out."""
+    from diffusers.modular_pipelines import SequentialPipelineBlocks
+
+    for block in list(_blocks_in(pipe._blocks)):
+        inside = getattr(block, "sub_blocks", {})
+        kept = {
+            name: x for name, x in inside.items() if isinstance(x, SequentialPipelineBlocks) or not _gives_prompt(x)
+        }
+        if isinstance(block, SequentialPipelineBlocks) and len(kept) < len(inside):
+            replaced.attribute(block, "sub_blocks", type(inside)(kept))
+
+
+def _gives_prompt(block: Any) -> bool:
+    return any(x.name == "prompt" for x in block.intermediate_outputs)
+
+
 def guider_calls_noticed(replaced: Replaced, pipe: Any, notice: Callable[[str | None], None]) -> None:
     """Until `replaced` is put back, `notice` is told for which branch a guider has the denoiser called next by this thread
     ("pred_cond", "pred_uncond"), and None after it. As `interception.contexts_noticed`, whose word is the later one."""
@@ -53,11 +71,22 @@ def guider_calls_noticed(replaced: Replaced, pipe: Any, notice: Callable[[str | 
         return
     thread = threading.get_ident()
     for guider in guiders_of(pipe).values():
+        names: list[str] = []  # of the calls of this step, in their order
 
-        def prepare(denoiser: Any, guider: Any = guider, original: Any = guider.prepare_models) -> None:
+        def batches(
+            *arguments: Any, names: list[str] = names, original: Any, key: str = guider._identifier_key, **named: Any
+        ) -> Any:
+            found = original(*arguments, **named)
+            if threading.get_ident() == thread:
+                names[:] = [getattr(batch, key) for batch in found]
+            return found
+
+        def prepare(
+            denoiser: Any, guider: Any = guider, original: Any = guider.prepare_models, names: list[str] = names
+        ) -> None:
             original(denoiser)
             if threading.get_ident() == thread:  # by its count, as some guiders' is_conditional fails
-                known, count = guider._input_predictions, guider._count_prepared
+                known, count = names or guider._input_predictions, guider._count_prepared
                 notice(known[count - 1] if 0 < count <= len(known) else f"call {count} of {type(guider).__name__}")
 
         def clean_up(denoiser: Any, original: Any = guider.cleanup_models) -> None:
@@ -65,6 +94,9 @@ def guider_calls_noticed(replaced: Replaced, pipe: Any, notice: Callable[[str | 
             if threading.get_ident() == thread:
                 notice(None)
 
+        for preparing in ("prepare_inputs", "prepare_inputs_from_block_state"):
+            original = getattr(guider, preparing)
+            replaced.attribute(guider, preparing, functools.partial(batches, original=original))
         replaced.attribute(guider, "prepare_models", prepare)
         replaced.attribute(guider, "cleanup_models", clean_up)
 
@@ -135,7 +167,8 @@ def _blocks_in(block: Any) -> Iterator[Any]:
 def first_timestep(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> int:
     """With which of its scheduler's timesteps a run begins: later ones where it starts from an image."""
     scheduler: Any = getattr(pipe, "scheduler", None)
-    if not hasattr(scheduler, "begin_index") and arguments.get("image") is not None:
+    from_image = any(arguments.get(name) is not None for name in ("image", "image_latents"))
+    if from_image and not hasattr(scheduler, "begin_index"):
         raise ValueError(
             f"guide: start, end and sigma_end cannot be placed: {type(scheduler).__name__} does not say with which of its steps "
             "a run from an image begins; leave them out, or take a scheduler that has set_begin_index"

@@ -17,7 +17,15 @@ from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
 from .models.registry import spec_of
-from .modular import as_call, guider_calls_noticed, input_names, is_modular, parts_with_state, silenced
+from .modular import (
+    as_call,
+    guider_calls_noticed,
+    input_names,
+    is_modular,
+    parts_with_state,
+    prompts_as_given,
+    silenced,
+)
 from .restore import Replaced, put_back_after
 from .turns import plain_call
 
@@ -182,6 +190,7 @@ class NegativeRecorder:
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)
             silenced(replaced, self.pipe)
+            prompts_as_given(replaced, self.pipe)
         self.pipe.__dict__["_progress_bar_config"] = {
             **getattr(self.pipe, "_progress_bar_config", {}),
             "disable": True,

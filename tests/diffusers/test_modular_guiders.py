@@ -14,6 +14,7 @@ pytest.importorskip("diffusers")
 import diffusers
 from diffusers import guiders
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, OutputParam
 from drawing import draw
 from every_model import pipeline
 from modular_tiny import NEGATIVE, modular
@@ -331,3 +332,66 @@ def test_the_negative_comes_without_the_sentences_that_blocks_put_after_a_prompt
     assert NEGATIVE in texts
     assert call["prompt"] not in texts
     assert any(text.startswith(call["prompt"]) for text in texts)
+
+
+class Rewriter(ModularPipelineBlocks):
+    """Makes more of a prompt before it is encoded, as FLUX.3's prompt upsampler does."""
+
+    model_name = "rewriter"
+    asked: list = []
+
+    @property
+    def inputs(self):
+        return [InputParam("prompt")]
+
+    @property
+    def intermediate_outputs(self):
+        return [OutputParam("prompt")]
+
+    def __call__(self, components, state):
+        self.asked.append(state.get("prompt"))
+        state.set("prompt", [f"{x} in detail" for x in state.get("prompt")])
+        return components, state
+
+
+def test_a_negative_is_not_rewritten_where_a_block_rewrites_prompts(monkeypatch):
+    from diffusers.modular_pipelines.flux3.prompt_upsampler import Flux3AutoPromptUpsampleStep
+
+    from nag_kernels.diffusers.modular import _gives_prompt
+
+    assert _gives_prompt(Flux3AutoPromptUpsampleStep())
+    monkeypatch.setattr(Rewriter, "asked", [])
+    pipe, call = sd3()
+    with guide(pipe, NEGATIVE, **FIRM):
+        wanted = run(pipe, **call | {"prompt": ["a cat in detail"]})
+    pipe._blocks.sub_blocks.insert("rewriter", Rewriter(), 0)
+    with guide(pipe, NEGATIVE, **FIRM):
+        got = run(pipe, **call | {"prompt": ["a cat"]})
+    assert Rewriter.asked == [["a cat"]]
+    assert torch.equal(got, wanted)
+    assert "rewriter" in pipe._blocks.sub_blocks
+
+
+class Reversed(ClassifierFreeGuidance):
+    """Calls for the unconditional text first."""
+
+    def prepare_inputs_from_block_state(self, data, fields):
+        return super().prepare_inputs_from_block_state(data, fields)[::-1]
+
+
+def test_a_guider_whose_unconditional_call_comes_first():
+    pictures = []
+    for guider in (ClassifierFreeGuidance, Reversed):
+        pipe, call = sd3(guider(guidance_scale=3.0))
+        with guide(pipe, NEGATIVE, **FIRM):
+            pictures.append(run(pipe, **call))
+    assert error(*pictures) < 1e-6
+
+
+def test_a_window_on_a_picture_that_was_encoded_before_raises_where_its_steps_cannot_be_told():
+    pipe, call = sdxl()
+    pipe.update_components(scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False))
+    for picture in ({"image": PICTURE.resize((8, 8))}, {"image_latents": torch.zeros(1, 4, 4, 4)}):
+        with pytest.raises(ValueError, match="DDIMScheduler does not say with which of its steps"):
+            with guide(pipe, NEGATIVE, end=0.5, **FIRM):
+                run(pipe, **call, **picture, strength=0.5)

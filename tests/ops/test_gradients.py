@@ -137,6 +137,22 @@ def test_gradient_where_one_text_outweighs_the_other_beyond_float32(rule):
         torch.testing.assert_close(x.double(), expected[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("logit", [4e3, 4e7])
+def test_gradient_where_logits_are_large_and_equal(logit):
+    """Beside them the logarithm of a sum of exponentials is nothing in float32."""
+    call = testing.make_inputs(length=2, heads=2, size=4, positive=3, negative=5, shared=4)
+    for name in [x for x in call if x.startswith(("query", "key"))]:
+        call[name] = torch.full_like(call[name], (logit / 2) ** 0.5)
+    push = torch.randn_like(call["query"])
+    found = gradients(nag_kernels.fused_guided_attention, call, push, nag_scale=5.0)
+    expected = gradients(
+        reference.fused_guided_attention, testing.cast(call, torch.float64), push.double(), nag_scale=5.0, nag_tau=2.5,
+        nag_alpha=0.25,
+    )  # fmt: skip
+    for name in ("value_positive", "value_negative", "value_shared"):
+        assert testing.error(found[name], expected[name]) < 1e-6, name
+
+
 def test_gradient_where_a_bias_hides_the_negative():
     call = testing.make_inputs(length=9, heads=2, size=4, positive=3, negative=3, shared=5)
     push = torch.randn_like(call["query"])

@@ -56,14 +56,14 @@ def named(what: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def in_one_sentence(command: str) -> Callable[[Main], Main]:
-    """For the `main` of a command: a `UserError` ends it with that sentence and status 1, Ctrl-C with status 130."""
+    """For the `main` of a command: a `UserError` or `OSError` ends it with that sentence and status 1, Ctrl-C with status 130."""
 
     def wrap(main: Main) -> Main:
         @functools.wraps(main)
         def run(*arguments: Any, **named: Any) -> Any:
             try:
                 return main(*arguments, **named)
-            except UserError as error:
+            except (UserError, OSError) as error:  # OSError: a disk that is full, a folder that nobody may write into
                 LOG.debug("%s", command, exc_info=True)
                 print(f"{command}: error: {error}", file=sys.stderr)
                 raise SystemExit(1) from error

@@ -224,3 +224,14 @@ def test_a_network_that_answers_stays_in_use(monkeypatch):
     )
     hub.go_offline_if_need_be("owner/name")
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+def test_a_folder_that_nobody_may_write_into(capsys):
+    @in_one_sentence("evaluate")
+    def main():
+        raise PermissionError(13, "Permission denied", "/no/such/folder")
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "evaluate: error: [Errno 13] Permission denied: '/no/such/folder'\n"

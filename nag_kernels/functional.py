@@ -83,7 +83,7 @@ def fused_guided_attention(
         nag_scale: 1 is no extrapolation ("nag"), 0 is none ("nasa"); no value of it leaves text- out ("vsf": hide it
             with mask_negative). A float, or a float32 tensor [] or [B] on query's device: as tensors, settings may
             change without recompiling a compiled caller or recapturing a graph, and their values are not checked. Of
-            `torch.ops.nag` call the overload `.tensor`: by itself it takes a tensor of one number for a float, without a gradient.
+            `torch.ops.nag` call the overload `.tensor`: else a tensor of one number is a float, without a gradient.
         nag_tau: the clip, above 0; inf is none. Used by "nag" alone.
         nag_alpha: the share of the guided output, 0 to 1. Used by "nag" alone.
         key_shared, value_shared: [B, Ts, Hkv, D], seen by both branches (the image tokens of joint attention).

@@ -31,7 +31,7 @@ from .checks import Attention
 from .reference import accumulate_dtype, as_tensor
 
 # Query rows of a block at most, and numbers in its logits: what stays in the cache of a core, and what fills a GPU.
-ROWS, NUMBERS = {"cpu": 512}, {"cpu": 1 << 20}
+ROWS, NUMBERS = {"cpu": 1024}, {"cpu": 1 << 21}
 ROWS_ELSEWHERE, NUMBERS_ELSEWHERE = 4096, 1 << 26
 
 

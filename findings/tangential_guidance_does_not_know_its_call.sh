@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # One would guess: each guider of diffusers' modular pipelines says by `is_conditional`, while a batch is prepared, whether the
 #   denoiser is about to be called with the prompt.
-# What really happens: TangentialClassifierFreeGuidance fails there: it reads an attribute that nothing sets, where the others
-#   read the count of batches that they have prepared.
+# What really happens: TangentialClassifierFreeGuidance fails there: its property reads an attribute that nothing sets, where the
+#   others read the count of batches that they have prepared; and the error then denies that there is such a property.
 # Version: diffusers 0.42.1 with torch 2.13.0 on a CPU.
 # Output seen:
 #   ClassifierFreeGuidance: [True, False]
-#   TangentialClassifierFreeGuidance: 'TangentialClassifierFreeGuidance' object has no attribute '_num_outputs_prepared'
+#   TangentialClassifierFreeGuidance: 'TangentialClassifierFreeGuidance' object has no attribute 'is_conditional'
 # Why it matters here: who guides the prompt's call alone must know which call of a guider that is. It has to count the calls, or
 #   read the label of each batch, and not ask the guider.
 set -euo pipefail

@@ -70,15 +70,17 @@ def rotated(inputs: dict, device: str) -> list[dict]:
     return [inputs] + [{name: x.clone() for name, x in inputs.items()} for _ in range(count - 1)]
 
 
-def measure(runs: dict[str, Run], copies: list[dict], seconds: float, clock: Clock) -> dict[str, list[float]]:
-    """Milliseconds of single calls; the first fifth of the time is warm-up.
+def measure(
+    runs: dict[str, Callable], copies: list[dict], seconds: float, clock: Clock, least: int = 5
+) -> dict[str, list[float]]:
+    """Milliseconds of single calls, `least` or more of each provider; the first fifth of the time is warm-up.
 
     Providers take turns. Each turn another one begins, and each has another copy of the inputs than the one before it, so
     that none always follows the same neighbour or finds what that has brought into the cache.
     """
     names, times = list(runs), {name: [] for name in runs}
     start, turn = time.perf_counter(), 0
-    while time.perf_counter() < start + seconds or min(map(len, times.values())) < 5:
+    while time.perf_counter() < start + seconds or min(map(len, times.values())) < least:
         warm, pairs = time.perf_counter() < start + seconds / 5, {}
         for place in range(len(names)):
             at = (turn + place) % len(names)
@@ -124,7 +126,12 @@ print(peak() - before)
 
 def resident_memory(workload: Workload, provider: str, threads: int) -> float:
     """MiB by which one float32 call raises the peak resident memory of a fresh process, its output included."""
-    command = [sys.executable, "-c", PEAK_MEMORY, workload.name, provider, str(threads)]
+    return printed_mib(PEAK_MEMORY, workload.name, provider, str(threads))
+
+
+def printed_mib(program: str, *arguments: str) -> float:
+    """What a program, in a process of its own, prints last in KiB."""
+    command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=RESULTS.parents[1], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 2**10
 
@@ -184,16 +191,22 @@ def able(workload: Workload, runs: dict[str, Run], inputs: dict) -> dict[str, Ru
     return found
 
 
-def row(workload: Workload, dtype: str, name: str, times: list[float], peak: float | None, mib: float | None) -> dict:
+def measured(workload: Workload, dtype: str, name: str, times: list[float], mib: float | None) -> dict:
+    """The columns of a layer and of what was measured on it."""
     p20, p50, p80 = spread(times)
-    guided = PROVIDERS[name].guided
     return {
         "workload": workload.name, "group": workload.group, "batch": workload.batch, "length": workload.length,
         "heads": workload.heads, "size": workload.size, "text": workload.text, "shared": workload.shared, "dtype": dtype,
         "provider": name, "calls": len(times), "p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}",
+        "peak_mib": "" if mib is None else f"{mib:.1f}",
+    }  # fmt: skip
+
+
+def row(workload: Workload, dtype: str, name: str, times: list[float], peak: float | None, mib: float | None) -> dict:
+    p50, guided = spread(times)[1], PROVIDERS[name].guided
+    return measured(workload, dtype, name, times, mib) | {
         "gflops": f"{workload.flops() / p50 / 1e6:.1f}" if guided else "", "peak_gflops": f"{peak:.0f}" if peak else "",
         "gbytes": f"{workload.numbers() * DTYPES[dtype].itemsize / p50 / 1e6:.2f}" if guided else "",
-        "peak_mib": "" if mib is None else f"{mib:.1f}",
     }  # fmt: skip
 
 

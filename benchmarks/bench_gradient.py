@@ -7,19 +7,18 @@ Providers take turns call by call. Peak memory is that of a fresh process, over 
 """
 
 import argparse
-import subprocess
+import functools
 import sys
-import time
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.bench_attention import DTYPES, Clock, spread
-from benchmarks.machine import RESULTS, Rows, describe, sentence
+from benchmarks.bench_attention import DTYPES, Clock, measure, measured, printed_mib, spread
+from benchmarks.machine import Rows, describe, sentence
 from benchmarks.providers import PROVIDERS, Run
-from benchmarks.workloads import GRADIENT, ONE_TOKEN, Workload
+from benchmarks.workloads import GRADIENT, ONE_TOKEN
 from nag_kernels import testing
 
 NAMES = ("eager", "compiled", "ours")
@@ -69,29 +68,6 @@ def wrong(run: Run, inputs: dict, push: torch.Tensor) -> str:
     return "" if found <= allowed else f"error {found:.3g} against float64, allowed {allowed:.3g}"
 
 
-def measure(runs: dict[str, Run], inputs: dict, push: torch.Tensor, seconds: float, clock: Clock) -> dict[str, list]:
-    """Milliseconds of single calls, after one each; another provider begins each turn."""
-    names, times = list(runs), {name: [] for name in runs}
-    for run in runs.values():
-        differentiate(run, inputs, push)
-    start, turn = time.perf_counter(), 0
-    while time.perf_counter() < start + seconds or turn < 3:
-        for place in range(len(names)):
-            name = names[(turn + place) % len(names)]
-            pair = clock.time(lambda run=runs[name]: differentiate(run, inputs, push))
-            clock.wait()
-            times[name].append(clock.milliseconds(pair))
-        turn += 1
-    return times
-
-
-def resident_memory(name: str, dtype: str, provider: str, threads: int) -> float:
-    """MiB by which a forward and its backward raise the peak resident memory of a fresh process, gradients included."""
-    command = [sys.executable, "-c", PEAK_MEMORY, name, dtype, provider, str(threads)]
-    done = subprocess.run(command, cwd=RESULTS.parents[1], capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1]) / 2**10
-
-
 def help_text() -> str:
     return "workloads:  " + " ".join(GRADIENT)
 
@@ -101,16 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: float32, and bfloat16 but for flux_1024px")
     parser.add_argument("--seconds", type=float, default=4.0, help="time per workload and dtype (default: 4)")
     parser.add_argument("--shrink", type=int, default=1, help="divide the image tokens by this (default: 1)")
-
-
-def row(workload: Workload, dtype: str, name: str, times: list[float], mib: float | None) -> dict:
-    p20, p50, p80 = spread(times)
-    return {
-        "workload": workload.name, "batch": workload.batch, "length": workload.length, "heads": workload.heads,
-        "size": workload.size, "text": workload.text, "shared": workload.shared, "dtype": dtype, "provider": name,
-        "calls": len(times), "p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}",
-        "peak_mib": "" if mib is None else f"{mib:.1f}",
-    }  # fmt: skip
 
 
 def main(options: argparse.Namespace) -> None:
@@ -142,12 +108,14 @@ def main(options: argparse.Namespace) -> None:
             right = {x: run for x, run in runs.items() if not refused[x]}
             if not right:
                 continue
-            times = measure(right, inputs, push, options.seconds, clock)
+            calls = {x: functools.partial(differentiate, run, push=push) for x, run in right.items()}
+            times = measure(calls, [inputs], options.seconds, clock, least=3)
             memory: dict[str, float] = {}
             if on_cpu and whole and name != ONE_TOKEN.name:
-                memory = {x: resident_memory(name, dtype, x, options.threads) for x in ("eager", "ours") if x in right}
+                threads = str(options.threads)
+                memory = {x: printed_mib(PEAK_MEMORY, name, dtype, x, threads) for x in ("eager", "ours") if x in right}
             for provider, each in times.items():
-                rows.add(**row(workload, dtype, provider, each, memory.get(provider)))
+                rows.add(**measured(workload, dtype, provider, each, memory.get(provider)))
             medians = {x: spread(each)[1] for x, each in times.items()}
             shown = [f"{medians[x]:.2f} {medians[x] / medians['ours']:.2f}x" if {x, "ours"} <= set(medians) else ""
                      for x in NAMES]  # fmt: skip

@@ -53,6 +53,13 @@ def means(rows: list[dict]) -> dict[tuple[str, str], tuple[float, float]]:
     return {key: (math.exp(statistics.fmean(map(math.log, x))), min(x)) for key, x in ratios.items()}
 
 
+SHAPE = "B x S x H x D, text, shared"
+
+
+def _shape(row: Row) -> str:
+    return f"{row['batch']} x {row['length']} x {row['heads']} x {row['size']}, {row['text']}, {row['shared']}"
+
+
 def attention(stem: str, rows: list[Row]) -> str:
     rivals = [name for name in ("unguided", "cfg", *RIVALS, "flex") if any(row["provider"] == name for row in rows)]
     lines, lost, near = [], [], []
@@ -60,7 +67,6 @@ def attention(stem: str, rows: list[Row]) -> str:
         own = by.get("ours")
         if own is None or own["group"] in ("growth", "call"):
             continue
-        shape = f"{own['batch']} x {own['length']} x {own['heads']} x {own['size']}, {own['text']}, {own['shared']}"
         ratios = {name: milliseconds(by[name]) / milliseconds(own) for name in rivals if name in by}
         lost += [f"{workload} {dtype} ({name} {r:.2f}x)" for name, r in ratios.items() if name in RIVALS and r < 1]
         rate = float(own["gflops"])
@@ -68,13 +74,13 @@ def attention(stem: str, rows: list[Row]) -> str:
         if share and "eager" in ratios:
             near.append(f"{workload} {dtype} {ratios['eager'] / share:.2f}x")
         memory = [by[name]["peak_mib"] for name in ("ours", "eager") if name in by and by[name]["peak_mib"]]
-        lines.append([
-            workload, shape, dtype, f"{milliseconds(own):.2f}", *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in
-            rivals), f"{rate:.0f}", f"{share:.0%}" if share else "", " / ".join(f"{float(x):.0f}" for x in memory),
-        ])  # fmt: skip
+        times = [f"{milliseconds(own):.2f}", *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in rivals)]
+        peak = f"{share:.0%}" if share else ""
+        mib = " / ".join(f"{float(x):.0f}" for x in memory)
+        lines.append([workload, _shape(own), dtype, *times, f"{rate:.0f}", peak, mib])
     head = [
         "layer",
-        "B x S x H x D, text, shared",
+        SHAPE,
         "dtype",
         "ours, ms",
         *rivals,
@@ -127,7 +133,6 @@ def gradient(stem: str, rows: list[Row]) -> str:
         if not {"ours", "eager"} <= set(by):
             continue
         own = by["ours"]
-        shape = f"{own['batch']} x {own['length']} x {own['heads']} x {own['size']}, {own['text']}, {own['shared']}"
         share = milliseconds(own) / milliseconds(by["eager"])
         of_time, of_memory = GRADIENT_TARGETS[workload]
         compiled = f"{milliseconds(own) / milliseconds(by['compiled']):.2f}x" if "compiled" in by else ""
@@ -136,9 +141,9 @@ def gradient(stem: str, rows: list[Row]) -> str:
             mine, theirs = float(own["peak_mib"]), float(by["eager"]["peak_mib"])
             memory = f"{mine / theirs:.2f}x ({of_memory}x), {mine:.0f} / {theirs:.0f}"
         lines.append(
-            [workload, shape, dtype, f"{milliseconds(own):.2f}", f"{share:.2f}x ({of_time}x)", compiled, memory]
+            [workload, _shape(own), dtype, f"{milliseconds(own):.2f}", f"{share:.2f}x ({of_time}x)", compiled, memory]
         )
-    head = ["layer", "B x S x H x D, text, shared", "dtype", "ours, ms", "of eager (target)", "of compiled",
+    head = ["layer", SHAPE, "dtype", "ours, ms", "of eager (target)", "of compiled",
             "memory of eager (target), MiB"]  # fmt: skip
     return "\n\n".join([
         f"### {sentence(rows[0])}", "Time and peak memory of ours as a share of those of the rival: autograd through torch's "

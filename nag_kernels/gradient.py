@@ -5,15 +5,16 @@
 A key set is the image's keys, text+ or text-; a branch is what one softmax runs over: the image's keys and a text. Queries are
 taken in blocks of rows, each in three steps:
 
-1. Each key set by itself gives its attention and its logsumexp. Weighted by them, the sets of a branch add up to Z of the branch.
+1. Each key set by itself gives exp(S - m) V and the sum of exp(S - m) for its logits S, of which m is a row's largest. With
+   weights exp(m - L), L the logsumexp of a branch, the sets of a branch add up to its Z.
 2. The formula's own derivative turns dL/dout into dL/dZ+ and dL/dZ-.
-3. Each key set gives its part of the gradient, from its logits, computed again, and the logsumexp L of the branch:
+3. Each key set gives its part of the gradient, from its logits, computed again where they were too many to be kept:
 
        P = exp(S - L),  dV = P^T dZ,  dS = P (dZ V^T - delta),  delta = sum(dZ Z),  dQ = scale dS K,  dK = scale dS^T Q
 
-Both branches see the image's keys. There P- = P+ exp(L+ - L-), row by row, so that step 3 is linear in what two branches bring:
-one walk over these keys with dZ = dZ+ + exp(L+ - L-) dZ- and delta likewise serves both. The method without the second branch is
-that of FlashAttention (arXiv 2205.14135, appendix B.4).
+P is exp(S - m) times exp(m - L), a factor of each row, which goes into dZ and delta instead. So where both branches see a key
+set, the image's keys, one walk over it serves both: step 3 is linear in dZ and delta, and what the branches bring is added up
+before. The method without the second branch is that of FlashAttention (arXiv 2205.14135, appendix B.4).
 
 Arithmetic is float32, float64 for float64 inputs. The order of all sums is fixed, so that the bits are the same on every run.
 A gradient that has derivatives itself goes through the reference (_ops.py).
@@ -186,27 +187,28 @@ class Block:
                 keys.d_key[:, first:last].transpose(0, 1).baddbmm_(d_logits.transpose(1, 2), query)
 
 
-def _branch(index: int, sets: Sequence[KeySet], every: Sequence[Seen], like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """(Z [Hkv, rows, D] of a branch, exp(m - L) [Hkv, rows, 1] of each key set); where a branch sees no key Z is 0.
+def _branch(
+    index: int, sets: Sequence[KeySet], every: Sequence[Seen], like: Tensor
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Z [Hkv, rows, D] of a branch, and exp(m - L) [Hkv, rows, 1] of each of its key sets; where it sees no key Z is 0.
 
     exp(m - L) is a quotient of sums, without L: beside a large m the logarithm of a sum would be rounded away.
     """
     lowest = torch.finfo(like.dtype).min
-    parts = [(keys, seen) for keys, seen in zip(sets, every, strict=True) if index in keys.branches]
-    tops = [(seen.largest + keys.bias).clamp_min_(lowest) for keys, seen in parts]
+    tops = {
+        i: (every[i].largest + keys.bias).clamp_min_(lowest) for i, keys in enumerate(sets) if index in keys.branches
+    }
     out = torch.zeros_like(like)
     if not tops:
-        return out, [out[..., :1] for _ in sets]
-    top = functools.reduce(torch.maximum, tops)
-    weights = [(x - top).exp_() for x in tops]
-    total = functools.reduce(torch.add, (seen.total * w for (_, seen), w in zip(parts, weights, strict=True)))
+        return out, {}
+    top = functools.reduce(torch.maximum, tops.values())
+    shares = {i: (x - top).exp_() for i, x in tops.items()}
+    total = functools.reduce(torch.add, (every[i].total * share for i, share in shares.items()))
     total.clamp_min_(1)  # the weight of the largest logit of all; 0 where none is seen
-    shares = []
-    for keys, seen in zip(sets, every, strict=True):
-        share = weights.pop(0).div_(total) if index in keys.branches else torch.zeros_like(total)
-        shares.append(share)
-        if index in keys.branches:
-            out.addcmul_(seen.out, share if keys.factor is None else share * keys.factor)
+    for i, share in shares.items():
+        factor = sets[i].factor
+        share.div_(total)
+        out.addcmul_(every[i].out, share if factor is None else share * factor)
     return out, shares
 
 
@@ -222,17 +224,17 @@ def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: Seq
     branches = [_branch(index, sets, every, block.query) for index in ((0,) if rule == "vsf" else (0, 1))]
     pushes, d_settings = [gradient], [gradient.new_zeros(())] * 3
     if rule == "vsf":
-        for keys, seen, share in zip(sets, every, branches[0][1], strict=True):
-            if keys.factor is not None:  # -nag_scale
-                d_settings[0] = -((gradient * seen.out).sum(-1, keepdim=True) * share).sum()
+        for i, share in branches[0][1].items():
+            if sets[i].factor is not None:  # -nag_scale
+                d_settings[0] = -((gradient * every[i].out).sum(-1, keepdim=True) * share).sum()
     else:
         *found, d_each = formula(by_head(gradient), [by_head(z) for z, _ in branches], settings, rule, (0, 2))
         pushes = [x.view_as(gradient) for x in found]
         d_settings = [x.sum() for x in d_each]
     deltas = [(z * push).sum(-1, keepdim=True) for (z, _), push in zip(branches, pushes, strict=True)]
-    for index, (keys, seen) in enumerate(zip(sets, every, strict=True)):
+    for i, (keys, seen) in enumerate(zip(sets, every, strict=True)):
         push, delta = (
-            functools.reduce(torch.add, (x[b] * branches[b][1][index] for b in keys.branches)) for x in (pushes, deltas)
+            functools.reduce(torch.add, (x[b] * branches[b][1][i] for b in keys.branches)) for x in (pushes, deltas)
         )
         block.differentiate(keys, seen, push if keys.factor is None else push * keys.factor, delta, d_query)
     return d_settings

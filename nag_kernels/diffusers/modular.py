@@ -52,16 +52,17 @@ def prompts_as_given(replaced: Replaced, pipe: ModularPipeline) -> None:
     from diffusers.modular_pipelines import SequentialPipelineBlocks
 
     for block in list(_blocks_in(pipe._blocks)):
-        inside = getattr(block, "sub_blocks", {})
-        kept = {
-            name: x for name, x in inside.items() if isinstance(x, SequentialPipelineBlocks) or not _gives_prompt(x)
-        }
-        if isinstance(block, SequentialPipelineBlocks) and len(kept) < len(inside):
-            replaced.attribute(block, "sub_blocks", type(inside)(kept))
+        if isinstance(block, SequentialPipelineBlocks):
+            kept = {name: x for name, x in block.sub_blocks.items() if not _rewrites_prompt(x)}
+            replaced.attribute(block, "sub_blocks", type(block.sub_blocks)(kept))
 
 
-def _gives_prompt(block: Any) -> bool:
-    return any(x.name == "prompt" for x in block.intermediate_outputs)
+def _rewrites_prompt(block: Any) -> bool:
+    """Whether a prompt is what the block gives, and not some block within it."""
+    from diffusers.modular_pipelines import SequentialPipelineBlocks
+
+    of_itself = not isinstance(block, SequentialPipelineBlocks)
+    return of_itself and any(x.name == "prompt" for x in block.intermediate_outputs)
 
 
 def guider_calls_noticed(replaced: Replaced, pipe: Any, notice: Callable[[str | None], None]) -> None:

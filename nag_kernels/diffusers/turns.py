@@ -8,11 +8,14 @@ guided one, while our processors are on its layers, and by the plain calls of ot
 those meet the stock model between two guided calls of it, and nobody waits for more than one call of the denoiser.
 """
 
+import dis
+import functools
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from types import CodeType
 from typing import Any
 
 from torch.nn import Module
@@ -105,26 +108,46 @@ def plain_call(
 def wait_for_calls_begun(objects: Iterable[Any]) -> None:
     """Waits while other threads are within a call of one of `objects` that began before guidance could see it.
 
-    Such a call has left no trace but on the stacks of its thread: those of a pipeline (its `__call__`) or of a model.
+    Such a call has left no trace but on the stacks of its thread: those of a pipeline (its `__call__`) or of a model. Before
+    Python 3.13, a pipeline's call is seen where `torch.no_grad` decorates it, as it does in all of diffusers.
     """
     known, me = {id(x) for x in objects}, threading.get_ident()
     while any(_is_inside(frame, known) for thread, frame in sys._current_frames().items() if thread != me):
         time.sleep(0.001)
 
 
-_CALLS = ("__call__", "_wrapped_call_impl", "decorate_context")  # the last is `torch.no_grad`'s
-
-
 def _is_inside(frame: Any, objects: set[int]) -> bool:
     while frame is not None:
-        code = frame.f_code
-        if code in (take.__code__, plain_call.__code__):
+        if frame.f_code in (take.__code__, plain_call.__code__):
             return False  # it takes turns with us
-        if code.co_name in _CALLS and code.co_varnames:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if code.co_argcount == 0 and isinstance(first, tuple) and first:  # of *args
-                first = first[0]
-            if id(first) in objects:
-                return True
+        if any(id(x) in objects for x in _called(frame)):
+            return True
         frame = frame.f_back
     return False
+
+
+def _called(frame: Any) -> tuple[object, ...]:
+    """What a frame is the call of: a model, a pipeline, or the blocks of a modular pipeline and that pipeline."""
+    code = frame.f_code
+    names = ("__call__", "_wrapped_call_impl", "decorate_context")  # the last is `torch.no_grad`'s
+    if code.co_name not in names or not code.co_varnames or not _locals_are_safe(code):
+        return ()
+    variables = frame.f_locals
+    if code.co_name == "decorate_context" and getattr(variables.get("func"), "__name__", None) != "__call__":
+        return ()  # somebody's own function, which may run as long as a server does
+    first = variables.get(code.co_varnames[0])
+    return first[:2] if code.co_argcount == 0 and isinstance(first, tuple) else (first,)
+
+
+@functools.cache
+def _locals_are_safe(code: CodeType) -> bool:
+    """Whether `f_locals` of a frame with this code may be read while another thread runs it.
+
+    Before Python 3.13, `f_locals` is a dict that each reading fills anew. What it held before may die in the middle of that; a
+    destructor that lets other threads run then lets the frame end, and the interpreter crashes. Nothing dies where the code gives
+    no local variable a second value, as in torch's wrappers around every call of a module and of a pipeline.
+    """
+    return sys.version_info >= (3, 13) or not any(step.opname in _STORES for step in dis.get_instructions(code))
+
+
+_STORES = ("STORE_FAST", "STORE_DEREF", "DELETE_FAST", "DELETE_DEREF")

@@ -357,9 +357,9 @@ class Rewriter(ModularPipelineBlocks):
 def test_a_negative_is_not_rewritten_where_a_block_rewrites_prompts(monkeypatch):
     from diffusers.modular_pipelines.flux3.prompt_upsampler import Flux3AutoPromptUpsampleStep
 
-    from nag_kernels.diffusers.modular import _gives_prompt
+    from nag_kernels.diffusers.modular import _rewrites_prompt
 
-    assert _gives_prompt(Flux3AutoPromptUpsampleStep())
+    assert _rewrites_prompt(Flux3AutoPromptUpsampleStep())
     monkeypatch.setattr(Rewriter, "asked", [])
     pipe, call = sd3()
     with guide(pipe, NEGATIVE, **FIRM):

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The whole check of nag_kernels/_ops.py again, in the same order and with the same words, for raw calls through
+// The whole check of nag_kernels/checks.py again, in the same order and with the same words, for raw calls through
 // torch.ops that meet no Python. tests/ops/bad_inputs.py feeds one table to both.
 #pragma once
 
@@ -147,6 +147,13 @@ inline void check_4d(const char* op, const std::string& name, const Tensor& x) {
   }
 }
 
+// Where tensors of the other layout are likely: their number of heads lies where the length should, equal in both.
+inline const char* layout_hint(const Tensor& query, const Tensor& key) {
+  return query.size(1) == key.size(1)
+             ? "; if these are (batch, heads, length, head size), call x.transpose(1, 2) on each"
+             : "";
+}
+
 inline void check_rule(const char* op, const std::string& rule) {
   if (rule != "nag" && rule != "nasa" && rule != "vsf") {
     refuse(op, "rule must be 'nag', 'nasa' or 'vsf', got '", rule, "'");
@@ -273,7 +280,8 @@ void check_attention(const Tensor& query, const KeySet (&sets)[3], const Setting
   check_4d(op, "key_positive", *sets[0].key);
   const int64_t key_heads = sets[0].key->size(2);
   if (key_heads < 1 || heads % key_heads != 0) {
-    refuse(op, "key_positive must have a number of heads that divides query's ", heads, ", got ", key_heads);
+    refuse(op, "key_positive must have a number of heads that divides query's ", heads, ", got ", key_heads,
+           layout_hint(query, *sets[0].key));
   }
   for (const KeySet& set : sets) {
     const std::string part = set.part;
@@ -287,7 +295,8 @@ void check_attention(const Tensor& query, const KeySet (&sets)[3], const Setting
           refuse(op, name, " must have head size ", size, " like query, got ", x.size(3));
         }
         if (x.size(2) != key_heads) {
-          refuse(op, name, " must have ", key_heads, " heads like key_positive, got ", x.size(2));
+          refuse(op, name, " must have ", key_heads, " heads like key_positive, got ", x.size(2),
+                 layout_hint(query, x));
         }
         if (x.size(0) != batch && part != "negative") {
           refuse(op, name, " must have batch ", batch, " like query, got ", x.size(0));

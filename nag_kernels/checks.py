@@ -74,6 +74,13 @@ def _check_4d(op: str, name: str, x: Any) -> None:
         _refuse(op, f"{name} must be 4-D (batch, length, heads, head size), got shape {_shape(x)}")
 
 
+def _layout_hint(query: Tensor, key: Tensor) -> str:
+    """Where tensors of the other layout are likely: their number of heads lies where the length should, equal in both."""
+    if query.shape[1] != key.shape[1]:
+        return ""
+    return "; if these are (batch, heads, length, head size), call x.transpose(1, 2) on each"
+
+
 def check_rule(where: str, rule: str) -> None:
     if rule not in RULES:
         raise ValueError(f"{where}: rule must be 'nag', 'nasa' or 'vsf', got '{rule}'")
@@ -160,7 +167,8 @@ def check_fused_guided_attention(*arguments: Any, **named: Any) -> None:
     _check_4d(op, "key_positive", key_positive)
     kv_heads = key_positive.shape[2]
     if kv_heads < 1 or heads % kv_heads != 0:
-        _refuse(op, f"key_positive must have a number of heads that divides query's {heads}, got {kv_heads}")
+        hint = _layout_hint(query, key_positive)
+        _refuse(op, f"key_positive must have a number of heads that divides query's {heads}, got {kv_heads}{hint}")
     for part in ("positive", "negative", "shared"):
         key, value, mask = (getattr(call, f"{kind}_{part}") for kind in ("key", "value", "mask"))
         if key is not None:
@@ -170,7 +178,8 @@ def check_fused_guided_attention(*arguments: Any, **named: Any) -> None:
                 if x.shape[3] != size:
                     _refuse(op, f"{name} must have head size {size} like query, got {x.shape[3]}")
                 if x.shape[2] != kv_heads:
-                    _refuse(op, f"{name} must have {kv_heads} heads like key_positive, got {x.shape[2]}")
+                    hint = _layout_hint(query, x)
+                    _refuse(op, f"{name} must have {kv_heads} heads like key_positive, got {x.shape[2]}{hint}")
                 if x.shape[0] != batch and part != "negative":
                     _refuse(op, f"{name} must have batch {batch} like query, got {x.shape[0]}")
                 if x.shape[0] != batch and x.shape[0] != 1:

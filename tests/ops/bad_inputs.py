@@ -62,6 +62,16 @@ ATTENTION = [
         "key_positive must have a number of heads that divides query's 4, got 3"),
     Bad("key heads 0", {"key_positive": lambda x: x[:, :, :0]}, ValueError,
         "key_positive must have a number of heads that divides query's 4, got 0"),
+    Bad("heads before lengths",
+        {"query": lambda x: x.transpose(1, 2), "key_positive": lambda x: x.new_zeros(2, 4, 3, 8)}, ValueError,
+        "key_positive must have a number of heads that divides query's 5, got 3; "
+        "if these are (batch, heads, length, head size), call x.transpose(1, 2) on each"),
+    Bad("heads before lengths, and they divide",
+        {"query": lambda x: x.new_zeros(2, 4, 6, 8), "key_positive": lambda x: x.new_zeros(2, 4, 3, 8),
+         "value_positive": lambda x: x.new_zeros(2, 4, 3, 8), "mask_positive": None,
+         "key_negative": lambda x: x.new_zeros(2, 4, 5, 8)}, ValueError,
+        "key_negative must have 3 heads like key_positive, got 5; "
+        "if these are (batch, heads, length, head size), call x.transpose(1, 2) on each"),
     Bad("value_positive bfloat16", {"value_positive": lambda x: x.bfloat16()}, TypeError,
         "value_positive must be float32 like query, got bfloat16"),
     Bad("key_negative float64", {"key_negative": lambda x: x.double()}, TypeError,

@@ -22,6 +22,17 @@ from . import reference
 from .checks import Attention
 
 
+def _apart(x: Tensor) -> bool:
+    """Whether no two numbers of x lie in one place, as far as the strides alone tell."""
+    end = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length > 1:
+            if stride < end:
+                return False
+            end = stride * length
+    return True
+
+
 def attention(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None, scale: float | None
 ) -> Tensor:  # fmt: skip
@@ -39,7 +50,10 @@ def attention(
     if bias is not None:
         mask = bias.view(1, 1, 1, -1) if mask is None else torch.where(mask, bias, -torch.inf)
     grouped = key.shape[2] != query.shape[2]
-    rows = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))  # torch's fused attentions want it
+    # Torch's fused attentions want a unit last stride. Its CPU kernel wants more, or some of its output is whatever the memory
+    # held: rows that do not overlap, as they go to BLAS, and no overlap at all in the query, whose strides the output takes.
+    query = query if _apart(query) else query.contiguous()
+    rows = (x if x.stride(3) == 1 and x.stride(1) >= x.shape[3] else x.contiguous() for x in (query, key, value))
     query, key, value = (x.transpose(1, 2) for x in rows)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)

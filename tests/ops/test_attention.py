@@ -207,6 +207,16 @@ class TestStrides:
         inputs = testing.make_inputs(batch=1, shared=8, length=12)
         self.check({name: x.expand(3, -1, -1, -1) for name, x in inputs.items()}, backend)
 
+    @pytest.mark.parametrize(
+        "strides", [(24, 8, 8, 1), (96, 3, 48, 1), (96, 0, 8, 1), (96, 16, 1, 1), (1, 32, 8, 1), (1, 1, 1, 1)]
+    )
+    def test_numbers_that_lie_in_one_place(self, strides, backend):
+        """As of sliding windows."""
+        inputs = testing.make_inputs(batch=2, length=7, heads=2, size=8, positive=5, negative=4, shared=9)
+        numbers = torch.randn(7, 600).unbind()
+        views = [x.as_strided(y.shape, strides) for x, y in zip(numbers, inputs.values(), strict=False)]
+        self.check(dict(zip(inputs, views, strict=False)), backend)
+
     def test_unaligned_storage(self, backend):
         def shift(x):
             return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)

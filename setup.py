@@ -71,9 +71,15 @@ def missing() -> str | None:
     return None
 
 
+# Against errors that reach memory: a guard on stack frames, checked library calls, and tables of the loader that are read-only
+# once it has filled them in. The kernels took the same time with and without, within the noise of 5 %.
+HARDENED = ["-fstack-protector-strong", "-Wformat", "-Wformat-security"]
+HARDENED_LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"] if sys.platform == "linux" else []
+
+
 def extension() -> Extension:
     debug = os.environ.get("NAG_DEBUG") == "1"
-    flags = ["-std=c++20", "-fvisibility=hidden", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
+    speed = ["-O0", "-g"] if debug else ["-O3", "-g0", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
     return Extension(
         "nag_kernels._C",
         sources=["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
@@ -82,7 +88,8 @@ def extension() -> Extension:
         library_dirs=[str(TORCH / "lib")],
         libraries=["torch_cpu"],
         define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI)],
-        extra_compile_args=flags,
+        extra_compile_args=["-std=c++20", "-fvisibility=hidden", *HARDENED, *speed],
+        extra_link_args=HARDENED_LINK,
         py_limited_api=True,
     )
 
@@ -119,7 +126,7 @@ class BuildExt(build_ext):
         if sources:
             ext.sources = [x for x in ext.sources if x not in sources]
             ext.extra_objects = cuda_build.compile_all(sources, ["csrc", "csrc/cuda"], Path(self.build_temp), jobs)
-            ext.extra_link_args = cuda_build.link_arguments(Path(self.build_temp))
+            ext.extra_link_args = [*HARDENED_LINK, *cuda_build.link_arguments(Path(self.build_temp))]
         compile_all = self.compiler.compile
 
         def compile_parallel(sources, *args, **kwargs):
@@ -140,7 +147,7 @@ def cuda_extension() -> Extension:
         include_dirs=["csrc", "csrc/cuda", str(TORCH / "include"), *cuda_build.include_dirs()],
         library_dirs=[str(TORCH / "lib"), *cuda_build.library_dirs()],
         libraries=cuda_build.LIBRARIES,
-        extra_compile_args=["-std=c++20", "-fvisibility=hidden", "-O2", "-g0"],
+        extra_compile_args=["-std=c++20", "-fvisibility=hidden", *HARDENED, "-O2", "-g0"],
         define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI), ("USE_CUDA", "1")],
         py_limited_api=True,
     )

@@ -116,7 +116,7 @@ Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting&
   count_call(Op::kAttention, kernel.path);
 
   const Tensor query = unit_last_stride(query_given);
-  Tensor out = empty_contiguous(query_given);
+  Tensor out = new_tensor(query_given, shape_of(query_given), query_given.scalar_type());
   AttentionParams p;
   p.batch = query.size(0);
   p.tokens = query.size(1);

@@ -33,7 +33,7 @@ Tensor guidance_cpu(Tensor positive_given,                                  // [
   const GuidanceKernel& kernel = kernels().guidance[static_cast<int>(kernel_dtype(positive_given.scalar_type()))];
   count_call(Op::kGuidance, kernel.path);
 
-  Tensor out = empty_contiguous(positive_given);
+  Tensor out = new_tensor(positive_given, shape_of(positive_given), positive_given.scalar_type());
   if (out.numel() == 0) {
     return out;
   }

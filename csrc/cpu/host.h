@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "new_tensor.h"
 #include "params.h"
 
 namespace nag {
@@ -54,23 +55,6 @@ inline std::vector<Settings> read_settings(const Tensor& scale, const Tensor& ta
     settings.push_back({read(scale, i), read(tau, i), read(alpha, i)});
   }
   return settings;
-}
-
-// A contiguous tensor of the shape, dtype and device of `like`, uninitialised.
-inline Tensor empty_contiguous(const Tensor& like) {
-  const int64_t dims = like.dim();
-  std::vector<int64_t> strides(dims, 1);
-  for (int64_t i = dims - 2; i >= 0; --i) {
-    strides[i] = strides[i + 1] * std::max<int64_t>(like.size(i + 1), 1);
-  }
-  int32_t dtype;
-  int32_t device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle out;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, like.sizes().data(), strides.data(), dtype, device_type,
-                                                  like.get_device_index(), &out));
-  return Tensor(out);
 }
 
 // The kernels read rows of the last dimension; any other strides are read in place.

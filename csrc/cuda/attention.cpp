@@ -119,7 +119,7 @@ Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting&
   }
   const ScalarType dtype = query_given.scalar_type();
   const bool half = dtype == ScalarType::Half;
-  Tensor out = empty(query_given, shape_of(query_given), dtype);
+  Tensor out = new_tensor(query_given, shape_of(query_given), dtype);
   if (out.numel() == 0) {
     return out;
   }
@@ -154,7 +154,7 @@ Tensor attend(const Tensor& query_given, const KeySet (&sets)[3], const Setting&
     return out;
   }
 
-  const Tensor wide = empty(query, {2, p.batch, p.tokens, p.heads, p.size}, ScalarType::Float);
+  const Tensor wide = new_tensor(query, {2, p.batch, p.tokens, p.heads, p.size}, ScalarType::Float);
   p.positive = static_cast<float*>(wide.mutable_data_ptr());
   p.negative = p.positive + out.numel();
   count(Counter::kBranches);

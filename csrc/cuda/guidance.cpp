@@ -42,7 +42,7 @@ Tensor guide(const Tensor& positive, const Tensor& negative, const Setting& scal
   if (dtype == ScalarType::Double) {
     refuse("guidance", "cuda cannot run float64");
   }
-  Tensor out = empty(positive, shape_of(positive), dtype);
+  Tensor out = new_tensor(positive, shape_of(positive), dtype);
   if (out.numel() == 0) {
     return out;
   }

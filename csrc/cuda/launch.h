@@ -19,6 +19,7 @@
 
 #include "checks.h"
 #include "kernel_launch.h"
+#include "new_tensor.h"
 
 #if !defined(NAG_CUDA_KEY)
 #  define NAG_CUDA_KEY CUDA  // the tests register the host half, over emulated kernels, for CPU
@@ -83,31 +84,6 @@ inline Settings kernel_settings(const Tensor& scale, const Tensor& tau, const Te
     settings.stride[i] = tensors[i]->dim() == 1 && tensors[i]->size(0) > 1 ? tensors[i]->stride(0) : 0;
   }
   return settings;
-}
-
-// A tensor of this shape on the device of `like`, uninitialised and contiguous.
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (int64_t i = static_cast<int64_t>(shape.size()) - 2; i >= 0; --i) {
-    strides[i] = strides[i + 1] * std::max<int64_t>(shape[i + 1], 1);
-  }
-  int32_t device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const int32_t number = dtype == ScalarType::Float      ? aoti_torch_dtype_float32()
-                         : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                                                         : aoti_torch_dtype_float16();
-  AtenTensorHandle out;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                  number, device_type, like.get_device_index(), &out));
-  return Tensor(out);
-}
-
-inline std::vector<int64_t> shape_of(const Tensor& x) {
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    shape.push_back(x.size(i));
-  }
-  return shape;
 }
 
 // Whether rows of the last dimension can be read in units of 16 bytes.

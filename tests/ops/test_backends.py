@@ -3,8 +3,10 @@
 """Which backend serves a call, forced backends, refusals with a reason, the report, and a missing extension."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,3 +130,39 @@ def test_the_report_as_a_command():
         "usage: python -m nag_kernels.info"
         in subprocess.run([sys.executable, "-m", "nag_kernels.info", "--help"], capture_output=True, text=True).stdout
     )
+
+
+@pytest.mark.skipif(not CPU, reason="cpu is not here")
+def test_out_of_memory_says_so():
+    """In torch's words where it hands them over (from 2.13 on), in ours before; of a GPU with its own type."""
+    query, key = torch.zeros(1, 1, 4, 8).expand(1, 1 << 36, 4, 8), torch.zeros(1, 3, 4, 8)
+    with pytest.raises(
+        RuntimeError, match=r"torch could not make a tensor \(1, 68719476736, 4, 8\) in float32 on cpu: .*memory"
+    ):
+        nag_kernels.fused_guided_attention(query, key, key, key, key, 5.0, backend="cpu")
+
+
+def test_out_of_memory_on_a_gpu_has_its_type(monkeypatch):
+    def full(*arguments):
+        raise RuntimeError(
+            "nag: torch could not make a tensor (1, 2) in float16 on cuda:0: CUDA out of memory. Tried ..."
+        )
+
+    monkeypatch.setattr(torch.ops.nag.guidance, "default", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"make a tensor \(1, 2\)"):
+        nag_kernels.guidance(torch.zeros(1, 2), torch.zeros(1, 2), 5.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF")
+def test_the_library_is_hardened():
+    """Its stack frames are guarded, and the loader's tables are read-only: setup.py asks for both."""
+    library = next((Path(nag_kernels.__file__).parent).glob("_C.*so"), None)
+    if library is None or shutil.which("readelf") is None:
+        pytest.skip("no compiled library, or no readelf")
+    shown = subprocess.run(
+        ["readelf", "-dlW", "--dyn-syms", library], capture_output=True, text=True, check=True
+    ).stdout
+    assert "GNU_RELRO" in shown
+    assert "BIND_NOW" in shown
+    assert "__stack_chk_fail" in shown
+    assert "RWE" not in shown.partition("GNU_STACK")[2].partition("\n")[0]

@@ -146,6 +146,26 @@ def test_ip_adapter(kind, guidance_scale):
     assert len(names) == 2 * sum(hasattr(x, "to_k_ip") for x in processors)  # as modules of the model, as they were
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+def test_a_pipeline_with_ip_adapter_masks(guidance_scale):
+    pipe = pipeline("sd15")
+    options = {"guidance_scale": guidance_scale} | with_image_prompts(pipe)
+    if guidance_scale == 1:
+        options["ip_adapter_image_embeds"] = [x[1:] for x in options["ip_adapter_image_embeds"]]
+    pipe.unet.encoder_hid_proj.forward = lambda images: [x[..., :32] for x in images]  # [B, images, tokens, C]
+    everywhere = draw(pipe, **options)
+    left = torch.ones(1, 1, 8, 8)
+    left[..., 4:] = 0
+    options["cross_attention_kwargs"] = {"ip_adapter_masks": [left, 1 - left]}
+    plain = draw(pipe, **options)
+    assert error(plain, everywhere) > 1e-3
+    with guide(pipe, "a small red cat", nag_scale=8.0, nag_tau=1.0, nag_alpha=1.0):
+        assert error(draw(pipe, **options), plain) < 2e-5
+    with guide(pipe, NEGATIVE, **FIRM):
+        assert error(draw(pipe, **options), plain) > 1e-3
+    assert torch.equal(draw(pipe, **options), plain)
+
+
 def ip_layer(kind):
     """(layer, call without its text, negative text's layer output before to_out is guided) in float64."""
     torch.manual_seed(6)
@@ -197,11 +217,55 @@ def test_a_layer_with_an_ip_adapter(kind):
     else:
         got = attn(x, (packed, [prompt]))
     assert error(got, wanted) < 1e-12
-    mask = {"ip_adapter_masks": [torch.ones(1, 1, 3, 3)]}
-    with pytest.raises(ValueError, match="ip_adapter_masks must be None beside guidance"):
-        attn(x, packed, ip_hidden_states=[prompt], **mask) if kind == "flux" else attn(x, (packed, [prompt]), **mask)
+    if kind == "flux":
+        with pytest.raises(ValueError, match="ip_adapter_masks must be None"):
+            attn(x, packed, ip_hidden_states=[prompt], ip_adapter_masks=[torch.ones(1, 1, 3, 3)])
     with pytest.raises(ValueError, match="needs an adapter"):
         attn(x, packed)
+
+
+@pytest.mark.parametrize("scale", [[0.7, 0.4], [[0.7, 0.3], 0.4], [[0.0, 0.5], [0.4]]], ids=["one", "each", "some"])
+@pytest.mark.parametrize("masked", [(True, True), (True, False)], ids=["both", "one"])
+@torch.no_grad()
+def test_ip_adapter_masks(scale, masked):
+    """Two adapters with two images and one; the image prompts act where they act without guidance."""
+    if not masked[1] and isinstance(scale[1], list):
+        scale = [scale[0], 0.4]
+    torch.manual_seed(6)
+    stock = IPAdapterAttnProcessor2_0(32, 32, num_tokens=(3, 3), scale=scale)
+    attn = seeded(lambda: Attention(query_dim=32, cross_attention_dim=32, heads=4, dim_head=8), torch.float64)
+    attn.set_processor(stock.double())
+    x, prompts = (
+        noise(3, 16, 32, seed=7),
+        [noise(3, 2, 3, 32, seed=8).view(3, 2, 3, 32), noise(3, 1, 3, 32, seed=9).view(3, 1, 3, 32)],
+    )
+    positive, negative = texts(3, 7, 5, 32, torch.float64)
+    given = [torch.rand(1, n, 8, 8).round() if have else None for n, have in zip((2, 1), masked, strict=True)]
+    caught = []
+    hook = attn.to_out[0].register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0]))
+    attn(x, (positive, prompts), ip_adapter_masks=given)
+    stock.scale = [0.0, 0.0]
+    attn(x, (positive, prompts))
+    attn(x, (negative, prompts))
+    hook.remove()
+    stock.scale = scale
+    shown, *alone = caught
+    assert error(shown, alone[0]) > 1e-2
+    wanted = attn.to_out[0](guided(*alone, 8.0, 2.0, 0.5)[0] + shown - alone[0])
+    attn.set_processor(NAGIPAdapterAttnProcessor2_0(8.0, 2.0, 0.5, PackedText(7, 5), adapter=stock))
+    packed = torch.cat([positive, negative], dim=1)
+    assert error(attn(x, (packed, prompts), ip_adapter_masks=given), wanted) < 1e-12
+    for masks, message in (
+        ([given[0]], "one entry for each of the 2 IP-Adapters, got 1"),
+        ([torch.ones(1, 3, 8, 8), None], r"here \(1, 2, height, width\), got \(1, 3, 8, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attn(x, (packed, prompts), ip_adapter_masks=masks)
+    stock.scale = [[0.1, 0.2, 0.3], 0.4]
+    with pytest.raises(ValueError, match="one for each of its 2 images, got 3"):
+        attn(x, (packed, prompts), ip_adapter_masks=[given[0], None])
+    with pytest.raises(ValueError, match="needs ip_adapter_masks"):
+        attn(x, (packed, prompts))
 
 
 # --- IP-Adapter of SD3 ------------------------------------------------------------------------------------------------

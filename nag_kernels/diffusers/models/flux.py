@@ -155,9 +155,13 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
         if self.text is None:
             return self.adapter(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb,
                                 ip_hidden_states, ip_adapter_masks)  # fmt: skip
+        if ip_adapter_masks is not None:
+            raise ValueError(
+                f"{where}: ip_adapter_masks must be None: FLUX.1's IP-Adapter has no masks, diffusers ignores them"
+            )
         outputs = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         query, _, _ = self._project_image(attn, hidden_states)  # not turned by positions
-        images = attention_to_images(where, attn, self.adapter, query, ip_hidden_states, ip_adapter_masks)
+        images = attention_to_images(where, attn, self.adapter, query, ip_hidden_states)
         return *outputs, images.expand_as(outputs[0])
 
 

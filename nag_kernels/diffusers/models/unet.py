@@ -32,7 +32,8 @@ class NAGIPAdapterAttnProcessor2_0(NAGAttnProcessor2_0):
     Args:
         nag_scale, nag_tau, nag_alpha, text: as in `NAGAttnProcessor2_0`.
         adapter: the processor that it stands for, which holds the adapter's weights and scales.
-    Raises: as there; ValueError for encoder_hidden_states that are no tuple (text, image prompts), and for masks.
+    Raises: as there; ValueError for encoder_hidden_states that are no tuple (text, image prompts), and for masks and scales that
+    do not fit the image prompts.
     """
 
     adapter: Any  # diffusers' processor

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
     Z+ and Z- are computed once more beside the guided call, in float32 (float64 for float64), and nothing is waited for until
     the findings are read. It takes about twice the time of guided attention.
 
-    Args: as of `guide`.
+    Args: as of `guide`, but for a nag_scale for each step. Of `layers` the chosen ones are measured.
     Yields: Findings, which fill up with every call of pipe.
     Raises: ValueError for a rule without tau ("nasa", "vsf"), for a compiled denoiser and for one whose heads are sharded over
         devices; else as `guide`.
@@ -50,6 +51,11 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
     if rule in ("nasa", "vsf"):
         raise ValueError(
             f"diagnose: rule must be 'nag', got '{rule}': it has no nag_tau, nag_alpha and norm ratio to look at"
+        )
+    if not isinstance(options.get("nag_scale"), (numbers.Real, type(None))):
+        raise ValueError(
+            f"diagnose: nag_scale must be one number, got {options['nag_scale']!r:.60}: what is measured holds for one scale; "
+            "diagnose each by itself"
         )
     with guide(pipe, negative_prompt, rule=rule, **options):
         for denoiser in find_denoisers(pipe):
@@ -61,7 +67,8 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
                 )
         owner = owner_of(pipe)
         assert owner is not None  # that of the block
-        found = owner.guidance.watch = Findings(pipe, *owner.guidance.settings)
+        guidance = owner.guidance
+        found = guidance.watch = Findings(pipe, guidance.scale.number, guidance.nag_tau, guidance.nag_alpha)
         yield found
 
 

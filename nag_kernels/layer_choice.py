@@ -4,10 +4,9 @@
 
 import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-# "0-9, 12", names or beginnings of names, numbers, or a share of the depth as two floats.
-LayerChoice = str | Sequence[int] | Sequence[str] | tuple[float, float] | set[int] | set[str]
+LayerChoice = str | Collection[float | str]  # "0-9, 12", numbers, names, or a share of the depth as two floats
 
 
 def chosen_layers(where: str, layers: LayerChoice | None, names: Sequence[str]) -> frozenset[int] | None:
@@ -24,7 +23,7 @@ def chosen_layers(where: str, layers: LayerChoice | None, names: Sequence[str]) 
             f"{where}: layers must be None, a string such as '0-3, 5', a list of numbers or names, or two floats, got "
             f"{layers!r:.60} ({type(layers).__name__}); for one layer write layers=[0]"
         )
-    items: list[object] = layers.split(",") if isinstance(layers, str) else list(layers)
+    items: Sequence[object] = layers.split(",") if isinstance(layers, str) else list(layers)
     chosen: set[int] = set()
     if any(_is_number(x) and not isinstance(x, numbers.Integral) for x in items):
         chosen.update(_share(where, items, len(names)))
@@ -40,7 +39,7 @@ def _is_number(x: object) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
-def _share(where: str, items: list[object], count: int) -> Iterable[int]:
+def _share(where: str, items: Sequence[object], count: int) -> Iterable[int]:
     """The layers of a share of the depth."""
     if len(items) != 2 or not all(map(_is_number, items)):
         raise ValueError(

@@ -55,7 +55,10 @@ class NegativePromptInAttention:
                 "rule": (list(RULES), {"tooltip": "How to steer: nag for most, nasa, or vsf."}),
                 "start_percent": _number(0.0, 1.0, 0.0, "Where in the sampling to begin.", step=0.01),
                 "end_percent": _number(0.0, 1.0, 1.0, "Where to stop: 0.25 keeps most of the effect.", step=0.01),
-                "layers": ("STRING", {"default": "all", "tooltip": "Which layers to steer: all, numbers such as 0-9, 12, or names."}),
+                "layers": (
+                    "STRING",
+                    {"default": "all", "tooltip": "Which layers to steer: all, numbers such as 0-9, 12, or names."},
+                ),
             }
         }
 

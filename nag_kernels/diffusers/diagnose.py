@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import numbers
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,11 +51,6 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
         raise ValueError(
             f"diagnose: rule must be 'nag', got '{rule}': it has no nag_tau, nag_alpha and norm ratio to look at"
         )
-    if not isinstance(options.get("nag_scale"), (numbers.Real, type(None))):
-        raise ValueError(
-            f"diagnose: nag_scale must be one number, got {options['nag_scale']!r:.60}: what is measured holds for one scale; "
-            "diagnose each by itself"
-        )
     with guide(pipe, negative_prompt, rule=rule, **options):
         for denoiser in find_denoisers(pipe):
             if is_compiled(denoiser):
@@ -68,6 +62,11 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
         owner = owner_of(pipe)
         assert owner is not None  # that of the block
         guidance = owner.guidance
+        if guidance.scale.number is None:
+            raise ValueError(
+                "diagnose: nag_scale must be one number: what is measured, and what is suggested by it, holds for one scale; "
+                f"diagnose each by itself, got {options['nag_scale']!r:.60}"
+            )
         found = guidance.watch = Findings(pipe, guidance.scale.number, guidance.nag_tau, guidance.nag_alpha)
         yield found
 

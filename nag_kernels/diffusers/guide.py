@@ -212,22 +212,23 @@ class _Guidance:
         denoiser = denoisers[0]
         papers = spec_of(denoiser).settings(inner_denoiser(denoiser))
         check_rule("guide", rule)
-        scale = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
-        if given[0] is None and scale is None:
+        scale, tau, alpha = given
+        if scale is None:
+            scale = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
+        if scale is None:
             kind = type(inner_denoiser(denoiser)).__name__
             why = "the published ones differ by prompt" if rule == "vsf" else f"none is published for this {kind}"
             raise ValueError(f"guide: nag_scale must be given for rule '{rule}': {why}")
-        published: tuple[Any, ...] = (scale, papers.nag_tau, papers.nag_alpha)  # a scale that has none was given
-        settings = [paper if value is None else value for value, paper in zip(given, published, strict=True)]
-        self.nag_tau, self.nag_alpha = settings[1:]
+        self.scale = Scale(scale, rule)
+        self.nag_tau = papers.nag_tau if tau is None else tau
+        self.nag_alpha = papers.nag_alpha if alpha is None else alpha
         check_scalars("guide", None, self.nag_tau, self.nag_alpha)
-        self.scale = Scale(settings[0], rule)
         if isinstance(pipe, Module) and self.scale.number is None:
             raise ValueError(
                 "guide: nag_scale must be one number for a bare denoiser, as the steps are those of your loop; give the calls of "
-                f"each step a block of their own with the scale of that step, got {given[0]!r:.60}"
+                f"each step a block of their own with the scale of that step, got {scale!r:.60}"
             )
-        # Where the clip can shorten what was not lengthened, every scale acts.
+        # A tau below 1 clips what no scale has lengthened.
         self.idle_scale = {"nag": 1.0 if self.nag_tau >= 1 else None, "nasa": 0.0, "vsf": None}[rule]
         if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
             raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")

@@ -14,7 +14,6 @@ from nag_kernels.checks import check_scalars
 from .models.spec import ModelSpec
 from .modular import first_timestep, is_modular
 
-
 Scales = float | Sequence[float] | torch.Tensor | Callable[[int, int], float]
 
 
@@ -59,7 +58,7 @@ class Scale:
 
 def _is_row(x: object) -> bool:
     """Whether these are several numbers; tensors and arrays of one dimension are."""
-    return isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) == 1
+    return (isinstance(x, Sequence) and not isinstance(x, str)) or getattr(x, "ndim", 0) == 1
 
 
 def _check_scale(where: str, value: Any, rule: str) -> None:
@@ -125,7 +124,7 @@ class Steps:
             if not getattr(self.pipe, "free_init_enabled", False):
                 raise RuntimeError(
                     f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                    f"({len(self.step_of)}): {self._placed} cannot be placed"
+                    f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
                 )
             self.begun = now
             self._read_scheduler()  # they may have become more
@@ -142,15 +141,15 @@ class Steps:
         """What to say where no visit was guided."""
         sigma = "" if self.sigma_end is None else f" with a sigma above {self.sigma_end:g}"
         highest = f" and its highest sigma is {max(self.sigmas):g}" if self.sigmas else ""
-        scale = "" if self.schedule is None else f" with a nag_scale other than {self.idle:g}, which does nothing"
+        scale = (
+            ""
+            if self.schedule is None or self.idle is None
+            else f" with a nag_scale other than {self.idle:g}, which does nothing"
+        )
         return (
             f"no step fell between start {self.start:g} and end {self.end:g}{sigma}{scale}: guidance did not act; the call had "
             f"{len(set(self.step_of))} steps{highest}"
         )
-
-    @property
-    def _placed(self) -> str:
-        return "start, end and sigma_end" if self.schedule is None else "a nag_scale for each step"
 
     def _read_scheduler(self) -> None:
         """The step of each visit: distinct timesteps in a row, as a scheduler of second order visits most of them twice.
@@ -160,7 +159,8 @@ class Steps:
         """
         if getattr(self.pipe, "scheduler", None) is None:
             raise ValueError(
-                f"guide: {self._placed} cannot be placed: {type(self.pipe).__name__} has no scheduler; leave them out"
+                f"guide: start, end, sigma_end and a nag_scale for each step cannot be placed: {type(self.pipe).__name__} has no "
+                "scheduler; leave them out"
             )
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)

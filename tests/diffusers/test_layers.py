@@ -15,8 +15,7 @@ from stand_in import filled, firm
 from tiny import error, seeded, texts
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
-from nag_kernels.diffusers.diagnose import diagnose
+from nag_kernels.diffusers import diagnose, disable_guidance, enable_guidance, guide, guided
 from nag_kernels.diffusers.models.registry import guided_layers, spec_of, unsteered_layers
 from nag_kernels.layer_choice import chosen_layers
 
@@ -175,7 +174,9 @@ def test_shares_that_rounding_puts_beside_a_layer():
     assert chosen_layers("guide", (0.0, 0.28), [str(i) for i in range(25)]) == set(range(7))
 
 
-THERE_ARE = r"this model has 5 layers that can be guided, from number 0 on: down_blocks\.1\.attn2, down_blocks\.10\.attn2, \.\.\., up_b"
+THERE_ARE = (
+    r"this model has 5 layers that can be guided, from number 0 on: down_blocks\.1\.attn2, .*, \.\.\., up_blocks"
+)
 
 
 @pytest.mark.parametrize(("layers", "message"), [
@@ -188,8 +189,8 @@ THERE_ARE = r"this model has 5 layers that can be guided, from number 0 on: down
     ([None], "got 'None'"),
     ("down", f"got 'down'; {THERE_ARE}"),
     (["up_blocks", "attn2"], "got 'attn2'"),
-    ([], rf"layers picks no layer, got \[\]; {THERE_ARE}"),
-    ((0.05, 0.15), rf"layers picks no layer, got \(0.05, 0.15\); {THERE_ARE}"),
+    ([], rf"picks no layer, got \[\]; {THERE_ARE}"),
+    ((0.05, 0.15), rf"picks no layer, got \(0.05, 0.15\); {THERE_ARE}"),
     ((0.5, 0.5), r"0 <= start < end <= 1, got \(0.5, 0.5\); layers by number are whole numbers"),
     ((0.0, 2.0), r"got \(0, 2\)"),
     ((float("nan"), 1.0), r"got \(nan, 1\)"),
@@ -197,13 +198,13 @@ THERE_ARE = r"this model has 5 layers that can be guided, from number 0 on: down
     ((0.1, "up_blocks"), "must be two floats"),
 ])  # fmt: skip
 def test_layers_that_are_not_there(layers, message):
-    with pytest.raises(ValueError, match=f"guide: layers .*{message}"):
+    with pytest.raises(ValueError, match=f"guide: layers .*?{message}"):
         chosen_layers("guide", layers, NAMES)
 
 
 def test_layers_of_other_types():
     for layers in (3, 0.5, {"up_blocks": 1}, torch.tensor([1])):
-        with pytest.raises(TypeError, match="layers must be None, a string .* for one layer write"):
+        with pytest.raises(TypeError, match=r"layers must be None, a string .* for one layer write"):
             chosen_layers("guide", layers, NAMES)
 
 

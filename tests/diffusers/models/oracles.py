@@ -155,7 +155,8 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
 
     At each guided layer the runs wait for each other, and both go on with what the formula makes of their two outputs of
     attention: as a doubled batch does, for texts of any length. It replaces the input of the layer after attention, and
-    never meets an attention function. In the sites that are `unsteered` both go on with the prompt's. Returns (output, shares of tokens that the clip changed, one for each layer met).
+    never meets an attention function. In the sites that are `unsteered` both go on with the prompt's. Returns (output, shares
+    of tokens that the clip changed, one for each layer met).
     """
     if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
         rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)

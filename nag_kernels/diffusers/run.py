@@ -108,7 +108,7 @@ class GuidedRun:
         if self.rests:
             return original(*args, **kwargs)
         arguments = denoiser_arguments(denoiser, args, kwargs)
-        self.steps.begin()
+        self.steps.begin(arguments)
         self.calls += 1
         if self._is_guided(arguments):
             result = self._guided_call(replaced, denoiser, steered, processors, text_modules, args, arguments)

@@ -62,6 +62,8 @@ def _is_row(x: object) -> bool:
 
 
 def _check_scale(where: str, value: Any, rule: str) -> None:
+    if value is None:
+        raise TypeError(f"{where}: nag_scale must be a number, got None")
     check_scalars(where, value)
     if rule == "nag" and value < 1:
         raise ValueError(
@@ -97,10 +99,13 @@ class Steps:
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
 
-    def begin(self) -> None:
-        """Called before the denoiser is. Raises ValueError where there is not a scale for each step."""
+    def begin(self, arguments: Mapping[str, Any]) -> None:
+        """Called before the denoiser is, with these arguments. Raises ValueError where there is not a scale for each step."""
         if self.schedule is not None and not self.scales:
-            self._read_scheduler()
+            if self.spec.fills_cache(arguments):  # before there are timesteps
+                self.scales = self.schedule.over(self.arguments["num_inference_steps"])
+            else:
+                self._read_scheduler()
             self.scale = self.scales[0]
             self.latest = self.start == 0 and self.scale != self.idle
 

@@ -58,7 +58,7 @@ def test_the_other_rules(kind, rule, scales, bias):
 
 
 def test_all_forms_are_the_same():
-    pipe, asked = pipeline("pixart"), []
+    pipe, asked = pipeline("sd3"), []
 
     def falling(i, n):
         asked.append((i, n))
@@ -213,7 +213,7 @@ def test_what_is_no_number():
     pipe = pipeline("sd15")
     for scales, message in (
         ([5.0, "6"], "guide: step 1: nag_scale must be a number, got str"),
-        ([5.0, None], "guide: step 1: nag_scale must be a number, got NoneType"),
+        ([5.0, None], "guide: step 1: nag_scale must be a number, got None"),
         ("5", "guide: nag_scale must be a number, got str"),
         (torch.ones(2, 2), "guide: nag_scale must be a number, got Tensor"),
     ):

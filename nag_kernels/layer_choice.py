@@ -60,9 +60,8 @@ def _picked(where: str, item: object, names: Sequence[str]) -> Iterable[int]:
     count = len(names)
     text = str(item).strip()
     match = re.fullmatch(r"(\d+)\s*(?:-\s*(\d+))?", text)
-    if isinstance(item, bool) or not isinstance(item, (numbers.Integral, str)):
-        found: Iterable[int] = ()
-    elif match is not None:
+    found: Iterable[int]
+    if match is not None:
         first, last = int(match[1]), int(match[2] or match[1])
         found = range(first, last + 1) if last < count else ()
     else:

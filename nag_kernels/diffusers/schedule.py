@@ -146,11 +146,8 @@ class Steps:
         """What to say where no visit was guided."""
         sigma = "" if self.sigma_end is None else f" with a sigma above {self.sigma_end:g}"
         highest = f" and its highest sigma is {max(self.sigmas):g}" if self.sigmas else ""
-        scale = (
-            ""
-            if self.schedule is None or self.idle is None
-            else f" with a nag_scale other than {self.idle:g}, which does nothing"
-        )
+        idle = None if self.schedule is None else self.idle
+        scale = "" if idle is None else f" with a nag_scale other than {idle:g}, which does nothing"
         return (
             f"no step fell between start {self.start:g} and end {self.end:g}{sigma}{scale}: guidance did not act; the call had "
             f"{len(set(self.step_of))} steps{highest}"

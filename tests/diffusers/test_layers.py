@@ -35,6 +35,7 @@ FAST = (
     "AuraFlowTransformer2DModel",  # tokens of the model's own before the text
     "MotifVideoTransformer3DModel",  # joint and cross-attention
     "OmniGenTransformer2DModel",  # two runs
+    "UNet3DConditionModel",  # whose middle is no last part
 )
 KINDS = pytest.mark.parametrize("kind", [
     kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY

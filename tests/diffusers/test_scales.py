@@ -12,6 +12,9 @@ from diffusers import HeunDiscreteScheduler, StableDiffusion3Img2ImgPipeline
 from drawing import denoiser, draw, draw_with_oracle, negative_of
 from every_model import MODELS, PIPELINES, pipeline, text_width
 from pipeline_parts import NEGATIVE
+from test_modular_guiders import Reversed
+from test_modular_guiders import run as modular_run
+from test_modular_guiders import sd3 as modular_sd3
 from tiny import error, seeded
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -166,10 +169,10 @@ def test_compiled_denoisers_are_not_compiled_for_each_scale(how):
             block.compile(backend=compiler, fullgraph=True)
     with guide(pipe, NEGATIVE, nag_scale=SCALES):
         assert error(draw(pipe), wanted) < 1e-5
-    graphs = compiler.frame_count
+    assert compiler.frame_count == 1
     with guide(pipe, NEGATIVE, nag_scale=lambda i, n: 2.0 + i / n):
         draw(pipe, num_inference_steps=6)
-    assert compiler.frame_count == graphs
+    assert compiler.frame_count == 1
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -178,12 +181,20 @@ def test_compiled_denoisers_are_not_compiled_for_each_scale(how):
 @pytest.mark.parametrize("scales", [[5.0] * 3, [5.0] * 5, torch.full((3,), 5.0)])
 @pytest.mark.parametrize("kind", ["sd15", "flux"])
 def test_a_list_of_another_length_than_the_steps(kind, scales):
-    """Before the denoiser is called, also where its first call has no prompt."""
+    """It is found before the denoiser is called."""
     pipe = pipeline(kind)
     calls = guided_calls(pipe)
     message = f"nag_scale must have a number for each step of the call, 4, got {len(scales)}; a function nag_scale"
     with pytest.raises(ValueError, match=message), guide(pipe, NEGATIVE, nag_scale=scales):
         draw(pipe, guidance_scale=3.0)
+    assert calls == []
+
+
+def test_the_length_is_found_before_an_unconditional_call():
+    pipe, call = modular_sd3(Reversed(guidance_scale=3.0))
+    calls = guided_calls(pipe)
+    with pytest.raises(ValueError, match="each step of the call, .* got 7"), guide(pipe, NEGATIVE, nag_scale=[5.0] * 7):
+        modular_run(pipe, **call)
     assert calls == []
 
 

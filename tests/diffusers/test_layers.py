@@ -239,7 +239,7 @@ def test_compiled_denoisers(how):
         with guide(pipe, NEGATIVE, layers="1", nag_scale=scale):
             got = draw(pipe)
         assert scale is not None or error(got, wanted) < 1e-5
-        assert compiler.frame_count == {"torch.compile": 1, "blocks": 2}[how]  # guided blocks, and those that are not
+        assert compiler.frame_count == {"torch.compile": 1, "blocks": 2}[how]
 
 
 def test_diagnose_measures_the_chosen_layers():

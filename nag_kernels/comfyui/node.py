@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node: its inputs, and what it says where they do not fit."""
 
-import math
-import re
 from typing import Any
 
 from nag_kernels.checks import check_scalars
+from nag_kernels.layer_choice import chosen_layers
 
 from .families import family_of
 from .packing import TITLE, Guidance
@@ -56,7 +55,10 @@ class NegativePromptInAttention:
                 "rule": (list(RULES), {"tooltip": "How to steer: nag for most, nasa, or vsf."}),
                 "start_percent": _number(0.0, 1.0, 0.0, "Where in the sampling to begin.", step=0.01),
                 "end_percent": _number(0.0, 1.0, 1.0, "Where to stop: 0.25 keeps most of the effect.", step=0.01),
-                "layers": ("STRING", {"default": "all", "tooltip": "Which layers to steer: all, or such as 0-9, 12."}),
+                "layers": (
+                    "STRING",
+                    {"default": "all", "tooltip": "Which layers to steer: all, numbers such as 0-9, 12, or names."},
+                ),
             }
         }
 
@@ -78,11 +80,12 @@ class NegativePromptInAttention:
             )
         _check_negative(negative)
         settings = self._settings(family.settings(model.model), family.title, rule, nag_scale, nag_tau, nag_alpha)
-        count = len(family.layers(model.model.diffusion_model))
+        names = [name for name, _ in family.layers(model.model.diffusion_model)]
+        chosen = chosen_layers(TITLE, layers.strip() or "all", names)
         guide = Guide(
             family,
             negative,
-            Guidance(*settings, rule=rule, chosen=_chosen(layers, count)),
+            Guidance(*settings, rule=rule, chosen=chosen),
             (start_percent, end_percent),
         )
         guided = model.clone()
@@ -118,23 +121,6 @@ def _check_negative(negative: Any) -> None:
             f"{TITLE}: the negative has {found}, which cannot be taken into account. Connect a text encode node directly; "
             "start_percent and end_percent of this node say which steps are guided"
         )
-
-
-def _chosen(layers: str, count: int) -> frozenset[int] | None:
-    """The indices that `layers` names, None for all."""
-    if layers.strip().lower() in ("", "all"):
-        return None
-    chosen: set[int] = set()
-    for item in layers.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
-        first, last = (math.inf, math.inf) if match is None else (int(match[1]), int(match[2] or match[1]))
-        if not first <= last < count:
-            raise ValueError(
-                f"{TITLE}: layers must be all, or numbers and ranges from 0 to {count - 1} such as 0-{count - 1}, got "
-                f"{item.strip()!r}"
-            )
-        chosen |= set(range(int(first), int(last) + 1))
-    return frozenset(chosen)
 
 
 NODE_CLASS_MAPPINGS = {"NagKernelsNegativePrompt": NegativePromptInAttention}

@@ -42,7 +42,7 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
     Z+ and Z- are computed once more beside the guided call, in float32 (float64 for float64), and nothing is waited for until
     the findings are read. It takes about twice the time of guided attention.
 
-    Args: as of `guide`.
+    Args: as of `guide`, but for a nag_scale for each step. Of `layers` the chosen ones are measured.
     Yields: Findings, which fill up with every call of pipe.
     Raises: ValueError for a rule without tau ("nasa", "vsf"), for a compiled denoiser and for one whose heads are sharded over
         devices; else as `guide`.
@@ -61,7 +61,13 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
                 )
         owner = owner_of(pipe)
         assert owner is not None  # that of the block
-        found = owner.guidance.watch = Findings(pipe, *owner.guidance.settings)
+        guidance = owner.guidance
+        if guidance.scale.number is None:
+            raise ValueError(
+                "diagnose: nag_scale must be one number: what is measured, and what is suggested by it, holds for one scale; "
+                f"diagnose each by itself, got {options['nag_scale']!r:.60}"
+            )
+        found = guidance.watch = Findings(pipe, guidance.scale.number, guidance.nag_tau, guidance.nag_alpha)
         yield found
 
 

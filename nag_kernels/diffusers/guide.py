@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from nag_kernels.checks import check_rule, check_scalars
+from nag_kernels.layer_choice import LayerChoice
 
 from .attention.base import Layer
 from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
-from .models.registry import find_denoisers, guided_layers, spec_of
+from .models.registry import find_denoisers, guided_layers, spec_of, unsteered_layers
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
 from .own_loop import DenoiserBlock
@@ -25,7 +26,7 @@ from .owners import Block, OneCall, Owner, Pipe, enter, leave_all, owner_for_eve
 from .prompt_calls import PromptCalls
 from .restore import Replaced, put_back_after
 from .run import GuidedRun
-from .schedule import check_window
+from .schedule import Scale, Scales, check_window
 from .turns import is_mine, run_turns, take, wait_for_calls_begun
 
 Arguments = ParamSpec("Arguments")
@@ -48,8 +49,8 @@ def _arguments_of(
 
 
 def guide(
-    pipe: Pipe, negative_prompt: Negative, *, nag_scale: float | None = None, nag_tau: float | None = None,
-    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0,
+    pipe: Pipe, negative_prompt: Negative, *, nag_scale: Scales | None = None, nag_tau: float | None = None,
+    nag_alpha: float | None = None, rule: str = "nag", negative_logit_bias: float = 0.0, layers: LayerChoice | None = None,
     start: float = 0.0, end: float = 1.0, sigma_end: float | None = None, pad: bool = False,
     negative_pooled: bool = False, unconditional: Mapping[str, Tensor] | None = None,
 ) -> Block[Pipe] | DenoiserBlock[Pipe]:  # fmt: skip
@@ -71,9 +72,15 @@ def guide(
             under the names that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask,
             ...). It is encoded by the pipeline itself, with the arguments of the running call. Of LTX-2 also texts for its
             video and its sound, {"video": "blurry", "audio": "noise"}, or for one of them.
-        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model.
+        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model. Of pipelines, nag_scale may also be a list
+            with a number for each step of the call, or a function nag_scale(i, n) that gives the number for step i of n. A step
+            whose number does nothing (1 for "nag", 0 for "nasa") runs the untouched model.
         rule: "nag", "nasa" or "vsf" (nag_scale is then that rule's scale; tau and alpha are not used).
         negative_logit_bias: of "vsf" alone, added to the logits of the negative (its paper subtracts an offset there).
+        layers: the layers to guide; None is all. They are counted from 0 in the order in which the model runs them: "0-9, 12", or
+            [0, 1, 2]. Or by name, their own or that of a part of the model: "up_blocks", ["transformer_blocks.3", "mid_block"].
+            Or as a share of the depth, (start, end) in floats: layer i of n if start <= i / n < end. In the others the image
+            attends to the prompt alone; in joint attention the negative's text passes through them, for those that follow.
         start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end.
             Before and after, the model runs untouched. Of pipelines alone.
         sigma_end: beside these, a noise level of the pipeline's scheduler: only steps above it are guided.
@@ -105,7 +112,7 @@ def guide(
 
     def settings(one: Any) -> _Guidance:
         given, window = (nag_scale, nag_tau, nag_alpha), (start, end, sigma_end)
-        return _Guidance(one, negative_prompt, given, rule, negative_logit_bias, window, pad, negative_pooled)
+        return _Guidance(one, negative_prompt, given, rule, negative_logit_bias, window, pad, negative_pooled, layers)
 
     if isinstance(pipe, Module):
         return DenoiserBlock(pipe, settings, negative_prompt, unconditional)
@@ -178,8 +185,8 @@ class _Guidance:
     watch: Any = None  # looks on at every guided layer: `diagnose`
 
     def __init__(
-        self, pipe: Any, negative_prompt: Negative, given: tuple[float | None, float | None, float | None], rule: str,
-        bias: float, window: tuple[float, float, float | None], pad: bool, negative_pooled: bool,
+        self, pipe: Any, negative_prompt: Negative, given: tuple[Scales | None, float | None, float | None], rule: str,
+        bias: float, window: tuple[float, float, float | None], pad: bool, negative_pooled: bool, layers: LayerChoice | None,
     ):  # fmt: skip
         if isinstance(pipe, type):
             raise TypeError(
@@ -205,25 +212,29 @@ class _Guidance:
         denoiser = denoisers[0]
         papers = spec_of(denoiser).settings(inner_denoiser(denoiser))
         check_rule("guide", rule)
-        scale = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
-        if given[0] is None and scale is None:
+        scale, tau, alpha = given
+        if scale is None:
+            scale = {"nag": papers.nag_scale, "nasa": papers.nasa_scale, "vsf": None}[rule]
+        if scale is None:
             kind = type(inner_denoiser(denoiser)).__name__
             why = "the published ones differ by prompt" if rule == "vsf" else f"none is published for this {kind}"
             raise ValueError(f"guide: nag_scale must be given for rule '{rule}': {why}")
-        published: tuple[Any, ...] = (scale, papers.nag_tau, papers.nag_alpha)  # a scale that has none was given
-        own = zip(given, published, strict=True)
-        self.settings: tuple[float, ...] = tuple(paper if value is None else value for value, paper in own)
-        check_scalars("guide", *self.settings)
-        if rule == "nag" and self.settings[0] < 1:
+        self.scale = Scale(scale, rule)
+        self.nag_tau = papers.nag_tau if tau is None else tau
+        self.nag_alpha = papers.nag_alpha if alpha is None else alpha
+        check_scalars("guide", None, self.nag_tau, self.nag_alpha)
+        if isinstance(pipe, Module) and self.scale.number is None:
             raise ValueError(
-                f"guide: nag_scale must be at least 1 for rule 'nag', got {self.settings[0]:g}: 1 does nothing, more goes "
-                "further away from the negative, and less would draw it"
+                "guide: nag_scale must be one number for a bare denoiser, as the steps are those of your loop; give the calls of "
+                f"each step a block of their own with the scale of that step, got {scale!r:.60}"
             )
+        # A tau below 1 clips what no scale has lengthened.
+        self.idle_scale = {"nag": 1.0 if self.nag_tau >= 1 else None, "nasa": 0.0, "vsf": None}[rule]
         if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
             raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")
         check_window(*window)
         self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
-        self.negative_pooled = negative_pooled
+        self.negative_pooled, self.layers = negative_pooled, layers
         put_back_after(lambda replaced: self._check_all(replaced, denoisers))
 
     def _check_all(self, replaced: Replaced, denoisers: list[Denoiser]) -> None:
@@ -233,9 +244,11 @@ class _Guidance:
             self.check(denoiser)
 
     def check(self, denoiser: Denoiser) -> list[Layer]:
-        """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
+        """The layers that see the text. Raises ValueError where something on the denoiser stands against guidance."""
         check_combination(denoiser, self.negative_pooled)
-        return guided_layers(denoiser)
+        layers = guided_layers(denoiser)
+        unsteered_layers(denoiser, self.layers)
+        return layers
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""

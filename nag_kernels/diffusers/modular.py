@@ -171,8 +171,9 @@ def first_timestep(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> int:
     from_image = any(arguments.get(name) is not None for name in ("image", "image_latents"))
     if from_image and not hasattr(scheduler, "begin_index"):
         raise ValueError(
-            f"guide: start, end and sigma_end cannot be placed: {type(scheduler).__name__} does not say with which of its steps "
-            "a run from an image begins; leave them out, or take a scheduler that has set_begin_index"
+            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
+            f"{type(scheduler).__name__} does not say with which of its steps a run from an image begins; leave them "
+            "out, or take a scheduler that has set_begin_index"
         )
     return getattr(scheduler, "begin_index", None) or 0
 

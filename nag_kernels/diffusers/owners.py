@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from .denoiser_calls import denoisers_of
 from .guard import put_guards, take_guards_away
 from .restore import Replaced, put_back_after
+from .schedule import Scale
 from .turns import run_turns, take
 
 _lock = threading.RLock()
@@ -32,7 +33,9 @@ Pipe = TypeVar("Pipe")
 class Guidance(Protocol):
     """The settings that an owner has, and what calls a pipeline with them."""
 
-    settings: tuple[float, ...]  # nag_scale, nag_tau, nag_alpha
+    scale: Scale
+    nag_tau: float
+    nag_alpha: float
     watch: Any  # looks on at every guided layer, or None
     unused: str  # what to say where no call was guided
 

@@ -18,7 +18,7 @@ from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
-from .models.registry import guided_layers, spec_of
+from .models.registry import guided_layers, spec_of, unsteered_layers
 from .negative_prompt import RecordedCall
 from .packing import Packer
 from .prompt_calls import CONTEXTS, SECOND_PROMPT, UNCONDITIONAL
@@ -52,9 +52,9 @@ class GuidedRun:
         self.calls = self.guided = 0
         self.rests = False
         self.prompt_calls = prompt_calls
-        self.steered: Any = None  # rows, images and their order, for which the settings stand
-        start, end, sigma_end = guidance.window
-        self.steps = Steps(pipe, start, end, sigma_end, self.spec, arguments or {})
+        self.steered: Any = None  # rows, images, their order and the scale, for which the settings stand
+        self.steps = Steps(pipe, guidance.window, self.spec, arguments or {}, guidance.scale, guidance.idle_scale)
+        self.unsteered: set[Layer] = set()  # layers that are not to be guided
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text
         self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
@@ -76,7 +76,8 @@ class GuidedRun:
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
         ours = sites if self.spec.dual_forward is None else ()
-        processors = [(site, site.processor, self.spec.replaced(site.processor, self.shared)) for site in ours]
+        self.unsteered |= unsteered_layers(denoiser, self.guidance.layers)
+        processors = [(site, site.processor, self._replaced(site)) for site in ours]
         text_modules = list(self.spec.text_modules(inner_denoiser(denoiser)))
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -89,8 +90,13 @@ class GuidedRun:
         steered = original = intercepted(replaced, denoiser, call)
         if self.spec.dual_forward is not None:
             steered = DualForwardRun(
-                original, denoiser, sites, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced
-            )
+                original, denoiser, sites, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
+                self.unsteered,
+            )  # fmt: skip
+
+    def _replaced(self, site: Layer) -> Any:
+        """Our processor for that of this layer."""
+        return self.spec.replaced(site.processor, self.shared, site not in self.unsteered)
 
     def _call(
         self, replaced: Replaced, denoiser: Denoiser, original: Callable[..., Any], steered: Callable[..., Any],
@@ -102,6 +108,7 @@ class GuidedRun:
         if self.rests:
             return original(*args, **kwargs)
         arguments = denoiser_arguments(denoiser, args, kwargs)
+        self.steps.begin(arguments)
         self.calls += 1
         if self._is_guided(arguments):
             result = self._guided_call(replaced, denoiser, steered, processors, text_modules, args, arguments)
@@ -156,7 +163,7 @@ class GuidedRun:
         guided_layers(denoiser)
         for i, (site, stock, _) in enumerate(processors):
             if site.processor is not stock:
-                processors[i] = site, site.processor, self.spec.replaced(site.processor, self.shared)
+                processors[i] = site, site.processor, self._replaced(site)
 
     def enter(self, context: str | None) -> None:
         if context is not None and context not in CONTEXTS and not self.rests:
@@ -215,7 +222,7 @@ class GuidedRun:
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""
         rows, images = self.packer.rows, self.packer.images
-        steered_now = rows, images, self.packer.prompt_first
+        steered_now = rows, images, self.packer.prompt_first, self.steps.scale
         if self.steered == steered_now:
             return
         self.steered = steered_now
@@ -223,8 +230,9 @@ class GuidedRun:
         steered = [True] * images + [False] * (rows - images)
         if not self.packer.prompt_first:
             steered.reverse()
+        settings = self.steps.scale, self.guidance.nag_tau, self.guidance.nag_alpha
         values = [[ours if yes else plain for yes in steered]
-                  for plain, ours in zip(neutral, self.guidance.settings, strict=True)]  # fmt: skip
+                  for plain, ours in zip(neutral, settings, strict=True)]  # fmt: skip
         scale, tau, alpha = torch.tensor(values, dtype=torch.float32, device=self.packer.device).unbind()
         has_text = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale

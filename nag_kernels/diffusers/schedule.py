@@ -1,16 +1,75 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which steps of a pipeline's run are guided: by fraction of the steps, and by noise level."""
+"""Which steps of a pipeline's run are guided, by fraction of the steps and by noise level, and each with which nag_scale."""
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from nag_kernels.checks import check_scalars
+
 from .models.spec import ModelSpec
 from .modular import first_timestep, is_modular
+
+Scales = float | Sequence[float] | torch.Tensor | Callable[[int, int], float]
+
+
+class Scale:
+    """nag_scale: one number, or one for each step: a list of them, or a function scale(i, n) for step i of n.
+
+    number: where it is one number, else None.
+    Raises: TypeError or ValueError for what is no scale of this rule; of a function once the number of steps is known.
+    """
+
+    def __init__(self, given: Scales, rule: str):
+        self.rule = rule
+        self.number: float | None = None
+        self.function: Callable[[int, int], float] | None = None
+        self.listed: list[float] = []
+        if callable(given):
+            self.function = given
+        elif _is_row(given):
+            self.listed = given.tolist() if hasattr(given, "tolist") else list(given)  # type: ignore[arg-type]
+            for i, value in enumerate(self.listed):
+                _check_scale(f"guide: step {i}", value, rule)
+            if not self.listed:
+                raise ValueError("guide: nag_scale must have a number for each step, got none")
+        else:
+            _check_scale("guide", given, rule)
+            self.number = given  # type: ignore[assignment]
+
+    def over(self, steps: int) -> list[float]:
+        """The scale of each of so many steps. Raises ValueError where it is a list of another length."""
+        if self.function is not None:
+            values = [self.function(i, steps) for i in range(steps)]
+            for i, value in enumerate(values):
+                _check_scale(f"guide: step {i}", value, self.rule)
+            return values
+        if len(self.listed) != steps:
+            raise ValueError(
+                f"guide: nag_scale must have a number for each step of the call, {steps}, got {len(self.listed)}; a function "
+                "nag_scale(i, n) serves any number of steps"
+            )
+        return self.listed
+
+
+def _is_row(x: object) -> bool:
+    """Whether these are several numbers; tensors and arrays of one dimension are."""
+    return (isinstance(x, Sequence) and not isinstance(x, str)) or getattr(x, "ndim", 0) == 1
+
+
+def _check_scale(where: str, value: Any, rule: str) -> None:
+    if value is None:
+        raise TypeError(f"{where}: nag_scale must be a number, got None")
+    check_scalars(where, value)
+    if rule == "nag" and value < 1:
+        raise ValueError(
+            f"{where}: nag_scale must be at least 1 for rule 'nag', got {value:g}: 1 does nothing, more goes further away from "
+            "the negative, and less would draw it"
+        )
 
 
 class Steps:
@@ -18,21 +77,37 @@ class Steps:
 
     start, end: step i of n is guided if start <= i / n < end.
     sigma_end: and if its noise level is above this; None is no bound.
+    scale: nag_scale; where it is not one number, a step with `idle` is not guided.
+    idle: the scale that does nothing; None where every scale does something.
     spec: of the denoiser. Its steps are counted, or known by their timestep (`ModelSpec.by_timestep`).
     arguments: of the pipeline's call.
     """
 
     def __init__(
-        self, pipe: Any, start: float, end: float, sigma_end: float | None, spec: ModelSpec, arguments: Mapping[str, Any]
+        self, pipe: Any, window: tuple[float, float, float | None], spec: ModelSpec, arguments: Mapping[str, Any],
+        scale: Scale, idle: float | None,
     ):  # fmt: skip
-        self.pipe, self.start, self.end, self.sigma_end, self.spec = pipe, start, end, sigma_end, spec
-        self.arguments = arguments
-        self.latest = start == 0  # whether the latest step was guided
-        self.everything = start == 0 and end == 1 and sigma_end is None
+        self.pipe, self.spec, self.arguments, self.idle = pipe, spec, arguments, idle
+        self.start, self.end, self.sigma_end = window
+        self.schedule = scale if scale.number is None else None
+        self.scale = scale.number  # of the latest step; None before the first
+        self.scales: list[float] = []  # of all steps
+        self.latest = self.start == 0  # whether the latest step was guided
+        self.everything = window == (0, 1, None) and self.schedule is None
         self.visits = 0
         self.begun = 0  # the visit with which the scheduler's steps began: FreeInit goes through them several times
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
+
+    def begin(self, arguments: Mapping[str, Any]) -> None:
+        """Called before the denoiser is, with these arguments. Raises ValueError where there is not a scale for each step."""
+        if self.schedule is not None and not self.scales:
+            if self.spec.fills_cache(arguments):  # before there are timesteps
+                self.scales = self.schedule.over(self.arguments["num_inference_steps"])
+            else:
+                self._read_scheduler()
+            self.scale = self.scales[0]
+            self.latest = self.start == 0 and self.scale != self.idle
 
     def visit(self, arguments: Mapping[str, Any]) -> bool:
         """Counts one visit, with these arguments of forward; whether it is guided."""
@@ -54,7 +129,7 @@ class Steps:
             if not getattr(self.pipe, "free_init_enabled", False):
                 raise RuntimeError(
                     f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                    f"({len(self.step_of)}): start, end and sigma_end cannot be placed"
+                    f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
                 )
             self.begun = now
             self._read_scheduler()  # they may have become more
@@ -62,14 +137,19 @@ class Steps:
         step, steps = self.step_of[now], self.step_of[-1] + 1
         # Rounded by less than a step: 0.07 * 100 is a little above 7.
         inside = self.start * steps - 1e-6 <= step < self.end * steps - 1e-6
+        if self.schedule is not None:
+            self.scale = self.scales[step]
+            inside = inside and self.scale != self.idle
         return inside and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
 
     def never_guided(self) -> str:
         """What to say where no visit was guided."""
         sigma = "" if self.sigma_end is None else f" with a sigma above {self.sigma_end:g}"
         highest = f" and its highest sigma is {max(self.sigmas):g}" if self.sigmas else ""
+        idle = None if self.schedule is None else self.idle
+        scale = "" if idle is None else f" with a nag_scale other than {idle:g}, which does nothing"
         return (
-            f"no step fell between start {self.start:g} and end {self.end:g}{sigma}: guidance did not act; the call had "
+            f"no step fell between start {self.start:g} and end {self.end:g}{sigma}{scale}: guidance did not act; the call had "
             f"{len(set(self.step_of))} steps{highest}"
         )
 
@@ -81,7 +161,8 @@ class Steps:
         """
         if getattr(self.pipe, "scheduler", None) is None:
             raise ValueError(
-                f"guide: start, end and sigma_end cannot be placed: {type(self.pipe).__name__} has no scheduler; leave them out"
+                f"guide: start, end, sigma_end and a nag_scale for each step cannot be placed: {type(self.pipe).__name__} has no "
+                "scheduler; leave them out"
             )
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
         used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
@@ -97,6 +178,9 @@ class Steps:
             used = stop - first_timestep(self.pipe, self.arguments)
         run = slice(stop - used, stop)
         self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
+        steps = self.step_of[-1] + 1
+        if self.schedule is not None and len(self.scales) != steps:
+            self.scales = self.schedule.over(steps)
         if self.sigma_end is not None:
             self.sigmas = _sigmas(self.pipe.scheduler, timesteps)[run]
 

@@ -171,6 +171,8 @@ def test_a_node_that_adds_attention_to_an_image(node, model, name):
     assert difference(guided, expected) < ROUNDING
     chosen = sample(*node(other, negative, **SETTINGS, layers="1-5"), x, positive)
     assert difference(chosen, guided) > 50 * ROUNDING
+    middle = sample(*node(other, negative, **SETTINGS, layers="middle_block"), x, positive)
+    assert difference(middle, sample(*node(other, negative, **SETTINGS, layers="3"), x, positive)) == 0
 
 
 def test_perturbed_attention(node, model):

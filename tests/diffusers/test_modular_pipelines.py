@@ -76,6 +76,20 @@ def test_draws_what_the_ordinary_pipeline_draws(name):
     assert furthest(got, wanted) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["StableDiffusion3ModularPipeline", "WanModularPipeline"])
+def test_layers_and_a_scale_for_each_step(name):
+    (pipe, call, negative), (other, other_call, other_negative) = modular(name), ordinary(name)
+    draw, draw_other, settings = Outputs(pipe), Outputs(other), FIRM | {"nag_scale": [8.0, 3.0], "layers": "1"}
+    with guide(pipe, negative, **settings):
+        got = draw(**call)
+    with guide(other, other_negative, **settings):
+        wanted = draw_other(**other_call)
+    assert furthest(got, wanted) < 1e-6
+    for others in ({"nag_scale": 8.0}, {"layers": "0"}):
+        with guide(pipe, negative, **settings | others):
+            assert error(draw(**call)[-1], got[-1]) > 1e-4
+
+
 @pytest.mark.parametrize("name", MODULAR)
 def test_modular_pipeline(name):
     """With classifier-free guidance where it has any."""

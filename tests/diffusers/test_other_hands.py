@@ -67,7 +67,8 @@ def test_processors_that_a_pipeline_sets_in_its_call():
         assert error(draw(pipe), plain) < 2e-5
 
 
-def test_processors_that_a_callback_sets():
+@pytest.mark.parametrize("layers", [None, "1"])
+def test_processors_that_a_callback_sets(layers):
     pipe, mine = pipeline("sd15"), []
 
     def change(pipe, step, timestep, tensors):
@@ -76,9 +77,9 @@ def test_processors_that_a_callback_sets():
             mine.append(dict(pipe.unet.attn_processors))
         return tensors
 
-    with guide(pipe, NEGATIVE):
+    with guide(pipe, NEGATIVE, layers=layers):
         wanted = draw(pipe)
-    with guide(pipe, NEGATIVE):
+    with guide(pipe, NEGATIVE, layers=layers):
         got = draw(pipe, callback_on_step_end=change)
     assert error(got, wanted) < 2e-5
     assert dict(pipe.unet.attn_processors) == mine[0]

@@ -18,7 +18,7 @@ from torch.nn import Module
 from nag_kernels import fused_guided_attention
 from nag_kernels.checks import check_scalars
 
-from .distributed import attention_with_sharded_heads
+from .distributed import PLAIN, attention_with_sharded_heads
 
 KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
 Masks = tuple[Tensor | None, Tensor | None]  # of text+ and text-, bool [B, T]
@@ -90,9 +90,11 @@ class GuidedProcessor:
 
     fused: whether the layer's fused projections are used. None: use layer.fused_projections. That flag is not reliable for
         diffusers' `Attention`, where it stays True after unfuse_qkv_projections() while the fused weights are out of date.
+    steers: False in a layer that is not to be guided: its image attends to text+ alone, and text- passes through.
     """
 
     fused: bool | None = None
+    steers = True
     _plain: Any  # the stock processor, for calls that are not guided
 
     def __init__(self, nag_scale: float, nag_tau: float, nag_alpha: float, text: PackedText | SharedText | None):
@@ -202,11 +204,15 @@ class GuidedProcessor:
     def _guided(self, query: Tensor, positive: KeyValue, negative: KeyValue, settings: SettingTensors, masks: Masks,
                 shared: KeyValue | None = None) -> Tensor:  # fmt: skip
         """The operation on key and value of both texts and of what both branches see, [B, S, H, D]."""
-        if self.text is not None and self.text.watch is not None:
-            self.text.watch.attention(self, query, positive, negative, settings, masks, shared)
         options = self._text_options(masks, negative[0].shape[1])
         if shared is not None:
             options |= {"key_shared": shared[0], "value_shared": shared[1]}
+        if not self.steers:
+            options |= {"mask_negative": None, "negative_logit_bias": 0.0, "rule": "nag"}
+            nothing = (negative[0][:, :0], negative[1][:, :0])
+            return fused_guided_attention(query, *positive, *nothing, *PLAIN, **options)
+        if self.text is not None and self.text.watch is not None:
+            self.text.watch.attention(self, query, positive, negative, settings, masks, shared)
         if self.text is not None and self.text.head_group is not None:
             return attention_with_sharded_heads(
                 query, *positive, *negative, *settings, group=self.text.head_group, **options

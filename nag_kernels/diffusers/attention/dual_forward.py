@@ -11,7 +11,7 @@ of them at a time, so nothing in the model has to know.
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class DualForwardRun:
 
     negative_for(name, value): the negative's argument with the rows of this call.
     replaced: remembers what is set on the model's layers.
+    unsteered: the layers that are not to be guided: both runs go on with the prompt's output there.
     """
 
     def __init__(
@@ -61,20 +62,21 @@ class DualForwardRun:
         shared: SharedText,
         negative_for: Callable[[str, Any], Any],
         replaced: Replaced,
+        unsteered: Collection[Layer] = (),
     ):
         if shared.packed.rule == "vsf":
             raise ValueError(
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
         self.call, self.model, self.layers, self.spec, self.shared = call, model, layers, spec, shared
-        self.negative_for, self.replaced = negative_for, replaced
+        self.negative_for, self.replaced, self.unsteered = negative_for, replaced, unsteered
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = denoiser_arguments(self.model, args, kwargs)
         own = {name: self.negative_for(name, arguments.get(name)) for name in self.spec.text}
         both = (arguments, {**arguments, **self.spec.fixed, **own})
         positional, named = as_they_came(self.model, args, both[1])
-        meeting = _Meeting(self.shared.packed, len(self.layers))
+        meeting = _Meeting(self.shared.packed, len(self.layers), self.unsteered)
         mark = self.replaced.mark()
         try:
             for layer in self.layers:
@@ -104,8 +106,8 @@ class DualForwardRun:
 class _Meeting:
     """Two threads that take turns, from one guided layer to the next."""
 
-    def __init__(self, text: PackedText, layers: int):
-        self.text, self.layers, self.met = text, layers, 0
+    def __init__(self, text: PackedText, layers: int, unsteered: Collection[Layer]):
+        self.text, self.layers, self.unsteered, self.met = text, layers, unsteered, 0
         self.main = threading.get_ident()
         self.turns = threading.Semaphore(0), threading.Semaphore(0)  # of the run with the prompt, and of the other
         self.outputs: list[Tensor | None] = [None, None]
@@ -134,12 +136,15 @@ class _Meeting:
         assert negative is not None
         if positive.shape != negative.shape:
             raise RuntimeError(f"guide: the two runs see images of {tuple(positive.shape)} and {tuple(negative.shape)}")
+        self.met += 1
+        if layer in self.unsteered:
+            self.guided = positive
+            return positive
         settings = settings_of(self.text)
         assert settings is not None
         if self.text.watch is not None:
             self.text.watch.branches(layer, positive, negative, settings)
         self.guided = guidance(positive, negative, *settings, rule=self.text.rule)
-        self.met += 1
         return self.guided
 
     def begin(self, replaced: Replaced, run: Callable[[], Any]) -> None:

@@ -249,9 +249,12 @@ def _generic_class(cls: type[Any]) -> type[Any]:
     return type(f"NAG{cls.__name__}", (cls,), {"__call__": __call__, "text_calls": property(get_calls, set_calls)})
 
 
-def generic_processor(processor: Any, layout: Layout, text: PackedText | SharedText) -> Callable[..., Any]:
-    """A copy of `processor` whose attention is guided."""
+def generic_processor(
+    processor: Any, layout: Layout, text: PackedText | SharedText, steers: bool = True
+) -> Callable[..., Any]:
+    """A copy of `processor` whose attention is guided; steers as in `GuidedProcessor`."""
     ours = copy.copy(processor)
     ours.__class__ = _generic_class(type(processor))  # type: ignore[arg-type]  # a type is hashable, to mypy one of Any is not
     ours.nag_attention = (layout.attention or GenericAttention)(layout, text)
+    ours.nag_attention.steers = steers
     return ours

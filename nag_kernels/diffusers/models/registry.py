@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.nn import Module
 
+from nag_kernels.layer_choice import LayerChoice, chosen_layers
+
 from ..denoiser_calls import Denoiser, denoisers_of, inner_denoiser
 from ..guard import compiled_call
 from .spec import ModelSpec
@@ -180,3 +182,16 @@ def guided_layers(denoiser: Denoiser) -> list[Module]:
             + ("" if layers else "; guidance has nothing to act on")
         )
     return [module for _, module in layers]
+
+
+def unsteered_layers(denoiser: Denoiser, choice: LayerChoice | None) -> set[Module]:
+    """Those of `guided_layers` that are not chosen.
+
+    They are numbered in the order in which the model runs them. Raises ValueError or TypeError for a choice that does not fit.
+    """
+    denoiser = inner_denoiser(denoiser)
+    # A UNet has its middle after its ups, or before its downs.
+    places = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    layers = sorted(spec_of(denoiser).layers(denoiser), key=lambda layer: places.get(layer[0].split(".")[0], 0))
+    chosen = chosen_layers("guide", choice, [name for name, _ in layers])
+    return set() if chosen is None else {layer for i, (_, layer) in enumerate(layers) if i not in chosen}

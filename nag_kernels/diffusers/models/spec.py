@@ -155,10 +155,14 @@ class ModelSpec:
             return why_not_generic(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
-    def replaced(self, processor: Any, text: PackedText | SharedText) -> Any:
-        """Our processor for the one of a layer: a `GuidedProcessor`, or a copy of the model's own that has one."""
+    def replaced(self, processor: Any, text: PackedText | SharedText, steers: bool = True) -> Any:
+        """Our processor for the one of a layer: a `GuidedProcessor`, or a copy of the model's own that has one.
+
+        steers: False where the layer is not to be guided, and sees both texts all the same.
+        """
         if self.layout:
-            return generic_processor(processor, self._layout_of(processor), text)
+            return generic_processor(processor, self._layout_of(processor), text, steers)
         ours = self._processor(type(processor))(text=text)
+        ours.steers = steers
         ours.takes_over(processor)
         return ours

@@ -36,6 +36,8 @@ class Difference(GenericAttention):
             self.first = both
             return torch.zeros_like(both[0])
         positive, negative = ((first - second).flatten(2) for first, second in zip(self.first, both, strict=True))
+        if not self.steers:
+            return -positive.view_as(both[0])
         settings = self._settings_for(query, slice(0, query.shape[0]))
         if self._packed.watch is not None:
             self._packed.watch.branches(self, positive, negative, settings)

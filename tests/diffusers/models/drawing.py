@@ -79,11 +79,12 @@ def denoiser_texts(pipe, **options):
     return calls[0]
 
 
-def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", steps=range(99), **options):
+def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", steps=range(99), unsteered=(), **options):
     """A pipeline's latents if its denoiser ran the prompt's rows in a doubled batch, guided by hooks (rule "vsf": with
     packed text, under `vsf_oracle`, of which tau is the bias).
 
-    images: rows of the conditional half. negative: as `denoiser_texts` gives it.
+    images: rows of the conditional half. negative: as `denoiser_texts` gives it. scale: a list has one for each step.
+    unsteered: the layers that are not guided.
     Returns (latents, shares of tokens that the clip changed).
     """
     shares, seen = [], []
@@ -101,6 +102,7 @@ def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", step
         seen.extend([step] if step not in seen else [])
         if seen.index(step) not in steps:
             return (out,)
+        now = scale[seen.index(step)] if isinstance(scale, list) else scale
         rows = arguments["encoder_hidden_states"].shape[0]
         pair = _rows(arguments, list(range(rows - images, rows)) * 2, rows)
         texts = [x["encoder_hidden_states"][-images:] for x in (arguments, negative)]
@@ -118,14 +120,14 @@ def draw_with_oracle(pipe, images, negative, scale, tau, alpha, rule="nag", step
                 one["txt_ids"] = one["txt_ids"].repeat(2, 1)  # all zero
             flux = isinstance(pipe, FluxPipeline)
             lengths = [x.shape[1] for x in texts]
-            with vsf_oracle(guided_layers(model), *lengths, scale, bias=tau, text_first=flux) as taken:
+            with vsf_oracle(guided_layers(model), *lengths, now, tau, flux, unsteered) as taken:
                 conditional = plain(**one)[0]
             assert len(taken) == len(guided_layers(model))
             return (torch.cat([out[: rows - images], conditional]),)
         pair["encoder_hidden_states"] = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in texts])
         if "encoder_attention_mask" in inspect.signature(type(model).forward).parameters:
             pair["encoder_attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])
-        with doubled_batch_oracle(guided_layers(model), length, scale, tau, alpha, rule) as clipped:
+        with doubled_batch_oracle(guided_layers(model), length, now, tau, alpha, rule, unsteered) as clipped:
             conditional = plain(**pair)[0][:images]
         shares.extend(clipped)
         return (torch.cat([out[: rows - images], conditional]),)

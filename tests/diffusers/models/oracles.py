@@ -43,29 +43,29 @@ def guided(positive, negative, scale, tau, alpha, rule="nag"):
 
 
 @contextlib.contextmanager
-def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag"):
+def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag", unsteered=()):
     """While open, a batch [positive rows; negative rows] through the untouched model is guided in both halves alike.
 
     It replaces the input of the layer after attention, so it never meets an attention function. In the single-stream
     blocks of FLUX.1 (no such layer) and FLUX.2 (one for attention and feed-forward together) text and image are one
-    sequence, of which the image is replaced. Yields the list of the shares of tokens that the clip changed, one for
-    each layer met.
+    sequence, of which the image is replaced. In the sites that are `unsteered` both halves go on with the positive's image.
+    Yields the list of the shares of tokens that the clip changed, one for each layer met.
     """
     clipped = []
 
-    def steered(x):
-        half = x.shape[0] // 2
-        out, share = guided(x[:half], x[half:], scale, tau, alpha, rule)
-        clipped.append(share)
-        return torch.cat([out, out])
-
-    def steer(layer, inputs):
-        return (steered(inputs[0]),)
-
-    def with_image_steered(x):
-        return torch.cat([x[:, :text_length], steered(x[:, text_length:])], dim=1)
-
     def hook(site):
+        def steered(x):
+            half = x.shape[0] // 2
+            out, share = guided(x[:half], x[half:], scale, tau, alpha, rule)
+            clipped.append(share)
+            return torch.cat([x[:half]] * 2 if site in unsteered else [out, out])
+
+        def steer(layer, inputs):
+            return (steered(inputs[0]),)
+
+        def with_image_steered(x):
+            return torch.cat([x[:, :text_length], steered(x[:, text_length:])], dim=1)
+
         if not hasattr(site, "to_out"):
             return site.register_forward_hook(lambda layer, inputs, output: with_image_steered(output))
         if isinstance(site.to_out, torch.nn.Linear):  # of attention and feed-forward together
@@ -87,11 +87,12 @@ def doubled_batch_oracle(sites, text_length, scale, tau, alpha, rule="nag"):
 
 
 @contextlib.contextmanager
-def vsf_oracle(sites, positive, negative, scale, bias=0.0, text_first=False):
+def vsf_oracle(sites, positive, negative, scale, bias=0.0, text_first=False, unsteered=()):
     """While open, the untouched model, run on packed texts [text+ ; text-] of these lengths, does value sign flip.
 
     In the guided layers it takes the place of scaled_dot_product_attention, in float64: the image sees both texts, and the
-    values of text- times -scale; in joint attention text+ does not see text-, and text- sees itself as it is, not text+.
+    values of text- times -scale; in joint attention text+ does not see text-, and text- sees itself as it is, not text+. In
+    the sites that are `unsteered` the image does not see text- either.
     Yields the list of the calls that it took.
     """
     plain, inside, taken = F.scaled_dot_product_attention, [], []
@@ -106,6 +107,8 @@ def vsf_oracle(sites, positive, negative, scale, bias=0.0, text_first=False):
         kinds = texts + pictures if text_first else pictures + texts
         asking = kinds if image else ["image"] * query.shape[2]
         unseen = {("text+", "text-"), ("text-", "text+")}
+        if inside[-1] in unsteered:
+            unseen.add(("image", "text-"))
         seen = torch.tensor([[(q, k) not in unseen for k in kinds] for q in asking])
         flipped = torch.tensor([[(q, k) == ("image", "text-") for k in kinds] for q in asking])
         logits = query.double() @ key.double().transpose(-1, -2) / query.shape[-1] ** 0.5 + bias * flipped.double()
@@ -116,7 +119,7 @@ def vsf_oracle(sites, positive, negative, scale, bias=0.0, text_first=False):
         )
         return (weights @ value.double()).to(value.dtype)
 
-    hooks = [site.register_forward_pre_hook(lambda *_: inside.append(True)) for site in sites]
+    hooks = [site.register_forward_pre_hook(lambda site, *_: inside.append(site)) for site in sites]
     hooks += [site.register_forward_hook(lambda *_: inside.clear()) for site in sites]
     F.scaled_dot_product_attention = attend
     try:
@@ -147,12 +150,13 @@ def output(model, arguments):
     return torch.cat([x.flatten(1) for x in whole], dim=1)
 
 
-def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha):
+def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, tau, alpha, unsteered=()):
     """The output of the untouched model, run twice side by side, with the prompt and with the negative.
 
     At each guided layer the runs wait for each other, and both go on with what the formula makes of their two outputs of
     attention: as a doubled batch does, for texts of any length. It replaces the input of the layer after attention, and
-    never meets an attention function. Returns (output, shares of tokens that the clip changed, one for each layer met).
+    never meets an attention function. In the sites that are `unsteered` both go on with the prompt's. Returns (output, shares
+    of tokens that the clip changed, one for each layer met).
     """
     if tiny.alone and len(positive["encoder_hidden_states"]) > 1:
         rows, whole = range(len(positive["encoder_hidden_states"])), dataclasses.replace(tiny, alone=False)
@@ -161,21 +165,22 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
             for i in rows
         )
         outs, shares = zip(
-            *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha) for one in each), strict=True
+            *(two_runs_oracle(whole, model, sites, *one, scale, tau, alpha, unsteered) for one in each), strict=True
         )
         return torch.cat(outs), [sum(x) / len(x) for x in zip(*shares, strict=True)]
     meeting, which = threading.Barrier(2, timeout=60), threading.local()
     outputs, results, shares = [None, None], [None, None], []
 
-    def steered(x, beside=None):
+    def steered(site, x, beside=None):
         if x.ndim == 2:
-            return steered(x[None])[0]
+            return steered(site, x[None])[0]
         if x.ndim == 4:  # with its heads apart
-            return steered(x.flatten(2)).view_as(x)
+            return steered(site, x.flatten(2)).view_as(x)
         image = slice(-tiny.image, None) if tiny.text_first else slice(0, tiny.image)
         outputs[which.run] = x[:, image].clone() if beside is None else x - beside
         meeting.wait()
         out, share = guided(*outputs, scale, tau, alpha)
+        out = outputs[0] if site in unsteered else out
         if which.run == 0:
             shares.append(share)
         meeting.wait()
@@ -183,8 +188,8 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
         x[:, image] = out if beside is None else out + beside
         return x
 
-    def of_output(layer, inputs, out):
-        return (steered(out[0]), *out[1:]) if isinstance(out, tuple) else steered(out)
+    def of_output(site, inputs, out):
+        return (steered(site, out[0]), *out[1:]) if isinstance(out, tuple) else steered(site, out)
 
     def hook(site):
         layer = tiny.layer(site)
@@ -192,7 +197,7 @@ def two_runs_oracle(tiny, model, sites, arguments, positive, negative, scale, ta
             return site.register_forward_hook(of_output)
         layer = layer[0] if isinstance(layer, (torch.nn.ModuleList, torch.nn.Sequential)) else layer
         beside = tiny.beside(stack, site)
-        return layer.register_forward_pre_hook(lambda _, inputs: (steered(inputs[0], beside()),))
+        return layer.register_forward_pre_hook(lambda _, inputs: (steered(site, inputs[0], beside()),))
 
     def run(place, text):
         which.run = place

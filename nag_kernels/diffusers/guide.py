@@ -17,6 +17,7 @@ from .attention.base import Layer
 from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
+from .known_texts import KnownTexts
 from .models.registry import find_denoisers, guided_layers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
@@ -224,6 +225,7 @@ class _Guidance:
         check_window(*window)
         self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
         self.negative_pooled = negative_pooled
+        self.texts = KnownTexts()
         put_back_after(lambda replaced: self._check_all(replaced, denoisers))
 
     def _check_all(self, replaced: Replaced, denoisers: list[Denoiser]) -> None:
@@ -257,7 +259,7 @@ class _Guidance:
         check_guiders(pipe)  # it may have got another since
         sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
+        recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative, self.texts)
         try:
             first = recorder.first()
         except Cancelled:

@@ -3,7 +3,6 @@
 """The negative prompt as the pipeline itself encodes it: the pipeline runs up to its first denoiser call."""
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import threading
@@ -16,6 +15,7 @@ from torch import Tensor
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
+from .known_texts import KnownTexts, RecordedCall, Recording
 from .models.registry import spec_of
 from .modular import (
     as_call,
@@ -76,17 +76,6 @@ def checked_negative(negative: Negative) -> Negative:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordedCall:
-    """A call of the denoiser that was not carried out.
-
-    arguments: of forward, by name. context: the pipeline's name for it (`cache_context`), or None.
-    """
-
-    arguments: dict[str, Any]
-    context: str | None
-
-
 class NegativeRecorder:
     """Records how a pipeline would call its denoiser, had it been called with the negative for its prompt, all else alike.
 
@@ -96,12 +85,13 @@ class NegativeRecorder:
     """
 
     def __init__(
-        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any], negative: Negative
+        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any],
+        negative: Negative, known: KnownTexts,
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name."""
+        """function: the pipeline's call, with these arguments by name. known: what earlier calls have recorded."""
         self.function, self.pipe, self.denoisers = function, pipe, denoisers
         self.arguments = _cloned(arguments)  # the running call draws from the generators
-        self.negative = negative
+        self.negative, self.known = negative, known
         self.cancelled = False
         self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
@@ -117,7 +107,17 @@ class NegativeRecorder:
         return self._in_parts({name: self.negative.get(name) for name in parts}, outputs, changed)
 
     def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
-        return put_back_after(lambda replaced: self._record(replaced, negative, list(outputs), changed))
+        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
+        fixed = spec_of(self.denoisers[0]).negative_call
+        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        place = len(outputs), changed
+        known = self.known.find(self.function, self.pipe, self.denoisers, call, self.negative, place)
+        if known.found is not None:
+            return known.found
+        recorded = put_back_after(lambda replaced: self._record(replaced, call, list(outputs), known))
+        if recorded is not None:
+            known.keep(self.denoisers[0], recorded)
+        return recorded
 
     def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
         """A negative for the video and another for its sound; the prompt itself for what has none."""
@@ -168,7 +168,7 @@ class NegativeRecorder:
         return False if any(_has_rows_of(x, y) for x in unconditional for y in text) else None
 
     def _record(
-        self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: bool
+        self, replaced: Replaced, call: dict[str, Any], outputs: list[Any], known: Recording
     ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
@@ -183,9 +183,7 @@ class NegativeRecorder:
             got.append(RecordedCall(denoiser_arguments(denoiser, args, kwargs), context[-1]))
             raise _Reached
 
-        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
-        fixed = spec_of(self.denoisers[0]).negative_call
-        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        call = _cloned(call)
         _leave_nothing_behind(replaced, self.pipe, self.denoisers)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)
@@ -200,6 +198,9 @@ class NegativeRecorder:
             originals[denoiser] = denoiser._call_impl  # before the first call by another thread
             originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
         guider_calls_noticed(replaced, self.pipe, context.append)
+        if known.origin is not None:
+            replaced.later(known.origin.end)
+            known.origin.begin()
         with contextlib.suppress(_Reached):
             self.function(self.pipe, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
@@ -291,7 +292,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
             call["negative_prompt"] = "" if isinstance(call["prompt"], str) else [""] * prompts
         elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
-    return _cloned(call)
+    return call
 
 
 def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:

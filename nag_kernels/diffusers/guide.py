@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide`: negative guidance inside attention for an unmodified pipeline, on for a while and gone without a trace."""
 
+import dataclasses
 import inspect
 import math
 import warnings
@@ -17,7 +18,7 @@ from .attention.base import Layer
 from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
-from .known_texts import KnownTexts
+from .known_texts import KnownTexts, Pipeline
 from .models.registry import find_denoisers, guided_layers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
@@ -28,6 +29,7 @@ from .restore import Replaced, put_back_after
 from .run import GuidedRun
 from .schedule import check_window
 from .turns import is_mine, run_turns, take, wait_for_calls_begun
+from .unchanged import NotComparable, Unchanged
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -173,6 +175,21 @@ def disable_guidance(pipe: Any) -> None:
         warnings.warn(f"disable_guidance: {owners[0].guidance.unused}", stacklevel=2)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """The layers to be guided of a denoiser, and whether they still are."""
+
+    layers: list[Layer]
+    unchanged: Callable[[], bool]
+
+
+def _unchanged(denoiser: Denoiser) -> Callable[[], bool]:
+    try:
+        return Unchanged([denoiser, inner_denoiser(denoiser)])
+    except NotComparable:
+        return lambda: False
+
+
 class _Guidance:
     """The settings of one `enable_guidance`, and its calls."""
 
@@ -226,6 +243,7 @@ class _Guidance:
         self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
         self.negative_pooled = negative_pooled
         self.texts = KnownTexts()
+        self._checked: dict[Denoiser, _Checked] = {}
         put_back_after(lambda replaced: self._check_all(replaced, denoisers))
 
     def _check_all(self, replaced: Replaced, denoisers: list[Denoiser]) -> None:
@@ -236,8 +254,11 @@ class _Guidance:
 
     def check(self, denoiser: Denoiser) -> list[Layer]:
         """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
-        check_combination(denoiser, self.negative_pooled)
-        return guided_layers(denoiser)
+        checked = self._checked.get(denoiser)
+        if checked is None or not checked.unchanged():
+            check_combination(denoiser, self.negative_pooled)
+            checked = self._checked[denoiser] = _Checked(guided_layers(denoiser), _unchanged(denoiser))
+        return checked.layers
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
@@ -258,8 +279,9 @@ class _Guidance:
         wait_for_calls_begun([pipe])
         check_guiders(pipe)  # it may have got another since
         sites = [self.check(denoiser) for denoiser in denoisers]
+        models = [self._checked[x].unchanged for x in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative, self.texts)
+        recorder = NegativeRecorder(Pipeline(function, pipe, denoisers, models, self.negative), arguments, self.texts)
         try:
             first = recorder.first()
         except Cancelled:

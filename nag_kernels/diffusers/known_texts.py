@@ -35,9 +35,9 @@ class KnownTexts:
     """Of one pipeline, for as long as its guidance is on.
 
     A recorded call may stand for another one if that would come out the same, to the bit. So it must be made of token ids and
-    weights alone (`text_origin.TextOrigin`); the arguments of both calls must be the same, but for the content of tensors and images
-    and the state of generators, which then have no part in it; and whatever encodes must be unchanged (`unchanged.Unchanged`).
-    Where any of this cannot be told, the call is recorded anew.
+    weights alone (`text_origin.TextOrigin`); the arguments of both calls must be the same, but for the content of tensors and
+    images and the state of generators, which then have no part in it; and whatever encodes must be unchanged
+    (`unchanged.Unchanged`). Where any of this cannot be told, the call is recorded anew.
     """
 
     def __init__(self) -> None:
@@ -47,29 +47,46 @@ class KnownTexts:
     def forget(self) -> None:
         self._calls, self._encoding = {}, None
 
-    def find(self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], call: Mapping[str, Any],
-             negative: Any, place: tuple[int, bool]) -> "Recording":  # fmt: skip
+    def find(self, pipeline: "Pipeline", call: Mapping[str, Any], place: tuple[int, bool]) -> "Recording":
         """place: how many calls come before it, and whether it has another text than the negative."""
         try:
             key = place, form(call)
-            if self._encoding is None or not self._encoding.unchanged(function, pipe, denoisers, negative):
+            if self._encoding is None or not self._encoding.unchanged(pipeline):
                 self.forget()
-                self._encoding = _Encoding(function, pipe, denoisers, negative)
+                self._encoding = _Encoding(pipeline)
         except NotComparable:
             self.forget()
-            return Recording(self, None, None, None)
-        tensors = self._encoding.state.tensors
-        texts = list(tensors_in(negative))
-        weights = [x for x in tensors if not any(x is y for y in texts)]
-        found = self._calls.get(key)
-        origin = None if found is not None else TextOrigin(weights, tensors_in(call), texts)
-        return Recording(self, key, None if found is None else _copied(found), origin)
+            return Recording(self, pipeline, None, None, None)
+        if (found := self._calls.get(key)) is not None:
+            return Recording(self, pipeline, key, _copied(found), None)
+        texts = list(tensors_in(pipeline.negative))
+        weights = [x for x in self._encoding.state.tensors if not any(x is y for y in texts)]
+        return Recording(self, pipeline, key, None, TextOrigin(weights, tensors_in(call), texts))
 
-    def keep(self, key: Any, recorded: RecordedCall) -> None:
-        if self._encoding is not None:
-            self._calls[key] = _copied(recorded)
-            while len(self._calls) > _MOST:
-                del self._calls[next(iter(self._calls))]
+    def keep(self, pipeline: "Pipeline", key: Any, recorded: RecordedCall) -> None:
+        encoding = self._encoding
+        if encoding is None or not encoding.state.same_weights():
+            return
+        if not encoding.unchanged(pipeline):  # encoders set something up when they run for the first time
+            self.forget()
+            try:
+                self._encoding = _Encoding(pipeline)
+            except NotComparable:
+                return
+        self._calls[key] = _copied(recorded)
+        while len(self._calls) > _MOST:
+            del self._calls[next(iter(self._calls))]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Whose calls are recorded. function: its call. models: another object wherever a denoiser has changed."""
+
+    function: Callable[..., Any]
+    pipe: Any
+    denoisers: list[Denoiser]
+    models: list[Any]
+    negative: Any
 
 
 @dataclasses.dataclass
@@ -77,15 +94,16 @@ class Recording:
     """found: what is known of the call. origin: watches the dry run where that is not known and might be used again."""
 
     texts: KnownTexts
+    pipeline: Pipeline
     key: Any
     found: RecordedCall | None
     origin: TextOrigin | None
 
-    def keep(self, denoiser: Denoiser, recorded: RecordedCall) -> None:
+    def keep(self, recorded: RecordedCall) -> None:
         """Keeps what has been recorded, where it may be used again."""
         if self.origin is None:
             return
-        spec = spec_of(denoiser)
+        spec = spec_of(self.pipeline.denoisers[0])
         needed = {*spec.text, *(name.partition(".")[0] for name in spec.masks), spec.pooled}
         needed |= {mask for name, mask in spec.concatenated if name in spec.text and mask is not None}
         needed |= set() if spec.dual_forward is None else set(spec.dual_forward.text)
@@ -94,26 +112,39 @@ class Recording:
             return
         # A timestep is made of the scheduler's, and says only which calls are of one step.
         kept = {name: x for name, x in recorded.arguments.items() if name in known or name == spec.timestep}
-        self.texts.keep(self.key, RecordedCall(kept, recorded.context))
+        self.texts.keep(self.pipeline, self.key, RecordedCall(kept, recorded.context))
 
 
 class _Encoding:
     """All that a pipeline encodes a text with, but for the arguments of its call."""
 
-    def __init__(self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], negative: Any):
-        self._identities = _identities(function, pipe, denoisers)
-        self._values = _values(pipe, denoisers)
-        others = [*denoisers, *map(inner_denoiser, denoisers), *parts_with_state(pipe)]
+    def __init__(self, pipeline: Pipeline):
+        pipe, negative = pipeline.pipe, pipeline.negative
+        others = [*pipeline.denoisers, *map(inner_denoiser, pipeline.denoisers), *parts_with_state(pipe)]
         roots = [
             x for name, x in _public(pipe).items() if name not in _NOT_FOR_TEXT and not any(x is y for y in others)
         ]
         given = dict(negative) if isinstance(negative, Mapping) else negative
         self.state = Unchanged([*roots, given], weights=True, without=others)
+        self._identities, self._values = _identities(pipeline), self._values_of(pipe)
 
-    def unchanged(self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], negative: Any) -> bool:
-        now = _identities(function, pipe, denoisers)
+    def unchanged(self, pipeline: Pipeline) -> bool:
+        now = _identities(pipeline)
         same = len(now) == len(self._identities) and all(x is y for x, y in zip(now, self._identities, strict=True))
-        return same and _values(pipe, denoisers) == self._values and self.state()
+        return same and self._values_of(pipeline.pipe) == self._values and self.state()
+
+    def _values_of(self, pipe: Any) -> Any:
+        public = _public(pipe)
+        plain = {name: (type(x), x) for name, x in public.items() if isinstance(x, (bool, int, float, str))}
+        schedulers = [form(dict(getattr(x, "config", None) or {})) for x in parts_with_state(pipe)]
+        kinds = {x.device.type for x in self.state.tensors}
+        modes = (
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+            [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted(kinds)],
+            torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+        lengths = [len(x) for name, x in public.items() if name.startswith("tokenizer") and hasattr(x, "__len__")]
+        return plain, schedulers, modes, lengths
 
 
 def _public(pipe: Any) -> dict[str, Any]:
@@ -121,24 +152,10 @@ def _public(pipe: Any) -> dict[str, Any]:
     return {name: x for name, x in vars(pipe).items() if not name.startswith("_")}
 
 
-def _identities(function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser]) -> list[Any]:
-    objects = [x for x in _public(pipe).values() if not isinstance(x, (bool, int, float, str))]
-    configs = [getattr(inner_denoiser(x), "_internal_dict", None) for x in denoisers]
-    return [function, getattr(type(pipe), "encode_prompt", None), *objects, *configs]
-
-
-def _values(pipe: Any, denoisers: list[Denoiser]) -> Any:
-    plain = {name: (type(x), x) for name, x in _public(pipe).items() if isinstance(x, (bool, int, float, str))}
-    models = [(getattr(x, "dtype", None), getattr(x, "device", None)) for x in map(inner_denoiser, denoisers)]
-    schedulers = [form(dict(getattr(x, "config", None) or {})) for x in parts_with_state(pipe)]
-    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
-    modes = (
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
-        torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
-    lengths = [len(x) for name, x in _public(pipe).items() if name.startswith("tokenizer") and hasattr(x, "__len__")]
-    return plain, models, schedulers, device, modes, lengths
+def _identities(pipeline: Pipeline) -> list[Any]:
+    objects = [x for x in _public(pipeline.pipe).values() if not isinstance(x, (bool, int, float, str))]
+    encode = getattr(type(pipeline.pipe), "encode_prompt", None)
+    return [pipeline.function, encode, *pipeline.models, *objects]
 
 
 def _may_be_kept(value: Any) -> bool:

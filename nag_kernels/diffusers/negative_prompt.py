@@ -15,7 +15,7 @@ from torch import Tensor
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
-from .known_texts import KnownTexts, RecordedCall, Recording
+from .known_texts import KnownTexts, Pipeline, RecordedCall, Recording
 from .models.registry import spec_of
 from .modular import (
     as_call,
@@ -85,15 +85,14 @@ class NegativeRecorder:
     """
 
     def __init__(
-        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any],
-        negative: Negative, known: KnownTexts,
+        self, pipeline: Pipeline, arguments: Mapping[str, Any], known: KnownTexts
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name. known: what earlier calls have recorded."""
-        self.function, self.pipe, self.denoisers = function, pipe, denoisers
+        """arguments: of the pipeline's call, by name. known: what earlier calls have recorded."""
+        self.function, self.pipe, self.denoisers = pipeline.function, pipeline.pipe, pipeline.denoisers
         self.arguments = _cloned(arguments)  # the running call draws from the generators
-        self.negative, self.known = negative, known
+        self.pipeline, self.negative, self.known = pipeline, pipeline.negative, known
         self.cancelled = False
-        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
+        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(self.negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
 
     def record(self, outputs: Sequence[Any] = (), changed: bool = False) -> RecordedCall | None:
@@ -111,12 +110,12 @@ class NegativeRecorder:
         fixed = spec_of(self.denoisers[0]).negative_call
         call |= {name: value for name, value in fixed.items() if name in self.arguments}
         place = len(outputs), changed
-        known = self.known.find(self.function, self.pipe, self.denoisers, call, self.negative, place)
+        known = self.known.find(self.pipeline, call, place)
         if known.found is not None:
             return known.found
         recorded = put_back_after(lambda replaced: self._record(replaced, call, list(outputs), known))
         if recorded is not None:
-            known.keep(self.denoisers[0], recorded)
+            known.keep(recorded)
         return recorded
 
     def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:

@@ -20,8 +20,8 @@ class TextOrigin(TorchDispatchMode):
     """Follows every operation of a dry run and knows which tensors are made of token ids and weights alone, so that the same
     run with other images, other noise and other random numbers would give them again.
 
-    What is not known to be so is taken to be otherwise: whatever an operation makes of something else, random numbers, memory that
-    is not filled, tensors that come from Python and are no token ids. Once Python was told a value that is not known, nothing
+    What is not known to be so is taken to be otherwise: whatever an operation makes of something else, random numbers, memory
+    that is not filled, tensors that come from Python and are no token ids. Once Python was told a value that is not known, nothing
     is known that is computed with weights after it: the value may have chosen the words.
 
     weights: tensors that are known. arguments: those of the call, which are not, but for ready-made `texts`.
@@ -55,7 +55,9 @@ class TextOrigin(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = list(tensors_in((args, kwargs)))
-        known = not _is_random(func, args, kwargs) and "empty" not in func._schema.name and all(map(self._knows, inputs))
+        known = (
+            not _is_random(func, args, kwargs) and "empty" not in func._schema.name and all(map(self._knows, inputs))
+        )
         if func._schema.name in _TELLS and not known and not _checks_an_image():
             self._told = True
         if self._told and any(_key(x) in self._weights for x in inputs):

@@ -16,7 +16,12 @@ from torch.nn import Module
 
 _PLAIN = (bool, int, float, complex, str, bytes)
 _WITHOUT_PARTS = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, *_PLAIN)
-_ELSEWHERE = ("logging", "threading", "torch._dynamo", __name__.partition(".")[0])  # packages whose objects lead anywhere
+_ELSEWHERE = (
+    "logging",
+    "threading",
+    "torch._dynamo",
+    __name__.partition(".")[0],
+)  # packages whose objects lead anywhere
 _MOST = 200_000  # attributes that are looked at
 _SAMPLES = 8  # values that are looked at of each weight
 
@@ -31,15 +36,17 @@ class Unchanged:
     Attributes are compared by identity, numbers and text by value. A function is compared by what its closure holds, but for
     lists and dicts there.
 
-    weights: also compares the values of tensors: by the counter that torch raises whenever it writes into one, and by a few
-        values of each, as a write through `.data` raises no counter.
+    Of tensors, type and device are compared.
+
+    weights: also their values: by the counter that torch raises whenever it writes into one, and by a few values of each, as a
+        write through `.data` raises no counter.
 
     Raises: NotComparable where this cannot be done.
     """
 
     def __init__(self, roots: Iterable[Any], weights: bool = False, without: Iterable[Any] = ()):
         self._parts: list[Collection[Any]] = []
-        self._objects: list[Any] = []  # of modules, whose class may be another
+        self._objects: list[Any] = []  # whose class may be another
         self._functions: list[Any] = []
         self._seen: dict[int, Any] = {id(x): x for x in without}
         self._tensors: dict[int, Tensor] = {}
@@ -51,15 +58,15 @@ class Unchanged:
         self._values = list(itertools.chain.from_iterable(self._parts))
         self._classes = list(map(type, self._objects))
         self._kinds = list(dict.fromkeys(self._classes))
-        self._forwards = [cls.forward for cls in self._kinds]
+        self._code = list(map(_code, self._kinds))
         self._closures = list(self._held())
-        self._dtypes = [x.dtype for x in self.tensors]
+        self._dtypes, self._devices = [x.dtype for x in self.tensors], [x.device for x in self.tensors]
         self._versions, self._sampled = self._weights() if weights else (None, [])
 
     def __call__(self) -> bool:
         """Whether all is as it was."""
         try:
-            return self._same_objects() and self._same_weights()
+            return self._same_objects() and self.same_weights()
         except NotComparable:
             return False
 
@@ -73,11 +80,13 @@ class Unchanged:
             return False
         if not all(map(operator.is_, map(type, self._objects), self._classes)):
             return False
-        if not all(cls.forward is was for cls, was in zip(self._kinds, self._forwards, strict=True)):
+        if not all(map(operator.is_, map(_code, self._kinds), self._code)):
             return False
-        return _same(self._held(), self._closures) and [x.dtype for x in self.tensors] == self._dtypes
+        return _same(self._held(), self._closures)
 
-    def _same_weights(self) -> bool:
+    def same_weights(self) -> bool:
+        if [x.dtype for x in self.tensors] != self._dtypes or [x.device for x in self.tensors] != self._devices:
+            return False
         if self._versions is None:
             return True
         if _versions(self.tensors) != self._versions:
@@ -120,18 +129,17 @@ class Unchanged:
             return (y for y in self._held_by(x))
         if isinstance(x, functools.partial):
             return (x.func, *x.args, *x.keywords.values())
-        if isinstance(x, Module):
-            self._objects.append(x)
         found: list[Any] = []
         if isinstance(x, dict):
-            self._parts += [x.keys(), x.values()]
+            self._parts += [x.keys(), x.values()] if x else [x]
             found += x.values()
         elif isinstance(x, (list, set, frozenset)):
             self._parts.append(x)
             found += x
         elif isinstance(x, tuple):
             found += x
-        if (own := getattr(x, "__dict__", None)) is not None and not _leads_anywhere(x):
+        if (own := getattr(x, "__dict__", None)) is not None and not _leads_anywhere(type(x)):
+            self._objects.append(x)
             self._parts.append(own.values())
             found += own.values()
         return found
@@ -143,16 +151,25 @@ class Unchanged:
         return found
 
 
-def _leads_anywhere(x: Any) -> bool:
-    module = type(x).__module__ or ""
-    return isinstance(x, (DiffusionPipeline, ModularPipeline)) or any(
+@functools.lru_cache(maxsize=4096)
+def _leads_anywhere(cls: Any) -> bool:
+    module = cls.__module__ or ""
+    return issubclass(cls, (DiffusionPipeline, ModularPipeline)) or any(
         f"{module}.".startswith(f"{package}.") for package in _ELSEWHERE
     )
 
 
+def _code(cls: Any) -> Any:
+    """What its objects do when they are called."""
+    name = "forward" if issubclass(cls, Module) else "__call__"
+    return next((vars(x)[name] for x in cls.__mro__ if name in vars(x)), None)
+
+
 def _same(one: Iterable[Any], two: Iterable[Any]) -> bool:
     """By identity, and plain values by value."""
-    return all(x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(one, two, strict=True))
+    return all(
+        x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(one, two, strict=True)
+    )
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:

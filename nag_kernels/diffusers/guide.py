@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide`: negative guidance inside attention for an unmodified pipeline, on for a while and gone without a trace."""
 
-import dataclasses
 import inspect
 import math
 import warnings
@@ -175,19 +174,23 @@ def disable_guidance(pipe: Any) -> None:
         warnings.warn(f"disable_guidance: {owners[0].guidance.unused}", stacklevel=2)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Checked:
-    """The layers to be guided of a denoiser, and whether they still are."""
+    """The layers of a denoiser that are to be guided, and whether they still are.
 
-    layers: list[Layer]
-    unchanged: Callable[[], bool]
+    weights: types and devices of the denoiser's weights; where that cannot be told, what equals nothing else.
+    """
 
+    def __init__(self, denoiser: Denoiser, layers: list[Layer]):
+        self.layers = layers
+        self.weights: Any = object()
+        try:
+            self._unchanged = Unchanged([denoiser, inner_denoiser(denoiser)])
+            self.weights = [(x.dtype, x.device) for x in self._unchanged.tensors]
+        except NotComparable:
+            self._unchanged = None
 
-def _unchanged(denoiser: Denoiser) -> Callable[[], bool]:
-    try:
-        return Unchanged([denoiser, inner_denoiser(denoiser)])
-    except NotComparable:
-        return lambda: False
+    def holds(self) -> bool:
+        return self._unchanged is not None and self._unchanged()
 
 
 class _Guidance:
@@ -255,9 +258,9 @@ class _Guidance:
     def check(self, denoiser: Denoiser) -> list[Layer]:
         """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
         checked = self._checked.get(denoiser)
-        if checked is None or not checked.unchanged():
+        if checked is None or not checked.holds():
             check_combination(denoiser, self.negative_pooled)
-            checked = self._checked[denoiser] = _Checked(guided_layers(denoiser), _unchanged(denoiser))
+            checked = self._checked[denoiser] = _Checked(denoiser, guided_layers(denoiser))
         return checked.layers
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -279,7 +282,7 @@ class _Guidance:
         wait_for_calls_begun([pipe])
         check_guiders(pipe)  # it may have got another since
         sites = [self.check(denoiser) for denoiser in denoisers]
-        models = [self._checked[x].unchanged for x in denoisers]
+        models = [self._checked[x].weights for x in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
         recorder = NegativeRecorder(Pipeline(function, pipe, denoisers, models, self.negative), arguments, self.texts)
         try:

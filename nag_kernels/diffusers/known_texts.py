@@ -56,12 +56,12 @@ class KnownTexts:
                 self._encoding = _Encoding(pipeline)
         except NotComparable:
             self.forget()
-            return Recording(self, pipeline, None, None, None)
+            return Recording(self, pipeline, place, None, None, None)
         if (found := self._calls.get(key)) is not None:
-            return Recording(self, pipeline, key, _copied(found), None)
+            return Recording(self, pipeline, place, key, _copied(found), None)
         texts = list(tensors_in(pipeline.negative))
         weights = [x for x in self._encoding.state.tensors if not any(x is y for y in texts)]
-        return Recording(self, pipeline, key, None, TextOrigin(weights, tensors_in(call), texts))
+        return Recording(self, pipeline, place, key, None, TextOrigin(weights, tensors_in(call), texts))
 
     def keep(self, pipeline: "Pipeline", key: Any, recorded: RecordedCall) -> None:
         encoding = self._encoding
@@ -80,7 +80,7 @@ class KnownTexts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """Whose calls are recorded. function: its call. models: another object wherever a denoiser has changed."""
+    """Whose calls are recorded. function: its call. models: types and devices of the weights of each denoiser."""
 
     function: Callable[..., Any]
     pipe: Any
@@ -95,6 +95,7 @@ class Recording:
 
     texts: KnownTexts
     pipeline: Pipeline
+    place: tuple[int, bool]
     key: Any
     found: RecordedCall | None
     origin: TextOrigin | None
@@ -126,14 +127,15 @@ class _Encoding:
         ]
         given = dict(negative) if isinstance(negative, Mapping) else negative
         self.state = Unchanged([*roots, given], weights=True, without=others)
-        self._identities, self._values = _identities(pipeline), self._values_of(pipe)
+        self._identities, self._values = _identities(pipeline), self._values_of(pipeline)
 
     def unchanged(self, pipeline: Pipeline) -> bool:
         now = _identities(pipeline)
         same = len(now) == len(self._identities) and all(x is y for x, y in zip(now, self._identities, strict=True))
-        return same and self._values_of(pipeline.pipe) == self._values and self.state()
+        return same and self._values_of(pipeline) == self._values and self.state()
 
-    def _values_of(self, pipe: Any) -> Any:
+    def _values_of(self, pipeline: Pipeline) -> Any:
+        pipe = pipeline.pipe
         public = _public(pipe)
         plain = {name: (type(x), x) for name, x in public.items() if isinstance(x, (bool, int, float, str))}
         schedulers = [form(dict(getattr(x, "config", None) or {})) for x in parts_with_state(pipe)]
@@ -144,7 +146,7 @@ class _Encoding:
             torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
         lengths = [len(x) for name, x in public.items() if name.startswith("tokenizer") and hasattr(x, "__len__")]
-        return plain, schedulers, modes, lengths
+        return plain, schedulers, modes, lengths, pipeline.models
 
 
 def _public(pipe: Any) -> dict[str, Any]:
@@ -155,7 +157,8 @@ def _public(pipe: Any) -> dict[str, Any]:
 def _identities(pipeline: Pipeline) -> list[Any]:
     objects = [x for x in _public(pipeline.pipe).values() if not isinstance(x, (bool, int, float, str))]
     encode = getattr(type(pipeline.pipe), "encode_prompt", None)
-    return [pipeline.function, encode, *pipeline.models, *objects]
+    configs = [getattr(inner_denoiser(x), "_internal_dict", None) for x in pipeline.denoisers]
+    return [pipeline.function, encode, *configs, *objects]
 
 
 def _may_be_kept(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
@@ -113,10 +114,19 @@ class NegativeRecorder:
         known = self.known.find(self.pipeline, call, place)
         if known.found is not None:
             return known.found
-        recorded = put_back_after(lambda replaced: self._record(replaced, call, list(outputs), known))
+        recorded = self._without_controlnet(call, list(outputs), known)
         if recorded is not None:
             known.keep(recorded)
         return recorded
+
+    def _without_controlnet(self, call: dict[str, Any], outputs: list[Any], known: Recording) -> RecordedCall | None:
+        """What it gives is no text, so it need not run. Where the pipeline cannot do without, it runs."""
+        controlnet = getattr(self.pipe, "controlnet", None)
+        if isinstance(controlnet, Module):
+            with contextlib.suppress(Exception):
+                return put_back_after(lambda replaced: self._record(replaced, call, list(outputs), known, controlnet))
+            known = self.known.find(self.pipeline, call, known.place)
+        return put_back_after(lambda replaced: self._record(replaced, call, outputs, known))
 
     def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
         """A negative for the video and another for its sound; the prompt itself for what has none."""
@@ -167,7 +177,7 @@ class NegativeRecorder:
         return False if any(_has_rows_of(x, y) for x in unconditional for y in text) else None
 
     def _record(
-        self, replaced: Replaced, call: dict[str, Any], outputs: list[Any], known: Recording
+        self, replaced: Replaced, call: dict[str, Any], outputs: list[Any], known: Recording, controlnet: Module | None = None
     ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
@@ -197,6 +207,8 @@ class NegativeRecorder:
             originals[denoiser] = denoiser._call_impl  # before the first call by another thread
             originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
         guider_calls_noticed(replaced, self.pipe, context.append)
+        if controlnet is not None:
+            _does_nothing(replaced, controlnet)
         if known.origin is not None:
             replaced.later(known.origin.end)
             known.origin.begin()
@@ -204,6 +216,19 @@ class NegativeRecorder:
             self.function(self.pipe, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
         return got[0] if got else None
+
+
+def _does_nothing(replaced: Replaced, controlnet: Module) -> None:
+    """In the calls of this thread, until `replaced` is put back."""
+    original: Callable[..., Any] = controlnet._call_impl
+    thread = threading.get_ident()
+
+    def nothing(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(*args, **kwargs)
+        return [], torch.empty(0)  # of the blocks, and of the middle or of single-stream blocks
+
+    original = intercepted(replaced, controlnet, nothing)
 
 
 def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Denoiser]) -> None:

@@ -21,8 +21,8 @@ class TextOrigin(TorchDispatchMode):
     run with other images, other noise and other random numbers would give them again.
 
     What is not known to be so is taken to be otherwise: whatever an operation makes of something else, random numbers, memory
-    that is not filled, tensors that come from Python and are no token ids. Once Python was told a value that is not known, nothing
-    is known that is computed with weights after it: the value may have chosen the words.
+    that is not filled, tensors that come from Python and are no token ids. Once Python was told a value that is not known,
+    nothing is known that is computed with weights after it: the value may have chosen the words.
 
     weights: tensors that are known. arguments: those of the call, which are not, but for ready-made `texts`.
     """
@@ -78,7 +78,7 @@ class TextOrigin(TorchDispatchMode):
             return False
         reference, known = self._known.get(key, (None, False))
         if reference is None or reference.expired():
-            return x.dtype in _OF_TOKENIZERS
+            return x.dtype in _OF_TOKENIZERS or x.numel() == 0
         return known
 
 

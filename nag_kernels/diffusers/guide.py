@@ -128,7 +128,9 @@ def guided(*arguments: Any, **settings: Any) -> OneCall:
     if len(pipes) != 1:
         raise ValueError(f"guided: pipe must be one pipeline, got a list of {len(pipes)}: call guided for each")
     refuse_nested(pipes[0])
-    return OneCall(pipes[0], guidance(pipes[0]))
+    lasting = guidance(pipes[0])
+    lasting.lasting = True
+    return OneCall(pipes[0], lasting)
 
 
 def _block_of_pipelines(name: str, arguments: tuple[Any, ...], settings: dict[str, Any]) -> Block[Any]:
@@ -197,6 +199,7 @@ class _Guidance:
     """The settings of one `enable_guidance`, and its calls."""
 
     watch: Any = None  # looks on at every guided layer: `diagnose`
+    lasting = False  # beyond the block: `guided`
 
     def __init__(
         self, pipe: Any, negative_prompt: Negative, given: tuple[float | None, float | None, float | None], rule: str,
@@ -257,11 +260,19 @@ class _Guidance:
 
     def check(self, denoiser: Denoiser) -> list[Layer]:
         """The layers to be guided. Raises ValueError where something on the denoiser stands against it."""
+        return self._checked_now(denoiser).layers
+
+    def _checked_now(self, denoiser: Denoiser) -> _Checked:
         checked = self._checked.get(denoiser)
         if checked is None or not checked.holds():
             check_combination(denoiser, self.negative_pooled)
             checked = self._checked[denoiser] = _Checked(denoiser, guided_layers(denoiser))
-        return checked.layers
+        return checked
+
+    def forget(self) -> None:
+        """Called when guidance ends: lets go of what was kept from call to call."""
+        self.texts.forget()
+        self._checked.clear()
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
@@ -281,10 +292,11 @@ class _Guidance:
             take(turn, replaced)
         wait_for_calls_begun([pipe])
         check_guiders(pipe)  # it may have got another since
-        sites = [self.check(denoiser) for denoiser in denoisers]
-        models = [self._checked[x].weights for x in denoisers]
+        checked = [self._checked_now(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        recorder = NegativeRecorder(Pipeline(function, pipe, denoisers, models, self.negative), arguments, self.texts)
+        recorder = NegativeRecorder(
+            Pipeline(function, pipe, denoisers, [x.weights for x in checked], self.negative), arguments, self.texts
+        )
         try:
             first = recorder.first()
         except Cancelled:
@@ -298,8 +310,8 @@ class _Guidance:
             replaced.attribute(turn, "run", steered)
         mark = replaced.mark()
         try:
-            for part in zip(denoisers, sites, strict=True):
-                steered.stand_in(replaced, *part)
+            for denoiser, found in zip(denoisers, checked, strict=True):
+                steered.stand_in(replaced, denoiser, found.layers)
             guider_calls_noticed(replaced, pipe, steered.enter)
             wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)

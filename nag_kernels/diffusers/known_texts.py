@@ -50,17 +50,17 @@ class KnownTexts:
     def find(self, pipeline: "Pipeline", call: Mapping[str, Any], place: tuple[int, bool]) -> "Recording":
         """place: how many calls come before it, and whether it has another text than the negative."""
         try:
-            key = place, form(call)
-            if self._encoding is None or not self._encoding.unchanged(pipeline):
+            key, encoding = (place, form(call)), self._encoding
+            if encoding is None or not encoding.unchanged(pipeline):
                 self.forget()
-                self._encoding = _Encoding(pipeline)
+                self._encoding = encoding = _Encoding(pipeline)
         except NotComparable:
             self.forget()
             return Recording(self, pipeline, place, None, None, None)
         if (found := self._calls.get(key)) is not None:
             return Recording(self, pipeline, place, key, _copied(found), None)
         texts = list(tensors_in(pipeline.negative))
-        weights = [x for x in self._encoding.state.tensors if not any(x is y for y in texts)]
+        weights = [x for x in encoding.state.tensors if not any(x is y for y in texts)]
         return Recording(self, pipeline, place, key, None, TextOrigin(weights, tensors_in(call), texts))
 
     def keep(self, pipeline: "Pipeline", key: Any, recorded: RecordedCall) -> None:

@@ -7,8 +7,9 @@ import contextlib
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 
+import diffusers
 from drawing import draw
 from every_model import pipeline
 from pipeline_parts import NEGATIVE, PICTURE, ddim, image_vae
@@ -111,10 +112,6 @@ def test_an_image_to_begin_with_is_not_encoded_for_the_negative_again():
 
 
 # --- where it is encoded anew -----------------------------------------------------------------------------------------
-
-
-def scaled(pipe, factor=2.0):
-    return next(x for x in pipe.text_encoder.parameters() if x.ndim == 2 and x.numel() > 100)
 
 
 def in_place(pipe):

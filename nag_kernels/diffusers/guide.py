@@ -185,11 +185,12 @@ class _Checked:
     def __init__(self, denoiser: Denoiser, layers: list[Layer]):
         self.layers = layers
         self.weights: Any = object()
+        self._unchanged: Unchanged | None = None
         try:
             self._unchanged = Unchanged([denoiser, inner_denoiser(denoiser)])
             self.weights = [(x.dtype, x.device) for x in self._unchanged.tensors]
         except NotComparable:
-            self._unchanged = None
+            return
 
     def holds(self) -> bool:
         return self._unchanged is not None and self._unchanged()

@@ -61,6 +61,8 @@ class Unchanged:
         self._code = list(map(_code, self._kinds))
         self._closures = list(self._held())
         self._dtypes, self._devices = [x.dtype for x in self.tensors], [x.device for x in self.tensors]
+        self._versions: list[int] | None
+        self._sampled: list[Tensor]
         self._versions, self._sampled = self._weights() if weights else (None, [])
 
     def __call__(self) -> bool:
@@ -138,7 +140,9 @@ class Unchanged:
             found += x
         elif isinstance(x, tuple):
             found += x
-        if (own := getattr(x, "__dict__", None)) is not None and not _leads_anywhere(type(x)):
+        if (own := getattr(x, "__dict__", None)) is not None and not _leads_anywhere(
+            type(x).__module__ or "", isinstance(x, (DiffusionPipeline, ModularPipeline))
+        ):
             self._objects.append(x)
             self._parts.append(own.values())
             found += own.values()
@@ -152,11 +156,9 @@ class Unchanged:
 
 
 @functools.lru_cache(maxsize=4096)
-def _leads_anywhere(cls: Any) -> bool:
-    module = cls.__module__ or ""
-    return issubclass(cls, (DiffusionPipeline, ModularPipeline)) or any(
-        f"{module}.".startswith(f"{package}.") for package in _ELSEWHERE
-    )
+def _leads_anywhere(module: str, pipeline: bool) -> bool:
+    """Of an object, by the module of its class."""
+    return pipeline or any(f"{module}.".startswith(f"{package}.") for package in _ELSEWHERE)
 
 
 def _code(cls: Any) -> Any:

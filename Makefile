@@ -59,6 +59,7 @@ $(HEADERS)/.fetched: | .venv/.installed
 	touch $@
 
 TESTERS ?= 2  # processes, one thread each
+# The order of the tests is random (pytest-randomly). The last lines have the option that gives it again.
 test: .venv/.quantised $(HEADERS)/.fetched .comfyui/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 

@@ -140,3 +140,6 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(
         f"backends exercised (calls counted inside each): {counts} [cpu path: {path}]; not run here: {absent}"
     )
+    seed = terminalreporter.config.getoption("randomly_seed", None)
+    if seed is not None:  # pytest-randomly's, which is not needed
+        terminalreporter.write_line(f"random order: --randomly-seed={seed} gives it again")

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The denoisers of a pipeline, and a call of one: its arguments by name, and in the form in which they came."""
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.nn import Module
@@ -25,12 +26,17 @@ def denoisers_of(pipe: Any) -> list[Module]:
 
 def forward_parameters(denoiser: Denoiser) -> list[str]:
     """The names of the arguments of a denoiser's forward."""
-    return list(inspect.signature(type(inner_denoiser(denoiser)).forward).parameters)[1:]
+    return list(_signature(type(inner_denoiser(denoiser)).forward).parameters)[1:]
+
+
+@functools.lru_cache(maxsize=64)
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 def denoiser_arguments(denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a denoiser call by name."""
-    signature = inspect.signature(type(inner_denoiser(denoiser)).forward)
+    signature = _signature(type(inner_denoiser(denoiser)).forward)
     arguments = dict(signature.bind(denoiser, *args, **kwargs).arguments)
     del arguments[next(iter(signature.parameters))]
     for name, parameter in signature.parameters.items():

@@ -3,7 +3,6 @@
 """The negative prompt as the pipeline itself encodes it: the pipeline runs up to its first denoiser call."""
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import threading
@@ -12,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
+from .known_texts import KnownTexts, Pipeline, RecordedCall, Recording
 from .models.registry import spec_of
 from .modular import (
     as_call,
@@ -76,17 +77,6 @@ def checked_negative(negative: Negative) -> Negative:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordedCall:
-    """A call of the denoiser that was not carried out.
-
-    arguments: of forward, by name. context: the pipeline's name for it (`cache_context`), or None.
-    """
-
-    arguments: dict[str, Any]
-    context: str | None
-
-
 class NegativeRecorder:
     """Records how a pipeline would call its denoiser, had it been called with the negative for its prompt, all else alike.
 
@@ -96,14 +86,14 @@ class NegativeRecorder:
     """
 
     def __init__(
-        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any], negative: Negative
+        self, pipeline: Pipeline, arguments: Mapping[str, Any], known: KnownTexts
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name."""
-        self.function, self.pipe, self.denoisers = function, pipe, denoisers
+        """arguments: of the pipeline's call, by name. known: what earlier calls have recorded."""
+        self.function, self.pipe, self.denoisers = pipeline.function, pipeline.pipe, pipeline.denoisers
         self.arguments = _cloned(arguments)  # the running call draws from the generators
-        self.negative = negative
+        self.pipeline, self.negative, self.known = pipeline, pipeline.negative, known
         self.cancelled = False
-        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
+        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(self.negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
 
     def record(self, outputs: Sequence[Any] = (), changed: bool = False) -> RecordedCall | None:
@@ -117,7 +107,26 @@ class NegativeRecorder:
         return self._in_parts({name: self.negative.get(name) for name in parts}, outputs, changed)
 
     def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
-        return put_back_after(lambda replaced: self._record(replaced, negative, list(outputs), changed))
+        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
+        fixed = spec_of(self.denoisers[0]).negative_call
+        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        place = len(outputs), changed
+        known = self.known.find(self.pipeline, call, place)
+        if known.found is not None:
+            return known.found
+        recorded = self._without_controlnet(call, list(outputs), known)
+        if recorded is not None:
+            known.keep(recorded)
+        return recorded
+
+    def _without_controlnet(self, call: dict[str, Any], outputs: list[Any], known: Recording) -> RecordedCall | None:
+        """What it gives is no text, so it need not run. Where the pipeline cannot do without, it runs."""
+        controlnet = getattr(self.pipe, "controlnet", None)
+        if isinstance(controlnet, Module):
+            with contextlib.suppress(Exception):
+                return put_back_after(lambda replaced: self._record(replaced, call, list(outputs), known, controlnet))
+            known = self.known.find(self.pipeline, call, known.place)
+        return put_back_after(lambda replaced: self._record(replaced, call, outputs, known))
 
     def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
         """A negative for the video and another for its sound; the prompt itself for what has none."""
@@ -168,7 +177,7 @@ class NegativeRecorder:
         return False if any(_has_rows_of(x, y) for x in unconditional for y in text) else None
 
     def _record(
-        self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: bool
+        self, replaced: Replaced, call: dict[str, Any], outputs: list[Any], known: Recording, controlnet: Module | None = None
     ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
@@ -183,9 +192,7 @@ class NegativeRecorder:
             got.append(RecordedCall(denoiser_arguments(denoiser, args, kwargs), context[-1]))
             raise _Reached
 
-        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
-        fixed = spec_of(self.denoisers[0]).negative_call
-        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        call = _cloned(call)
         _leave_nothing_behind(replaced, self.pipe, self.denoisers)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)
@@ -200,10 +207,28 @@ class NegativeRecorder:
             originals[denoiser] = denoiser._call_impl  # before the first call by another thread
             originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
         guider_calls_noticed(replaced, self.pipe, context.append)
+        if controlnet is not None:
+            _does_nothing(replaced, controlnet)
+        if known.origin is not None:
+            replaced.later(known.origin.end)
+            known.origin.begin()
         with contextlib.suppress(_Reached):
             self.function(self.pipe, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
         return got[0] if got else None
+
+
+def _does_nothing(replaced: Replaced, controlnet: Module) -> None:
+    """In the calls of this thread, until `replaced` is put back."""
+    original: Callable[..., Any] = controlnet._call_impl
+    thread = threading.get_ident()
+
+    def nothing(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(*args, **kwargs)
+        return [], torch.empty(0)  # of the blocks, and of the middle or of single-stream blocks
+
+    original = intercepted(replaced, controlnet, nothing)
 
 
 def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Denoiser]) -> None:
@@ -291,7 +316,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
             call["negative_prompt"] = "" if isinstance(call["prompt"], str) else [""] * prompts
         elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
-    return _cloned(call)
+    return call
 
 
 def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:

@@ -38,7 +38,7 @@ def _one_each(where: str, images: list[Tensor], masks: list[Tensor | None] | Ten
     """A mask, or None, for each adapter."""
     if masks is None:
         return [None] * len(images)
-    each = list(masks.unsqueeze(1)) if isinstance(masks, Tensor) else masks
+    each: list[Tensor | None] = [*masks.unsqueeze(1)] if isinstance(masks, Tensor) else masks
     if len(each) != len(images):
         raise ValueError(
             f"{where}: ip_adapter_masks must hold one entry for each of the {len(images)} IP-Adapters, got {len(each)}"

@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a negative prompt costs: one operation, its gradient, one layer, one model; and the report that says it.
+"""What a negative prompt costs: one operation, its gradient, one layer, one model, one pipeline; and the report that says it.
 
-python -m benchmarks                 attention, gradient, layer, model and report, about 15 minutes on two cores
+python -m benchmarks                 all of these and the report, about 17 minutes on two cores
 python -m benchmarks attention       one operation beside its rivals
 python -m benchmarks gradient        a forward and its backward beside autograd through two attentions and the formula
 python -m benchmarks layer           one attention layer of six models, with its projections, norms and rotary embedding
 python -m benchmarks model           one denoising step of six models: unguided, CFG, NAG as published, NAG ours
+python -m benchmarks pipeline        a pipeline's call outside of its denoiser, unguided and guided
 python -m benchmarks report          RESULTS.md and the plots from the CSVs that are there
 python -m benchmarks verdicts FILE   takes in what `python -m nag_kernels.prove --report FILE` found on a GPU
 """
@@ -16,9 +17,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_gradient, bench_model, gpu_verdicts, report
+from benchmarks import bench_attention, bench_gradient, bench_model, bench_pipeline, gpu_verdicts, report
 
-MEASURED = {"attention": bench_attention, "gradient": bench_gradient, "layer": bench_model, "model": bench_model}
+MEASURED = {
+    "attention": bench_attention,
+    "gradient": bench_gradient,
+    "layer": bench_model,
+    "model": bench_model,
+    "pipeline": bench_pipeline,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     common.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
     common.add_argument("--no-csv", dest="csv", action="store_false", help="print only")
-    kinds = parser.add_subparsers(dest="kind", metavar="{attention,gradient,layer,model,report,verdicts}")
+    kinds = parser.add_subparsers(dest="kind", metavar="{attention,gradient,layer,model,pipeline,report,verdicts}")
     for kind, module in MEASURED.items():
         each = kinds.add_parser(
             kind, parents=[common], description=module.__doc__, epilog=module.help_text(),

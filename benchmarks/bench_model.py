@@ -181,19 +181,9 @@ def attention_share(model: Model, scale: float, share: float) -> float:
     return sum(n for op, n in counts.items() if "bmm" in op) / sum(counts.values())
 
 
-def _guided_flops(
-    query, key_positive, value_positive, key_negative, value_negative, nag_scale, nag_tau, nag_alpha, key_shared=None,
-    *_, **__,
-) -> int:  # fmt: skip
-    """4 S H D (T+ + T- + Ts) from the operation's arguments as shapes [B, S, H, D]."""
-    keys = sum(key[1] for key in (key_positive, key_negative, key_shared) if key is not None)
-    return 4 * math.prod(query) * keys
-
-
 def _count(step: "Step", provider: str) -> dict[str, int]:
     """FLOP of one step on the meta device, where nothing is computed, by operation."""
-    guided = {torch.ops.nag.fused_guided_attention: _guided_flops}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=guided) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         step.run(provider)
     return {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
 

@@ -18,7 +18,6 @@ from .attention.base import Layer
 from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments, image_count, with_callbacks
-from .known_texts import KnownTexts, Pipeline
 from .models.registry import find_denoisers, guided_layers, spec_of, unsteered_layers
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
@@ -29,7 +28,6 @@ from .restore import Replaced, put_back_after
 from .run import GuidedRun
 from .schedule import Scale, Scales, check_window
 from .turns import is_mine, run_turns, take, wait_for_calls_begun
-from .unchanged import NotComparable, Unchanged
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -135,9 +133,7 @@ def guided(*arguments: Any, **settings: Any) -> OneCall:
     if len(pipes) != 1:
         raise ValueError(f"guided: pipe must be one pipeline, got a list of {len(pipes)}: call guided for each")
     refuse_nested(pipes[0])
-    lasting = guidance(pipes[0])
-    lasting.lasting = True
-    return OneCall(pipes[0], lasting)
+    return OneCall(pipes[0], guidance(pipes[0]))
 
 
 def _block_of_pipelines(name: str, arguments: tuple[Any, ...], settings: dict[str, Any]) -> Block[Any]:
@@ -183,31 +179,10 @@ def disable_guidance(pipe: Any) -> None:
         warnings.warn(f"disable_guidance: {owners[0].guidance.unused}", stacklevel=2)
 
 
-class _Checked:
-    """The layers of a denoiser that see the text, and whether they still do.
-
-    weights: types and devices of the denoiser's weights; where that cannot be told, what equals nothing else.
-    """
-
-    def __init__(self, denoiser: Denoiser, layers: list[Layer]):
-        self.layers = layers
-        self.weights: Any = object()
-        self._unchanged: Unchanged | None = None
-        try:
-            self._unchanged = Unchanged([denoiser, inner_denoiser(denoiser)])
-            self.weights = [(x.dtype, x.device) for x in self._unchanged.tensors]
-        except NotComparable:
-            return
-
-    def holds(self) -> bool:
-        return self._unchanged is not None and self._unchanged()
-
-
 class _Guidance:
     """The settings of one `enable_guidance`, and its calls."""
 
     watch: Any = None  # looks on at every guided layer: `diagnose`
-    lasting = False  # beyond the block: `guided`
 
     def __init__(
         self, pipe: Any, negative_prompt: Negative, given: tuple[Scales | None, float | None, float | None], rule: str,
@@ -260,8 +235,6 @@ class _Guidance:
         check_window(*window)
         self.rule, self.bias, self.window, self.pad = rule, bias, window, pad
         self.negative_pooled, self.layers = negative_pooled, layers
-        self.texts = KnownTexts()
-        self._checked: dict[Denoiser, _Checked] = {}
         put_back_after(lambda replaced: self._check_all(replaced, denoisers))
 
     def _check_all(self, replaced: Replaced, denoisers: list[Denoiser]) -> None:
@@ -272,20 +245,10 @@ class _Guidance:
 
     def check(self, denoiser: Denoiser) -> list[Layer]:
         """The layers that see the text. Raises ValueError where something on the denoiser stands against guidance."""
-        return self._checked_now(denoiser).layers
-
-    def _checked_now(self, denoiser: Denoiser) -> _Checked:
-        checked = self._checked.get(denoiser)
-        if checked is None or not checked.holds():
-            check_combination(denoiser, self.negative_pooled)
-            unsteered_layers(denoiser, self.layers)
-            checked = self._checked[denoiser] = _Checked(denoiser, guided_layers(denoiser))
-        return checked
-
-    def forget(self) -> None:
-        """Called when guidance ends: lets go of what was kept from call to call."""
-        self.texts.forget()
-        self._checked.clear()
+        check_combination(denoiser, self.negative_pooled)
+        layers = guided_layers(denoiser)
+        unsteered_layers(denoiser, self.layers)
+        return layers
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
@@ -305,11 +268,9 @@ class _Guidance:
             take(turn, replaced)
         wait_for_calls_begun([pipe])
         check_guiders(pipe)  # it may have got another since
-        checked = [self._checked_now(denoiser) for denoiser in denoisers]
+        sites = [self.check(denoiser) for denoiser in denoisers]
         arguments = call_arguments(function, pipe, args, kwargs)
-        recorder = NegativeRecorder(
-            Pipeline(function, pipe, denoisers, [x.weights for x in checked], self.negative), arguments, self.texts
-        )
+        recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
         try:
             first = recorder.first()
         except Cancelled:
@@ -323,8 +284,8 @@ class _Guidance:
             replaced.attribute(turn, "run", steered)
         mark = replaced.mark()
         try:
-            for denoiser, found in zip(denoisers, checked, strict=True):
-                steered.stand_in(replaced, denoiser, found.layers)
+            for part in zip(denoisers, sites, strict=True):
+                steered.stand_in(replaced, *part)
             guider_calls_noticed(replaced, pipe, steered.enter)
             wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)

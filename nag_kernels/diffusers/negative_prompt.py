@@ -3,6 +3,7 @@
 """The negative prompt as the pipeline itself encodes it: the pipeline runs up to its first denoiser call."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import threading
@@ -16,7 +17,6 @@ from torch.nn import Module
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
-from .known_texts import KnownTexts, Pipeline, RecordedCall, Recording
 from .models.registry import spec_of
 from .modular import (
     as_call,
@@ -77,6 +77,17 @@ def checked_negative(negative: Negative) -> Negative:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordedCall:
+    """A call of the denoiser that was not carried out.
+
+    arguments: of forward, by name. context: the pipeline's name for it (`cache_context`), or None.
+    """
+
+    arguments: dict[str, Any]
+    context: str | None
+
+
 class NegativeRecorder:
     """Records how a pipeline would call its denoiser, had it been called with the negative for its prompt, all else alike.
 
@@ -86,14 +97,14 @@ class NegativeRecorder:
     """
 
     def __init__(
-        self, pipeline: Pipeline, arguments: Mapping[str, Any], known: KnownTexts
+        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any], negative: Negative
     ):  # fmt: skip
-        """arguments: of the pipeline's call, by name. known: what earlier calls have recorded."""
-        self.function, self.pipe, self.denoisers = pipeline.function, pipeline.pipe, pipeline.denoisers
+        """function: the pipeline's call, with these arguments by name."""
+        self.function, self.pipe, self.denoisers = function, pipe, denoisers
         self.arguments = _cloned(arguments)  # the running call draws from the generators
-        self.pipeline, self.negative, self.known = pipeline, pipeline.negative, known
+        self.negative = negative
         self.cancelled = False
-        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(self.negative, Mapping)
+        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
 
     def record(self, outputs: Sequence[Any] = (), changed: bool = False) -> RecordedCall | None:
@@ -107,26 +118,15 @@ class NegativeRecorder:
         return self._in_parts({name: self.negative.get(name) for name in parts}, outputs, changed)
 
     def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
-        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
-        fixed = spec_of(self.denoisers[0]).negative_call
-        call |= {name: value for name, value in fixed.items() if name in self.arguments}
-        place = len(outputs), changed
-        known = self.known.find(self.pipeline, call, place)
-        if known.found is not None:
-            return known.found
-        recorded = self._without_controlnet(call, list(outputs), known)
-        if recorded is not None:
-            known.keep(recorded)
-        return recorded
-
-    def _without_controlnet(self, call: dict[str, Any], outputs: list[Any], known: Recording) -> RecordedCall | None:
-        """What it gives is no text, so it need not run. Where the pipeline cannot do without, it runs."""
         controlnet = getattr(self.pipe, "controlnet", None)
-        if isinstance(controlnet, Module):
+        if isinstance(
+            controlnet, Module
+        ):  # what it gives is no text, so it need not run; a pipeline may need it all the same
             with contextlib.suppress(Exception):
-                return put_back_after(lambda replaced: self._record(replaced, call, list(outputs), known, controlnet))
-            known = self.known.find(self.pipeline, call, known.place)
-        return put_back_after(lambda replaced: self._record(replaced, call, outputs, known))
+                return put_back_after(
+                    lambda replaced: self._record(replaced, negative, list(outputs), changed, controlnet)
+                )
+        return put_back_after(lambda replaced: self._record(replaced, negative, list(outputs), changed))
 
     def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
         """A negative for the video and another for its sound; the prompt itself for what has none."""
@@ -177,7 +177,7 @@ class NegativeRecorder:
         return False if any(_has_rows_of(x, y) for x in unconditional for y in text) else None
 
     def _record(
-        self, replaced: Replaced, call: dict[str, Any], outputs: list[Any], known: Recording, controlnet: Module | None = None
+        self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: bool, controlnet: Module | None = None
     ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
@@ -192,7 +192,9 @@ class NegativeRecorder:
             got.append(RecordedCall(denoiser_arguments(denoiser, args, kwargs), context[-1]))
             raise _Reached
 
-        call = _cloned(call)
+        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
+        fixed = spec_of(self.denoisers[0]).negative_call
+        call |= {name: value for name, value in fixed.items() if name in self.arguments}
         _leave_nothing_behind(replaced, self.pipe, self.denoisers)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)
@@ -209,9 +211,6 @@ class NegativeRecorder:
         guider_calls_noticed(replaced, self.pipe, context.append)
         if controlnet is not None:
             _does_nothing(replaced, controlnet)
-        if known.origin is not None:
-            replaced.later(known.origin.end)
-            known.origin.begin()
         with contextlib.suppress(_Reached):
             self.function(self.pipe, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
@@ -316,7 +315,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
             call["negative_prompt"] = "" if isinstance(call["prompt"], str) else [""] * prompts
         elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
-    return call
+    return _cloned(call)
 
 
 def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .denoiser_calls import Denoiser, forward_parameters, inner_denoiser
 from .guard import owner_here, pipelines_calling
-from .known_texts import RecordedCall
 from .models.registry import spec_of
+from .negative_prompt import RecordedCall
 from .prompt_calls import PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .run import GuidedRun

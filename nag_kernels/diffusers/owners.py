@@ -38,10 +38,8 @@ class Guidance(Protocol):
     nag_alpha: float
     watch: Any  # looks on at every guided layer, or None
     unused: str  # what to say where no call was guided
-    lasting: bool  # whether it goes on when an owner ends
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
-    def forget(self) -> None: ...
 
 
 class Owner:
@@ -174,8 +172,6 @@ def leave(owner: Owner) -> None:
             _entered.set(tuple(x for x in _entered.get() if x is not owner))
         guided = owner.on
         take_guards_away(owner)
-        if not owner.guidance.lasting:
-            owner.guidance.forget()
         if guided is None:
             return
         if owner in guided.owners:

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .known_texts import RecordedCall
 from .models.spec import ModelSpec
-from .negative_prompt import NegativeRecorder
+from .negative_prompt import NegativeRecorder, RecordedCall
 
 PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
 # The contexts of diffusers' pipelines and guiders. LTX-2's last four have the prompt, and layers that are switched off: other

@@ -18,8 +18,8 @@ from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
-from .known_texts import RecordedCall
 from .models.registry import guided_layers, spec_of, unsteered_layers
+from .negative_prompt import RecordedCall
 from .packing import Packer
 from .prompt_calls import CONTEXTS, SECOND_PROMPT, UNCONDITIONAL
 from .restore import Replaced

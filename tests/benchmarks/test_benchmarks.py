@@ -4,6 +4,7 @@
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import bench_attention, bench_model, gpu_verdicts, machine, providers, report
+from benchmarks import bench_attention, bench_model, bench_pipeline, gpu_verdicts, machine, providers, report
 from benchmarks.workloads import CPU, GPU, GROWTH
 from nag_kernels import testing
 from nag_kernels.prove.__main__ import report as prove_report
@@ -233,6 +234,24 @@ def test_report_says_what_the_rows_say(tmp_path, monkeypatch):
     assert readme.endswith(f"{report.MARKS[1]}after")
     assert "| a CPU, p | SDXL, SANA, PixArt, Wan | 1.41x (0.50x) |  |  |" in readme
     assert "| a CPU, p | M | +100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % |" in readme
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bench_pipeline.PIPELINES)
+def test_a_pipelines_call_outside_of_its_denoiser(name, monkeypatch, capsys, one_thread):
+    """With text encoders of two layers. A pipeline whose guided calls differ, or do nothing, is not timed."""
+    options = argparse.Namespace(device="cpu", threads=1, csv=False, pipeline=[name], rounds=2, part=0.0)
+    bench_pipeline.main(options)
+    assert re.search(rf"│ {name} +│ +\d+\.\d │", capsys.readouterr().out)
+    numbers = itertools.count()
+    for guided, message in (
+        (lambda: torch.zeros(1), "guidance changed nothing"),
+        (lambda: torch.full((1,), next(numbers)), "another picture"),
+    ):
+        calls = {"unguided": lambda: torch.zeros(1), "guided": guided}
+        monkeypatch.setattr(bench_pipeline, "calls_of", lambda pipe, arguments, calls=calls: calls)
+        with pytest.raises(SystemExit, match=message):
+            bench_pipeline.main(options)
 
 
 def test_results_are_those_of_the_rows():

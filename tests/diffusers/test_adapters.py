@@ -91,6 +91,33 @@ def test_controlnet(kind):
     assert torch.equal(draw_it(), plain)
 
 
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_a_controlnet_does_not_run_for_the_negative(kind):
+    pipe, control = controlled(kind)
+    pipe.set_progress_bar_config(disable=True)
+    options = {
+        "guidance_scale": 1.0,
+        "height": 8,
+        "width": 8,
+        "num_inference_steps": 2,
+        "output_type": "latent",
+        **control,
+    }
+    options |= {"max_sequence_length": 12} if kind == "flux" else {}
+    runs = []
+    pipe.controlnet.register_forward_pre_hook(lambda *_: runs.append(1))
+    with guide(pipe, NEGATIVE):
+        pipe("a small red cat", **options)
+    assert len(runs) == 2
+    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match="a fault of the ControlNet"):
+        pipe.controlnet.register_forward_pre_hook(fault)
+        pipe("a small red cat", **options)
+
+
+def fault(*_):
+    raise RuntimeError("a fault of the ControlNet")
+
+
 # --- IP-Adapter -------------------------------------------------------------------------------------------------------
 
 

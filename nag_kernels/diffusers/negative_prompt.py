@@ -119,9 +119,8 @@ class NegativeRecorder:
 
     def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
         controlnet = getattr(self.pipe, "controlnet", None)
-        if isinstance(
-            controlnet, Module
-        ):  # what it gives is no text, so it need not run; a pipeline may need it all the same
+        # What it gives is no text, so it need not run. A pipeline may need it all the same: then the second try lets it.
+        if isinstance(controlnet, Module):
             with contextlib.suppress(Exception):
                 return put_back_after(
                     lambda replaced: self._record(replaced, negative, list(outputs), changed, controlnet)

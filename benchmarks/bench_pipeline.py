@@ -188,9 +188,9 @@ def main(options: argparse.Namespace) -> None:
             with timed_forward(denoiser) as taken:
                 calls = calls_of(pipe, arguments)
                 pictures = {x: call() for x, call in calls.items()}
-                if not torch.equal(pictures["guided"], pictures["first"]):
+                if not torch.equal(pictures["guided"], calls["guided"]()):
                     raise SystemExit(
-                        f"{name}: a later guided call draws another picture than a first one; nothing is timed"
+                        f"{name}: a second guided call draws another picture than the first; nothing is timed"
                     )
                 if torch.equal(pictures["guided"], pictures["unguided"]):
                     raise SystemExit(f"{name}: guidance changed nothing; nothing is timed")

@@ -6,15 +6,14 @@ The denoisers have their real depth, which the cost of guidance follows, and a t
 with random weights, but for FLUX.1's T5, which is the one of 24 layers and a width of 1024 (the real one is 14 times as large).
 So the unguided call is text encoding first of all, and two guided steps of four.
 
-Two calls take turns: unguided, and guided by a `guided(...)` that has been called before. Each guided call must give the same
-picture to the bit, and another one than the unguided call.
+Two calls take turns: unguided, and guided by a `guided(...)` that has been called before. Before they are timed, two guided calls
+must give the same picture to the bit, and another one than the unguided call.
 """
 
 import argparse
 import contextlib
 import functools
 import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -136,12 +135,12 @@ def timed_forward(model: Module) -> Iterator[list[float]]:
         cls.forward = forward
 
 
-def outside(call: Callable[[], torch.Tensor], taken: list[float]) -> tuple[torch.Tensor, float]:
-    """What a call gives, and its milliseconds outside of the denoiser's forward."""
+def outside(call: Callable[[], torch.Tensor], taken: list[float]) -> float:
+    """The milliseconds of a call outside of the denoiser's forward."""
     taken.clear()
     start = time.perf_counter()
-    picture = call()
-    return picture, 1e3 * (time.perf_counter() - start - sum(taken))
+    call()
+    return 1e3 * (time.perf_counter() - start - sum(taken))
 
 
 def calls_of(pipe: Any, options: dict[str, Any]) -> dict[str, Callable[[], torch.Tensor]]:
@@ -197,12 +196,13 @@ def main(options: argparse.Namespace) -> None:
                 for turn in tqdm(range(options.rounds), desc=name):
                     for place in range(len(CALLS)):
                         which = CALLS[(turn + place) % len(CALLS)]
-                        times[which].append(outside(calls[which], taken)[1])
+                        times[which].append(outside(calls[which], taken))
+            middle = {}
             for which, each in times.items():
                 p20, p50, p80 = spread(each)
+                middle[which] = p50
                 rows.add(pipeline=name, provider=which, steps=STEPS, end=END, calls=len(each), p20_ms=f"{p20:.2f}",
                          p50_ms=f"{p50:.2f}", p80_ms=f"{p80:.2f}")  # fmt: skip
-            middle = {x: statistics.median(each) for x, each in times.items()}
             table.add_row(name, *(f"{middle[x]:.1f}" for x in CALLS), f"{middle['guided'] - middle['unguided']:.1f}",
                           f"{middle['guided'] / middle['unguided']:.3f}")  # fmt: skip
     finally:

@@ -49,9 +49,8 @@ def _call(op: str, backend: str | None, operation: Any, arguments: tuple[Any, ..
             raise _ops.error_behind() from None
         checks.CHECKS[op](*_ops.autocasted(op, arguments))  # the same words as a ValueError or TypeError
         if "out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
-            raise torch.OutOfMemoryError(
-                str(error)
-            ) from None  # the stable ABI keeps the text alone; hosts catch the type
+            # The stable ABI keeps the text alone; hosts catch the type.
+            raise torch.OutOfMemoryError(str(error)) from None
         raise
 
 

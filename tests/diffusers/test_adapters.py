@@ -55,9 +55,8 @@ def controlled(kind):
     return diffusers.FluxControlNetPipeline(**pipe.components, controlnet=net), {"control_image": image}
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux"])
-def test_controlnet(kind):
-    """The ControlNet sees the prompt alone; its residuals go into the guided model."""
+def controlled_call(kind):
+    """A ControlNet pipeline, and the options of its call."""
     pipe, control = controlled(kind)
     pipe.set_progress_bar_config(disable=True)
     options = {
@@ -69,6 +68,13 @@ def test_controlnet(kind):
         **control,
     }
     options |= {"max_sequence_length": 12} if kind == "flux" else {}
+    return pipe, options
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_controlnet(kind):
+    """The ControlNet sees the prompt alone; its residuals go into the guided model."""
+    pipe, options = controlled_call(kind)
 
     def draw_it(scale=1.0):
         torch.manual_seed(1)  # the image is encoded with noise
@@ -93,17 +99,7 @@ def test_controlnet(kind):
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
 def test_a_controlnet_does_not_run_for_the_negative(kind):
-    pipe, control = controlled(kind)
-    pipe.set_progress_bar_config(disable=True)
-    options = {
-        "guidance_scale": 1.0,
-        "height": 8,
-        "width": 8,
-        "num_inference_steps": 2,
-        "output_type": "latent",
-        **control,
-    }
-    options |= {"max_sequence_length": 12} if kind == "flux" else {}
+    pipe, options = controlled_call(kind)
     runs = []
     pipe.controlnet.register_forward_pre_hook(lambda *_: runs.append(1))
     with guide(pipe, NEGATIVE):

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from drawing import denoiser, draw, draw_with_oracle, negative_of
+from drawing import compile_transformer, denoiser, draw, draw_with_oracle, negative_of
 from every_model import MODELS, TINY, model_arguments, pipeline, text_width
 from oracles import doubled_batch_oracle, output, run, twice, two_runs_oracle
 from pipeline_parts import NEGATIVE
@@ -227,14 +227,10 @@ def test_layers_are_refused_when_guidance_is_enabled():
 @pytest.mark.parametrize("how", ["torch.compile", "blocks"])
 def test_compiled_denoisers(how):
     pipe = pipeline("pixart")
-    model, compiler = pipe.transformer, CompileCounterWithBackend("eager")
+    compiler = CompileCounterWithBackend("eager")
     with guide(pipe, NEGATIVE, layers="1"):
         wanted = draw(pipe)
-    if how == "torch.compile":
-        pipe.transformer = torch.compile(model, backend=compiler, fullgraph=True)
-    else:
-        for block in model.transformer_blocks:
-            block.compile(backend=compiler, fullgraph=True)
+    compile_transformer(pipe, how, compiler)
     for scale in (None, 3.0, 4.0):
         with guide(pipe, NEGATIVE, layers="1", nag_scale=scale):
             got = draw(pipe)

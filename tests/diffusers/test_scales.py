@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import HeunDiscreteScheduler, StableDiffusion3Img2ImgPipeline
-from drawing import denoiser, draw, draw_with_oracle, negative_of
+from drawing import compile_transformer, denoiser, draw, draw_with_oracle, negative_of
 from every_model import MODELS, PIPELINES, pipeline, text_width
 from pipeline_parts import NEGATIVE
 from test_modular_guiders import Reversed
@@ -159,14 +159,10 @@ def test_videos_in_parts_go_through_their_scales_anew(kind, scales, wanted):
 @pytest.mark.parametrize("how", ["torch.compile", "blocks"])
 def test_compiled_denoisers_are_not_compiled_for_each_scale(how):
     pipe = pipeline("pixart")
-    model, compiler = pipe.transformer, CompileCounterWithBackend("eager")
+    compiler = CompileCounterWithBackend("eager")
     with guide(pipe, NEGATIVE, nag_scale=SCALES):
         wanted = draw(pipe)
-    if how == "torch.compile":
-        pipe.transformer = torch.compile(model, backend=compiler, fullgraph=True)
-    else:
-        for block in model.transformer_blocks:
-            block.compile(backend=compiler, fullgraph=True)
+    compile_transformer(pipe, how, compiler)
     with guide(pipe, NEGATIVE, nag_scale=SCALES):
         assert error(draw(pipe), wanted) < 1e-5
     graphs = {"torch.compile": 1, "blocks": 2}[how]

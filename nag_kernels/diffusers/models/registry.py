@@ -189,6 +189,8 @@ def unsteered_layers(denoiser: Denoiser, choice: LayerChoice | None) -> set[Modu
 
     They are numbered in the order in which the model runs them. Raises ValueError or TypeError for a choice that does not fit.
     """
+    if choice is None:
+        return set()
     denoiser = inner_denoiser(denoiser)
     # A UNet has its middle after its ups, or before its downs.
     places = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}

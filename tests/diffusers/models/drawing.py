@@ -22,6 +22,15 @@ from pipeline_parts import NEGATIVE
 from nag_kernels.diffusers.models.registry import guided_layers
 
 
+def compile_transformer(pipe, how, backend):
+    """Without graph breaks; how: as a whole by "torch.compile", or by "blocks"."""
+    if how == "torch.compile":
+        pipe.transformer = torch.compile(pipe.transformer, backend=backend, fullgraph=True)
+        return
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(backend=backend, fullgraph=True)
+
+
 def draw(pipe, prompt="a small red cat", **options):
     """Latents of four steps, the same noise each time."""
     call = {"prompt": prompt, "num_inference_steps": 4, "guidance_scale": 1.0, "height": 8, "width": 8,

@@ -18,6 +18,7 @@ from .attention.base import PackedText
 from .diagnose import diagnose
 from .guide import disable_guidance, enable_guidance, guide, guided
 from .models.registry import supported
+from .ready_made import encode_negative
 
 if TYPE_CHECKING:
     from .attention.cross import NAGAttnProcessor2_0
@@ -77,6 +78,7 @@ __all__ = [
     "diagnose",
     "disable_guidance",
     "enable_guidance",
+    "encode_negative",
     "guide",
     "guided",
     "supported",

@@ -3,13 +3,13 @@
 """What else may be switched on at a denoiser while it is guided: caches, hooks, checkpointing, several devices."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.nn import Module
 
-from .denoiser_calls import Denoiser, inner_denoiser
+from .denoiser_calls import Denoiser, Modules, inner_denoiser, named_modules
 from .guard import compiled_call
 from .models.registry import spec_of
 
@@ -27,8 +27,8 @@ STEP_CACHES = {
 }
 
 
-def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
-    """Raises ValueError, with what to do, where something on the denoiser would make guidance wrong."""
+def check_combination(denoiser: Denoiser, modules: Modules, negative_pooled: bool) -> None:
+    """Raises ValueError, with what to do, where something on the denoiser, or on its modules, would make guidance wrong."""
     spec, model = spec_of(denoiser), inner_denoiser(denoiser)
     where = f"guide: this {type(model).__name__} cannot be guided: "
     if getattr(model, "is_cache_enabled", False):
@@ -36,22 +36,23 @@ def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
             f"{where}its cache ({type(model._cache_config).__name__}) would carry steps with guidance into steps without; "
             "call disable_cache()"
         )
-    for layer, name, hook in _hooks(model):
+    for layer, name, hook in _hooks(modules):
         module = type(hook).__module__
         if module.startswith("diffusers.") and module.rpartition(".")[2] not in HARMLESS_HOOKS:
             raise ValueError(
                 f"{where}diffusers' hook '{name}' at {layer or 'the model itself'} changes what a layer computes or carries "
                 "it from step to step, whether guided or not; remove it"
             )
+    written_in = _written_in(modules.values())
     for package, advice in STEP_CACHES.items():
-        if any(f"{name}.".startswith(f"{package}.") for module in model.modules() for name in _written_in(module)):
+        if any(f"{name}.".startswith(f"{package}.") for name in written_in):
             raise ValueError(
                 f"{where}{package.partition('.')[0]} is enabled on it, which would carry what guided steps computed into steps "
                 f"that are not guided, and the other way round: {advice}"
             )
-    check_parallel(where, spec, model)
+    check_parallel(where, spec, modules)
     if spec.route == "dual forward":
-        _check_dual_forward(where, model)
+        _check_dual_forward(where, modules)
     if negative_pooled:
         if not spec.pooled:
             raise ValueError(
@@ -62,7 +63,7 @@ def check_combination(denoiser: Denoiser, negative_pooled: bool) -> None:
                 f"{where}negative_pooled works through hooks, which a compiled model does not see; use it without "
                 "torch.compile"
             )
-        chunked = [name for name, module in model.named_modules() if getattr(module, "_chunk_size", None) is not None]
+        chunked = [name for name, module in modules.items() if getattr(module, "_chunk_size", None) is not None]
         if chunked:
             raise ValueError(
                 f"{where}negative_pooled needs feed-forward layers that run whole; {chunked[0]} is chunked: call "
@@ -79,10 +80,10 @@ def check_gradients(denoiser: Denoiser) -> None:
         )
 
 
-def _check_dual_forward(where: str, model: Denoiser) -> None:
+def _check_dual_forward(where: str, modules: Modules) -> None:
     """Two runs take turns within a layer, which must not lose its weights when the first of them leaves it."""
-    grouped = any(type(hook).__module__.endswith("group_offloading") for _, _, hook in _hooks(model))
-    inside = (x for x in model.modules() if x is not model)
+    grouped = any(type(hook).__module__.endswith("group_offloading") for _, _, hook in _hooks(modules))
+    inside = (module for name, module in modules.items() if name)
     if grouped or any(getattr(getattr(x, "_hf_hook", None), "offload", False) for x in inside):
         raise ValueError(
             f"{where}its texts cannot be packed, and two runs that take turns would meet layers whose weights are offloaded; "
@@ -108,11 +109,11 @@ def check_calls(denoiser: Denoiser, calls: Mapping[Module, int], arguments: Mapp
     )
 
 
-def check_parallel(where: str, spec: Any, model: Denoiser) -> None:
-    config = getattr(model, "_parallel_config", None)
+def check_parallel(where: str, spec: Any, modules: Modules) -> None:
+    config = getattr(modules[""], "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     if config is None:
-        if _sharded_by_hand(model):
+        if _sharded_by_hand(modules):
             raise ValueError(
                 f"{where}its weights are sharded (DTensor), but not through enable_parallelism(): which heads are here is "
                 "not known"
@@ -139,15 +140,15 @@ def check_parallel(where: str, spec: Any, model: Denoiser) -> None:
         )
 
 
-def _sharded_by_hand(model: Denoiser) -> bool:
+def _sharded_by_hand(modules: Modules) -> bool:
     """By tensor parallelism, that is; fully sharded weights are whole again when a layer runs."""
-    if "torch.distributed.tensor" not in sys.modules:
+    if "torch.distributed.tensor" not in sys.modules or not torch.distributed.is_initialized():
         return False
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    sharded = any(isinstance(x, DTensor) for x in model.parameters())
-    return sharded and not any(isinstance(x, FSDPModule) for x in model.modules())
+    sharded = any(isinstance(x, DTensor) for x in modules[""].parameters())
+    return sharded and not any(isinstance(x, FSDPModule) for x in modules.values())
 
 
 def sequence_mesh(denoiser: Denoiser) -> Any | None:
@@ -161,7 +162,9 @@ def sequence_mesh(denoiser: Denoiser) -> Any | None:
         return None
     text = next(iter(spec_of(model).text))
     splits = any(
-        text in (getattr(hook, "metadata", None) or ()) for _, name, hook in _hooks(model) if "cp_input" in name
+        text in (getattr(hook, "metadata", None) or ())
+        for _, name, hook in _hooks(named_modules(model))
+        if "cp_input" in name
     )
     return config._flattened_mesh if splits else None
 
@@ -174,19 +177,22 @@ def head_mesh(denoiser: Denoiser) -> Any | None:
 
 def is_compiled(denoiser: Denoiser) -> bool:
     inner = inner_denoiser(denoiser)
-    return inner is not denoiser or any(compiled_call(x) is not None for x in inner.modules())
+    return inner is not denoiser or any(compiled_call(x) is not None for x in named_modules(inner).values())
 
 
-def _written_in(module: Module) -> list[str]:
-    """The Python modules of a layer's class and of the forward that somebody has put on it, whatever that says of itself."""
-    forward = module.__dict__.get("forward")
-    function = getattr(forward, "__func__", forward)
-    its_globals = getattr(function, "__globals__", {})
-    return [type(module).__module__, getattr(function, "__module__", None) or "", its_globals.get("__name__") or ""]
+def _written_in(layers: Iterable[Module]) -> set[str]:
+    """The Python modules of the layers' classes and of any forward that somebody has put on one, whatever that says of itself."""
+    found = {kind.__module__ for kind in set(map(type, layers))}
+    for forward in [layer.__dict__["forward"] for layer in layers if "forward" in layer.__dict__]:
+        function = getattr(forward, "__func__", forward)
+        found.add(getattr(function, "__module__", None) or "")
+        found.add(getattr(function, "__globals__", {}).get("__name__") or "")
+    return found
 
 
-def _hooks(model: Denoiser) -> Iterator[tuple[str, str, Any]]:
+def _hooks(modules: Modules) -> Iterator[tuple[str, str, Any]]:
     """(layer, name, hook) of all of diffusers' hooks."""
-    for layer, module in model.named_modules():
-        for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items():
+    hooked = [(layer, module) for layer, module in modules.items() if "_diffusers_hook" in module.__dict__]
+    for layer, module in hooked:
+        for name, hook in getattr(module._diffusers_hook, "hooks", {}).items():
             yield layer, name, hook

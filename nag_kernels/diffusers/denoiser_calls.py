@@ -11,6 +11,7 @@ from torch.nn import Module
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # the names under which pipelines have them
 Denoiser = Any  # a model of diffusers: a Module, of whose attributes a type checker knows nothing
+Modules = Mapping[str, Denoiser]  # those of a denoiser by their names, itself among them under ""
 
 
 def inner_denoiser(denoiser: Denoiser) -> Denoiser:
@@ -22,6 +23,24 @@ def denoisers_of(pipe: Any) -> list[Module]:
     """Whatever a pipeline has under the names of denoisers."""
     named = (getattr(pipe, name, None) for name in DENOISERS)
     return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
+
+
+def named_modules(denoiser: Denoiser) -> dict[str, Any]:
+    """`Module.named_modules`, in the same order and in less than half its time: SDXL's UNet has 1930."""
+    denoiser = inner_denoiser(denoiser)
+    found: dict[str, Any] = {"": denoiser}
+    seen: set[Module] = {denoiser}
+
+    def add(prefix: str, children: Mapping[str, Module | None]) -> None:
+        for name, child in children.items():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found[prefix + name] = child
+                if inside := child._modules:
+                    add(f"{prefix}{name}.", inside)
+
+    add("", denoiser._modules)
+    return found
 
 
 def forward_parameters(denoiser: Denoiser) -> list[str]:

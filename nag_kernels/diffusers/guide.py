@@ -14,15 +14,25 @@ from torch.nn import Module
 from nag_kernels.checks import check_rule, check_scalars
 from nag_kernels.layer_choice import LayerChoice
 
-from .attention.base import Layer
 from .compatibility import check_combination
-from .denoiser_calls import Denoiser, inner_denoiser
+from .denoiser_calls import Denoiser, inner_denoiser, named_modules
 from .interception import call_arguments, image_count, with_callbacks
-from .models.registry import find_denoisers, guided_layers, spec_of, unsteered_layers
+from .models.registry import Found, find_denoisers, find_layers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
 from .own_loop import DenoiserBlock
-from .owners import Block, OneCall, Owner, Pipe, enter, leave_all, owner_for_everybody, pipes_in, refuse_nested
+from .owners import (
+    Block,
+    OneCall,
+    Owner,
+    Pipe,
+    device_found_once,
+    enter,
+    leave_all,
+    owner_for_everybody,
+    pipes_in,
+    refuse_nested,
+)
 from .prompt_calls import PromptCalls
 from .restore import Replaced, put_back_after
 from .run import GuidedRun
@@ -243,12 +253,11 @@ class _Guidance:
         for denoiser in denoisers:
             self.check(denoiser)
 
-    def check(self, denoiser: Denoiser) -> list[Layer]:
+    def check(self, denoiser: Denoiser) -> Found:
         """The layers that see the text. Raises ValueError where something on the denoiser stands against guidance."""
-        check_combination(denoiser, self.negative_pooled)
-        layers = guided_layers(denoiser)
-        unsteered_layers(denoiser, self.layers)
-        return layers
+        modules = named_modules(denoiser)
+        check_combination(denoiser, modules, self.negative_pooled)
+        return find_layers(denoiser, self.layers, modules)
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the pipeline: encode the negative, then call with the denoiser's texts packed."""
@@ -268,9 +277,10 @@ class _Guidance:
             take(turn, replaced)
         wait_for_calls_begun([pipe])
         check_guiders(pipe)  # it may have got another since
-        sites = [self.check(denoiser) for denoiser in denoisers]
+        found = {denoiser: self.check(denoiser) for denoiser in denoisers}
         arguments = call_arguments(function, pipe, args, kwargs)
-        recorder = NegativeRecorder(function, pipe, denoisers, arguments, self.negative)
+        begins = device_found_once(replaced, pipe)
+        recorder = NegativeRecorder(function, pipe, found, arguments, self.negative)
         try:
             first = recorder.first()
         except Cancelled:
@@ -278,14 +288,14 @@ class _Guidance:
         calls = PromptCalls(spec_of(denoisers[0]), recorder, first, image_count(pipe, arguments))
         # The guider of a modular pipeline calls the denoiser once for each branch.
         halves = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
-        steered = GuidedRun(self, pipe, denoisers[0], calls, halves, arguments)
+        steered = GuidedRun(self, pipe, denoisers[0], calls, halves, arguments, begins)
         args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
         for turn in turns:
             replaced.attribute(turn, "run", steered)
         mark = replaced.mark()
         try:
-            for part in zip(denoisers, sites, strict=True):
-                steered.stand_in(replaced, *part)
+            for denoiser, its in found.items():
+                steered.stand_in(replaced, denoiser, its)
             guider_calls_noticed(replaced, pipe, steered.enter)
             wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)

@@ -17,7 +17,7 @@ from torch.nn import Module
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
-from .models.registry import spec_of
+from .models.registry import Found, spec_of
 from .modular import (
     as_call,
     guider_calls_noticed,
@@ -32,7 +32,7 @@ from .turns import plain_call
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
-_READY_MADE = (
+READY_MADE = (
     *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
     *("connector_", "qwen_prompt_", "qwen_attention_mask", "t5_input_ids", "t5_attention_mask"),
     *("text_features", "text_lengths", "cond_input_ids"),
@@ -97,10 +97,12 @@ class NegativeRecorder:
     """
 
     def __init__(
-        self, function: Callable[..., Any], pipe: Any, denoisers: list[Denoiser], arguments: Mapping[str, Any], negative: Negative
+        self, function: Callable[..., Any], pipe: Any, found: Mapping[Denoiser, Found], arguments: Mapping[str, Any],
+        negative: Negative,
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name."""
-        self.function, self.pipe, self.denoisers = function, pipe, denoisers
+        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers."""
+        self.function, self.pipe, self.denoisers = function, pipe, list(found)
+        self._modules = [module for its in found.values() for module in its.modules.values()]
         self.arguments = _cloned(arguments)  # the running call draws from the generators
         self.negative = negative
         self.cancelled = False
@@ -151,6 +153,12 @@ class NegativeRecorder:
         assert recorded is not None
         return RecordedCall(recorded.arguments | arguments, recorded.context)
 
+    def reached(
+        self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any], context: str | None
+    ) -> RecordedCall:
+        """Called within the pipeline's call, with that of the denoiser which is asked for."""
+        return RecordedCall(denoiser_arguments(denoiser, args, kwargs), context)
+
     def first(self) -> RecordedCall:
         """Raises `Cancelled` where the user interface has cancelled the pipeline while it encoded the negative."""
         recorded = self.record()
@@ -188,13 +196,13 @@ class NegativeRecorder:
                 return plain_call(denoiser, originals[denoiser], args, kwargs)
             if outputs:
                 return outputs.pop(0)
-            got.append(RecordedCall(denoiser_arguments(denoiser, args, kwargs), context[-1]))
+            got.append(self.reached(denoiser, args, kwargs, context[-1]))
             raise _Reached
 
         call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
         fixed = spec_of(self.denoisers[0]).negative_call
         call |= {name: value for name, value in fixed.items() if name in self.arguments}
-        _leave_nothing_behind(replaced, self.pipe, self.denoisers)
+        _leave_nothing_behind(replaced, self.pipe, self._modules)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)
             silenced(replaced, self.pipe)
@@ -229,20 +237,20 @@ def _does_nothing(replaced: Replaced, controlnet: Module) -> None:
     original = intercepted(replaced, controlnet, nothing)
 
 
-def _leave_nothing_behind(replaced: Replaced, pipe: Any, denoisers: list[Denoiser]) -> None:
+def _leave_nothing_behind(replaced: Replaced, pipe: Any, modules: list[Denoiser]) -> None:
     """Whatever changes from now on in pipeline, scheduler, guiders, processors and torch's random state is put back."""
     for owner in (pipe, *parts_with_state(pipe)):
         if hasattr(owner, "__dict__"):
             replaced.later(functools.partial(_put_attributes_back, owner, dict(owner.__dict__)))
-    modules = [module for denoiser in denoisers for module in inner_denoiser(denoiser).modules()]
-    processors = [(x, x.processor) for x in modules if hasattr(x, "processor")]
+    processors = [(x, x.processor) for x in modules if "processor" in x.__dict__ or "processor" in x._modules]
     replaced.later(functools.partial(_put_processors_back, processors))
     replaced.later(functools.partial(torch.random.set_rng_state, torch.random.get_rng_state()))
-    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        current = module.current_device() if device.index is None else device.index
-        replaced.later(functools.partial(module.set_rng_state, module.get_rng_state(current), current))
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    module = None if accelerator is None else torch.get_device_module(accelerator)
+    # On which of them the pipeline draws is known after a walk over all of its modules; to keep all states is cheap.
+    if module is not None and getattr(module, "is_initialized", lambda: True)():
+        for i in range(module.device_count()):
+            replaced.later(functools.partial(module.set_rng_state, module.get_rng_state(i), i))
 
 
 def _put_attributes_back(owner: Any, before: Mapping[str, Any]) -> None:
@@ -267,7 +275,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
-            if (not k.startswith(_READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
+            if (not k.startswith(READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
             and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or _is_text(v)))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = input_names(pipe) if is_modular(pipe) else inspect.signature(function).parameters
@@ -280,7 +288,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
                     f"guide: negative_prompt has the key {name}; its texts go under the names that {type(pipe).__name__}'s call "
                     f"gives the prompt's: write {{'{positive}': ...}}"
                 )
-            if name not in known or not name.startswith(_READY_MADE):
+            if name not in known or not name.startswith(READY_MADE):
                 raise ValueError(f"guide: {type(pipe).__name__} takes no ready-made text named {name}")
             in_list = isinstance(value, list) and all(isinstance(x, Tensor) for x in value)
             if not isinstance(value, Tensor) and not in_list:

@@ -74,7 +74,12 @@ class _Guided:
             function, arguments, *rest = plain.__reduce_ex__(pipe, protocol)
             return function, tuple(plain if x is type(pipe) else x for x in arguments), *rest
 
+        self.devices: dict[
+            int, list[Any]
+        ] = {}  # of each thread for which `device_found_once` holds: the device, once found
         own = {"__call__": guided_call, "__reduce_ex__": reduce, "_nag_guided": self}
+        if hasattr(plain, "_execution_device"):
+            own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
         make: Any = type(plain)
         self.cls: type[Any] = make(plain.__name__, (plain,), own | same)
@@ -95,6 +100,16 @@ class _Guided:
             return _plain_run(function, pipe, args, kwargs)
         owner.calls += 1
         return owner.guidance.run(function, pipe, args, kwargs)
+
+    def device(self, pipe: Any) -> Any:
+        """The pipeline's `_execution_device`."""
+        known = self.devices.get(threading.get_ident()) if self.pipe() is pipe else None
+        if known:
+            return known[0]
+        device = super(self.cls, pipe)._execution_device
+        if known is not None:
+            known.append(device)
+        return device
 
     def changed(self) -> bool:
         """Whether somebody else has set something on our class, a wrapper of `__call__` say."""
@@ -131,6 +146,28 @@ def _made_for(pipe: Any) -> _Guided:
     if guided is None or guided.plain is not type(pipe) or guided.changed():
         guided = _known[pipe] = _Guided(pipe)
     return guided
+
+
+def plain_call_of(pipe: Any) -> Callable[..., Any]:
+    """The call of the pipeline's own class, whoever has guidance on it."""
+    found = _guided(pipe)
+    function: Callable[..., Any] = (type(pipe) if found is None else found.plain).__call__
+    return function
+
+
+def device_found_once(replaced: Replaced, pipe: Any) -> Callable[[], None]:
+    """Until `replaced` is put back, or what is returned is called, this thread looks for the device of `pipe` once. Diffusers
+    walks over all modules of a pipeline for it, and a guided call runs the pipeline's beginning twice."""
+    guided, thread = _guided(pipe), threading.get_ident()
+
+    def end() -> None:
+        if guided is not None:
+            guided.devices.pop(thread, None)
+
+    replaced.later(end)
+    if guided is not None:
+        guided.devices[thread] = []
+    return end
 
 
 def owner_of(pipe: Any) -> Owner | None:

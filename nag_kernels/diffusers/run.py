@@ -18,7 +18,7 @@ from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
 from .interception import contexts_noticed, intercepted
-from .models.registry import guided_layers, spec_of, unsteered_layers
+from .models.registry import Found, guided_layers, spec_of
 from .negative_prompt import RecordedCall
 from .packing import Packer
 from .prompt_calls import CONTEXTS, SECOND_PROMPT, UNCONDITIONAL
@@ -44,12 +44,14 @@ class GuidedRun:
 
     def __init__(
         self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: ToldApart, halves: bool,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None, begins: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        """guidance: the settings, `guide._Guidance`; halves as in `Packer`; arguments: of the pipeline's call."""
+        """guidance: the settings, `guide._Guidance`; halves as in `Packer`; arguments: of the pipeline's call; begins: called
+        before its first call of the denoiser."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
+        self.begins = begins
         self.rests = False
         self.prompt_calls = prompt_calls
         self.steered: Any = None  # rows, images, their order and the scale, for which the settings stand
@@ -71,12 +73,12 @@ class GuidedRun:
         self.meshes = sequence, heads
         self.packer = Packer(self.spec, halves, guidance.pad, self.shared, sequence)
 
-    def stand_in(self, replaced: Replaced, denoiser: Denoiser, sites: list[Layer]) -> None:
+    def stand_in(self, replaced: Replaced, denoiser: Denoiser, found: Found) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
         if self.meshes != (sequence_mesh(denoiser), head_mesh(denoiser)):
             raise ValueError(f"guide: the denoisers of {type(self.pipe).__name__} must be spread over the same devices")
-        ours = sites if self.spec.dual_forward is None else ()
-        self.unsteered |= unsteered_layers(denoiser, self.guidance.layers)
+        ours = found.layers if self.spec.dual_forward is None else ()
+        self.unsteered |= found.unsteered
         processors = [(site, site.processor, self._replaced(site)) for site in ours]
         text_modules = list(self.spec.text_modules(inner_denoiser(denoiser)))
 
@@ -90,7 +92,7 @@ class GuidedRun:
         steered = original = intercepted(replaced, denoiser, call)
         if self.spec.dual_forward is not None:
             steered = DualForwardRun(
-                original, denoiser, sites, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
+                original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
                 self.unsteered,
             )  # fmt: skip
 
@@ -107,6 +109,8 @@ class GuidedRun:
             return plain_call(denoiser, original, args, kwargs)
         if self.rests:
             return original(*args, **kwargs)
+        if self.calls == 0:
+            self.begins()
         arguments = denoiser_arguments(denoiser, args, kwargs)
         self.steps.begin(arguments)
         self.calls += 1

@@ -16,7 +16,8 @@ from tiny import error, seeded, texts
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import diagnose, disable_guidance, enable_guidance, guide, guided
-from nag_kernels.diffusers.models.registry import guided_layers, spec_of, unsteered_layers
+from nag_kernels.diffusers.denoiser_calls import named_modules
+from nag_kernels.diffusers.models.registry import find_layers, guided_layers, spec_of
 from nag_kernels.layer_choice import chosen_layers
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
@@ -45,7 +46,7 @@ EACH = pytest.mark.parametrize("chosen", ["first", "last"])
 
 def one_layer(model, chosen):
     """The argument for one layer of a model, and the layers that are left out."""
-    layers = dict(spec_of(model).layers(model))
+    layers = dict(spec_of(model).layers(named_modules(model)))
     one = list(layers)[{"first": 0, "last": -1}[chosen]]
     return [one], {site for name, site in layers.items() if name != one}
 
@@ -122,27 +123,27 @@ def test_every_way_to_guide_takes_layers():
 @KINDS
 def test_layers_are_numbered_as_they_run(kind):
     pipe, met = filled(TINY[kind]), []
-    for name, layer in spec_of(pipe.transformer).layers(pipe.transformer):
+    for name, layer in spec_of(pipe.transformer).layers(named_modules(pipe.transformer)):
         layer.register_forward_pre_hook(lambda *_, name=name: met.append(name))
     pipe(pipe.prompt)
-    names = dict(spec_of(pipe.transformer).layers(pipe.transformer))
+    names = dict(spec_of(pipe.transformer).layers(named_modules(pipe.transformer)))
     in_order = list(dict.fromkeys(met))
     assert len(in_order) == len(names)
     for i, name in enumerate(in_order):
-        assert names[name] not in unsteered_layers(pipe.transformer, [i])
+        assert names[name] not in find_layers(pipe.transformer, [i]).unsteered
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_layers_of_drop_in_models_are_numbered_as_they_run(kind):
     model, met = seeded(MODELS[kind]), []
-    names = dict(spec_of(model).layers(model))
+    names = dict(spec_of(model).layers(named_modules(model)))
     for name, layer in names.items():
         layer.register_forward_pre_hook(lambda *_, name=name: met.append(name))
     run(model, model_arguments(kind, 3, torch.float32), texts(3, 7, 7, text_width(kind), torch.float32)[0])
     if kind == "wan vace":  # whose own blocks are numbered first
         met.sort(key=lambda name: name.startswith("vace"))
     for i, name in enumerate(met):
-        assert names[name] not in unsteered_layers(model, [i])
+        assert names[name] not in find_layers(model, [i]).unsteered
 
 
 NAMES = ["down_blocks.1.attn2", "down_blocks.10.attn2", "mid_block.attn2", "up_blocks.0.attn2", "up_blocks.1.attn2"]

@@ -9,15 +9,15 @@ from torch.nn import Module
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, changes_text, masks_of_part
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Modules, named_modules
 from .layers import modules_of_type
 from .spec import ModelSpec
 
 
-def _layers(unet: Denoiser) -> Iterator[tuple[str, Module, int]]:
+def _layers(modules: Modules) -> Iterator[tuple[str, Module, int]]:
     """(name, layer, which text it sees). The attention layers of a block cycle through: self-attention, text 1, text 2."""
     block: Any
-    for name, block in unet.named_modules():
+    for name, block in modules.items():
         widths: Any = getattr(block, "cross_attention_dim", ()) if hasattr(block, "attentions") else ()
         attentions: Any = block.attentions if widths else ()
         for i, attention in enumerate(attentions):
@@ -57,11 +57,11 @@ MODELS: dict[str, ModelSpec] = {
             ("encoder_hidden_states", "encoder_attention_mask"),
             ("encoder_hidden_states_1", "encoder_attention_mask_1"),
         ),
-        layers=lambda unet: ((name, layer) for name, layer, _ in _layers(unet)),
+        layers=lambda modules: ((name, layer) for name, layer, _ in _layers(modules)),
         layer_count=lambda unet: sum(
             not x.double_self_attention for x in modules_of_type(unet, "BasicTransformerBlock")
         ),
         layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
-        text_modules=lambda unet: audioldm2((layer, place) for _, layer, place in _layers(unet)),
+        text_modules=lambda unet: audioldm2((layer, place) for _, layer, place in _layers(named_modules(unet))),
     ),
 }

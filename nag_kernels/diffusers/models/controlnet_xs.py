@@ -11,15 +11,15 @@ from torch.nn import Module
 from ..attention.base import PackedText
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, split_prompts
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Denoiser, Modules, named_modules
 from .layers import layers_named
 from .spec import ModelSpec
 from .unet import unet_settings
 
 
-def _layers(control: bool) -> Callable[[Denoiser], Iterator[tuple[str, Module]]]:
+def _layers(control: bool) -> Callable[[Modules], Iterator[tuple[str, Module]]]:
     """Of a UNet with ControlNet-XS: the layers of the UNet, or of the control, that see the text."""
-    return lambda unet: ((x, layer) for x, layer in layers_named("attn2")(unet) if (".ctrl_" in x) == control)
+    return lambda modules: ((x, layer) for x, layer in layers_named("attn2")(modules) if (".ctrl_" in x) == control)
 
 
 def _count(unet: Denoiser) -> int:
@@ -33,7 +33,7 @@ def _count(unet: Denoiser) -> int:
 
 
 def _control(unet: Denoiser) -> list[TextModule]:
-    return [(layer, "forward", prompt_alone) for _, layer in _layers(control=True)(unet)]
+    return [(layer, "forward", prompt_alone) for _, layer in _layers(control=True)(named_modules(unet))]
 
 
 def prompt_alone(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attention.generic import Layout
 from ..attention.text_modules import TextModule, split_prompts
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Denoiser, Modules
 from .layers import FLUX_LIKE, layers_named, sum_of
 from .spec import ModelSpec
 
@@ -31,8 +31,8 @@ def _text_modules(model: Denoiser) -> list[TextModule]:
     return [(block, "forward", _alone) for block in model.txt_mode_blocks]
 
 
-def _joint_layers(model: Denoiser) -> Any:
-    return ((name, x) for name, x in layers_named("attn")(model) if name.startswith("single_transformer_blocks."))
+def _joint_layers(modules: Modules) -> Any:
+    return ((name, x) for name, x in layers_named("attn")(modules) if name.startswith("single_transformer_blocks."))
 
 
 MODELS: dict[str, ModelSpec] = {

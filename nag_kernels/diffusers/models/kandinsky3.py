@@ -23,7 +23,9 @@ MODELS: dict[str, ModelSpec] = {
     "Kandinsky3UNet": ModelSpec(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
-        layers=lambda unet: ((x, layer) for x, layer in layers_named("attention")(unet) if ".attentions.0." not in x),
+        layers=lambda modules: (
+            (x, layer) for x, layer in layers_named("attention")(modules) if ".attentions.0." not in x
+        ),
         layer_count=lambda unet: 2 * unet.config.layers_per_block * (len(unet.config.block_out_channels) - 1),
         layout=Layout("cross", ("AttnProcessor2_0",), masks=True),
         text_modules=lambda unet: [(unet.add_time_condition, "forward", kandinsky3)],

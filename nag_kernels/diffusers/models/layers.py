@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import Attention
 from torch.nn import Module
 
 from ..attention.base import Layer
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Denoiser, Modules
 
 Layers = Iterator[tuple[str, Layer]]  # (name, layer) of each
 
@@ -16,14 +16,14 @@ Layers = Iterator[tuple[str, Layer]]  # (name, layer) of each
 FLUX_LIKE = {"encoder_hidden_states": 1, "txt_ids": -2}
 
 
-def layers_named(*names: str, kind: type[Module] = Module) -> Callable[[Denoiser], Layers]:
+def layers_named(*names: str, kind: type[Module] = Module) -> Callable[[Modules], Layers]:
     """Attention layers (of this class) by the last part of their name, outside of whatever comes before the model's blocks."""
-    return lambda denoiser: (
+    return lambda modules: (
         (name, module)
-        for name, module in denoiser.named_modules()
-        if hasattr(module, "processor")
+        for name, module in modules.items()
+        if name.rpartition(".")[2] in names
         and isinstance(module, kind)
-        and name.split(".")[-1] in names
+        and hasattr(module, "processor")
         and name.split(".")[0].endswith(("block", "blocks", "layers"))
     )
 
@@ -33,27 +33,27 @@ def sum_of(*names: str) -> Callable[[Denoiser], int]:
     return lambda denoiser: sum(getattr(denoiser.config, name) for name in names)
 
 
-def cross_attentions(denoiser: Denoiser) -> Layers:
-    for name, module in denoiser.named_modules():
+def cross_attentions(modules: Modules) -> Layers:
+    for name, module in modules.items():
         if isinstance(module, Attention) and (module.is_cross_attention or module.added_kv_proj_dim is not None):
             yield name, module
 
 
-def joint_attentions(denoiser: Denoiser) -> Layers:
+def joint_attentions(modules: Modules) -> Layers:
     """Those with text projections; the `attn2` of SD3.5-Medium sees the image alone."""
-    for name, module in denoiser.named_modules():
+    for name, module in modules.items():
         if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
             yield name, module
 
 
-def layers_of_type(*kinds: type[Module]) -> Callable[[Denoiser], Layers]:
-    return lambda denoiser: ((name, module) for name, module in denoiser.named_modules() if isinstance(module, kinds))
+def layers_of_type(*kinds: type[Module]) -> Callable[[Modules], Layers]:
+    return lambda modules: ((name, module) for name, module in modules.items() if isinstance(module, kinds))
 
 
-def attentions_in(*blocks: str) -> Callable[[Denoiser], Layers]:
-    return lambda denoiser: (
+def attentions_in(*blocks: str) -> Callable[[Modules], Layers]:
+    return lambda modules: (
         (name, module)
-        for name, module in denoiser.named_modules()
+        for name, module in modules.items()
         if isinstance(module, Attention) and name.split(".")[0] in blocks
     )
 

@@ -8,7 +8,7 @@ from torch.nn import Module
 
 from ..attention.base import Masks
 from ..attention.generic import GenericAttention, Layout
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Denoiser, Modules
 from .layers import layers_named
 from .spec import ModelSpec
 
@@ -27,10 +27,11 @@ class LastPrompt(GenericAttention):
         return positive[:, -length_positive:], negative[:, -length_negative:]
 
 
-def _layers(denoiser: Denoiser) -> Iterator[tuple[str, Module]]:
+def _layers(modules: Modules) -> Iterator[tuple[str, Module]]:
     """Attention to image and text and, after it, to the text alone; the last blocks see no text."""
-    seeing = denoiser.config.num_single_layers - denoiser.config.num_decoder_layers
-    for name, module in layers_named("attn", "cross_attn")(denoiser):
+    config = modules[""].config
+    seeing = config.num_single_layers - config.num_decoder_layers
+    for name, module in layers_named("attn", "cross_attn")(modules):
         stream, block, *_ = name.split(".")
         if stream == "transformer_blocks" or int(block) < seeing:
             yield name, module

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which file of this folder knows which denoiser class; a file is imported when its denoiser comes."""
 
+import dataclasses
 import importlib
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,8 @@ from torch.nn import Module
 
 from nag_kernels.layer_choice import LayerChoice, chosen_layers
 
-from ..denoiser_calls import Denoiser, denoisers_of, inner_denoiser
+from ..attention.base import Layer
+from ..denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
 from ..guard import compiled_call
 from .spec import ModelSpec
 
@@ -145,20 +147,34 @@ def spec_of(denoiser: Denoiser) -> ModelSpec:
     raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FILES)}")
 
 
-def guided_layers(denoiser: Denoiser) -> list[Module]:
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a guided call finds on a denoiser when it begins.
+
+    modules: all of the denoiser's, by name. layers: those that see the text. unsteered: of these, those that are not chosen.
+    """
+
+    modules: Modules
+    layers: list[Layer]
+    unsteered: set[Layer]
+
+
+def find_layers(denoiser: Denoiser, choice: LayerChoice | None = None, modules: Modules | None = None) -> Found:
     """The attention layers to be guided.
 
-    Raises ValueError where guidance could not act, or not everywhere: a processor that is not known (attention
-    slicing, xformers), no such layer at all, or another number than the model's configuration says.
+    modules: of the denoiser, where they are known. Raises TypeError or ValueError for a choice of layers that does not fit, and
+    ValueError where guidance could not act, or not everywhere: a processor that is not known (attention slicing, xformers), no
+    such layer at all, or another number than the model's configuration says.
     """
     spec, wrapped, denoiser = spec_of(denoiser), denoiser, inner_denoiser(denoiser)
+    modules = modules or named_modules(denoiser)
     kind = type(denoiser).__name__
     reason = spec.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
-    if spec.dual_forward and (wrapped is not denoiser or any(map(compiled_call, denoiser.modules()))):
+    if spec.dual_forward and (wrapped is not denoiser or any(map(compiled_call, modules.values()))):
         raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
-    layers = list(spec.layers(denoiser))
+    layers = list(spec.layers(modules))
     known = " or ".join(spec.stock)
     for name, module in layers:
         unknown = spec.why_unknown(module.processor)
@@ -181,19 +197,20 @@ def guided_layers(denoiser: Denoiser) -> list[Module]:
             f"guide: {kind} has {len(layers)} attention layers that see text, expected {spec.layer_count(denoiser)}"
             + ("" if layers else "; guidance has nothing to act on")
         )
-    return [module for _, module in layers]
+    return Found(modules, [module for _, module in layers], _unsteered(layers, choice))
 
 
-def unsteered_layers(denoiser: Denoiser, choice: LayerChoice | None) -> set[Module]:
-    """Those of `guided_layers` that are not chosen.
+def guided_layers(denoiser: Denoiser) -> list[Layer]:
+    """The layers of `find_layers`."""
+    return find_layers(denoiser).layers
 
-    They are numbered in the order in which the model runs them. Raises ValueError or TypeError for a choice that does not fit.
-    """
+
+def _unsteered(layers: list[tuple[str, Layer]], choice: LayerChoice | None) -> set[Layer]:
+    """Those that are not chosen. They are numbered in the order in which the model runs them."""
     if choice is None:
         return set()
-    denoiser = inner_denoiser(denoiser)
     # A UNet has its middle after its ups, or before its downs.
     places = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    layers = sorted(spec_of(denoiser).layers(denoiser), key=lambda layer: places.get(layer[0].split(".")[0], 0))
+    layers = sorted(layers, key=lambda layer: places.get(layer[0].split(".")[0], 0))
     chosen = chosen_layers("guide", choice, [name for name, _ in layers])
     return set() if chosen is None else {layer for i, (_, layer) in enumerate(layers) if i not in chosen}

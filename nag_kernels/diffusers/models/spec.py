@@ -15,7 +15,7 @@ from ..attention.base import GuidedProcessor, Layer, PackedText, SharedText
 from ..attention.dual_forward import DualForward
 from ..attention.generic import Layout, generic_processor, why_not_generic
 from ..attention.text_modules import TextModule
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Denoiser, Modules
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ModelSpec:
         must_be_none: arguments that would change attention, and are refused.
 
     Its layers:
-        layers: (name, module) of every attention layer that sees the text.
+        layers: of all modules of the denoiser, (name, module) of every attention layer that sees the text.
         layer_count: how many there must be, found in another way.
         text_modules: modules that mix the tokens of a prompt, and run once per prompt (`attention/text_modules.py`).
         keeps_text: keys and values of the text depend on neither step nor image, and are small: they are kept over a run.
@@ -68,7 +68,7 @@ class ModelSpec:
     """
 
     text: Mapping[str, int]
-    layers: Callable[[Denoiser], Iterator[tuple[str, Layer]]]
+    layers: Callable[[Modules], Iterator[tuple[str, Layer]]]
     layer_count: Callable[[Denoiser], int]
     masks: tuple[str, ...] = ()
     processors: Mapping[type, type[GuidedProcessor]] = field(default_factory=dict)

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stable Diffusion 1.5, 2 and XL, Kolors (UNet2DConditionModel) and AnimateDiff (UNetMotionModel)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
@@ -71,7 +70,11 @@ def unet_settings(unet: Denoiser) -> Settings:
 
 
 def _count(unet: Denoiser) -> int:
-    blocks = [x for x in unet.modules() if isinstance(x, BasicTransformerBlock)]
+    parts = [
+        x for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) for x in getattr(block, "attentions", ())
+    ]
+    parts = [x for part in parts for x in getattr(part, "transformers", [part])]  # two side by side
+    blocks = [x for part in parts for x in getattr(part, "transformer_blocks", ())]
     return sum(not x.double_self_attention for x in blocks) + sum(bool(x.only_cross_attention) for x in blocks)
 
 
@@ -80,9 +83,13 @@ def _refuse(unet: Denoiser) -> str | None:
         return f"addition_embed_type '{unet.config.addition_embed_type}' reads the text outside attention"
     if unet.config.encoder_hid_dim_type not in (None, "text_proj", "ip_image_proj"):
         return f"encoder_hid_dim_type '{unet.config.encoder_hid_dim_type}' changes the text before attention"
+    return None
+
+
+def _refuse_motion(unet: Denoiser) -> str | None:
     if any(type(x).__name__ == "SplitInferenceModule" for x in unet.modules()):
         return "its layers see a part of the frames at a time (enable_free_noise_split_inference)"
-    return None
+    return _refuse(unet)
 
 
 class AnimateDiff(ModelSpec):
@@ -90,7 +97,7 @@ class AnimateDiff(ModelSpec):
         return arguments["sample"].shape[2]  # the text is repeated for each frame
 
 
-def _unet(spec: type[ModelSpec], **more: Any) -> ModelSpec:
+def _unet(spec: type[ModelSpec], refuse: Callable[[Denoiser], str | None], **more: Any) -> ModelSpec:
     return spec(
         text={"encoder_hidden_states": 1},
         layers=cross_attentions,  # AnimateDiff's between frames have no text
@@ -101,13 +108,13 @@ def _unet(spec: type[ModelSpec], **more: Any) -> ModelSpec:
             IPAdapterAttnProcessor2_0: NAGIPAdapterAttnProcessor2_0,
         },
         settings=unet_settings,
-        refuse=_refuse,
+        refuse=refuse,
         keeps_text=True,
         **more,
     )
 
 
 MODELS: dict[str, ModelSpec] = {
-    "UNet2DConditionModel": _unet(ModelSpec, masks=("encoder_attention_mask",)),
-    "UNetMotionModel": _unet(AnimateDiff, must_be_none=("attention_mask",)),
+    "UNet2DConditionModel": _unet(ModelSpec, _refuse, masks=("encoder_attention_mask",)),
+    "UNetMotionModel": _unet(AnimateDiff, _refuse_motion, must_be_none=("attention_mask",)),
 }

@@ -11,8 +11,8 @@ from .spec import ModelSpec
 def _unet_of_frames(layout: str) -> ModelSpec:
     """Its layers between frames see no text, and those within a frame see it once for each."""
 
-    def sites(unet):
-        for name, module in unet.named_modules():
+    def sites(modules):
+        for name, module in modules.items():
             if name.endswith(".attn2") and hasattr(module, "processor") and module.is_cross_attention:
                 yield name, module
 

@@ -13,7 +13,7 @@ from nag_kernels import published
 from ..attention.base import Layer, PackedText, heads
 from ..attention.cross import CrossAttentionProcessor
 from ..attention.ip_adapter import side_by_side
-from ..denoiser_calls import Denoiser
+from ..denoiser_calls import Modules
 from .layers import Layers
 from .spec import ModelSpec
 
@@ -80,10 +80,10 @@ class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
         return side_by_side(query, heads(attn, attn.norm_added_k(key)), heads(attn, value)).flatten(2)
 
 
-def cross_attentions(attention: type[Any]) -> Callable[[Denoiser], Layers]:
-    return lambda denoiser: (
+def cross_attentions(attention: type[Any]) -> Callable[[Modules], Layers]:
+    return lambda modules: (
         (name, module)
-        for name, module in denoiser.named_modules()
+        for name, module in modules.items()
         if isinstance(module, attention) and module.is_cross_attention
     )
 

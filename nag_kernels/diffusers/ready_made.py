@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A negative that is encoded once, by the pipeline itself, and then used in any number of calls."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser_calls import inner_denoiser
+from .interception import call_arguments
+from .models.registry import find_denoisers, find_layers, spec_of
+from .modular import is_modular
+from .negative_prompt import READY_MADE, NegativeRecorder, RecordedCall, checked_negative
+from .owners import plain_call_of
+from .restore import Replaced, put_back_after
+from .turns import run_turns, take, wait_for_calls_begun
+
+
+def encode_negative(pipe: Any, negative_prompt: str | list[str], /, **call: Any) -> dict[str, Any]:
+    """The ready-made text of a negative prompt, for `guide`, `guided` and `enable_guidance` in its place:
+
+        negative = encode_negative(pipe, "blurry")
+        for prompt in prompts:
+            guided(pipe, negative)(prompt)
+
+    A text is encoded anew in each guided call, with the arguments of that call. This one is encoded once, and is right as long as
+    the text encoders and the arguments that they depend on stay as they are. Afterwards the text encoders may be dropped.
+
+    Args:
+        pipe: a diffusers pipeline that takes ready-made text; see docs/diffusers.md for those that do.
+        negative_prompt: one text for all prompts, or a list with one for each.
+        call: those arguments of the pipeline's call on which the encoding depends (max_sequence_length, clip_skip, ...), and
+            those without which the pipeline cannot be called (an image, say).
+
+    Returns: tensors under the names that the pipeline's call gives a prompt's (prompt_embeds, ...), on the pipeline's device.
+    Raises: ValueError where the pipeline takes no ready-made text, or makes something else of it than of the text; TypeError for
+        a pipeline class, or a negative that is no text.
+    """
+    if isinstance(pipe, type) or not callable(pipe):
+        raise TypeError(f"encode_negative: pipe must be a loaded diffusers pipeline, got {pipe!r:.60}")
+    if isinstance(checked_negative(negative_prompt), Mapping):
+        raise TypeError("encode_negative: negative_prompt must be a text or a list of texts, got a mapping")
+    if is_modular(pipe):
+        raise ValueError(
+            f"encode_negative: {type(pipe).__name__} is a modular pipeline, whose blocks give the ready-made text: call its text "
+            "encoding blocks with the negative for the prompt"
+        )
+    return put_back_after(lambda replaced: _encoded(replaced, pipe, negative_prompt, call))
+
+
+def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dict[str, Any]) -> dict[str, Any]:
+    denoisers = find_denoisers(pipe)
+    for turn in run_turns(denoisers):
+        take(turn, replaced)
+    wait_for_calls_begun([pipe])
+    function = plain_call_of(pipe)
+    parameters = inspect.signature(function).parameters
+    kind = type(pipe).__name__
+    names = [x for x in parameters if x.startswith(READY_MADE)]
+    if not names:
+        raise ValueError(
+            f"encode_negative: a call of {kind} takes no ready-made text; give `guide` the negative as text"
+        )
+    # Without an unconditional text and with one image, so that a text is what its encoders have made of it and no more.
+    alone = {name: spec_of(denoisers[0]).cfg_above for name in _CFG if name in parameters}
+    alone |= dict.fromkeys((name for name in _COUNTS if name in parameters), 1)
+    given = {name: x for name, x in call.items() if not name.startswith("negative_")} | alone | {"prompt": negative if isinstance(negative, list) else [negative]}
+    arguments = call_arguments(function, pipe, (), given)
+    found = {denoiser: find_layers(denoiser) for denoiser in denoisers}
+    reader = _Reader(function, pipe, found, arguments, negative)
+    of_text = reader.first()
+    text = {name: x for name in names if _is_text(x := reader.variables.get(name))}
+    of_ready_made = NegativeRecorder(function, pipe, found, arguments, text).first() if text else None
+    if of_ready_made is None or not _same(of_text.arguments, of_ready_made.arguments):
+        denoiser = type(inner_denoiser(denoisers[0])).__name__
+        raise ValueError(
+            f"encode_negative: {kind} does not call its {denoiser} with the same text for a ready-made negative as for the text "
+            f"itself (found: {', '.join(text) or 'none'}); give `guide` the negative as text"
+        )
+    if hasattr(pipe, "maybe_free_model_hooks"):
+        pipe.maybe_free_model_hooks()
+    return text
+
+
+_CFG = ("guidance_scale", "true_cfg_scale", "audio_guidance_scale")
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+
+
+class _Reader(NegativeRecorder):
+    """Reads the variables of the pipeline's call when that comes to its denoiser."""
+
+    variables: Mapping[str, Any] = {}
+
+    def reached(self, *call: Any) -> RecordedCall:
+        code = inspect.unwrap(self.function).__code__  # type: ignore[attr-defined]
+        frame = sys._getframe()
+        while frame.f_back is not None and frame.f_code is not code:
+            frame = frame.f_back
+        self.variables = dict(frame.f_locals) if frame.f_code is code else {}
+        return super().reached(*call)
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, Tensor) or (isinstance(x, list) and bool(x) and all(isinstance(y, Tensor) for y in x))
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether the arguments of two calls are the same to the bit."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_same(x, two[name]) for name, x in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
+        return len(one) == len(two) and all(_same(x, y) for x, y in zip(one, two, strict=True))
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    return type(one) is type(two)

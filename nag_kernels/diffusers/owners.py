@@ -106,7 +106,8 @@ class _Guided:
         known = self.devices.get(threading.get_ident()) if self.pipe() is pipe else None
         if known:
             return known[0]
-        device = super(self.cls, pipe)._execution_device
+        plain: Any = super(self.cls, pipe)
+        device = plain._execution_device
         if known is not None:
             known.append(device)
         return device

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from .denoiser_calls import inner_denoiser
 from .interception import call_arguments
@@ -40,8 +41,8 @@ def encode_negative(pipe: Any, negative_prompt: str | list[str], /, **call: Any)
     Raises: ValueError where the pipeline takes no ready-made text, or makes something else of it than of the text; TypeError for
         a pipeline class, or a negative that is no text.
     """
-    if isinstance(pipe, type) or not callable(pipe):
-        raise TypeError(f"encode_negative: pipe must be a loaded diffusers pipeline, got {pipe!r:.60}")
+    if isinstance(pipe, (type, Module)) or not callable(pipe):
+        raise TypeError(f"encode_negative: pipe must be a loaded diffusers pipeline, got {_named(pipe)}")
     if isinstance(checked_negative(negative_prompt), Mapping):
         raise TypeError("encode_negative: negative_prompt must be a text or a list of texts, got a mapping")
     if is_modular(pipe):
@@ -50,6 +51,10 @@ def encode_negative(pipe: Any, negative_prompt: str | list[str], /, **call: Any)
             "encoding blocks with the negative for the prompt"
         )
     return put_back_after(lambda replaced: _encoded(replaced, pipe, negative_prompt, call))
+
+
+def _named(x: Any) -> str:
+    return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
 
 def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dict[str, Any]) -> dict[str, Any]:
@@ -68,19 +73,26 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     # Without an unconditional text and with one image, so that a text is what its encoders have made of it and no more.
     alone = {name: spec_of(denoisers[0]).cfg_above for name in _CFG if name in parameters}
     alone |= dict.fromkeys((name for name in _COUNTS if name in parameters), 1)
-    given = {name: x for name, x in call.items() if not name.startswith("negative_")} | alone | {"prompt": negative if isinstance(negative, list) else [negative]}
+    given = {name: x for name, x in call.items() if not name.startswith("negative_")} | alone | {"prompt": negative}
     arguments = call_arguments(function, pipe, (), given)
     found = {denoiser: find_layers(denoiser) for denoiser in denoisers}
     reader = _Reader(function, pipe, found, arguments, negative)
     of_text = reader.first()
-    text = {name: x for name in names if _is_text(x := reader.variables.get(name))}
-    of_ready_made = NegativeRecorder(function, pipe, found, arguments, text).first() if text else None
-    if of_ready_made is None or not _same(of_text.arguments, of_ready_made.arguments):
+    prompts = 1 if isinstance(negative, str) else len(negative)
+    text = {name: _once(x, prompts) for name in names if _is_text(x := reader.variables.get(name))}
+    why: Exception | None = None
+    same = False
+    try:
+        ready_made = NegativeRecorder(function, pipe, found, arguments, text).first() if text else None
+        same = ready_made is not None and _same(of_text.arguments, ready_made.arguments)
+    except Exception as error:  # of the pipeline, which is not satisfied with what was found
+        why = error
+    if not same:
         denoiser = type(inner_denoiser(denoisers[0])).__name__
         raise ValueError(
-            f"encode_negative: {kind} does not call its {denoiser} with the same text for a ready-made negative as for the text "
-            f"itself (found: {', '.join(text) or 'none'}); give `guide` the negative as text"
-        )
+            f"encode_negative: {kind} does not call its {denoiser} with the same text for a ready-made negative (found: "
+            f"{', '.join(text) or 'none'}) as for the text itself; give `guide` the negative as text"
+        ) from why
     if hasattr(pipe, "maybe_free_model_hooks"):
         pipe.maybe_free_model_hooks()
     return text
@@ -96,7 +108,7 @@ class _Reader(NegativeRecorder):
     variables: Mapping[str, Any] = {}
 
     def reached(self, *call: Any) -> RecordedCall:
-        code = inspect.unwrap(self.function).__code__  # type: ignore[attr-defined]
+        code = inspect.unwrap(self.function).__code__
         frame = sys._getframe()
         while frame.f_back is not None and frame.f_code is not code:
             frame = frame.f_back
@@ -106,6 +118,12 @@ class _Reader(NegativeRecorder):
 
 def _is_text(x: Any) -> bool:
     return isinstance(x, Tensor) or (isinstance(x, list) and bool(x) and all(isinstance(y, Tensor) for y in x))
+
+
+def _once(x: Any, prompts: int) -> Any:
+    """A text, of rows that the pipeline may have repeated for each image or frame."""
+    more = len(x) // prompts
+    return x[::more] if more > 1 and more * prompts == len(x) else x
 
 
 def _same(one: Any, two: Any) -> bool:

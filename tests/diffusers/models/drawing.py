@@ -31,8 +31,8 @@ def compile_transformer(pipe, how, backend):
         block.compile(backend=backend, fullgraph=True)
 
 
-def draw(pipe, prompt="a small red cat", **options):
-    """Latents of four steps, the same noise each time."""
+def call_of(pipe, prompt="a small red cat", **options):
+    """The arguments of a call with four steps, the same noise each time."""
     call = {"prompt": prompt, "num_inference_steps": 4, "guidance_scale": 1.0, "height": 8, "width": 8,
             "output_type": "latent", "generator": torch.Generator().manual_seed(7)}  # fmt: skip
     sana_like = isinstance(pipe, (SanaPipeline, SanaSprintPipeline))
@@ -55,8 +55,13 @@ def draw(pipe, prompt="a small red cat", **options):
         size = 128 if isinstance(pipe, LTXPipeline) else 32
         call |= {"height": size, "width": size, "num_frames": 5}
         call["num_videos_per_prompt"] = call.pop("num_images_per_prompt", 1)
-        return pipe(**call).frames
-    return pipe(**call).images
+    return call
+
+
+def draw(pipe, prompt="a small red cat", **options):
+    """Latents of four steps, the same noise each time."""
+    made = pipe(**call_of(pipe, prompt, **options))
+    return made.frames if isinstance(pipe, (LTXPipeline, WanPipeline)) else made.images
 
 
 def denoiser(pipe):

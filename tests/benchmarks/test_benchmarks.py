@@ -248,7 +248,8 @@ def test_a_pipelines_call_outside_of_its_denoiser(name, monkeypatch, capsys, one
         (lambda: torch.zeros(1), "guidance changed nothing"),
         (lambda: torch.full((1,), next(numbers)), "another picture"),
     ):
-        calls = {"unguided": lambda: torch.zeros(1), "guided": guided}
+        calls = dict.fromkeys(bench_pipeline.CALLS, guided)
+        calls |= dict.fromkeys(("unguided", "prompt ready-made"), lambda: torch.zeros(1))
         monkeypatch.setattr(bench_pipeline, "calls_of", lambda pipe, arguments, calls=calls: calls)
         with pytest.raises(SystemExit, match=message):
             bench_pipeline.main(options)

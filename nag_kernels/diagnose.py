@@ -82,6 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--scale", type=float, help="nag_scale (default: the paper's for the model; shapes 5)")
     add("--tau", type=float, help="nag_tau (default: 2.5)")
     add("--alpha", type=float, help="nag_alpha (default: the paper's for the model; shapes 0.2)")
+    add("--layers", help="the layers to guide and to measure, 0-9,12 or up_blocks (default: all)")
     add("--end", type=float, default=1.0, help="the part of the steps that is guided (default: 1, all)")
     add("--cfg-scale", type=float, default=1.0, help="classifier-free guidance beside it; 1 = none (default: 1)")
     add("--clipped", type=float, default=0.05, help="for the suggestion: the share of tokens to clip (default: 0.05)")
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.model == "shapes":
             pipe.encode_prompt([options.prompt, options.negative])
         settings = {"nag_scale": options.scale, "nag_tau": options.tau, "nag_alpha": options.alpha}
-        try_guidance(pipe, options.negative, end=options.end, **settings)
+        try_guidance(pipe, options.negative, end=options.end, layers=options.layers, **settings)
     with (
         user_errors.named("drawing ended", *user_errors.DRAWING),
         tqdm(total=5, desc="draws", unit="draw") as bar,
@@ -146,7 +147,8 @@ def draw_and_say(pipe: Any, options: argparse.Namespace, bar: Any) -> None:
         return images
 
     def run(scale: float | None, tau: float | None, alpha: float | None) -> tuple[Findings, list[Any]]:
-        with diagnose(pipe, options.negative, end=options.end, nag_scale=scale, nag_tau=tau, nag_alpha=alpha) as found:
+        settings = {"nag_scale": scale, "nag_tau": tau, "nag_alpha": alpha}
+        with diagnose(pipe, options.negative, end=options.end, layers=options.layers, **settings) as found:
             return found, draw()
 
     plain = draw()

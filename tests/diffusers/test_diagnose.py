@@ -270,6 +270,18 @@ def test_tables_and_pictures_of_the_command(tmp_path, capsys, monkeypatch):
         hand_made().table("head")
 
 
+def test_the_command_measures_the_layers_that_are_chosen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    draw = ["--steps", "2", "--samples", "2", "--device", "cpu", "--out", str(tmp_path)]
+    command.main([*draw, "--layers", "mid_block"])
+    said = capsys.readouterr().out
+    assert re.search(r"│ all +│ +64 │", said)
+    assert "up_blocks" not in said
+    with pytest.raises(SystemExit):
+        command.main([*draw, "--layers", "nowhere"])
+    assert "layers must be all, numbers and ranges from 0 to 6" in capsys.readouterr().err
+
+
 def test_tables_are_readable_at_80_columns(capsys):
     found = hand_made(name="transformer_blocks.10.attentions.1.transformer_blocks.0.attn2")
     for by in ("layer", "step"):
@@ -295,5 +307,18 @@ def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit):
         command.parse(["--help"])
     said = capsys.readouterr().out
-    for option in ("model", "prompt", "negative", "scale", "tau", "alpha", "end", "steps", "samples", "seed", "out"):
+    for option in (
+        "model",
+        "prompt",
+        "negative",
+        "scale",
+        "tau",
+        "alpha",
+        "layers",
+        "end",
+        "steps",
+        "samples",
+        "seed",
+        "out",
+    ):
         assert re.search(rf"--{option} [A-Z_]+\s+\S+", said), option

@@ -147,7 +147,7 @@ def draw_and_say(pipe: Any, options: argparse.Namespace, bar: Any) -> None:
         return images
 
     def run(scale: float | None, tau: float | None, alpha: float | None) -> tuple[Findings, list[Any]]:
-        settings = {"nag_scale": scale, "nag_tau": tau, "nag_alpha": alpha}
+        settings: dict[str, Any] = {"nag_scale": scale, "nag_tau": tau, "nag_alpha": alpha}
         with diagnose(pipe, options.negative, end=options.end, layers=options.layers, **settings) as found:
             return found, draw()
 

@@ -4,7 +4,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch.nn import Module
@@ -45,17 +45,26 @@ def named_modules(denoiser: Denoiser) -> dict[str, Any]:
 
 def forward_parameters(denoiser: Denoiser) -> list[str]:
     """The names of the arguments of a denoiser's forward."""
-    return list(_signature(type(inner_denoiser(denoiser)).forward).parameters)[1:]
+    kind: Any = type(inner_denoiser(denoiser))
+    return list(_signature(kind).parameters)[1:]
 
 
 @functools.lru_cache(maxsize=64)
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(forward)
+def _signature(kind: Any) -> inspect.Signature:
+    """Of the forward of a model's class. A subclass may hand all on (`*args, **kwargs`) to a forward that names its arguments."""
+    forwards = [vars(cls)["forward"] for cls in kind.__mro__ if "forward" in vars(cls)]
+    for forward in forwards:
+        signature = inspect.signature(forward)
+        kinds = [parameter.kind for parameter in signature.parameters.values()]
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            return signature
+    return inspect.signature(forwards[0])
 
 
 def denoiser_arguments(denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a denoiser call by name."""
-    signature = _signature(type(inner_denoiser(denoiser)).forward)
+    kind: Any = type(inner_denoiser(denoiser))
+    signature = _signature(kind)
     arguments = dict(signature.bind(denoiser, *args, **kwargs).arguments)
     del arguments[next(iter(signature.parameters))]
     for name, parameter in signature.parameters.items():

@@ -22,7 +22,8 @@ _guards: weakref.WeakKeyDictionary[Module, "Guard"] = weakref.WeakKeyDictionary(
 class Owner(Protocol):
     """Of guidance on a pipeline: `owners.Owner`."""
 
-    pipe: Any
+    @property
+    def pipe(self) -> Any: ...
 
     def is_here(self) -> bool: ...
 

@@ -119,6 +119,8 @@ def guide(
     """
     if not pipes_in(pipe):
         raise ValueError("guide: pipe must be a pipeline, or a list of at least one, got an empty list")
+    if len({id(x) for x in pipes_in(pipe)}) < len(pipes_in(pipe)):
+        raise ValueError("guide: a list of pipelines must have each of them once")
 
     def settings(one: Any) -> _Guidance:
         given, window = (nag_scale, nag_tau, nag_alpha), (start, end, sigma_end)
@@ -299,6 +301,7 @@ class _Guidance:
             guider_calls_noticed(replaced, pipe, steered.enter)
             wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)
+            steered.check_places()
         finally:
             replaced.put_back(mark)
         if getattr(pipe, "_interrupt", False):  # cancelled on the way: it ends quietly, as without guidance

@@ -46,7 +46,22 @@ class GivenTexts:
         """How many a call makes."""
         text = self._text(arguments)
         rows = len(text) if isinstance(text, list) or next(iter(self.spec.text.values())) else 1
-        return rows // (2 if any(self._halves(arguments)) else 1) // self.spec.rows_per_image(arguments)
+        rows = rows // (2 if any(self._halves(arguments)) else 1)
+        images = rows // self.spec.rows_per_image(arguments)
+        self._check_rows({1, images, rows})
+        return images
+
+    def _check_rows(self, allowed: set[int]) -> None:
+        """Raises ValueError where the negative has neither one row nor one for each image of the running call."""
+        assert self.negative is not None
+        batched = [name for name, dim in self.spec.text.items() if dim > 0]
+        for name in (*batched, *(x for x in self.spec.masks if "." not in x), self.spec.pooled):
+            given = self.negative.arguments.get(name)
+            if isinstance(given, (Tensor, list)) and len(given) not in allowed:
+                raise ValueError(
+                    f"guide: negative_prompt['{name}'] must have one row, or one for each of the {max(allowed)} rows with a "
+                    f"prompt in this call of the denoiser, got {len(given)}"
+                )
 
     def prompt_first(self, arguments: Mapping[str, Any], images: int) -> bool:
         """Whether a doubled batch is [conditional; unconditional]."""
@@ -143,8 +158,8 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
             self.run = run = GuidedRun(guidance, denoiser, denoiser, texts, halves=True)
             run.keeps = False  # weights and texts are the loop's own
             self.replaced.attribute(turn, "run", run)
-            wait_for_calls_begun([denoiser, inner_denoiser(denoiser)])
             run.stand_in(self.replaced, denoiser, guidance.check(denoiser))
+            wait_for_calls_begun([denoiser, inner_denoiser(denoiser)])  # from now on no plain call begins unseen
         except BaseException:
             self._put_back()
             raise
@@ -156,7 +171,10 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
         if kind is None and self.run.guided == 0:
             name = type(inner_denoiser(self.denoiser)).__name__
             what = "called with a prompt" if self.run.calls else "called"
-            raise RuntimeError(f"guide: this {name} was never {what} in the block, so nothing was guided")
+            raise RuntimeError(
+                f"guide: this {name} was never {what} in the block, so nothing was guided (calls of its forward method, and "
+                "calls from within a function that you have compiled as a whole, are not seen: compile the model instead)"
+            )
         if kind is None and self.texts is not None and self.texts.unmatched:
             raise RuntimeError(
                 "guide: unconditional was given, and no call had that text to the bit, so all rows of all calls were guided; "
@@ -191,10 +209,17 @@ def check_texts(denoiser: Denoiser, negative: Any, unconditional: Any) -> None:
                 f"guide: {name} of a bare denoiser must be ready-made text under the names of its forward, "
                 f"{{'{needed}': ...}}, got {type(value).__name__}"
             )
-        unknown = [key for key in value if key not in known]
-        if unknown:
-            raise ValueError(
-                f"guide: {name} has the key {unknown[0]}, which {kind}.forward does not take; it takes {needed}"
-            )
+        texts = {*spec.text, *(mask.partition(".")[0] for mask in spec.masks), spec.pooled}
+        texts |= {mask for _, mask in spec.concatenated if mask is not None}
+        for key in value:
+            if key not in known:
+                raise ValueError(
+                    f"guide: {name} has the key {key}, which {kind}.forward does not take; it takes {needed}"
+                )
+            if key not in texts:
+                raise ValueError(
+                    f"guide: {name} has the key {key}, which is no text of {kind}: it comes from your own call, for both "
+                    f"prompts; of a text there may be {', '.join(x for x in known if x in texts)}"
+                )
         if value.get(needed) is None:
             raise ValueError(f"guide: {name} must have {needed}, the text that {kind}.forward takes, got {list(value)}")

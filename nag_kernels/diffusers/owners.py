@@ -10,6 +10,7 @@ anyone else is plain.
 
 import contextlib
 import contextvars
+import copyreg
 import functools
 import threading
 import warnings
@@ -46,9 +47,15 @@ class Owner:
     """One block, or one `enable_guidance`, and its settings."""
 
     def __init__(self, pipe: Any, guidance: "Guidance", everybody: bool):
-        self.pipe, self.guidance, self.everybody = pipe, guidance, everybody
+        self._pipe: Callable[[], Any] = weakref.ref(pipe)  # or `enable_guidance` would keep it for ever
+        self.guidance, self.everybody = guidance, everybody
         self.calls = 0
         self.on: _Guided | None = None
+
+    @property
+    def pipe(self) -> Any:
+        """None where it is gone."""
+        return self._pipe()
 
     def is_here(self) -> bool:
         """Whether a call that is made here and now is this owner's."""
@@ -72,6 +79,8 @@ class _Guided:
             pipe: Any, protocol: Any
         ) -> tuple[Any, ...]:  # copies and pickles have the class that the pipeline had
             function, arguments, *rest = plain.__reduce_ex__(pipe, protocol)
+            if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # pickle compares its class with the pipeline's
+                function = object.__new__
             return function, tuple(plain if x is type(pipe) else x for x in arguments), *rest
 
         self.devices: dict[
@@ -216,7 +225,7 @@ def leave(owner: Owner) -> None:
             guided.owners.remove(owner)
         if not guided.owners:
             guided.take_away()
-        owner.on = owner.pipe = None  # a context that lives on keeps the owner, and should not keep the pipeline
+        owner.on = None
 
 
 class Block(contextlib.ContextDecorator, Generic[Pipe]):

@@ -13,10 +13,11 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
+from .attention.kept import KeptTensor
 from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
-from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, inner_denoiser
+from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, denoisers_of, inner_denoiser
 from .interception import contexts_noticed, intercepted
 from .models.registry import Found, guided_layers, spec_of
 from .negative_prompt import RecordedCall
@@ -52,6 +53,7 @@ class GuidedRun:
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
         self.begins = begins
+        self.places: list[tuple[Denoiser, Any]] = []  # each denoiser, and what stands in the place of its call
         self.rests = False
         self.prompt_calls = prompt_calls
         self.steered: Any = None  # rows, images, their order and the scale, for which the settings stand
@@ -59,7 +61,7 @@ class GuidedRun:
         self.unsteered: set[Layer] = set()  # layers that are not to be guided
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text
-        self.texts: list[Any] = []  # text and masks of the latest guided call, before packing
+        self.texts: list[KeptTensor] = []  # text and masks of the latest guided call, before packing
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
         self.shared = SharedText(
             PackedText(
@@ -90,6 +92,7 @@ class GuidedRun:
         original: Callable[..., Any]
         steered = original = denoiser._call_impl  # for the calls of other threads that come at once
         steered = original = intercepted(replaced, denoiser, call)
+        self.places.append((denoiser, denoiser.__dict__["_compiled_call_impl"]))
         if self.spec.dual_forward is not None:
             steered = DualForwardRun(
                 original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
@@ -194,12 +197,14 @@ class GuidedRun:
 
     def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
         """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
-        texts = [arguments.get(name) for name in (*self.spec.text, *self.spec.masks)]
-        same = len(texts) == len(self.texts) and all(x is y for x, y in zip(texts, self.texts, strict=True))
-        self.texts = texts
         if not self.keeps or torch.is_grad_enabled():
             self.shared.change(kept=None)
-        elif not same or self.shared.packed.kept is None:
+            return
+        texts = [arguments.get(name) for name in (*self.spec.text, *self.spec.masks)]
+        same = len(texts) == len(self.texts) and all(map(KeptTensor.is_still, self.texts, texts))
+        if not same:
+            self.texts = [KeptTensor(x) for x in texts]
+        if not same or self.shared.packed.kept is None:
             self.shared.change(kept={})
 
     def resting(self, callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -216,12 +221,28 @@ class GuidedRun:
         def rested(*args: Any, **kwargs: Any) -> Any:
             self.rests = True
             try:
-                return callback(*args, **kwargs)
+                result = callback(*args, **kwargs)
             finally:
                 self.rests = False
                 self.prompt_calls.text_may_change()
+            self.check_places()
+            return result
 
         return rested
+
+    def check_places(self) -> None:
+        """Raises RuntimeError where the pipeline calls another denoiser by now, or where something stands in our place."""
+        ours = [denoiser for denoiser, _ in self.places]
+        now = [] if isinstance(self.pipe, torch.nn.Module) else denoisers_of(self.pipe)
+        others = [x for x in now if not any(x is denoiser for denoiser in ours)]
+        lost = [denoiser for denoiser, call in self.places if denoiser.__dict__.get("_compiled_call_impl") is not call]
+        if others or lost:
+            kind = type(inner_denoiser((others or lost)[0])).__name__
+            what = "got another" if others else "compiled, or wrapped, its"
+            raise RuntimeError(
+                f"guide: {type(self.pipe).__name__} {what} {kind} during a guided call (in a step callback, say), and what "
+                "follows would not be guided; do that between two calls"
+            )
 
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""

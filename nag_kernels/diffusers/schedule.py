@@ -64,7 +64,13 @@ def _is_row(x: object) -> bool:
 def _check_scale(where: str, value: Any, rule: str) -> None:
     if value is None:
         raise TypeError(f"{where}: nag_scale must be a number, got None")
+    if isinstance(value, bool):
+        raise TypeError(f"{where}: nag_scale must be a number, got {value}")
     check_scalars(where, value)
+    if rule != "nag" and value < 0:
+        raise ValueError(
+            f"{where}: nag_scale must be at least 0 for rule '{rule}', got {value:g}: less would draw the negative"
+        )
     if rule == "nag" and value < 1:
         raise ValueError(
             f"{where}: nag_scale must be at least 1 for rule 'nag', got {value:g}: 1 does nothing, more goes further away from "

@@ -15,6 +15,7 @@ from diffusers import ContextParallelConfig
 
 from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.compatibility import check_parallel
+from nag_kernels.diffusers.denoiser_calls import named_modules
 from nag_kernels.diffusers.models.registry import spec_of
 
 sys.path.append(str(Path(__file__).with_name("models")))
@@ -49,7 +50,7 @@ def spread(model, how, size):
     if how == "tensor":  # the same shards, but nobody has said so
         known, model._parallel_config = model._parallel_config, None
         with pytest.raises(ValueError, match=r"sharded \(DTensor\), but not through enable_parallelism"):
-            check_parallel("", spec_of(model), model)
+            check_parallel("", spec_of(model), named_modules(model))
         model._parallel_config = known
 
 

@@ -39,8 +39,8 @@ class PackedText:
     rule: "nag", "nasa" or "vsf".
     negative_logit_bias: added to the logits of text-; joint attention or rule "vsf".
     steered: bool [B], the rows that see text-; None for all. Rule "vsf" needs it, as none of its scales is neutral.
-    kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a dict that is
-        empty at first, and again whenever the texts or the weights are others. None computes them in every call.
+    kept: keys and values of both texts by attention layer, with the state of its weights, for the steps after the one that
+        computed them; a dict that is empty at first, and again whenever the texts are others. None computes them in every call.
         Cross-attention only; a compiled model does not use it.
     sequence_group: the processes over which tokens are split, text+, text- and image each in equal parts; the lengths are those
         of this process, the masks those of the whole texts. None where all tokens are here.
@@ -60,7 +60,7 @@ class PackedText:
     rule: str = "nag"
     negative_logit_bias: float = 0.0
     steered: Tensor | None = None
-    kept: dict[Module, tuple[Tensor, Tensor]] | None = None
+    kept: dict[Module, tuple[Any, tuple[Tensor, Tensor]]] | None = None
     sequence_group: Any = None
     head_group: Any = None
     watch: Any = None

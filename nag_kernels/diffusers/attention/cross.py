@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base import GuidedProcessor, KeyValue, Layer, Masks, PackedText, heads
 from .distributed import gathered
+from .kept import state_of_weights
 from .masks import not_plain, seen_tokens, whole_if_unseen
 
 
@@ -54,9 +55,11 @@ class CrossAttentionProcessor(GuidedProcessor):
         """Of both texts: those of an earlier step where `PackedText.kept` has them."""
         if torch.compiler.is_compiling() or self.text is None or self.text.kept is None:
             return compute()
-        if attn not in self.text.kept:
-            self.text.kept[attn] = compute()
-        return self.text.kept[attn]
+        state = state_of_weights(attn)
+        known = self.text.kept.get(attn)
+        if known is None or state is None or known[0] != state:
+            known = self.text.kept[attn] = state, compute()
+        return known[1]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""

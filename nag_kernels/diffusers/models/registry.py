@@ -12,7 +12,7 @@ from torch.nn import Module
 from nag_kernels.layer_choice import LayerChoice, chosen_layers
 
 from ..attention.base import Layer
-from ..denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
+from ..denoiser_calls import DENOISERS, Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
 from ..guard import compiled_call
 from .spec import ModelSpec
 
@@ -118,6 +118,13 @@ def find_denoisers(pipe: Any) -> list[Module]:
             f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet); a modular pipeline has it "
             "after load_components()"
         )
+    for name, x in vars(pipe).items():
+        known = isinstance(x, Module) and any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
+        if known and not any(x is denoiser for denoiser in found):
+            raise ValueError(
+                f"guide: {type(pipe).__name__} has a denoiser named {name} ({type(inner_denoiser(x)).__name__}), whose calls are "
+                f"not seen; those named {', '.join(DENOISERS)} are"
+            )
     if any(spec_of(x) is not spec_of(found[0]) for x in found):
         kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
         raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")

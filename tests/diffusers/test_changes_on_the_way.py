@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""What others change while a guided call draws: the next step sees weights and texts; another denoiser is refused."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from drawing import call_of, denoiser, draw
+from every_model import pipeline
+from pipeline_parts import NEGATIVE
+from test_guide_texts import calls_of_to_k
+from tiny import error
+
+from nag_kernels.diffusers import guide, guided
+from nag_kernels.diffusers import run as guided_run
+from nag_kernels.diffusers.attention.kept import KeptTensor, state_of_weights
+from nag_kernels.diffusers.models.registry import guided_layers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}
+
+
+def drawn(pipe, keeps=True, **call):
+    """Guided; keeps: False projects the texts anew in every step, which is what must come out."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not keeps:
+            patch.setattr(guided_run.GuidedRun, "_keep_texts", lambda self, arguments: self.shared.change(kept=None))
+        with guide(pipe, NEGATIVE, **FIRM):
+            return draw(pipe, **call)
+
+
+def with_lora(kind):
+    pipe = pipeline(kind)
+    torch.manual_seed(0)
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["to_k", "to_v"], init_lora_weights=False)
+    denoiser(pipe).add_adapter(config, "a")
+    return pipe
+
+
+def changes(pipe, change):
+    """Calls change(step) at the end of each step, and no callback of the pipeline knows: from its scheduler."""
+    plain, steps = pipe.scheduler.step, []
+
+    def step(*call, **more):
+        steps.append(None)
+        change((len(steps) - 1) % 4)
+        return plain(*call, **more)
+
+    pipe.scheduler.step = step
+
+
+def negate(layer, step):
+    with torch.no_grad():
+        layer.to_k.weight.mul_(-1.0)
+
+
+def negate_data(layer, step):
+    layer.to_v.weight.data = -layer.to_v.weight.data
+
+
+def another_weight(layer, step):
+    layer.to_k.weight = torch.nn.Parameter(-layer.to_k.weight)
+
+
+@pytest.mark.parametrize("change", [negate, negate_data, another_weight])
+@pytest.mark.parametrize("kind", ["sd15", "pixart", "sana"])
+def test_weights(kind, change):
+    pipe = pipeline(kind)
+    unchanged = drawn(pipe)
+    layer = guided_layers(denoiser(pipe))[0]
+    changes(pipe, lambda step: change(layer, step))
+    got = drawn(pipe)
+    assert torch.equal(got, drawn(pipe, keeps=False))
+    assert error(got, unchanged) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sana"])
+def test_the_share_of_a_lora(kind):
+    pipe = with_lora(kind)
+    model = denoiser(pipe)
+    changes(pipe, lambda step: model.set_adapters(["a"], [1.0 if step == 3 else 0.7 - 0.3 * step]))
+    got = drawn(pipe)
+    assert torch.equal(got, drawn(pipe, keeps=False))
+    pipe.scheduler.step = type(pipe.scheduler).step.__get__(pipe.scheduler)
+    model.set_adapters(["a"], [1.0])
+    assert error(got, drawn(pipe)) > 1e-4
+    changes(pipe, lambda step: model.disable_adapters() if step < 3 else model.enable_adapters())
+    assert torch.equal(drawn(pipe), drawn(pipe, keeps=False))
+
+
+def test_a_hook_that_depends_on_the_step():
+    pipe, steps = pipeline("pixart"), []
+    changes(pipe, steps.append)
+    layer = guided_layers(denoiser(pipe))[0]
+    layer.to_k.register_forward_hook(lambda module, args, output: output * (1 + len(steps) % 4))
+    assert torch.equal(drawn(pipe), drawn(pipe, keeps=False))
+
+
+def test_with_a_lora_that_stays_the_texts_are_projected_once():
+    pipe = with_lora("sd15")
+    calls = calls_of_to_k(pipe)
+    type(guided_layers(denoiser(pipe))[0].to_k).__module__ = "peft.tuners.lora.layer"
+    with guide(pipe, NEGATIVE, **FIRM):
+        draw(pipe)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "numpy", "inference mode"])
+def test_a_text_in_place(how):
+    """As a pipeline of one's own may do."""
+    pipe = pipeline("pixart")
+    unchanged = drawn(pipe)
+    forward, texts = type(pipe.transformer).forward, []
+
+    class Noticed(type(pipe.transformer)):
+        def forward(self, hidden_states, encoder_hidden_states, **more):
+            return forward(self, hidden_states, encoder_hidden_states, **more)
+
+    pipe.transformer.__class__ = Noticed
+    plain = guided_run.GuidedRun._call
+
+    def noticed(self, *call):
+        texts[:] = [call[-1]["encoder_hidden_states"]]
+        return plain(self, *call)
+
+    def change(step):
+        if how == "numpy":
+            texts[0].numpy()[:] *= -0.5
+        elif how == "data":
+            texts[0].data.mul_(-0.5)
+        else:
+            texts[0].mul_(-0.5)
+
+    changes(pipe, change)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode(how == "inference mode"):
+        patch.setattr(guided_run.GuidedRun, "_call", noticed)
+        got = drawn(pipe)
+        assert torch.equal(got, drawn(pipe, keeps=False))
+    assert error(got, unchanged) > 1e-4
+
+
+def test_what_a_tensor_was():
+    x = torch.ones(2, 3)
+    kept = KeptTensor(x)
+    assert kept.is_still(x)
+    assert not kept.is_still(x.clone())
+    x[0, 0] = 2
+    assert not kept.is_still(x)
+    assert KeptTensor(None).is_still(None)
+    on_device = KeptTensor(torch.ones(2, 3))
+    on_device.values = None  # as on a GPU
+    assert on_device.is_still(on_device.given)
+    on_device.given.add_(1)
+    assert not on_device.is_still(on_device.given)
+    with torch.inference_mode():
+        inference = KeptTensor(torch.ones(2))
+        assert inference.is_still(inference.given)
+        inference.values = None
+        assert not inference.is_still(inference.given)
+
+
+def test_whose_state_cannot_be_told():
+    class Own(torch.nn.Linear):
+        pass
+
+    def layer(linear=torch.nn.Linear):
+        return torch.nn.ModuleDict({"to_k": linear(2, 2)})
+
+    known = layer()
+    assert state_of_weights(known) == state_of_weights(known) is not None
+    assert state_of_weights(known) != state_of_weights(known.eval())
+    assert state_of_weights(layer(Own)) is None
+    for hook in ("register_forward_hook", "register_forward_pre_hook"):
+        hooked = layer()
+        getattr(hooked["to_k"], hook)(lambda *call: None)
+        assert state_of_weights(hooked) is None
+    replaced = layer()
+    replaced["to_k"].forward = lambda x: x
+    assert state_of_weights(replaced) is None
+    with torch.inference_mode():
+        assert state_of_weights(layer()) is None
+
+
+@pytest.mark.parametrize("kind", ["sd15", "flux", "sd3", "wan"])
+@pytest.mark.parametrize("how", ["another", "compiled", "torch.compile"])
+def test_another_denoiser_during_the_call(kind, how):
+    pipe, other = pipeline(kind), denoiser(pipeline(kind))
+    name = "transformer" if hasattr(pipe, "transformer") else "unet"
+    before = draw(pipe)
+
+    def change(pipe, step, timestep, tensors):
+        model = getattr(pipe, name)
+        if how == "compiled":
+            model.compile(backend="eager")
+        elif how == "another":
+            setattr(pipe, name, other)
+        else:
+            setattr(pipe, name, torch.compile(model, backend="eager"))
+        return {}
+
+    model = denoiser(pipe)
+    steered = guided(pipe, NEGATIVE, **FIRM)
+    what = "compiled, or wrapped, its" if how == "compiled" else "got another"
+    with pytest.raises(RuntimeError, match=rf"{what} {type(model).__name__} during a guided call"):
+        draw_with(steered, pipe, callback_on_step_end=change)
+    setattr(pipe, name, model)
+    model._compiled_call_impl = None
+    assert torch.equal(draw(pipe), before)
+    assert error(draw_with(steered, pipe), before) > 1e-4
+
+
+def draw_with(steered, pipe, **options):
+    made = steered(**call_of(pipe, **options))
+    return made.frames if hasattr(made, "frames") else made.images
+
+
+def test_another_denoiser_by_no_callback():
+    pipe, other = pipeline("sd15"), denoiser(pipeline("sd15"))
+    changes(pipe, lambda step: setattr(pipe, "unet", other))
+    with guide(pipe, NEGATIVE, **FIRM), pytest.raises(RuntimeError, match="got another UNet2DConditionModel during"):
+        draw(pipe)
+
+
+def test_a_denoiser_that_is_dropped_after_its_last_step():
+    pipe = pipeline("sd15")
+    wanted = drawn(pipe)
+
+    def drop(pipe, step, timestep, tensors):
+        if step == 3:
+            pipe.unet = None
+        return {}
+
+    pipe.register_modules(vae=pipe.vae)
+    with guide(pipe, NEGATIVE, **FIRM):
+        assert torch.equal(draw(pipe, callback_on_step_end=drop), wanted)

@@ -54,10 +54,10 @@ class GivenTexts:
     def _check_rows(self, allowed: set[int]) -> None:
         """Raises ValueError where the negative has neither one row nor one for each image of the running call."""
         assert self.negative is not None
-        batched = [name for name, dim in self.spec.text.items() if dim > 0]
+        batched = [name for name, dim in self.spec.text.items() if dim == 1]
         for name in (*batched, *(x for x in self.spec.masks if "." not in x), self.spec.pooled):
             given = self.negative.arguments.get(name)
-            if isinstance(given, (Tensor, list)) and len(given) not in allowed:
+            if isinstance(given, Tensor) and len(given) not in allowed:
                 raise ValueError(
                     f"guide: negative_prompt['{name}'] must have one row, or one for each of the {max(allowed)} rows with a "
                     f"prompt in this call of the denoiser, got {len(given)}"
@@ -209,17 +209,15 @@ def check_texts(denoiser: Denoiser, negative: Any, unconditional: Any) -> None:
                 f"guide: {name} of a bare denoiser must be ready-made text under the names of its forward, "
                 f"{{'{needed}': ...}}, got {type(value).__name__}"
             )
-        texts = {*spec.text, *(mask.partition(".")[0] for mask in spec.masks), spec.pooled}
-        texts |= {mask for _, mask in spec.concatenated if mask is not None}
         for key in value:
             if key not in known:
                 raise ValueError(
                     f"guide: {name} has the key {key}, which {kind}.forward does not take; it takes {needed}"
                 )
-            if key not in texts:
-                raise ValueError(
-                    f"guide: {name} has the key {key}, which is no text of {kind}: it comes from your own call, for both "
-                    f"prompts; of a text there may be {', '.join(x for x in known if x in texts)}"
-                )
         if value.get(needed) is None:
             raise ValueError(f"guide: {name} must have {needed}, the text that {kind}.forward takes, got {list(value)}")
+        for key in (known[0], spec.timestep):
+            if key in value and key not in spec.text:
+                raise ValueError(
+                    f"guide: {name} has the key {key}, which is no text: both prompts have that of your own call"
+                )

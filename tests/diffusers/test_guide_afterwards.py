@@ -3,9 +3,11 @@
 """What `guide` leaves behind: nothing, whatever happens within it."""
 
 import copy
+import gc
 import inspect
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -288,7 +290,26 @@ def test_copies_are_plain_or_say_that_they_are_not_guided():
                 assert torch.equal(draw(each), plain)
         assert [type(x) for x in copies[:2]] == [cls] * 2
         assert pipe.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[1] == (cls,)
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            read = pickle.loads(pickle.dumps(pipe, protocol))
+            assert type(read) is cls
+            assert torch.equal(draw(read), plain)
         with guide(copies[2], NEGATIVE):  # a copy can be guided as anything else
             assert torch.equal(draw(copies[2]), wanted)
         assert torch.equal(draw(pipe), wanted)
     assert all(torch.equal(draw(x), plain) for x in (*copies, pipe))
+
+
+@pytest.mark.parametrize("begin", [enable_guidance, guide, guided])
+def test_a_pipeline_that_is_dropped_while_it_is_guided_is_freed(begin):
+    def made():
+        pipe = pipeline("pixart")
+        begin(pipe, NEGATIVE)
+        draw(pipe)
+        return weakref.ref(pipe), weakref.ref(pipe.transformer)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a block that was never entered
+        references = made()
+        gc.collect()
+    assert [x() for x in references] == [None, None]

@@ -227,6 +227,12 @@ def test_a_window_that_is_text(name):
         enable_guidance(pipeline("pixart"), NEGATIVE, **{name: "0.5"})
 
 
+def test_a_pipeline_twice_in_a_list():
+    pipe = pipeline("pixart")
+    with pytest.raises(ValueError, match="a list of pipelines must have each of them once"):
+        guide([pipe, pipe], NEGATIVE)
+
+
 @pytest.mark.parametrize("scale", [0, 0.99, -3.0])
 def test_a_scale_that_would_draw_the_negative(scale):
     with pytest.raises(ValueError, match=r"nag_scale must be at least 1 for rule 'nag', got .* less would draw it"):

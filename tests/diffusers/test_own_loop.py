@@ -17,6 +17,7 @@ from stand_in import filled, firm, state
 from tiny import error, seeded, texts
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
+from nag_kernels.diffusers import run as guided_run
 from nag_kernels.diffusers.models.registry import guided_layers
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
@@ -309,3 +310,62 @@ def test_lists_of_pipelines():
     with pytest.raises(RuntimeError, match="was not called"), guide([first, second], NEGATIVE):
         pass
     assert type(first) is StableDiffusionPipeline
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd3", "flux", "wan", "qwen"])
+def test_a_negative_with_rows_that_do_not_fit(kind):
+    kind = next(name for name in MODELS if name.startswith(kind))
+    model, arguments = seeded(MODELS[kind]), model_arguments(kind, 3, torch.float32)
+    positive, _ = texts(3, 7, 7, text_width(kind), torch.float32)
+    ids = arguments.get("img_ids")
+    ids = {} if ids is None else {"txt_ids": ids.new_zeros(*ids.shape[:-2], 7, ids.shape[-1])}
+    for rows in (2, 4, 6):
+        negative = {"encoder_hidden_states": torch.randn(rows, 7, text_width(kind))}
+        message = rf"must have one row, or one for each of the 3 rows .*, got {rows}"
+        with pytest.raises(ValueError, match=message), guide(model, negative | ids, **FIRM):
+            run(model, arguments, positive)
+
+
+@pytest.mark.parametrize("key", ["sample", "timestep"])
+def test_keys_that_are_no_text(key):
+    model = seeded(MODELS["sd15"])
+    with pytest.raises(ValueError, match=f"negative_prompt has the key {key}, which is no text"):
+        guide(model, {"encoder_hidden_states": torch.zeros(1, 7, 32), key: torch.zeros(1)}).__enter__()
+
+
+def test_a_plain_call_that_begins_while_a_block_is_entered(monkeypatch):
+    """The block waits for its end: it must not meet our processors."""
+    model, arguments = seeded(MODELS["sd15"]), model_arguments("sd15", 1, torch.float32)
+    positive, negative = texts(1, 7, 7, text_width("sd15"), torch.float32)
+    both = torch.cat([positive, negative], dim=1)  # as long as two packed texts
+    begun, go, got = threading.Event(), threading.Event(), []
+
+    def slow(module, args):
+        if threading.current_thread() is thread:
+            begun.set()
+            go.wait(10)
+
+    def plain():
+        with torch.no_grad():
+            got.append(run(model, arguments, both))
+
+    wanted = run(model, arguments, both)
+    with guide(model, {"encoder_hidden_states": negative}, **FIRM):
+        guided_alone = run(model, arguments, positive)
+    hook = model.conv_in.register_forward_pre_hook(slow)
+    thread = threading.Thread(target=plain)
+    stand_in = guided_run.GuidedRun.stand_in
+
+    def begins_before(self, *call):
+        thread.start()
+        assert begun.wait(10)
+        threading.Timer(0.2, go.set).start()
+        return stand_in(self, *call)
+
+    monkeypatch.setattr(guided_run.GuidedRun, "stand_in", begins_before)
+    with guide(model, {"encoder_hidden_states": negative}, **FIRM):
+        assert len(got) == 1
+        assert torch.equal(run(model, arguments, positive), guided_alone)
+    thread.join()
+    hook.remove()
+    assert torch.equal(got[0], wanted)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nag_kernels.diffusers.models.registry import FILES, all_models, file_of, spec_of, supported
+from nag_kernels.diffusers.models.registry import FILES, all_models, file_of, find_denoisers, spec_of, supported
 
 PACKAGE = Path(sys.modules["nag_kernels"].__file__).parent
 MODELS = PACKAGE / "diffusers" / "models"
@@ -113,3 +113,41 @@ def test_no_module_imports_itself_through_others():
 def test_how_a_layer_is_guided_names_no_model():
     for path in (PACKAGE / "diffusers" / "attention").glob("*.py"):
         assert not {x.name for x in imports_of(path) if x.parent == MODELS}, path.name
+
+
+def test_a_denoiser_under_another_name_is_refused():
+    from every_model import pipeline
+
+    pipe = pipeline("sd15")
+    pipe.unet_refiner = pipeline("sd15").unet
+    with pytest.raises(
+        ValueError, match=r"has a denoiser named unet_refiner \(UNet2DConditionModel\), whose calls are not seen"
+    ):
+        find_denoisers(pipe)
+    pipe.unet_refiner = pipe.unet  # a second name of the same
+    assert find_denoisers(pipe) == [pipe.unet]
+    pipe.unet_refiner = torch.compile(pipeline("sd15").unet, backend="eager")
+    with pytest.raises(ValueError, match="a denoiser named unet_refiner"):
+        find_denoisers(pipe)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "flux", "wan"])
+def test_a_subclass_whose_forward_hands_all_on(kind):
+    from drawing import draw
+    from every_model import pipeline
+    from pipeline_parts import NEGATIVE
+
+    from nag_kernels.diffusers import guide
+
+    pipe = pipeline(kind)
+    model = find_denoisers(pipe)[0]
+    with guide(pipe, NEGATIVE, nag_scale=4.0):
+        wanted = draw(pipe)
+
+    class Logged(type(model)):
+        def forward(self, *call, **named):
+            return super().forward(*call, **named)
+
+    model.__class__ = Logged
+    with guide(pipe, NEGATIVE, nag_scale=4.0):
+        assert torch.equal(draw(pipe), wanted)

@@ -256,3 +256,16 @@ def test_where_one_number_is_needed():
     ):
         pass
     assert type(pipe).__name__ == "StableDiffusionPipeline"
+
+
+@pytest.mark.parametrize("rule", ["nasa", "vsf"])
+def test_a_negative_scale_would_draw_the_negative(rule):
+    with pytest.raises(ValueError, match=f"nag_scale must be at least 0 for rule '{rule}', got -0.5: less would draw"):
+        guided(pipeline("pixart"), NEGATIVE, nag_scale=-0.5, rule=rule)
+    with pytest.raises(ValueError, match="step 1: nag_scale must be at least 0"):
+        guided(pipeline("pixart"), NEGATIVE, nag_scale=[0.5, -0.5], rule=rule)
+
+
+def test_a_scale_that_is_no_number():
+    with pytest.raises(TypeError, match="nag_scale must be a number, got True"):
+        guided(pipeline("pixart"), NEGATIVE, nag_scale=True)

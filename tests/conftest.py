@@ -92,9 +92,11 @@ def pytest_addoption(parser):
 
 
 # What takes longest begins first: else one process of pytest-xdist goes on with it long after the others have ended.
-LONGEST = ("test_every_model", "test_cpu_paths", "test_cuda_compile", "test_guide_interrupts", "test_triton", "test_ptx_mutants", "test_parallel",
-           "test_guide", "test_combinations", "test_processors", "test_gpu_choice", "test_cuda_host", "test_layers",
-           "test_comfy_combinations", "test_guide_afterwards", "test_packaging", "test_ops", "test_demo")  # fmt: skip
+LONGEST = (
+    "test_every_model", "test_cpu_paths", "test_cuda_compile", "test_guide_interrupts", "test_triton", "test_ptx_mutants",
+    "test_parallel", "test_guide", "test_combinations", "test_processors", "test_gpu_choice", "test_cuda_host", "test_layers",
+    "test_comfy_combinations", "test_guide_afterwards", "test_packaging", "test_ops", "test_demo",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items):

@@ -77,7 +77,7 @@ EACH = [(case, *how) for i, case in enumerate(CASES)
         for how in [(torch.float32, "nag"), (torch.float16, "vsf"), TURNS[i % 3]]]  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "dtype", "rule"), EACH)
+@pytest.mark.parametrize(("case", "dtype", "rule"), EACH, ids=str)
 def test_cases(kernels, case, rule, dtype):
     inputs = make_inputs(**{"length": 66, "heads": 2, "size": 24, "dtype": dtype, **CASES[case]})
     check(kernels, inputs, *OWN[rule], rule=rule)

@@ -60,7 +60,7 @@ def draw(pipe, prompt="a small red cat", **options):
 
 
 def few_steps(kind):
-    """Wan's clip does not fire before the third of four."""
+    """In Wan's first two the clip fires on all tokens, in the later ones on a part."""
     return 4 if kind.startswith("wan") else 2
 
 

@@ -59,9 +59,9 @@ $(HEADERS)/.fetched: | .venv/.installed
 	touch $@
 
 TESTERS ?= 2  # processes, one thread each
-# The order of the tests is random (pytest-randomly). The last lines have the option that gives it again.
+# The order of the tests is random (pytest-randomly), but for what takes longest (conftest.py). The last lines have the option that gives it again.
 test: .venv/.quantised $(HEADERS)/.fetched .comfyui/.fetched
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.quantised  # a sample of every test, for daily work
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --fast
@@ -75,7 +75,7 @@ test-fast: .venv/.quantised  # a sample of every test, for daily work
 	touch $@
 
 test-oldest: .venv-oldest/.installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile $(OLDEST_TESTS:%=tests/diffusers/%)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(OLDEST_TESTS:%=tests/diffusers/%)
 
 # From source and from one wheel beside several versions of torch, each of which may be a download of several GB: by hand.
 TORCHES ?= $(OLDEST_TORCH) 2.11.0 2.15.0

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures by backend, one seed, and a last line that says which backends were exercised how often."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -90,7 +91,17 @@ def pytest_addoption(parser):
                      help="every case of the executed PTX (make ptx-check), not only the sample")  # fmt: skip
 
 
+# What takes longest begins first: else one process of pytest-xdist goes on with it long after the others have ended.
+LONGEST = (
+    "test_every_model", "test_cpu_paths", "test_cuda_compile", "test_guide_interrupts", "test_triton", "test_ptx_mutants",
+    "test_parallel", "test_guide", "test_combinations", "test_processors", "test_gpu_choice", "test_cuda_host", "test_layers",
+    "test_comfy_combinations", "test_guide_afterwards", "test_packaging", "test_ops", "test_demo",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))  # the rest stays in its random order
     if not config.option.ptx_check:
         left_out = [item for item in items if item.get_closest_marker("ptx_check")]
         config.hook.pytest_deselected(items=left_out)
@@ -106,6 +117,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if id(item) in kept]
 
 
+def pytest_collection_finish():
+    """What is imported stays: collections of garbage, which are many under torch.compile, need not walk over it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes seconds; left out by --fast (make test-fast)")
     config.addinivalue_line("markers", "ptx_check: of the executed PTX more than a sample; run by --ptx-check alone")
@@ -119,6 +136,7 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_sessionfinish(session, exitstatus):
+    gc.unfreeze()
     calls = session.config.calls
     for name, n in availability.counts().items():
         calls[name] = calls.get(name, 0) + n

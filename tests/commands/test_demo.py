@@ -39,9 +39,10 @@ def shares_of(text: str) -> list[tuple[str, ...]]:
 @pytest.mark.slow
 def test_two_runs_print_the_same_shares_and_draw_the_same_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "ROUNDS", 1)  # of timing
+    monkeypatch.setattr(demo, "TIMED", 1)
     outputs = []
     for name in ("one.png", "two.png"):
-        demo.main(["--prompt", "a large circle", "--negative", "red", "--samples", "8", "--device", "cpu",
+        demo.main(["--prompt", "a large circle", "--negative", "red", "--samples", "8", "--steps", "4", "--device", "cpu",
                    "--out", str(tmp_path / name)])  # fmt: skip
         outputs.append(shares_of(capsys.readouterr().out))
     assert [row[0] for row in outputs[0]] == list(demo.METHODS)
@@ -106,10 +107,11 @@ def test_a_method_without_its_backend_raises(monkeypatch):
 
 def test_any_other_pipeline_is_shown_and_timed_but_not_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "load_model", lambda name, device: load(WEIGHTS, device))
+    monkeypatch.setattr(demo, "ROUNDS", 2)  # of timing
     demo.main(["--model", "some/folder", "--prompt", "a circle", "--negative", "red", "--device", "cpu",
-               "--out", str(tmp_path / "other.png")])  # fmt: skip
+               "--steps", "4", "--out", str(tmp_path / "other.png")])  # fmt: skip
     said, progress = capsys.readouterr()
-    assert re.search(r"pictures: 100%.*?40/40", progress)  # 2 pictures and 8 timed calls by each method
+    assert re.search(r"pictures: 100%.*?20/20", progress)  # 2 pictures and 3 timed calls by each method
     assert "pictures:   0%" in progress
     assert max(len(line) for line in said.splitlines() if not line.startswith("picture: ")) <= 80
     assert '"a circle" without "red"' in said

@@ -85,24 +85,34 @@ def compile_each(commands):
             assert done.returncode == 0, done.stderr
 
 
+FLAGS = [
+    "-std=c++20", "-O1", "-fexpensive-optimizations", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030A0000",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{CSRC}", f"-I{pathlib.Path(torch.__file__).parent / 'include'}",
+    f"-I{sysconfig.get_path('include')}", "-Wno-psabi",
+]  # fmt: skip
+EMULATED = ROOT / "tests/cpu/native/emulated_avx512.cpp"
+
+
+@pytest.fixture(scope="module")
+def host_objects(tmp_path_factory):
+    """All of `_C` but the kernels with emulated vectors."""
+    cxx, folder = compiler(), tmp_path_factory.mktemp("objects")
+    sources = [CSRC / "module.cpp"]
+    sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "guidance", "kernels_default", "capability")]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    compile_each([[cxx, *FLAGS, "-c", source, "-o", to] for source, to in zip(sources, objects, strict=True)])
+    return objects
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["avx512_bf16", "amx"])
-def test_avx512_logic(path, tmp_path):
+def test_avx512_logic(path, tmp_path, host_objects):
     """The host code and the AVX-512 kernels with emulated vectors (and pairs, or tiles), as a `_C` of its own."""
-    torch_include = pathlib.Path(torch.__file__).parent / "include"
-    flags = [
-        "-std=c++20", "-O1", "-fexpensive-optimizations", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030A0000",
-        "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{CSRC}", f"-I{torch_include}",
-        f"-I{sysconfig.get_path('include')}", "-Wno-psabi", *(["-DNAG_EMULATED_TILES"] if path == "amx" else []),
-    ]  # fmt: skip
-    sources = [ROOT / "tests/cpu/native/emulated_avx512.cpp", CSRC / "module.cpp"]
-    sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "guidance", "kernels_default", "capability")]
-    cxx = compiler()
-    compile_each([[cxx, *flags, "-c", source, "-o", tmp_path / f"{source.stem}.o"] for source in sources])
-    library = tmp_path / "_C.abi3.so"
+    cxx, library, own = compiler(), tmp_path / "_C.abi3.so", tmp_path / "emulated_avx512.o"
+    tiles = ["-DNAG_EMULATED_TILES"] if path == "amx" else []
+    compile_each([[cxx, *FLAGS, *tiles, "-c", EMULATED, "-o", own]])
     torch_lib = pathlib.Path(torch.__file__).parent / "lib"
-    link = [cxx, "-shared", "-o", library, *tmp_path.glob("*.o"), f"-L{torch_lib}", "-ltorch_cpu"]
-    compile_each([link])
+    compile_each([[cxx, "-shared", "-o", library, own, *host_objects, f"-L{torch_lib}", "-ltorch_cpu"]])
     find_it = f"""
 import sys, importlib.util
 class Finder:

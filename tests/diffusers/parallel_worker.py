@@ -1,28 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""One process of a guided run over several, under `torchrun` or `test_parallel`; checks itself against a run in one.
-
-torchrun --nproc-per-node 2 tests/diffusers/parallel_worker.py ulysses      (or: ring, both (4 processes), tensor)
-"""
-
-import sys
-from pathlib import Path
+"""One process of a guided run over several, for test_parallel.py; checks itself against a run in one."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from drawing import draw
+from every_model import pipeline, ready_made_pipeline
+from test_flux import flux
+from tiny import error, seeded
 
 from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.compatibility import check_parallel
 from nag_kernels.diffusers.denoiser_calls import named_modules
 from nag_kernels.diffusers.models.registry import spec_of
-
-sys.path.append(str(Path(__file__).with_name("models")))
-from drawing import draw
-from every_model import pipeline, ready_made_pipeline
-from test_flux import flux
-from tiny import error, seeded
 
 NEGATIVE = "a large blue dog on grass"
 FIRM = {"nag_scale": 8.0, "nag_tau": 3.0, "nag_alpha": 0.5}  # the clip fires on a part of the tokens
@@ -87,16 +79,9 @@ def check(kind, how, size):
 
 
 def main(ways):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    size = dist.get_world_size()
+    """The largest error of each run."""
+    size, found = dist.get_world_size(), []
     for how in ways:
-        for kind in KINDS[how] if size == 2 or how == "both" else ["flux", "flux2"][: 2 - (how == "tensor")]:
-            found = check(kind, how, size)
-            if dist.get_rank() == 0:
-                print(f"{kind} {how} on {size} processes: {found:.1e} from one process", flush=True)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        kinds = KINDS[how] if size == 2 or how == "both" else ["flux", "flux2"][: 2 - (how == "tensor")]
+        found += [check(kind, how, size) for kind in kinds]
+    return found

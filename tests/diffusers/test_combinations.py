@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import hooks
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from drawing import denoiser, denoiser_texts, draw, draw_with_oracle
+from drawing import denoiser, denoiser_texts, draw, draw_with_oracle, few_steps
 from every_model import MODELS, model_arguments, pipeline, text_width
 from oracles import run
 from tiny import error, seeded, texts
@@ -143,7 +143,7 @@ def test_together_with(name, kind, monkeypatch):
     # set_attention_backend of one model chooses for every model of the process.
     monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
     pipe = pipeline(kind)
-    options = {"guidance_scale": 3.0}
+    options = {"guidance_scale": 3.0, "num_inference_steps": few_steps(kind)}
     options |= COMBINATIONS[name][0](pipe) or {}
     plain = draw(pipe, **options)
     recorded = denoiser_texts(pipe, **options | {"prompt": NEGATIVE})

@@ -2,11 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guidance over several processes of one machine (gloo), equal to one process; and what is refused there."""
 
-import subprocess
-import sys
 import types
-from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -20,20 +18,20 @@ from nag_kernels.diffusers.attention import distributed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
 NEGATIVE = "a large blue dog on grass"
 
 
 @pytest.mark.parametrize(
     ("processes", "ways", "runs"), [(2, ["ulysses", "ring", "tensor"], 9), (4, ["ulysses", "both", "tensor"], 4)]
 )
-def test_several_processes_draw_what_one_draws(processes, ways, runs):
+def test_several_processes_draw_what_one_draws(processes, ways, runs, tmp_path):
+    """Each process checks itself."""
+    import parallel_worker
+
     if not hasattr(diffusers, "TensorParallelConfig"):
         ways, runs = [x for x in ways if x != "tensor"], runs - {2: 3, 4: 1}[processes]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*launcher, str(WORKER), *ways], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count(f"on {processes} processes: ") == runs, done.stdout
+    found = forked.run(parallel_worker.main, processes, tmp_path, ways)
+    assert [len(x) for x in found] == [runs] * processes
 
 
 def spread(pipe, **config):

@@ -89,17 +89,25 @@ def other_run(what: str) -> tuple[Distillation, str]:
     return Distillation(model, student, texts, settings, Accelerator(cpu=True)), said
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The folder of a run after its first step, which a test leaves as it is."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("begun")
+    for _ in range(2):
+        distil(tiny(TINY), folder, until=1)
+    return folder
+
+
 @pytest.mark.parametrize("what", ["settings", "teacher", "start_student", "text_encoders", "levels", "prompts"])
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs(what, tmp_path):
-    distil(tiny(TINY), tmp_path, until=1)
-    distil(tiny(TINY), tmp_path, until=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(what, begun):
+    before = {path.name: path.read_bytes() for path in begun.iterdir()}
     other, said = other_run(what)
     with pytest.raises(ValueError, match=said):
-        distil(other, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        distil(other, begun)
+    assert {path.name: path.read_bytes() for path in begun.iterdir()} == before
     with pytest.raises(ValueError, match=said):
-        other.load_state_dict(torch.load(tmp_path / "state.pt"))
+        other.load_state_dict(torch.load(begun / "state.pt"))
     assert other.done == 0
 
 

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import quick_interpreter  # noqa: F401
 import torch
 
 import nag_kernels

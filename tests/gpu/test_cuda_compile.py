@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT))
 import cuda_build  # noqa: E402
 from nag_kernels import gpu_table  # noqa: E402
 
-TARGETS = "8.0 9.0"
+# The types of attention by one architecture each, the others by both; `make compile-check` has all for all.
+TARGETS = {"attention_f16": "8.0", "attention_bf16": "9.0"}
+BOTH = "8.0 9.0"
 TORCH = Path(torch.__file__).parent
 LACKS = cuda_build.missing(TORCH, any_torch=True)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKS is not None, reason=f"cuda compile is not here: {LACKS}")]
@@ -34,24 +36,22 @@ def tool(name: str) -> str:
 
 @functools.cache
 def library() -> Path:
-    """_C_cuda for TARGETS, kept between runs by the hash of its sources."""
+    """_C_cuda for both architectures, kept between runs by the hash of its sources."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     read = [*sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc" / "cuda").iterdir()), ROOT / "cuda_build.py"]
-    text = b"".join(path.read_bytes() for path in read) + f"{TARGETS} {torch.__version__} {sys.version}".encode()
+    text = b"".join(path.read_bytes() for path in read) + f"{TARGETS} {BOTH} {torch.__version__} {sys.version}".encode()
     folder = Path(tempfile.gettempdir()) / f"nag_cuda-{os.getuid()}-{hashlib.sha256(text).hexdigest()[:16]}"
     to = folder / "_C_cuda.abi3.so"
     if to.exists():
         return to
     include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cuda")]
     jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
-    before = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    os.environ["TORCH_CUDA_ARCH_LIST"] = TARGETS
-    try:
-        objects = cuda_build.compile_all([str(x) for x in sources], include, folder, jobs)
-    finally:
-        os.environ.pop("TORCH_CUDA_ARCH_LIST")
-        if before is not None:
-            os.environ["TORCH_CUDA_ARCH_LIST"] = before
+    objects = []
+    for targets in (*TARGETS.values(), BOTH):
+        own = [str(path) for path in sources if TARGETS.get(path.stem, BOTH) == targets]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TORCH_CUDA_ARCH_LIST", targets)
+            objects += cuda_build.compile_all(own, include, folder, jobs)
     macros = ["-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA=1"]
     include += [str(TORCH / "include"), *cuda_build.include_dirs(), sysconfig.get_path("include")]
     for path in sorted((ROOT / "csrc" / "cuda").glob("*.cpp")):
@@ -88,11 +88,13 @@ def named(part: str) -> dict:
 
 
 def test_every_kernel_is_there_for_each_architecture():
-    for chip in ("sm_80", "sm_90"):
-        kernels = [kernel for found, kernel in usage() if found == chip]
-        assert sum("text_attention_kernel" in k for k in kernels) == 2 * 7
-        assert sum("branches_kernel" in k for k in kernels) == 2 * 5
-        assert sum("guidance_kernel" in k for k in kernels) == 2 * 5
+    for chip, element, other in (("sm_80", "Half", "BFloat16"), ("sm_90", "BFloat16", "Half")):
+        attention = [kernel for found, kernel in usage() if found == chip and "attention_kernel" in kernel]
+        branches = [kernel for found, kernel in usage() if found == chip and "branches_kernel" in kernel]
+        assert len(attention) == 7
+        assert len(branches) == 5
+        assert all(element in kernel and other not in kernel for kernel in attention + branches)
+        assert sum("guidance_kernel" in kernel for found, kernel in usage() if found == chip) == 2 * 5
     assert {found for found, kernel in usage() if "cluster_kernel" in kernel} == {"sm_90a"}
     assert len(named("cluster_kernel")) == 2
 
@@ -122,21 +124,23 @@ def machine_code(kernel: str, chip: str) -> str:
     ).stdout  # fmt: skip
 
 
-@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
-def test_the_matrix_instructions_are_the_ones_meant(chip):
+@pytest.mark.parametrize(("chip", "element", "suffix"), [("sm_80", "4Half", ""), ("sm_90", "8BFloat16", ".BF16")])
+def test_the_matrix_instructions_are_the_ones_meant(chip, element, suffix):
     """HMMA with float32 accumulators; wide loads; in the branches kernel asynchronous copies and matrix loads."""
-    text = machine_code("text_attention_kernelINS_6device8BFloat16ELi64ELi1E", chip)
-    assert text.count("HMMA.16816.F32.BF16") >= 2 * 16
+    text = machine_code(f"text_attention_kernelINS_6device{element}ELi64ELi1E", chip)
+    wide = re.compile(rf"HMMA\.16816\.F32{re.escape(suffix)}[^.]")  # and of no other type
+    assert len(wide.findall(text)) >= 2 * 16
+    assert len(wide.findall(text)) == text.count("HMMA.16816")
     assert "LDG.E.128" in text
-    branches = machine_code("branches_kernelINS_6device8BFloat16ELi128E", chip)
-    assert branches.count("HMMA.16816.F32.BF16") >= 3 * (64 + 64)
+    branches = machine_code(f"branches_kernelINS_6device{element}ELi128E", chip)
+    assert len(wide.findall(branches)) >= 3 * (64 + 64)
     assert "LDGSTS" in branches
     assert "LDSM.16.M88.4" in branches
     assert "LDSM.16.MT88.4" in branches
-    short = machine_code("text_attention_kernelINS_6device4HalfELi40ELi1E", chip)
-    assert "HMMA.1688.F32" in short
-    assert "HMMA.16816.F32" in short
-    assert "HMMA.16816.F32.BF16" not in short
+    short = machine_code(f"text_attention_kernelINS_6device{element}ELi40ELi1E", chip)
+    assert re.search(rf"HMMA\.1688\.F32{re.escape(suffix)}[^.]", short)
+    assert wide.search(short)
+    assert len(wide.findall(short)) == short.count("HMMA.16816")
     guidance = machine_code("guidance_kernelINS_6device8BFloat16ES2_Li8E", chip)
     assert "LDG.E.128" in guidance
     assert "STG.E.128" in guidance

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import emulated
 import pytest
+import quick_interpreter
 import torch
 from test_backends import HIDE_THE_EXTENSION, python
 
@@ -331,7 +332,9 @@ print(dict(gpu.calls), availability.counts())
 @pytest.mark.slow
 @triton
 def test_the_chooser_behind_the_operation():
-    said = python(HIDE_THE_EXTENSION + CHOSEN, TRITON_INTERPRET="1", NAG_BACKEND="gpu", NAG_LOG="debug")
+    said = python(
+        HIDE_THE_EXTENSION + quick_interpreter.CODE + CHOSEN, TRITON_INTERPRET="1", NAG_BACKEND="gpu", NAG_LOG="debug"
+    )
     assert "{'triton finish flash': 1, 'triton': 2, 'triton guidance': 2, 'sdpa': 1}" in said
     assert "head size 264 is above 256" in said
 

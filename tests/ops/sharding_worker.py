@@ -1,9 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""One process of both operations on DTensor, under `torchrun` or `test_sharding`; checks itself against a run on whole tensors.
-
-torchrun --nproc-per-node 2 tests/ops/sharding_worker.py
-"""
+"""One process of both operations on DTensor, for test_sharding.py; checks itself against a run on whole tensors."""
 
 import itertools
 
@@ -54,22 +51,29 @@ FLOATS = {"nag_scale": 5.0, "nag_tau": 1.2, "nag_alpha": 0.5}
 OF_ALL = {name: torch.tensor(x) for name, x in FLOATS.items()}
 OF_EACH = {name: [x, 1.1 * x, 0.9 * x, 1.3 * x] for name, x in FLOATS.items()}
 
+# (rule, rows of the negative, settings, masks): each two of these values meet.
+MASKS = ((), ("positive",), ("negative",))
+CASES = [
+    (rule, (4, 1)[(i + j) % 2], settings, MASKS[(i + j) % 3])
+    for i, rule in enumerate(("nag", "nasa", "vsf"))
+    for j, settings in enumerate(({}, OF_ALL, OF_EACH))
+]
+CASES += [("vsf", 1, OF_EACH, ()), ("nag", 1, {}, ("negative",)), ("nasa", 4, OF_ALL, ("positive",))]
+
 
 def check_attention(mesh, placements, *, stays=True):
     """Against whole tensors, without a byte sent where `stays`."""
     found = []
-    rules = ("nag", "nasa", "vsf")
-    for rule, rows, settings in itertools.product(rules, (4, 1), ({}, OF_ALL, OF_EACH)):
-        for masks in ((), ("positive",), ("negative",)):
-            tensors = attention_inputs(rows, settings, masks)
-            floats = {} if settings else FLOATS
-            wanted = nag_kernels.fused_guided_attention(**tensors, **floats, rule=rule)
-            on_mesh = placed(mesh, tensors, placements)
-            with CommDebugMode() as sent:
-                got = nag_kernels.fused_guided_attention(**on_mesh, **floats, rule=rule)
-            assert not stays or sent.get_total_counts() == 0, (placements, rule, settings, masks)
-            assert not stays or list(got.placements) == list(placements)
-            found.append(error(got.full_tensor(), wanted))
+    for rule, rows, settings, masks in CASES:
+        tensors = attention_inputs(rows, settings, masks)
+        floats = {} if settings else FLOATS
+        wanted = nag_kernels.fused_guided_attention(**tensors, **floats, rule=rule)
+        on_mesh = placed(mesh, tensors, placements)
+        with CommDebugMode() as sent:
+            got = nag_kernels.fused_guided_attention(**on_mesh, **floats, rule=rule)
+        assert not stays or sent.get_total_counts() == 0, (placements, rule, settings, masks)
+        assert not stays or list(got.placements) == list(placements)
+        found.append(error(got.full_tensor(), wanted))
     assert max(found) < 1e-12, (placements, found)
     return max(found)
 
@@ -109,27 +113,17 @@ def check_guidance(mesh, placements, *, stays=True):
 
 
 def main():
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    """The largest error of each placement."""
     size = dist.get_world_size()
     mesh = dist.init_device_mesh("cpu", (size,) if size == 2 else (2, size // 2))
-    whole = [Replicate()] * mesh.ndim
+    whole, found = [Replicate()] * mesh.ndim, []
     split = [[BATCH], [SEQUENCE]] if size == 2 else [[BATCH, SEQUENCE]]
     for placements in [whole, *split]:
-        found = check_attention(mesh, placements), check_guidance(mesh, placements)
+        found.append(max(check_attention(mesh, placements), check_guidance(mesh, placements)))
         check_gradients(mesh, placements)
-        if dist.get_rank() == 0:
-            print(f"{placements} on {size} processes: {max(found):.1e} from whole tensors", flush=True)
     heads = [Replicate()] * (mesh.ndim - 1) + [HEADS]
     parts = ("positive", "negative", "shared")
     everything = {f"{x}_{y}": heads for x in ("key", "value") for y in parts} | {"query": heads}
     everything |= {f"mask_{y}": [Replicate()] * (mesh.ndim - 1) + [SEQUENCE] for y in parts}
-    found = check_attention(mesh, everything, stays=False), check_guidance(mesh, heads, stays=False)
-    if dist.get_rank() == 0:
-        print(f"{heads} on {size} processes: {max(found):.1e} from whole tensors", flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    found.append(max(check_attention(mesh, everything, stays=False), check_guidance(mesh, heads, stays=False)))
+    return found

@@ -64,6 +64,11 @@ def draw(pipe, prompt="a small red cat", **options):
     return made.frames if isinstance(pipe, (LTXPipeline, WanPipeline)) else made.images
 
 
+def few_steps(kind):
+    """In Wan's first two the clip fires on all tokens, in the later ones on a part."""
+    return 4 if kind.startswith("wan") else 2
+
+
 def denoiser(pipe):
     return pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
 

@@ -72,10 +72,11 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
     assert other > 1e-4
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@KINDS
+@pytest.mark.parametrize(("kind", "masked"), [
+    pytest.param(kind, masked, id=f"{kind}{' masked' * masked}")
+    for kind, tiny in TINY.items() for masked in [False] + [True] * (tiny.seen is not None)
+])  # fmt: skip
 def test_a_scale_of_one_leaves_no_trace_of_the_negative(kind, masked):
-    masked = masked and TINY[kind].seen is not None
     pipe = filled(TINY[kind], masked=masked, build=TINY[kind].whole)
     plain = pipe(pipe.prompt)
     with guide(pipe, "negative", nag_scale=1.0):
@@ -170,9 +171,11 @@ def test_pipeline(kind, guidance_scale):
     tiny = PIPELINES[kind]
     pipe, call, prompt, negative = tiny()
     pipe.set_progress_bar_config(disable=True)
+    # A pyramid has steps of its own, and a video of a certain strength leaves the first one out.
+    steps = 3 if kind in ("helios in a pyramid", "wan from a video") else 2
     call |= {
         tiny.scale: tiny.scales[guidance_scale > 1],
-        "num_inference_steps": 3,
+        "num_inference_steps": steps,
         "output_type": "latent",
     }
     if "pyramid_num_inference_steps_list" in call:
@@ -209,7 +212,7 @@ def test_pipeline(kind, guidance_scale):
     # What the first step gave: its conditional rows differ, its unconditional ones do not.
     stock, _, guided, _ = outputs
     assert len({len(x) for x in outputs}) == 1
-    two_calls = len(stock) > 3 * tiny.runs
+    two_calls = len(stock) > steps * tiny.runs
     assert two_calls == (guidance_scale > 1 and tiny.two_calls)
     if two_calls:
         assert error(guided[0][0], stock[0][0]) > 1e-3

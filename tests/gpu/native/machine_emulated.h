@@ -5,6 +5,7 @@
 // memory they may touch.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -39,7 +40,9 @@ struct GroupMultiply {  // of hopper_emulated.h
 };
 
 struct Thread {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf place;       // where it goes on
+  bool begun = false;
   std::unique_ptr<char[]> stack;
   bool done = false;
   int number = 0;                                    // in the cluster
@@ -66,7 +69,7 @@ struct Machine {
   std::vector<std::vector<char>> shared;  // of each block
   std::vector<std::pair<uintptr_t, uintptr_t>> readable;
   std::vector<std::pair<uintptr_t, uintptr_t>> writable;
-  ucontext_t scheduler;
+  jmp_buf turn;  // where the scheduler goes on
   Thread* current = nullptr;
   int64_t first_block = 0;  // of the cluster
   int block_threads = 0;
@@ -80,7 +83,23 @@ inline Machine machine;
 
 constexpr int64_t kSharedAlignment = 1024;
 
-inline void yield() { swapcontext(&machine.current->context, &machine.scheduler); }
+// Threads change by jumps, which cost nothing. A change of contexts asks the system for its signals each time: so it
+// is there to begin a thread alone.
+inline void yield() {
+  if (_setjmp(machine.current->place) == 0) {
+    _longjmp(machine.turn, 1);
+  }
+}
+inline void resume(Thread& thread) {  // until it yields
+  machine.current = &thread;
+  if (_setjmp(machine.turn) == 0) {
+    if (thread.begun) {
+      _longjmp(thread.place, 1);
+    }
+    thread.begun = true;
+    setcontext(&thread.context);
+  }
+}
 
 // An error ends the run: every fiber then returns to the scheduler at its next wait.
 [[noreturn]] inline void fail(const std::string& what) {
@@ -142,7 +161,7 @@ inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order,
     machine.cluster = Meeting();
     begin_cluster();
     for (Thread& thread : machine.threads) {
-      thread.done = false;
+      thread.done = thread.begun = false;
       thread.copies.assign(1, {});
       thread.products.assign(1, {});
       thread.wrote_shared = false;
@@ -168,8 +187,7 @@ inline void launch(int64_t blocks, int threads, int64_t shared_bytes, int order,
           seen = machine.instructions;
           for (size_t j = i; j < i + 32; ++j) {
             if (!machine.threads[turn[j]].done) {
-              machine.current = &machine.threads[turn[j]];
-              swapcontext(&machine.scheduler, &machine.current->context);
+              resume(machine.threads[turn[j]]);
               running = true;
             }
           }

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile the Triton kernels for a GPU that need not be here, and read registers and spills from the machine code.
 
-`triton_compile.py 90` compiles each kernel at its largest head size and prints JSON, `triton_compile.py numbers` the
-constants in the PTX of two products over tiles of 64 keys x 128 channels; `python -m benchmarks.compile_check`
+`triton_compile.py '{"90": ["branches, joint"]}'` compiles kernels at their largest head size and prints JSON, `triton_compile.py
+numbers` the constants in the PTX of two products over tiles of 64 keys x 128 channels; `python -m benchmarks.compile_check`
 uses `specifications` and `build` for every row of the tile table."""
 
 import json
@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -83,12 +82,14 @@ def blend(dtype: torch.dtype, block: int, capability: int) -> dict:
     return build(attention.blend, types, constants, capability, num_warps=4 if block > 256 else 1)
 
 
-def largest(capability: int) -> Iterator[tuple[str, dict]]:
-    """Each kernel at its largest head size."""
-    for variant in ("joint", "finish"):
-        yield f"branches, {variant}", branches(256, torch.bfloat16, capability, variant)
-    yield "branches, float32", branches(256, torch.float32, capability, "joint")
-    yield "blend", blend(torch.bfloat16, 1024, capability)
+def largest(capability: int, kernel: str) -> dict:
+    """A kernel at its largest head size."""
+    if kernel == "blend":
+        return blend(torch.bfloat16, 1024, capability)
+    kind = kernel.removeprefix("branches, ")
+    return branches(
+        256, torch.float32 if kind == "float32" else torch.bfloat16, capability, kind.replace("float32", "joint")
+    )
 
 
 @triton.jit
@@ -110,4 +111,6 @@ def numbers() -> list[int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(numbers() if sys.argv[1] == "numbers" else dict(largest(int(sys.argv[1])))))
+    asked = {} if sys.argv[1] == "numbers" else json.loads(sys.argv[1])
+    made = {chip: {kernel: largest(int(chip), kernel) for kernel in kernels} for chip, kernels in asked.items()}
+    print(json.dumps(made or numbers()))

@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes of one machine that meet by gloo."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def run(work, count: int, folder: Path, *arguments) -> list:
+    """What work(*arguments) gives in each of `count` processes; an error in one is raised here.
+
+    Forked processes need not import everything again; but a GPU's context cannot be forked.
+    """
+    begin = "spawn" if torch.cuda.is_available() else "fork"
+    torch.multiprocessing.start_processes(_process, (work, count, folder, arguments), nprocs=count, start_method=begin)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def _process(rank: int, work, count: int, folder: Path, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    meeting, patience = f"file://{folder / 'meeting'}", timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count, timeout=patience)
+    torch.save(work(*arguments), folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

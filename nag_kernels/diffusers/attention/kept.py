@@ -41,28 +41,42 @@ def _pointer(x: Tensor) -> int | None:
 
 
 def state_of_weights(layer: Module) -> tuple[Any, ...] | None:
-    """What the output of an attention layer's projections depends on beside their input; equal states give equal outputs.
+    """What keys and values of an attention layer depend on beside its text; equal states give equal keys and values.
 
-    Of adapters (LoRA by peft) which are active and how strongly. None where it cannot be told: a hook or another forward is
-    on a projection, a module comes from a package that is not known, or a parameter is of inference mode, quantized or sharded.
+    Of adapters (LoRA by peft) which are active and how strongly. None where it cannot be told: a hook or another forward is on
+    the layer or a projection, a module comes from a package that is not known, or a parameter is of inference mode, quantized or
+    sharded.
     """
     state: list[Any] = []
-    for module in layer.modules():
-        package = type(module).__module__.partition(".")[0]
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+    if layer._forward_pre_hooks or "forward" in layer.__dict__:
+        return None
+    for name, module in layer._modules.items():
+        if module is not None and name not in _OF_QUERY and not _add_state(module, state):
             return None
-        if package not in ("torch", "diffusers", "peft"):
-            return None
-        if package == "peft":
-            adapters: Any = module
-            state += [tuple(adapters.active_adapters), tuple(adapters.merged_adapters), adapters.disable_adapters]
-            state += [*adapters.scaling.items()] if hasattr(adapters, "scaling") else []
-        state.append(module.training)
-        for parameter in (*module._parameters.values(), *module._buffers.values()):
+    return tuple(state)
+
+
+_OF_QUERY = ("to_q", "norm_q", "to_out")
+
+
+def _add_state(module: Module, state: list[Any]) -> bool:
+    """Whether it could be told."""
+    package = type(module).__module__.partition(".")[0]
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    if package not in ("torch", "diffusers", "peft"):
+        return False
+    if package == "peft":
+        adapters: Any = module
+        state += [tuple(adapters.active_adapters), tuple(adapters.merged_adapters), adapters.disable_adapters]
+        state += [*adapters.scaling.items()] if hasattr(adapters, "scaling") else []
+    state.append(module.training)
+    for held in (module._parameters, module._buffers):
+        for parameter in held.values():
             if parameter is None:
                 continue
             version, pointer = _version(parameter), _pointer(parameter)
             if version is None or pointer is None:
-                return None
-            state += [id(parameter), version, pointer]
-    return tuple(state)
+                return False
+            state += (id(parameter), version, pointer)
+    return all(_add_state(x, state) for x in module._modules.values() if x is not None)

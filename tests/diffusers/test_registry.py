@@ -3,6 +3,7 @@
 """Which file knows a denoiser, when it is imported, and that no module of the package imports itself through others."""
 
 import ast
+import copy
 import graphlib
 import subprocess
 import sys
@@ -128,6 +129,17 @@ def test_a_denoiser_under_another_name_is_refused():
     assert find_denoisers(pipe) == [pipe.unet]
     pipe.unet_refiner = torch.compile(pipeline("sd15").unet, backend="eager")
     with pytest.raises(ValueError, match="a denoiser named unet_refiner"):
+        find_denoisers(pipe)
+
+
+def test_a_denoiser_for_the_unconditional_branch_alone():
+    from every_model import EXAMPLES
+
+    pipe = EXAMPLES["ideogram 4"]()[0]
+    pipe.unconditional_transformer = copy.deepcopy(pipe.transformer)
+    assert find_denoisers(pipe) == [pipe.transformer]
+    pipe.another_transformer = copy.deepcopy(pipe.transformer)
+    with pytest.raises(ValueError, match="a denoiser named another_transformer"):
         find_denoisers(pipe)
 
 

@@ -27,6 +27,7 @@ MODELS: dict[str, ModelSpec] = {
         dual_forward=DualForward(
             text=("encoder_hidden_states", "position_ids", "segment_ids", "indicator"), image=_indicated_image
         ),
-        two_calls=True,  # the unconditional pass uses a separate model
+        unconditional_denoiser="unconditional_transformer",
+        two_calls=True,
     ),
 }

@@ -119,6 +119,8 @@ def find_denoisers(pipe: Any) -> list[Module]:
             "after load_components()"
         )
     for name, x in vars(pipe).items():
+        if name == spec_of(found[0]).unconditional_denoiser:
+            continue
         known = isinstance(x, Module) and any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
         if known and not any(x is denoiser for denoiser in found):
             raise ValueError(

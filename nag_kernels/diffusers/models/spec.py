@@ -58,6 +58,7 @@ class ModelSpec:
         cfg_above: classifier-free guidance is on where guidance_scale is above this.
         negatives_for: what may have a negative of its own (a video, its sound), each with the arguments of forward that hold its
             text.
+        unconditional_denoiser: the name of a second denoiser, for the unconditional branch alone; "" where there is none.
         two_calls: classifier-free guidance calls the denoiser twice a step, instead of once with a doubled batch.
         prompt_first: a doubled batch is [conditional; unconditional] instead of [unconditional; conditional].
         by_timestep: a step is known by its timestep instead of being counted: the pipeline runs through its schedule once for
@@ -79,6 +80,7 @@ class ModelSpec:
     negative_call: Mapping[str, Any] = field(default_factory=dict)
     cfg_above: float = 1.0
     negatives_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unconditional_denoiser: str = ""
     two_calls: bool = False
     prompt_first: bool = False
     by_timestep: bool = False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .denoiser_calls import inner_denoiser
+from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import call_arguments
 from .models.registry import find_denoisers, find_layers, spec_of
 from .modular import is_modular
@@ -107,13 +107,15 @@ class _Reader(NegativeRecorder):
 
     variables: Mapping[str, Any] = {}
 
-    def reached(self, *call: Any) -> RecordedCall:
+    def reached(
+        self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any], context: str | None
+    ) -> RecordedCall:
         code = inspect.unwrap(self.function).__code__
         frame = sys._getframe()
         while frame.f_back is not None and frame.f_code is not code:
             frame = frame.f_back
         self.variables = dict(frame.f_locals) if frame.f_code is code else {}
-        return super().reached(*call)
+        return super().reached(denoiser, args, kwargs, context)
 
 
 def _is_text(x: Any) -> bool:

@@ -138,6 +138,8 @@ def test_an_interrupt_at_any_line(route):
         pipe, negative = pipeline(kind), NEGATIVE
         drawing = lambda: draw(pipe, **SHORT)  # noqa: E731
         plain = drawing()
+    # "parts", the shortest, is tried at every line; the others where they go their own ways, and at some of its lines.
+    known = () if route == "parts" else lines_of_parts()
     with_block(pipe, drawing, negative, **settings)
     before, threads, wrong = whole_state(pipe), threading.active_count(), []
 
@@ -145,8 +147,6 @@ def test_an_interrupt_at_any_line(route):
         if whole_state(pipe) != before or threading.active_count() != threads:
             wrong.append(where)
 
-    # "parts", the shortest, is tried at every line; the others where they go their own ways, and at some of its lines.
-    known = () if route == "parts" else lines_of_parts()
     count = interrupted_everywhere(lambda: with_block(pipe, drawing, negative, **settings), check, known, 16)
     assert count > (20 if known else 200)
     assert not wrong

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, Modules, inner_denoiser, named_modules
-from .guard import compiled_call
+from .guard import is_compiled
 from .models.registry import spec_of
 
 # Of diffusers' own hooks those that leave what a layer computes as it is. All others (caches of steps or layers, skipped
@@ -58,7 +58,7 @@ def check_combination(denoiser: Denoiser, modules: Modules, negative_pooled: boo
             raise ValueError(
                 f"{where}negative_pooled needs a model whose layers are modulated by pooled text: SD3 or FLUX.1"
             )
-        if is_compiled(denoiser):
+        if is_compiled(denoiser, modules):
             raise ValueError(
                 f"{where}negative_pooled works through hooks, which a compiled model does not see; use it without "
                 "torch.compile"
@@ -173,11 +173,6 @@ def head_mesh(denoiser: Denoiser) -> Any | None:
     """The devices over which tensor parallelism shards the heads, None where it does not."""
     config = getattr(getattr(inner_denoiser(denoiser), "_parallel_config", None), "tensor_parallel_config", None)
     return None if config is None else config._mesh
-
-
-def is_compiled(denoiser: Denoiser) -> bool:
-    inner = inner_denoiser(denoiser)
-    return inner is not denoiser or any(compiled_call(x) is not None for x in named_modules(inner).values())
 
 
 def _written_in(layers: Iterable[Module]) -> set[str]:

@@ -45,12 +45,17 @@ def named_modules(denoiser: Denoiser) -> dict[str, Any]:
 
 def forward_parameters(denoiser: Denoiser) -> list[str]:
     """The names of the arguments of a denoiser's forward."""
+    return list(_signature(denoiser).parameters)[1:]
+
+
+def _signature(denoiser: Denoiser) -> inspect.Signature:
+    """Of a denoiser's forward."""
     kind: Any = type(inner_denoiser(denoiser))
-    return list(_signature(kind).parameters)[1:]
+    return _signature_of(kind)
 
 
 @functools.lru_cache(maxsize=64)
-def _signature(kind: Any) -> inspect.Signature:
+def _signature_of(kind: Any) -> inspect.Signature:
     """Of the forward of a model's class. A subclass may hand all on (`*args, **kwargs`) to a forward that names its arguments."""
     forwards = [vars(cls)["forward"] for cls in kind.__mro__ if "forward" in vars(cls)]
     for forward in forwards:
@@ -63,8 +68,7 @@ def _signature(kind: Any) -> inspect.Signature:
 
 def denoiser_arguments(denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a denoiser call by name."""
-    kind: Any = type(inner_denoiser(denoiser))
-    signature = _signature(kind)
+    signature = _signature(denoiser)
     arguments = dict(signature.bind(denoiser, *args, **kwargs).arguments)
     del arguments[next(iter(signature.parameters))]
     for name, parameter in signature.parameters.items():

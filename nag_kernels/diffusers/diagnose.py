@@ -19,8 +19,9 @@ from nag_kernels import fused_guided_attention, reference
 
 from .attention.base import KeyValue, Masks, SettingTensors
 from .attention.distributed import PLAIN
-from .compatibility import head_mesh, is_compiled
-from .denoiser_calls import inner_denoiser
+from .compatibility import head_mesh
+from .denoiser_calls import inner_denoiser, named_modules
+from .guard import is_compiled
 from .guide import guide
 from .models.registry import find_denoisers
 from .negative_prompt import Negative
@@ -53,7 +54,7 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
         )
     with guide(pipe, negative_prompt, rule=rule, **options):
         for denoiser in find_denoisers(pipe):
-            if is_compiled(denoiser):
+            if is_compiled(denoiser, named_modules(denoiser)):
                 raise ValueError("diagnose: the denoiser must not be compiled (what is measured would be compiled too)")
             if head_mesh(denoiser) is not None:
                 raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, ModularPipeline
 from torch.nn import Module
 
-from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser
+from .denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser
 from .turns import is_mine, turn_of
 
 _lock = threading.RLock()
@@ -137,6 +137,11 @@ def lift_guards(denoiser: Denoiser) -> Callable[[], None]:
                 _guards[module].settle(module)
 
     return put_back
+
+
+def is_compiled(denoiser: Denoiser, modules: Modules) -> bool:
+    """As a whole or in part; modules: its own."""
+    return inner_denoiser(denoiser) is not denoiser or any(compiled_call(x) is not None for x in modules.values())
 
 
 def compiled_call(module: Module) -> Callable[..., Any] | None:

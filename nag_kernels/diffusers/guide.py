@@ -117,9 +117,10 @@ def guide(
         is as it was, also when an exception passes through. RuntimeError, too, when the block ends and pipe was
         never called in it.
     """
-    if not pipes_in(pipe):
+    pipes = pipes_in(pipe)
+    if not pipes:
         raise ValueError("guide: pipe must be a pipeline, or a list of at least one, got an empty list")
-    if len({id(x) for x in pipes_in(pipe)}) < len(pipes_in(pipe)):
+    if len(set(map(id, pipes))) < len(pipes):
         raise ValueError("guide: a list of pipelines must have each of them once")
 
     def settings(one: Any) -> _Guidance:

@@ -25,6 +25,7 @@ EMBEDDINGS = (
     "text_features",
 )
 CALLBACKS = ("callback_on_step_end", "callback")
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")  # made of each prompt
 
 
 def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,8 +94,7 @@ def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 def image_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """How many images, videos or sounds a pipeline call makes."""
-    names = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-    return prompt_count(pipe, arguments) * next((arguments[name] for name in names if name in arguments), 1)
+    return prompt_count(pipe, arguments) * next((arguments[name] for name in COUNTS if name in arguments), 1)
 
 
 def with_callbacks(

@@ -83,9 +83,8 @@ class _Guided:
                 function = object.__new__
             return function, tuple(plain if x is type(pipe) else x for x in arguments), *rest
 
-        self.devices: dict[
-            int, list[Any]
-        ] = {}  # of each thread for which `device_found_once` holds: the device, once found
+        # Of each thread for which `device_found_once` holds: the device, once found.
+        self.devices: dict[int, list[Any]] = {}
         own = {"__call__": guided_call, "__reduce_ex__": reduce, "_nag_guided": self}
         if hasattr(plain, "_execution_device"):
             own["_execution_device"] = property(self.device)

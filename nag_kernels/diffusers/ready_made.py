@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, inner_denoiser
-from .interception import call_arguments
+from .interception import COUNTS, call_arguments
 from .models.registry import find_denoisers, find_layers, spec_of
 from .modular import is_modular
 from .negative_prompt import READY_MADE, NegativeRecorder, RecordedCall, checked_negative
@@ -72,7 +72,7 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
         )
     # Without an unconditional text and with one image, so that a text is what its encoders have made of it and no more.
     alone = {name: spec_of(denoisers[0]).cfg_above for name in _CFG if name in parameters}
-    alone |= dict.fromkeys((name for name in _COUNTS if name in parameters), 1)
+    alone |= dict.fromkeys((name for name in COUNTS if name in parameters), 1)
     given = {name: x for name, x in call.items() if not name.startswith("negative_")} | alone | {"prompt": negative}
     arguments = call_arguments(function, pipe, (), given)
     found = {denoiser: find_layers(denoiser) for denoiser in denoisers}
@@ -99,7 +99,6 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
 
 
 _CFG = ("guidance_scale", "true_cfg_scale", "audio_guidance_scale")
-_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
 
 class _Reader(NegativeRecorder):

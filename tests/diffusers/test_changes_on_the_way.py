@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from drawing import call_of, denoiser, draw
+from drawing import denoiser, draw
 from every_model import pipeline
 from pipeline_parts import NEGATIVE
 from test_guide_texts import calls_of_to_k
@@ -114,14 +114,7 @@ def test_a_text_in_place(how):
     """As a pipeline of one's own may do."""
     pipe = pipeline("pixart")
     unchanged = drawn(pipe)
-    forward, texts = type(pipe.transformer).forward, []
-
-    class Noticed(type(pipe.transformer)):
-        def forward(self, hidden_states, encoder_hidden_states, **more):
-            return forward(self, hidden_states, encoder_hidden_states, **more)
-
-    pipe.transformer.__class__ = Noticed
-    plain = guided_run.GuidedRun._call
+    plain, texts = guided_run.GuidedRun._call, []
 
     def noticed(self, *call):
         texts[:] = [call[-1]["encoder_hidden_states"]]
@@ -206,16 +199,11 @@ def test_another_denoiser_during_the_call(kind, how):
     steered = guided(pipe, NEGATIVE, **FIRM)
     what = "compiled, or wrapped, its" if how == "compiled" else "got another"
     with pytest.raises(RuntimeError, match=rf"{what} {type(model).__name__} during a guided call"):
-        draw_with(steered, pipe, callback_on_step_end=change)
+        draw(pipe, by=steered, callback_on_step_end=change)
     setattr(pipe, name, model)
     model._compiled_call_impl = None
     assert torch.equal(draw(pipe), before)
-    assert error(draw_with(steered, pipe), before) > 1e-4
-
-
-def draw_with(steered, pipe, **options):
-    made = steered(**call_of(pipe, **options))
-    return made.frames if hasattr(made, "frames") else made.images
+    assert error(draw(pipe, by=steered), before) > 1e-4
 
 
 def test_another_denoiser_by_no_callback():
@@ -234,6 +222,5 @@ def test_a_denoiser_that_is_dropped_after_its_last_step():
             pipe.unet = None
         return {}
 
-    pipe.register_modules(vae=pipe.vae)
     with guide(pipe, NEGATIVE, **FIRM):
         assert torch.equal(draw(pipe, callback_on_step_end=drop), wanted)

@@ -26,7 +26,9 @@ class KeptTensor:
             return False
         if not isinstance(now, Tensor):
             return now is None
-        return torch.equal(now, self.values) if self.values is not None else self.version == _version(now) is not None
+        if self.values is not None:
+            return torch.equal(now, self.values)
+        return self.version is not None and _version(now) == self.version
 
 
 def _version(x: Any) -> int | None:

@@ -13,7 +13,7 @@ from nag_kernels.layer_choice import LayerChoice, chosen_layers
 
 from ..attention.base import Layer
 from ..denoiser_calls import DENOISERS, Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
-from ..guard import compiled_call
+from ..guard import is_compiled
 from .spec import ModelSpec
 
 TESTED_WITH = "0.42.1"
@@ -118,11 +118,10 @@ def find_denoisers(pipe: Any) -> list[Module]:
             f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet); a modular pipeline has it "
             "after load_components()"
         )
+    plain = spec_of(found[0]).unconditional_denoiser
     for name, x in vars(pipe).items():
-        if name == spec_of(found[0]).unconditional_denoiser:
-            continue
         known = isinstance(x, Module) and any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
-        if known and not any(x is denoiser for denoiser in found):
+        if known and name != plain and not any(x is denoiser for denoiser in found):
             raise ValueError(
                 f"guide: {type(pipe).__name__} has a denoiser named {name} ({type(inner_denoiser(x)).__name__}), whose calls are "
                 f"not seen; those named {', '.join(DENOISERS)} are"
@@ -175,13 +174,14 @@ def find_layers(denoiser: Denoiser, choice: LayerChoice | None = None, modules: 
     ValueError where guidance could not act, or not everywhere: a processor that is not known (attention slicing, xformers), no
     such layer at all, or another number than the model's configuration says.
     """
-    spec, wrapped, denoiser = spec_of(denoiser), denoiser, inner_denoiser(denoiser)
-    modules = modules or named_modules(denoiser)
+    spec, modules = spec_of(denoiser), modules or named_modules(denoiser)
+    compiled = spec.dual_forward is not None and is_compiled(denoiser, modules)
+    denoiser = inner_denoiser(denoiser)
     kind = type(denoiser).__name__
     reason = spec.refuse(denoiser)
     if reason is not None:
         raise ValueError(f"guide: this {kind} cannot be guided: {reason}")
-    if spec.dual_forward and (wrapped is not denoiser or any(map(compiled_call, modules.values()))):
+    if compiled:
         raise ValueError(f"guide: this {kind} cannot be guided: it is compiled, and its texts cannot be packed")
     layers = list(spec.layers(modules))
     known = " or ".join(spec.stock)

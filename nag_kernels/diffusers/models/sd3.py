@@ -17,7 +17,7 @@ from nag_kernels import published
 from ..attention.base import Layer, PackedText, heads
 from ..attention.ip_adapter import side_by_side
 from ..attention.joint import JointAttentionProcessor, Projected
-from ..denoiser_calls import Denoiser, named_modules
+from ..denoiser_calls import Denoiser
 from .layers import joint_attentions
 from .spec import ModelSpec
 
@@ -154,7 +154,7 @@ class NAGSD3IPAdapterJointAttnProcessor2_0(NAGJointAttnProcessor2_0):
 
 
 def _refuse(transformer: Denoiser) -> str | None:
-    sites = [attn for _, attn in joint_attentions(named_modules(transformer))]
+    sites = [block.attn for block in transformer.transformer_blocks if hasattr(block, "attn")]
     if any(type(attn.processor) is FusedJointAttnProcessor2_0 and attn.norm_q is not None for attn in sites):
         return (
             "its projections are fused, and diffusers' processor for that leaves out the norms of query and key, which this "

@@ -58,9 +58,9 @@ def call_of(pipe, prompt="a small red cat", **options):
     return call
 
 
-def draw(pipe, prompt="a small red cat", **options):
-    """Latents of four steps, the same noise each time."""
-    made = pipe(**call_of(pipe, prompt, **options))
+def draw(pipe, prompt="a small red cat", by=None, **options):
+    """Latents of four steps, the same noise each time; by: what is called in the pipeline's place, `guided(pipe, ...)` say."""
+    made = (by or pipe)(**call_of(pipe, prompt, **options))
     return made.frames if isinstance(pipe, (LTXPipeline, WanPipeline)) else made.images
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes of one machine that meet by gloo."""
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,13 +10,21 @@ import torch
 import torch.distributed as dist
 
 
-def run(work, count: int, folder: Path, *arguments) -> list:
-    """What work(*arguments) gives in each of `count` processes; an error in one is raised here.
+def run(work, count: int, folder: Path, *arguments, seconds: float = 300) -> list:
+    """What work(*arguments) gives in each of `count` processes; an error in one is raised here, and so is one that takes longer.
 
     Forked processes need not import everything again; but a GPU's context cannot be forked.
     """
     begin = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(_process, (work, count, folder, arguments), nprocs=count, start_method=begin)
+    processes = torch.multiprocessing.start_processes(
+        _process, (work, count, folder, arguments), nprocs=count, join=False, start_method=begin
+    )
+    end = time.monotonic() + seconds
+    while not processes.join(max(0.0, end - time.monotonic())):
+        if time.monotonic() > end:
+            for process in processes.processes:
+                process.kill()
+            raise TimeoutError(f"{count} processes did not end within {seconds:g} seconds")
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 

@@ -17,6 +17,7 @@ if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 39]:
 from .attention.base import PackedText
 from .diagnose import diagnose
 from .guide import disable_guidance, enable_guidance, guide, guided
+from .guider import NormalizedAttentionGuidance
 from .models.registry import supported
 from .ready_made import encode_negative
 
@@ -74,6 +75,7 @@ __all__ = [
     "NAGSanaAttnProcessor2_0",
     "NAGWanAttnProcessor2_0",
     "NAGZSingleStreamAttnProcessor",
+    "NormalizedAttentionGuidance",
     "PackedText",
     "diagnose",
     "disable_guidance",

@@ -37,6 +37,12 @@ def check_guiders(pipe: Any) -> None:
         return
     for name, guider in guiders_of(pipe).items():
         kind = type(guider)
+        if kind.__name__ == "NormalizedAttentionGuidance":
+            raise ValueError(
+                f"guide: {type(pipe).__name__} has the {name} {kind.__name__}, which guides by itself, away from the call's "
+                f"negative_prompt; give it another before, pipe.update_components({name}=ClassifierFreeGuidance("
+                "guidance_scale=1.0)), say, or call it without guide"
+            )
         two = kind._input_predictions == ["pred_cond", "pred_uncond"] or kind.__name__ == "LTX2Guidance"
         if kind.prepare_models is BaseGuidance.prepare_models and two:
             continue  # it takes no layer in hand, and its calls have names of which the meaning is known

@@ -226,7 +226,7 @@ def test_all_ways_to_enable_guidance():
 def test_the_examples_of_the_page(monkeypatch):
     """With a tiny pipeline in the place of the one that they load."""
     page = pathlib.Path(__file__).parents[2] / "docs" / "modular_pipelines.md"
-    whole, parts = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    whole, parts, as_a_guider = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     pipe = diffusers.StableDiffusionXLModularPipeline()
     pipe.update_components(
         **{name: x for name, x in pipeline("sdxl").components.items() if name in pipe._component_specs}
@@ -235,6 +235,8 @@ def test_the_examples_of_the_page(monkeypatch):
     monkeypatch.setattr(diffusers.ModularPipeline, "from_pretrained", lambda name: pipe)
     names: dict = {}
     exec(whole, names)
+    assert names["image"].size == (8, 8)
+    exec(as_a_guider, names)
     assert names["image"].size == (8, 8)
     _, text_pipe, drawn, _, _ = parts_of_sdxl(decoded=True)
     drawn.update_components(guider=ClassifierFreeGuidance(guidance_scale=1.0))

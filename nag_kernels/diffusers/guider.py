@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance as a part of a modular pipeline: a guider, for those who put pipelines together from blocks."""
+
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor
+
+from nag_kernels.checks import check_rule
+from nag_kernels.layer_choice import LayerChoice
+
+from .denoiser_calls import Denoiser, denoiser_arguments, forward_parameters, inner_denoiser
+from .guide import guide
+from .interception import intercepted
+from .models.registry import spec_of
+from .restore import Replaced
+from .schedule import Scale
+from .turns import plain_call
+
+
+class NormalizedAttentionGuidance(BaseGuidance):
+    """A guider of diffusers that steers away from the pipeline's `negative_prompt` inside attention, as `guide` does, with one
+    call of the denoiser in each step.
+
+        pipe.update_components(guider=NormalizedAttentionGuidance())
+        image = pipe(prompt="a portrait of a fox", negative_prompt="blurry", output="images")[0]
+
+    It takes the place of `ClassifierFreeGuidance`; it is saved and loaded with the pipeline. For both at once keep that guider,
+    and write `with guide(pipe, "blurry"):`.
+
+    The blocks prepare the negative as they would for the unconditional call. That call is read and not run.
+
+    Args:
+        nag_scale, nag_tau, nag_alpha, rule, negative_logit_bias, layers, negative_pooled: as in `guide`; nag_scale is one number.
+        start, stop: step i of n is guided if start <= i / n < stop. In the others the denoiser runs untouched.
+        enabled: False leaves all steps untouched. `disable` and `enable` do nothing: blocks call them of their own accord (SDXL's
+            for a UNet that embeds its guidance scale, as that has no classifier-free guidance).
+
+    Raises: ValueError or TypeError for settings out of range; in the pipeline's call, whatever `guide` raises for its denoiser,
+        ValueError where the blocks make no negative text, and RuntimeError where they do not call the denoiser once between
+        `prepare_models` and `cleanup_models`.
+    """
+
+    # In the order of the calls: the first reads what the second needs.
+    _input_predictions = ["pred_uncond", "pred_cond"]
+
+    @register_to_config
+    def __init__(
+        self, nag_scale: float | None = None, nag_tau: float | None = None, nag_alpha: float | None = None, rule: str = "nag",
+        negative_logit_bias: float = 0.0, layers: LayerChoice | None = None, negative_pooled: bool = False, start: float = 0.0,
+        stop: float = 1.0, enabled: bool = True,
+    ):  # fmt: skip
+        super().__init__(start, stop, enabled)
+        check_rule("NormalizedAttentionGuidance", rule)
+        if nag_scale is not None and Scale(nag_scale, rule).number is None:
+            raise ValueError(
+                f"NormalizedAttentionGuidance: nag_scale must be one number, got {nag_scale!r:.60}; `guide` takes one for each "
+                "step"
+            )
+        self.settings: dict[str, Any] = {
+            "nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha, "rule": rule, "layers": layers,
+            "negative_logit_bias": negative_logit_bias, "negative_pooled": negative_pooled,
+        }  # fmt: skip
+        self.calls: list[str] = []  # of the running step, by the predictions that they give
+        self.awaited = Replaced()  # what waits for the denoiser's next call
+        self.negative: dict[str, Any] = {}  # arguments of the negative's call
+
+    def disable(self) -> None:
+        warnings.warn(
+            "NormalizedAttentionGuidance: disable() leaves it on, as blocks call that for models without classifier-free "
+            "guidance; for unguided calls make it with enabled=False",
+            stacklevel=2,
+        )
+
+    def enable(self) -> None:
+        pass
+
+    # --- which calls a step has --------------------------------------------------------------------------------------
+
+    @property
+    def num_conditions(self) -> int:
+        """2 where the blocks are to prepare a negative, whatever the step."""
+        return 2 if self._enabled else 1
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._count_prepared == len(self.calls)
+
+    def _step_has(self) -> list[str]:
+        inside = True
+        if self._step is not None and self._num_inference_steps is not None:
+            # Rounded by less than a step: 0.07 * 100 is a little above 7. A loop may have more steps than it says (Helios').
+            start, stop = (x * self._num_inference_steps - 1e-6 for x in (self._start, self._stop))
+            inside = start <= self._step and (self._step < stop or self._stop == 1)
+        self.calls = self._input_predictions[:] if self._enabled and inside else ["pred_cond"]
+        return self.calls
+
+    def prepare_inputs(self, data: Any) -> list[Any]:
+        return [self._prepare_batch(data, int(name == "pred_uncond"), name) for name in self._step_has()]
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        of = self._prepare_batch_from_block_state
+        return [of(input_fields, data, int(name == "pred_uncond"), name) for name in self._step_has()]
+
+    # --- the calls ----------------------------------------------------------------------------------------------------
+
+    def prepare_models(self, denoiser: Denoiser) -> None:
+        super().prepare_models(denoiser)
+        self.awaited.put_back()
+        if len(self.calls) == 1:
+            return
+        reads = self.calls[self._count_prepared - 1] == "pred_uncond"
+        waiting, thread = self.awaited, threading.get_ident()
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return plain_call(denoiser, original, args, kwargs)
+            waiting.put_back()
+            return self._read(denoiser, args, kwargs) if reads else self._guided(denoiser, args, kwargs)
+
+        original = denoiser._call_impl  # for the calls of other threads that come at once
+        original = intercepted(waiting, denoiser, call)
+
+    def cleanup_models(self, denoiser: Denoiser) -> None:
+        if self.awaited.mark():
+            self.awaited.put_back()
+            kind = type(inner_denoiser(denoiser)).__name__
+            raise RuntimeError(
+                f"NormalizedAttentionGuidance: the block did not call its {kind} between prepare_models and cleanup_models, so "
+                "nothing was guided (calls of its forward method are not seen)"
+            )
+
+    def _read(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        arguments = denoiser_arguments(denoiser, args, kwargs)
+        spec, kind = spec_of(denoiser), type(inner_denoiser(denoiser)).__name__
+        text, noisy = next(iter(spec.text)), forward_parameters(denoiser)[0]
+        if arguments.get(text) is None:
+            raise ValueError(
+                f"NormalizedAttentionGuidance: the blocks made no negative text for {kind} ({text} is None); give the call a "
+                "negative_prompt, or its ready-made text"
+            )
+        own = {noisy, spec.timestep} - set(spec.text)  # the same in both calls
+        self.negative = {name: x for name, x in arguments.items() if name not in own}
+        return Transformer2DModelOutput(sample=_nothing_like(arguments[noisy]))
+
+    def _guided(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        negative, self.negative = self.negative, {}
+        with guide(denoiser, negative, **self.settings):
+            return denoiser(*args, **kwargs)
+
+    def __call__(self, data: list[Any]) -> GuiderOutput:
+        (prediction,) = (x.noise_pred for x in data if getattr(x, self._identifier_key) == "pred_cond")
+        return self.forward(prediction)
+
+    def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
+        """The guided prediction as it is; there is no unconditional one."""
+        return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
+
+
+def _nothing_like(x: Any) -> Any:
+    """In the place of an output that is not used."""
+    return [_nothing_like(y) for y in x] if isinstance(x, (list, tuple)) else torch.zeros_like(x)

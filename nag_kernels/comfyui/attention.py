@@ -27,13 +27,11 @@ class Kind:
     """How the layers of a family see the prompt.
 
     joint: prompt and image are one sequence. Else: cross-attention.
-    image_first: joint attention over [image ; text] instead of [text ; image].
     call: which of the layer's calls of attention sees the prompt, counted from 0.
     before: whether the calls before it see the prompt too, given the arguments of the layer; they are not guided.
     """
 
     joint: bool
-    image_first: bool = False
     call: Callable[[Module], int] = lambda layer: 0
     before: Callable[[dict[str, Any]], bool] = lambda arguments: False
 
@@ -115,8 +113,8 @@ class _Layer:
         """text+, text- and image (of no tokens in cross-attention) of the tokens along `dim`."""
         text, sizes = sum(self.packed.lengths), [n for pair in self.packed.parts for n in pair]
         image = x.shape[dim] - text
-        pieces = list(x.split([image, *sizes] if self.kind.image_first else [*sizes, image], dim=dim))
-        picture = pieces.pop(0 if self.kind.image_first else -1)
+        pieces = list(x.split([image, *sizes] if self.packed.image_first else [*sizes, image], dim=dim))
+        picture = pieces.pop(0 if self.packed.image_first else -1)
         positive, negative = (
             each[0] if len(each) == 1 else torch.cat(each, dim=dim) for each in (pieces[::2], pieces[1::2])
         )
@@ -131,7 +129,7 @@ class _Layer:
             negative.split([n for _, n in self.packed.parts], dim),
         ]
         order = [x for pair in zip(*texts, strict=True) for x in pair]
-        return [image, *order] if self.kind.image_first else [*order, image]
+        return [image, *order] if self.packed.image_first else [*order, image]
 
     def _joint(self, plain: Plain, query: Tensor, key: Tensor, value: Tensor, heads: int, dim: int,
                scale: float | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip

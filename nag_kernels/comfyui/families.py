@@ -25,6 +25,7 @@ class Family:
     title: the models, as people call them.
     denoisers: the names of the classes. A class that is not named is refused: what it does to its text is not known.
     kind, layers: see `attention.Kind`; the layers that see the prompt, as (name, module).
+    image_first: whether joint attention of this denoiser is over [image ; text] instead of [text ; image].
     text: the arguments that hold the prompt, in the order in which the layers see them, for this denoiser.
     masked_layers: whether the layers mask the tokens that the mask of the text hides.
     changes: what happens to the text before the layers, done to each prompt by itself.
@@ -40,6 +41,7 @@ class Family:
     layers: Layers
     text: Callable[[Any], tuple[Text, ...]] = lambda denoiser: (Text("c_crossattn"),)
     masked_layers: bool = True
+    image_first: Callable[[Any], bool] = lambda denoiser: False
     changes: tuple[Change, ...] = ()
     settings: Callable[[Any], Settings] = lambda model: published.FLUX
     must_be_none: tuple[str, ...] = ()
@@ -77,6 +79,11 @@ def _hunyuan_text(denoiser: Any) -> tuple[Text, ...]:
     if denoiser.use_cond_type_embedding:
         return Text("clip_fea", copied=True), Text("txt_byt5"), *prompt
     return (*prompt, Text("txt_byt5")) if denoiser.byt5_in is not None else prompt
+
+
+def _flipped(denoiser: Any) -> bool:
+    """HunyuanVideo's image came before its text up to core 0.3.75, which said so."""
+    return any(getattr(block, "flipped_img_txt", False) for block in denoiser.double_blocks)
 
 
 def _unet_settings(model: Any) -> Settings:
@@ -135,12 +142,13 @@ FAMILIES = (
     ),
     Family("LTX-Video", ("LTXVModel",), _CROSS, layers_of("CrossAttention", end=".attn2"), _masked),
     Family(
-        "HunyuanVideo, HunyuanVideo 1.5, HunyuanImage 2.1", ("HunyuanVideo",), Kind(joint=True, image_first=True),
-        _FLUX_BLOCKS, _hunyuan_text, changes=(each_text(lambda denoiser: [denoiser.txt_in], {0: 1, 2: -1}),),  # type: ignore[list-item]
+        "HunyuanVideo, HunyuanVideo 1.5, HunyuanImage 2.1", ("HunyuanVideo",), _JOINT,
+        _FLUX_BLOCKS, _hunyuan_text, image_first=_flipped,
+        changes=(each_text(lambda denoiser: [denoiser.txt_in], {0: 1, 2: -1}),),  # type: ignore[list-item]
     ),
     Family(
-        "HiDream-I1, HiDream-E1", ("HiDreamImageTransformer2DModel",), Kind(joint=True, image_first=True),
-        layers_of("HiDreamAttention"), _hidream_text,
+        "HiDream-I1, HiDream-E1", ("HiDreamImageTransformer2DModel",), _JOINT,
+        layers_of("HiDreamAttention"), _hidream_text, image_first=lambda denoiser: True,
     ),
     Family("Cosmos 1", ("GeneralDIT",), _CROSS, layers_of("Attention", cross=True), _masked),
     Family("Cosmos-Predict2", ("MiniTrainDIT",), _CROSS, layers_of("Attention", cross=True)),

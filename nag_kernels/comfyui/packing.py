@@ -50,6 +50,7 @@ class Packed:
     mask_positive, mask_negative: bool [B, T], False is not attended to; None where all is.
     steered: bool [B], the rows to guide; None for all. The others belong to the unconditional branch.
     main: the index of the part that the argument c_crossattn holds.
+    image_first: joint attention is over [image ; texts] instead of [texts ; image].
     entered, guided: the indices of the layers that were called, and of those in which guidance has acted.
     """
 
@@ -58,6 +59,7 @@ class Packed:
     steered: Tensor | None
     device: torch.device
     main: int = 0
+    image_first: bool = False
     mask_positive: Tensor | None = None
     mask_negative: Tensor | None = None
     entered: set[int] = field(default_factory=set)

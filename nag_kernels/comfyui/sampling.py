@@ -140,6 +140,7 @@ class Guide:
         lengths = [step.lengths.get(x) for x in ids or [None] * len(branches)]
         arguments = kwargs | {"c_crossattn": c_crossattn}
         changed, packed = pack(texts, arguments, negative, self.guidance, steered, batch, lengths)
+        packed.image_first = self.family.image_first(denoiser)
         if not self.family.masked_layers:
             packed.mask_positive = packed.mask_negative = None
         if self.family.token_count:

@@ -57,22 +57,30 @@ def _hook(handle: Any) -> Iterator[None]:
 def positions_begin_anew(embedder: str, image_follows: bool = False) -> Change:
     """The position ids of text- are those of a text that stands alone.
 
-    embedder: the module that turns ids [B, text+ and text- and image, axes] into angles.
+    embedder: the module that turns ids [B, text+ and text- and image, axes] into angles; where the image follows, a newer core
+        calls it for the texts, and then for the image.
     image_follows: the first axis of the image counts on from the text: from text+, as beside a prompt alone. Where it is 0,
         it is no image.
     """
 
     def change(denoiser: Module, packed: Packed) -> contextlib.AbstractContextManager[None]:
+        texts_came = False  # by themselves
+
         def renumber(module: Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal texts_came
             ids, (positive, negative) = args[0].clone(), packed.lengths
-            if ids.ndim != 3 or ids.shape[1] <= positive + negative:
-                raise ValueError(
-                    f"{TITLE}: {embedder} of {type(denoiser).__name__} got positions {list(ids.shape)}, expected those of "
-                    f"{positive} + {negative} tokens of text and of the image. This version of ComfyUI is not supported for it"
-                )
-            ids[:, positive : positive + negative] = args[0][:, :negative]
+            image = 0 if texts_came else positive + negative
+            if not texts_came:
+                texts_came = image_follows and ids.ndim == 3 and ids.shape[1] == image
+                if ids.ndim != 3 or (ids.shape[1] <= image and not texts_came):
+                    raise ValueError(
+                        f"{TITLE}: {embedder} of {type(denoiser).__name__} got positions {list(ids.shape)}, expected those of "
+                        f"{positive} + {negative} tokens of text and of the image. This version of ComfyUI is not supported for "
+                        "this model: do without this node"
+                    )
+                ids[:, positive:image] = args[0][:, :negative]
             if image_follows:
-                axis = ids[:, positive + negative :, 0]
+                axis = ids[:, image:, 0]
                 axis[axis > 0] -= negative
             return (ids, *args[1:])
 

@@ -3,6 +3,8 @@
 """Finds ComfyUI's core and imports it for a CPU. It is GPL software: fetched for the tests alone, never part of this project."""
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import logging
 import sys
@@ -33,22 +35,43 @@ def load(folder):
     options = importlib.import_module("comfy.cli_args").args
     options.cpu = options.use_pytorch_cross_attention = True  # the attention that it has on most GPUs
     importlib.import_module("transformers")  # which looks for torchvision as it is imported
-    absent = importlib.util.find_spec("torchvision") is None
-    sys.modules.update(_torchvision() if absent else {})
+    absent = [name for name in ("torchvision", "torchaudio") if importlib.util.find_spec(name) is None]
+    finder = _StandIns(absent)
+    sys.meta_path.append(finder)
     try:
         for name in ("comfy.samplers", "comfy.supported_models", "comfy.model_patcher"):
             importlib.import_module(name)
     finally:
-        for name in _torchvision() if absent else ():
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.partition(".")[0] in absent]:
             sys.modules.pop(name)
 
 
-def _torchvision():
-    """What the core needs of torchvision, which need not be installed beside a torch for CPUs: resizing Cosmos' mask."""
-    vision, transforms = ModuleType("torchvision"), ModuleType("torchvision.transforms")
-    vision.transforms = transforms
-    transforms.InterpolationMode = SimpleNamespace(NEAREST="nearest")
-    transforms.functional = SimpleNamespace(
-        resize=lambda x, size, interpolation: torch.nn.functional.interpolate(x, size, mode=interpolation)
-    )
-    return {"torchvision": vision, "torchvision.transforms": transforms}
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports packages that need not be installed beside a torch for CPUs, and of which the tests need one function: Cosmos'
+    mask is resized by torchvision."""
+
+    def __init__(self, packages):
+        self.packages = packages
+
+    def find_spec(self, name, path, target=None):
+        known = name.partition(".")[0] in self.packages
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec):
+        return _StandIn(spec.name)
+
+    def exec_module(self, module):
+        module.__path__ = []
+
+
+class _StandIn(ModuleType):
+    InterpolationMode = SimpleNamespace(NEAREST="nearest")
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(f"{self.__name__}.{name}")
+
+    def __call__(self, *arguments, **options):  # torchvision.transforms.functional.resize
+        return torch.nn.functional.interpolate(arguments[0], arguments[1], mode=options["interpolation"])

@@ -63,7 +63,8 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
     Returns (the result of a sampling of one call, the shares of clipped tokens).
     """
     calls = [recorded_call(patcher, x, c) for c in (positive, negative)]
-    models = [copy.deepcopy(patcher.model) for _ in calls]
+    shared = patcher.model.model_config  # which a new core cannot copy
+    models = [copy.deepcopy(patcher.model, {id(shared): shared}) for _ in calls]
     tiny.beside_prompt(models[1], positive[0][0].shape[1], negative[0][0].shape[1])
     meeting, outputs, results, shares = threading.Barrier(2, timeout=60), [None, None], [None, None], []
     beside = [0]
@@ -84,10 +85,7 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
         def steer(layer, inputs):
             x = inputs[0].clone()
             other = 0 if site.beside is None else site.beside(above, above.latest)
-            tokens = {"all": slice(None), "last": slice(x.shape[1] - tiny.image, None), "first": slice(0, tiny.image)}[
-                site.tokens
-            ]
-            own = (slice(None), tokens, slice(0, site.width or x.shape[-1]))
+            own = (slice(None), image_tokens(site.tokens, x.shape[1], tiny.image), slice(0, site.width or x.shape[-1]))
             x[own] = steered(run, x[own], other)
             return (x, *inputs[1:])
 
@@ -121,6 +119,13 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
         if isinstance(result, BaseException):
             raise result
     return patcher.model.process_latent_out(results[0].float()), shares
+
+
+def image_tokens(where, tokens, image):
+    if where == "newer last":
+        known = importlib.import_module("comfy.ldm.hunyuan_video.model").HunyuanVideoParams.__dataclass_fields__
+        where = "last" if "meanflow_sum" in known else "first"
+    return {"all": slice(None), "last": slice(tokens - image, None), "first": slice(0, image)}[where]
 
 
 def keep_inputs(layer, args, kwargs):

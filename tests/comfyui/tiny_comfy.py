@@ -3,12 +3,22 @@
 """What a tiny model with random weights is, for a denoiser of ComfyUI's core."""
 
 import importlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+# What newer cores want to be told of a denoiser, and what they assume of most.
+NEWER = {
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+    "meanflow_sum": False,
+    "use_x0": False,
+    "use_sequential_txt_ids": False,
+}
 
 
 def config(**unet):
@@ -20,7 +30,9 @@ def config(**unet):
 class Site:
     """Where attention has ended: the input of a layer.
 
-    layer: a pattern for its name.  tokens: "all" where it is image alone, "last" or "first" where the image's tokens are.
+    layer: a pattern for its name.
+    tokens: "all" where it is image alone, "last" or "first" where the image's tokens are; "newer last" in HunyuanVideo, which
+        put them first up to core 0.3.75.
     width: of the channels that attention has written; None for all.
     beside: what else is in the input and is not guided, given the module above and its inputs.
     """
@@ -35,7 +47,7 @@ class Site:
 class TinyModel:
     """config: the name in `comfy.supported_models`. sites: in any order. image: tokens of the image, where they are needed.
     text: what a conditioning with n tokens is besides the embeddings. common: what all conditionings have.
-    weights: those that are not in the denoiser. without: large modules that are not called.
+    weights: those that are not in the denoiser. without: large modules that are not called. newer: of `NEWER`, what differs.
     beside_prompt: makes a model that runs with n tokens of the negative place the image as beside the n of the prompt."""
 
     config: str
@@ -48,15 +60,12 @@ class TinyModel:
     common: Callable[[], dict[str, Any]] = dict
     weights: Callable[[], dict[str, Any]] = dict
     without: tuple[str, ...] = ()
+    newer: dict[str, Any] = field(default_factory=dict)
     beside_prompt: Callable[[Any, int, int], None] = lambda model, positive, negative: None
 
     def model(self):
         """A BaseModel with weights of a fixed seed."""
-        torch.manual_seed(1)
-        supported = importlib.import_module("comfy.supported_models")
-        config = getattr(supported, self.config)(dict(self.unet))
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model(self.weights(), "", device="cpu")
+        model = self._made(dict(self.unet))
         for name in self.without:
             setattr(model.diffusion_model, name, torch.nn.Identity())
         for name, x in model.named_parameters():
@@ -68,6 +77,19 @@ class TinyModel:
             if "pos_embed" in name:
                 x.copy_(torch.randn(x.shape) * 0.3)
         return model.eval()
+
+    def _made(self, unet):
+        torch.manual_seed(1)
+        supported = importlib.import_module("comfy.supported_models")
+        config = getattr(supported, self.config)(unet)
+        config.set_inference_dtype(torch.float32, None)
+        try:
+            return config.get_model(self.weights(), "", device="cpu")
+        except TypeError as error:
+            wanted = re.findall(r"'(\w+)'", str(error))
+            if "missing" not in str(error) or not wanted or not set(wanted) <= set(NEWER):
+                raise
+        return self._made(unet | {name: (NEWER | self.newer)[name] for name in wanted})
 
     def patcher(self, model=None):
         patcher = importlib.import_module("comfy.model_patcher")
@@ -108,7 +130,7 @@ def image_beside(multiple):
 
         def move(embedder, inputs):
             ids = inputs[0].clone()
-            ids[:, places[1] - 1 :, 0][ids[:, places[1] - 1 :, 0] == places[1]] = places[0]
+            ids[..., 0][ids[..., 0] == places[1]] = places[0]  # the image alone is so far away
             return (ids,)
 
         model.diffusion_model.rope_embedder.register_forward_pre_hook(move)

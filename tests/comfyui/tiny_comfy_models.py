@@ -31,7 +31,7 @@ FLUX = config(
     guidance_embed=True,
 )  # fmt: skip
 FLUX_SITES = (Site(r"double_blocks\.\d+\.img_attn\.proj"), Site(r"single_blocks\.\d+\.linear2", "last", 32))
-HUNYUAN_SITES = (FLUX_SITES[0], Site(r"single_blocks\.\d+\.linear2", "first", 32))
+HUNYUAN_SITES = (FLUX_SITES[0], Site(r"single_blocks\.\d+\.linear2", "newer last", 32))
 NEXT_DIT = config(
     image_model="lumina2", patch_size=2, in_channels=16, dim=32, cap_feat_dim=32, n_layers=2, n_refiner_layers=1, qk_norm=True,
     n_heads=2, n_kv_heads=1, axes_dims=[4, 6, 6], axes_lens=[300, 512, 512], multiple_of=32, ffn_dim_multiplier=1.0,
@@ -111,6 +111,7 @@ MODELS = {
         },
         (1, 128, 4, 4),
         FLUX_SITES,
+        newer=config(txt_ids_dims=[3]),
         common=pooled(24),
     ),
     "chroma": TinyModel("Chroma", CHROMA, (1, 16, 8, 8), FLUX_SITES, common=pooled(24)),

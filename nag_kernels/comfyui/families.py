@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the text reaches attention in each denoiser of ComfyUI's core, and which denoisers cannot be guided and why."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.nn import Module
@@ -30,7 +30,8 @@ class Family:
     masked_layers: whether the layers mask the tokens that the mask of the text hides.
     changes: what happens to the text before the layers, done to each prompt by itself.
     settings: the published settings, for this model (ComfyUI's BaseModel).
-    must_be_none: arguments that weigh attention between tokens, and are refused.
+    must_be_none: arguments that are refused, and why.
+    may_rest: how the names of layers end that a call may leave out together.
     token_count: an argument that holds the number of text tokens.
     refuse: why this very model cannot be guided, or None.
     """
@@ -44,7 +45,8 @@ class Family:
     image_first: Callable[[Any], bool] = lambda denoiser: False
     changes: tuple[Change, ...] = ()
     settings: Callable[[Any], Settings] = lambda model: published.FLUX
-    must_be_none: tuple[str, ...] = ()
+    must_be_none: Mapping[str, str] = field(default_factory=dict)
+    may_rest: str = ""
     token_count: str = ""
     refuse: Callable[[Any], str | None] = lambda model: None
 
@@ -104,6 +106,14 @@ def _refuse_sd3(model: Any) -> str | None:
 
 
 _FLUX_BLOCKS = layers_of("DoubleStreamBlock", "SingleStreamBlock")
+_WEIGHED = {
+    "attention_mask": "it weighs single tokens against each other. Remove the node that makes it (a style model with an "
+    "attention bias, say), or do without this node"
+}
+_OMNIGEN = (
+    positions_begin_anew("rope_embedder.rope_embedder", image_follows=True),
+    each_text(lambda denoiser: list(denoiser.context_refiner), {0: 1, 2: 1}),  # type: ignore[arg-type]
+)
 _CROSS, _JOINT = Kind(joint=False), Kind(joint=True)
 
 FAMILIES = (
@@ -117,15 +127,16 @@ FAMILIES = (
     ),
     Family(
         "FLUX.1 (dev, schnell, Kontext, Fill, Krea), FLUX.2", ("Flux",), _JOINT, _FLUX_BLOCKS,
-        changes=(positions_begin_anew("pe_embedder"),), must_be_none=("attention_mask",),
+        changes=(positions_begin_anew("pe_embedder"),), must_be_none=_WEIGHED,
     ),
-    Family("Chroma, Chroma Radiance", ("Chroma", "ChromaRadiance"), _JOINT, _FLUX_BLOCKS, must_be_none=("attention_mask",)),
+    Family("Chroma, Chroma Radiance", ("Chroma", "ChromaRadiance"), _JOINT, _FLUX_BLOCKS, must_be_none=_WEIGHED),
     Family(
         "Qwen-Image, Qwen-Image-Edit", ("QwenImageTransformer2DModel",), _JOINT, layers_of("Attention", end=".attn"),
-        changes=(positions_begin_anew("pe_embedder"),), must_be_none=("attention_mask",),
+        changes=(positions_begin_anew("pe_embedder"),), must_be_none=_WEIGHED,
     ),
     Family(
-        "Z-Image, Lumina 2", ("NextDiT",), _JOINT, layers_of("JointAttention", begin="layers."), _masked, masked_layers=False,
+        "Z-Image, Lumina 2", ("NextDiT", "NextDiTPixelSpace"), _JOINT,
+        layers_of("JointAttention", begin="layers."), _masked, masked_layers=False,
         changes=(
             pad_each,
             positions_begin_anew("rope_embedder", image_follows=True),
@@ -133,14 +144,18 @@ FAMILIES = (
         ),
     ),
     Family(
-        "Wan 2.1, Wan 2.2 (text, image, VACE, camera, HuMo, Animate, sound)",
-        ("WanModel", "VaceWanModel", "CameraWanModel", "HumoWanModel", "AnimateWanModel", "WanModel_S2V"),
+        "Wan 2.1, Wan 2.2 (text, image, VACE, camera, HuMo, Animate, sound, SCAIL)",
+        ("WanModel", "VaceWanModel", "CameraWanModel", "HumoWanModel", "AnimateWanModel", "WanModel_S2V",
+         "SCAILWanModel", "SCAIL2WanModel"),
         # Attention to an image comes first, or, where there is none, to the prompt by the weights for an image.
         Kind(joint=False, call=lambda layer: int(hasattr(layer, "k_img")),
              before=lambda arguments: arguments.get("context_img_len") is None),
         layers_of("WanT2VCrossAttention", "WanI2VCrossAttention", end=".cross_attn"),
     ),
-    Family("LTX-Video", ("LTXVModel",), _CROSS, layers_of("CrossAttention", end=".attn2"), _masked),
+    Family(
+        "LTX-Video, LTX-2", ("LTXVModel", "LTXAVModel"), _CROSS, layers_of("CrossAttention", end="attn2"), _masked,
+        may_rest="audio_attn2",
+    ),
     Family(
         "HunyuanVideo, HunyuanVideo 1.5, HunyuanImage 2.1", ("HunyuanVideo",), _JOINT,
         _FLUX_BLOCKS, _hunyuan_text, image_first=_flipped,
@@ -151,17 +166,35 @@ FAMILIES = (
         layers_of("HiDreamAttention"), _hidream_text, image_first=lambda denoiser: True,
     ),
     Family("Cosmos 1", ("GeneralDIT",), _CROSS, layers_of("Attention", cross=True), _masked),
-    Family("Cosmos-Predict2", ("MiniTrainDIT",), _CROSS, layers_of("Attention", cross=True)),
+    Family(
+        "Cosmos-Predict2, Anima", ("MiniTrainDIT", "Anima"), _CROSS, layers_of("Attention", cross=True),
+        must_be_none={"t5xxl_ids": "its text is mixed inside the model, as it is outside of ComfyUI's inference mode"},
+    ),
+    Family(
+        "Krea 2", ("SingleStreamDiT",), _JOINT, layers_of("SingleStreamBlock"),
+        changes=(each_text(lambda denoiser: [denoiser.txtfusion], {0: 1}),),  # type: ignore[list-item]
+    ),
     Family(
         "AuraFlow", ("MMDiT",), _JOINT, layers_of("DoubleAttention", "SingleAttention"), changes=(registers_for_each,),
     ),
     Family(
         "OmniGen2", ("OmniGen2Transformer2DModel",), _JOINT, layers_of("Attention", begin="layers.", end=".attn"),
-        changes=(
-            positions_begin_anew("rope_embedder.rope_embedder", image_follows=True),
-            each_text(lambda denoiser: list(denoiser.context_refiner), {0: 1, 2: 1}),  # type: ignore[arg-type]
-        ),
-        must_be_none=("attention_mask",), token_count="num_tokens",
+        changes=_OMNIGEN,
+        must_be_none=_WEIGHED, token_count="num_tokens",
+    ),
+    Family(
+        "Boogu-Image", ("BooguTransformer2DModel",), _JOINT,
+        lambda denoiser: layers_of("BooguJointAttention")(denoiser)
+        + layers_of("Attention", begin="single_stream_layers.", end=".attn")(denoiser),
+        changes=_OMNIGEN, must_be_none=_WEIGHED, token_count="num_tokens",
+    ),
+    Family(
+        "JoyImage-Edit", ("JoyImageTransformer3DModel",), _JOINT, layers_of("JoyImageAttention"),
+        image_first=lambda denoiser: True,
+    ),
+    Family(
+        "Kandinsky 5", ("Kandinsky5",), _CROSS, layers_of("CrossAttention", end=".cross_attention"),
+        changes=(each_text(lambda denoiser: list(denoiser.text_transformer_blocks), {0: 1, 2: 1}),),  # type: ignore[arg-type]
     ),
     Family("Stable Audio", ("AudioDiffusionTransformer",), _CROSS, layers_of("Attention", end=".cross_attn")),
 )  # fmt: skip

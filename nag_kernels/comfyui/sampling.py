@@ -126,12 +126,9 @@ class Guide:
         steered = [i in step.guided for i in branches]
         if not any(steered):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        for name in self.family.must_be_none:
+        for name, why in self.family.must_be_none.items():
             if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"{TITLE}: the prompt has an {name}, which weighs single tokens against each other. Remove the node that "
-                    "makes it (a style model with an attention bias, say), or do without this node"
-                )
+                raise ValueError(f"{TITLE}: the prompt has {name}: {why}")
         denoiser = getattr(executor.class_obj.diffusion_model, "_orig_mod", executor.class_obj.diffusion_model)
         batch = x.shape[0] // len(branches)
         texts = self.family.text(denoiser)
@@ -180,7 +177,12 @@ class Guide:
             return  # ComfyUI's own cache has given what a guided step has left in it
         layers = self.family.layers(denoiser)
         skipped = bool(options.get("patches_replace", {}).get("dit"))  # some nodes leave whole blocks out
-        expected = packed.entered if skipped and packed.entered else range(len(layers))
+        expected = set(packed.entered if skipped and packed.entered else range(len(layers)))
+        resting = {
+            i for i, (name, _) in enumerate(layers) if self.family.may_rest and name.endswith(self.family.may_rest)
+        }
+        if packed.entered and not resting & packed.entered:
+            expected -= resting
         missing = [layers[i][0] for i in expected if i not in packed.guided]
         if missing:
             raise ValueError(

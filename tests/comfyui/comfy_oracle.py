@@ -30,14 +30,23 @@ def sigmas_of(patcher, *percents):
 def sample(patcher, x, positive, negative=None, cfg=1.0, sigmas=None, sampler=one_call):
     """The result of a sampling; `negative` is that of classifier-free guidance."""
     sigmas = sigmas_of(patcher, 0.4) if sigmas is None else sigmas
+    latents = [torch.zeros_like(y) for y in x] if isinstance(x, list) else torch.zeros_like(x)
+    if isinstance(x, list):
+        x, latents = (comfy("nested_tensor").NestedTensor(y) for y in (x, latents))
     try:
         with torch.no_grad():
-            return comfy("samplers").sample(
+            out = comfy("samplers").sample(
                 patcher, x, positive, negative or positive, cfg, CPU, comfy("samplers").KSAMPLER(sampler), sigmas,
-                latent_image=torch.zeros_like(x), seed=0,
+                latent_image=latents, seed=0,
             )  # fmt: skip
+            return comfy("utils").pack_latents(out.unbind())[0] if hasattr(out, "is_nested") and out.is_nested else out
     finally:  # else the core collects garbage, for a third of a second, before each sampling with another clone
         comfy("model_management").current_loaded_models.clear()
+
+
+def copy_of(model):
+    """All but its configuration, which a new core cannot copy."""
+    return copy.deepcopy(model, {id(model.model_config): model.model_config})
 
 
 def recorded_call(patcher, x, conditioning):
@@ -63,8 +72,7 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
     Returns (the result of a sampling of one call, the shares of clipped tokens).
     """
     calls = [recorded_call(patcher, x, c) for c in (positive, negative)]
-    shared = patcher.model.model_config  # which a new core cannot copy
-    models = [copy.deepcopy(patcher.model, {id(shared): shared}) for _ in calls]
+    models = [copy_of(patcher.model) for _ in calls]
     tiny.beside_prompt(models[1], positive[0][0].shape[1], negative[0][0].shape[1])
     meeting, outputs, results, shares = threading.Barrier(2, timeout=60), [None, None], [None, None], []
     beside = [0]
@@ -86,7 +94,8 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
             x = inputs[0].clone()
             other = 0 if site.beside is None else site.beside(above, above.latest)
             own = (slice(None), image_tokens(site.tokens, x.shape[1], tiny.image), slice(0, site.width or x.shape[-1]))
-            x[own] = steered(run, x[own], other)
+            gate = 1 if site.gate is None else site.gate(above, above.latest)[own]
+            x[own] = steered(run, x[own] / gate, other) * gate
             return (x, *inputs[1:])
 
         return steer
@@ -97,7 +106,7 @@ def two_runs(tiny, patcher, x, positive, negative, scale, tau, alpha, rule="nag"
         assert found
         for name, site in [found[i] for i in range(len(found)) if layers is None or i in layers]:
             above = modules[name.rpartition(".")[0]]
-            if site.beside is not None:
+            if site.beside is not None or site.gate is not None:
                 above.register_forward_pre_hook(keep_inputs, with_kwargs=True)
             modules[name].register_forward_pre_hook(hook(run, site, above))
 
@@ -129,7 +138,7 @@ def image_tokens(where, tokens, image):
 
 
 def keep_inputs(layer, args, kwargs):
-    layer.latest, layer.image_tokens = args[:2], kwargs["context_img_len"]
+    layer.latest, layer.image_tokens = args[:2], kwargs.get("context_img_len")
 
 
 def difference(a, b):

@@ -5,10 +5,11 @@
 import copy
 import dataclasses
 import importlib
+from typing import ClassVar
 
 import pytest
 import torch
-from comfy_oracle import comfy, difference, one_call, sample, sigmas_of, two_runs
+from comfy_oracle import comfy, copy_of, difference, one_call, sample, sigmas_of, two_runs
 
 SETTINGS = {"nag_scale": 4.0, "nag_tau": 1.02, "nag_alpha": 0.6}
 ROUNDING = 5e-6  # of float32, as in test_comfy_families.py
@@ -74,7 +75,7 @@ def test_weights_of_a_lora(node, model, name):
     guided = sample(*node(changed, negative, **SETTINGS), x, positive)
     changed.unpatch_model()
     assert torch.equal(weight, before)
-    own = copy.deepcopy(patcher.model)
+    own = copy_of(patcher.model)
     own.diffusion_model.get_parameter(key).data += 0.5 * delta
     expected, _ = two_runs(tiny, tiny.patcher(own), x, positive, negative, *SETTINGS.values())
     assert difference(guided, expected) < ROUNDING
@@ -91,6 +92,8 @@ class Control:
 
     def get_control(self, *_):
         return copy.deepcopy(self.residuals)
+
+    multigpu_clones: ClassVar[dict] = {}  # which newer cores ask for
 
     def pre_run(self, *_):
         pass
@@ -162,7 +165,7 @@ def test_a_node_that_adds_attention_to_an_image(node, model, name):
 
     sites = dict.fromkeys(("input_blocks.1.1.transformer_blocks.0.attn2", "middle_block.1.transformer_blocks.0.attn2"))
     modules = dict(patcher.model.diffusion_model.named_modules())
-    own = copy.deepcopy(patcher.model)
+    own = copy_of(patcher.model)
     modules = dict(own.diffusion_model.named_modules())
     for layer, n in zip(sites, width, strict=True):  # the same by a bias of the next layer
         out = modules[layer].to_out[0]
@@ -205,7 +208,7 @@ def test_blocks_that_a_node_leaves_out(node, model):
     other = patcher.clone()
     other.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 1)
     guided = sample(*node(other, negative, **SETTINGS), x, positive)
-    own = copy.deepcopy(patcher.model)
+    own = copy_of(patcher.model)
     del own.diffusion_model.double_blocks[1]
     expected, _ = two_runs(tiny, tiny.patcher(own), x, positive, negative, *SETTINGS.values())
     assert difference(guided, expected) < ROUNDING
@@ -360,7 +363,7 @@ def test_half_precision(node, model, name):
     tiny, patcher = model(name)
     x, (positive, negative) = tiny.start(), texts(tiny, 12, 9)
     exact = sample(*node(patcher, negative, **SETTINGS), x, positive)
-    half = copy.deepcopy(patcher.model)
+    half = copy_of(patcher.model)
     half.diffusion_model.to(torch.bfloat16)
     half.diffusion_model.dtype = torch.bfloat16
     plain = difference(sample(tiny.patcher(half), x, positive), sample(patcher, x, positive))

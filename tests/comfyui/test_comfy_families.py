@@ -6,10 +6,11 @@ import pytest
 import torch
 from comfy_oracle import difference, sample, two_runs
 from tiny_comfy_models import MODELS
+from tiny_comfy_newer import NEWER_MODELS
 
 SETTINGS = {"nag_scale": 4.0, "nag_tau": 1.02, "nag_alpha": 0.6}
 ROUNDING = 5e-6  # of float32: ten times what was measured, 1e-7 to 6e-7
-families = pytest.mark.parametrize("name", MODELS)
+families = pytest.mark.parametrize("name", [*MODELS, *NEWER_MODELS])
 # What these do to their text, another model does too.
 LIKE_OTHERS = {
     "flux_kontext",
@@ -21,7 +22,13 @@ LIKE_OTHERS = {
     "wan_s2v",
     "hunyuan_video_masked",
 }
-unlike_families = pytest.mark.parametrize("name", [name for name in MODELS if name not in LIKE_OTHERS])
+unlike_families = pytest.mark.parametrize(
+    "name", [name for name in (*MODELS, *NEWER_MODELS) if name not in LIKE_OTHERS]
+)
+
+
+def row(x, i):
+    return [y[i : i + 1] for y in x] if isinstance(x, list) else x[i : i + 1]
 
 
 @families
@@ -42,7 +49,7 @@ def test_two_videos_or_images_at_once(node, model, name):
     tiny, patcher = model(name)
     x, positive, negative = tiny.start(rows=2), tiny.conditioning(1, 12), tiny.conditioning(2, 9)
     guided = sample(*node(patcher, negative, **SETTINGS), x, positive)
-    apart = torch.cat([sample(*node(patcher, negative, **SETTINGS), x[i : i + 1], positive) for i in range(2)])
+    apart = torch.cat([sample(*node(patcher, negative, **SETTINGS), row(x, i), positive) for i in range(2)])
     assert difference(guided, apart) < ROUNDING
 
 

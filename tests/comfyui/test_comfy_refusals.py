@@ -4,6 +4,7 @@
 
 import copy
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,8 +107,7 @@ def test_settings_of_the_model(node, model):
     for width, expected in ((768, published.SD15), (1024, published.SD2), (2048, published.SDXL)):
         tiny, patcher = model("sd15")
         own = copy.copy(patcher.model)
-        own.model_config = copy.copy(own.model_config)
-        own.model_config.unet_config = own.model_config.unet_config | {"context_dim": width}
+        own.model_config = SimpleNamespace(unet_config=own.model_config.unet_config | {"context_dim": width})
         if expected.nasa_scale is None:
             with pytest.raises(ValueError, match=r"rule nasa: none is published for SD1\.5.* 0\.1 to 1 is usual"):
                 node(tiny.patcher(own), tiny.conditioning(2, 9), rule="nasa")

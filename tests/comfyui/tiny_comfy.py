@@ -35,17 +35,20 @@ class Site:
         put them first up to core 0.3.75.
     width: of the channels that attention has written; None for all.
     beside: what else is in the input and is not guided, given the module above and its inputs.
+    gate: what attention was multiplied by, given the same.
     """
 
     layer: str
     tokens: str = "all"
     width: int | None = None
     beside: Callable[..., Any] | None = None
+    gate: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
 class TinyModel:
     """config: the name in `comfy.supported_models`. sites: in any order. image: tokens of the image, where they are needed.
+    noise, sound: the shapes of what is drawn.
     text: what a conditioning with n tokens is besides the embeddings. common: what all conditionings have.
     weights: those that are not in the denoiser. without: large modules that are not called. newer: of `NEWER`, what differs.
     beside_prompt: makes a model that runs with n tokens of the negative place the image as beside the n of the prompt."""
@@ -55,6 +58,7 @@ class TinyModel:
     noise: tuple[int, ...]
     sites: tuple[Site, ...]
     width: int = 32
+    sound: tuple[int, ...] = ()
     image: int = 16
     text: Callable[[int], dict[str, Any]] = lambda n: {}
     common: Callable[[], dict[str, Any]] = dict
@@ -107,7 +111,10 @@ class TinyModel:
         return [[torch.randn(1, length, self.width, generator=generator), described]]
 
     def start(self, rows=1):
-        return torch.randn(rows, *self.noise[1:], generator=torch.Generator().manual_seed(5))
+        """A tensor, or two in a list where there is a sound."""
+        generator = torch.Generator().manual_seed(5)
+        start = [torch.randn(rows, *shape[1:], generator=generator) for shape in (self.noise, self.sound) if shape]
+        return start if self.sound else start[0]
 
 
 def image_features(site, inputs):

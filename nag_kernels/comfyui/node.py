@@ -2,6 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node: its inputs, and what it says where they do not fit."""
 
+import functools
+import importlib
+import importlib.util
+import logging
+import re
 from typing import Any
 
 from nag_kernels.checks import check_scalars
@@ -11,6 +16,7 @@ from .families import family_of
 from .packing import TITLE, Guidance
 from .sampling import KEY, Guide
 
+NEWEST_CORE = "0.33.0"  # of which all models were tested
 RULES = ("nag", "nasa", "vsf")
 PUBLISHED = -1.0  # stands for what the papers use for the model
 NOT_IN_A_NEGATIVE = {
@@ -71,6 +77,7 @@ class NegativePromptInAttention:
                 f"{TITLE}: this model already has a negative of another such node. Connect one of them only"
             )
         family = family_of(model.model)
+        _warn_of_a_newer_core()
         if rule not in RULES:
             raise ValueError(f"{TITLE}: rule must be one of {', '.join(RULES)}, got {rule!r}")
         if not 0 <= start_percent < end_percent <= 1:
@@ -107,6 +114,19 @@ class NegativePromptInAttention:
         alpha = papers.nag_alpha if alpha == PUBLISHED else alpha
         check_scalars(TITLE, scale, tau, alpha)
         return scale, tau, alpha
+
+
+@functools.cache
+def _warn_of_a_newer_core() -> None:
+    """Once. A model may lay its text otherwise there, which need not be seen."""
+    core = importlib.util.find_spec("comfyui_version")
+    version = importlib.import_module("comfyui_version").__version__ if core else NEWEST_CORE
+    if [int(x) for x in re.findall(r"\d+", version)[:3]] > [int(x) for x in NEWEST_CORE.split(".")]:
+        logging.getLogger("nag_kernels").warning(
+            "%s: this is ComfyUI %s, newer than %s, the newest that was tested. Compare a picture whose negative is the prompt "
+            "itself with one without this node: they must be alike",
+            TITLE, version, NEWEST_CORE,
+        )  # fmt: skip
 
 
 def _check_negative(negative: Any) -> None:

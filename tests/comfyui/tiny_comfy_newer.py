@@ -91,11 +91,10 @@ NEWER_MODELS = {
         config(
             image_model="joyimage",
             in_channels=16,
-            hidden_size=32,
+            hidden_size=256,
             num_attention_heads=2,
             text_dim=32,
             num_layers=2,
-            rope_dim_list=[4, 6, 6],
             patch_size=[1, 2, 2],
         ),
         (1, 16, 1, 8, 8),

@@ -257,7 +257,7 @@ class Packer:
         if self.spec.masks_for_image:
             plain = plain & seen[:, length:].all()
             seen = seen[:, :length]
-        if not any(given is x for x in self._plain):
+        if not torch.compiler.is_exporting() and not any(given is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))
             self._plain.append(given)

@@ -22,6 +22,7 @@ from nag_kernels import guidance
 
 from ..denoiser_calls import Denoiser, as_they_came, denoiser_arguments
 from ..restore import Replaced
+from . import exported_threads
 from .base import Layer, PackedText, SharedText, settings_of
 
 
@@ -122,11 +123,14 @@ class _Meeting:
         """Waits for the other run to come to this layer. Returns the guided output for both."""
         place = self.place()
         self.outputs[place] = x
+        my_modules = exported_threads.stack_of_modules() if torch.compiler.is_exporting() else None
         self.turns[1 - place].release()
         self.turns[place].acquire()
+        if place == 1 and self.over:
+            raise _Finished
+        if my_modules is not None:
+            my_modules()
         if place == 1:
-            if self.over:
-                raise _Finished
             assert self.guided is not None
             return self.guided
         if self.error is not None:
@@ -189,4 +193,6 @@ def _modes() -> list[Callable[[], contextlib.AbstractContextManager[Any]]]:
             modes.append(functools.partial(torch.autocast, device, torch.get_autocast_dtype(device)))
     if torch.cuda.is_initialized():
         modes.append(functools.partial(torch.cuda.stream, torch.cuda.current_stream()))
+    if torch.compiler.is_exporting():
+        modes.append(exported_threads.for_another_thread())
     return modes

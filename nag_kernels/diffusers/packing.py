@@ -257,6 +257,7 @@ class Packer:
         if self.spec.masks_for_image:
             plain = plain & seen[:, length:].all()
             seen = seen[:, :length]
+        # In an export there are no values to look at.
         if not torch.compiler.is_exporting() and not any(given is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))

@@ -52,6 +52,30 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     return program.run_decompositions(decompositions())
 
 
+def openvino_model(program: ExportedProgram) -> Any:
+    """The program as an `openvino.Model`, whose inputs have the names that they have in the program.
+
+    Its attention is OpenVINO's own (ScaledDotProductAttention). OpenVINO's CPU plugin computes in bfloat16 where the processor
+    is fast at it, whatever the model's dtype: `openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})` keeps it.
+
+    Args:
+        program: of `torch.export.export`.
+
+    Raises: TypeError for anything else, ImportError without openvino, and what OpenVINO raises for operations of the model that it
+        has no rule for.
+    """
+    whole = decompose(program)
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError("openvino_model needs OpenVINO: pip install openvino") from error
+    model = openvino.convert_model(whole)
+    names = [name for name in whole.graph_signature.user_inputs if isinstance(name, str)]
+    for port, name in zip(model.inputs, names, strict=True):  # OpenVINO names them by the arguments of forward, nested or not
+        port.get_tensor().set_names({name})
+    return model
+
+
 def fused_guided_attention(*arguments: Any, whole_masks: bool = False, **named: Any) -> Tensor:
     """torch.ops.nag.fused_guided_attention, of its arguments.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 
 from . import reference, sdpa
 from .checks import Attention
@@ -70,10 +71,21 @@ def openvino_model(program: ExportedProgram) -> Any:
     except ImportError as error:
         raise ImportError("openvino_model needs OpenVINO: pip install openvino") from error
     model = openvino.convert_model(whole)
-    names = [name for name in whole.graph_signature.user_inputs if isinstance(name, str)]
-    for port, name in zip(model.inputs, names, strict=True):  # OpenVINO names them by the arguments of forward, nested or not
-        port.get_tensor().set_names({name})
+    _name_inputs(model, whole)
     return model
+
+
+def _name_inputs(model: Any, program: ExportedProgram) -> None:
+    """OpenVINO gives inputs the names of forward's parameters one after another, and one parameter may hold several tensors."""
+    inputs = [x.arg for x in program.graph_signature.input_specs if x.kind is InputKind.USER_INPUT]
+    parameters = list(model.get_parameters())
+    if len(parameters) < len(inputs):  # it has left out what is None
+        inputs = [x for x in inputs if getattr(x, "value", 0) is not None]
+    for parameter, argument in zip(parameters, inputs, strict=True):
+        if isinstance(argument, ConstantArgument):  # a number that is written into the program
+            model.remove_parameter(parameter)
+        else:
+            parameter.get_output_tensor(0).set_names({argument.name})
 
 
 def fused_guided_attention(*arguments: Any, whole_masks: bool = False, **named: Any) -> Tensor:

@@ -124,3 +124,38 @@ def test_openvino_runs_it(route):
 
 def test_onnxruntime_runs_it():
     agrees(ONNXRuntime(exported("drop-in, cross-attention")[1]), "drop-in, cross-attention")
+
+
+def test_settings_of_the_call_stand_for_those_of_the_module():
+    model, call, negative, settings = sd3()
+    guided = GuidedDenoiser(model, **settings)
+    number = guided(call, negative)
+    tensors = [torch.tensor(x) for x in settings.values()]
+    assert torch.equal(GuidedDenoiser(model)(call, negative, *tensors), number)
+    plain = model(**call, return_dict=False)[0]
+    mixed = guided(call, negative, torch.tensor([1.0, settings["nag_scale"]]))
+    assert error(mixed[0], plain[0]) < 1e-5  # unconditional rows of classifier-free guidance
+    assert torch.equal(mixed[1], number[1])
+
+
+def test_a_setting_with_another_number_of_rows_is_refused():
+    model, call, negative, settings = sd3()
+    with pytest.raises(ValueError, match=r"nag_scale must have shape \[\] or \[2\], one number for each row.*got \(3,\)"):
+        GuidedDenoiser(model, **settings)(call, negative, torch.ones(3))
+
+
+def test_what_no_call_could_mend_is_refused_at_once():
+    model = sd3()[0]
+    with pytest.raises(TypeError, match=r"denoiser must be a model \(pipe.unet or pipe.transformer\), got str"):
+        GuidedDenoiser("stabilityai/stable-diffusion-3.5-large")
+    with pytest.raises(ValueError, match="nag_scale must be at least 1"):
+        GuidedDenoiser(model, nag_scale=0.5)
+    with pytest.raises(ValueError, match="SiLU is not supported"):
+        GuidedDenoiser(torch.nn.SiLU())
+
+
+def test_nothing_is_left_on_the_denoiser():
+    model, call, negative, settings = sd3()
+    before = dict(model.attn_processors)
+    GuidedDenoiser(model, **settings)(call, negative)
+    assert dict(model.attn_processors) == before

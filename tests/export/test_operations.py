@@ -36,11 +36,6 @@ def masked(*hidden, seed=0, **lengths):
 
 # What the program is exported with, what it is then called with, and the settings that are written into it.
 CASES = {
-    "cross-attention": (
-        make_inputs(batch=2, length=9, positive=7, negative=12, negative_batch=1),
-        make_inputs(batch=2, length=9, positive=7, negative=12, negative_batch=1, seed=1),
-        {"nag_scale": 5.0, "nag_tau": float("inf")},
-    ),
     "joint": (
         make_inputs(length=9, shared=9, positive=7, negative=12),
         make_inputs(length=9, shared=9, positive=7, negative=12, seed=1),
@@ -50,7 +45,6 @@ CASES = {
     "hidden negative": (masked(), masked("negative"), {"nag_scale": 5.0}),
     "hidden prompt": (masked(shared=5), masked("positive", shared=5), {"nag_scale": 5.0}),
     "no negative": (make_inputs(length=9, negative=0), make_inputs(length=9, negative=0, seed=1), {"nag_scale": 5.0}),
-    "nasa": (masked(shared=5), masked(shared=5, seed=1), {"nag_scale": 0.5, "rule": "nasa"}),
     "vsf": (masked(), masked("negative"), {"nag_scale": 2.0, "rule": "vsf", "negative_logit_bias": -0.5}),
 }  # fmt: skip
 WITH_ATTENTION = ("joint", "masks", "hidden prompt")  # what opset 23 could have in another way

@@ -56,14 +56,14 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 def openvino_model(program: ExportedProgram) -> Any:
     """The program as an `openvino.Model`, whose inputs have the names that they have in the program.
 
-    Its attention is OpenVINO's own (ScaledDotProductAttention). OpenVINO's CPU plugin computes in bfloat16 where the processor
-    is fast at it, whatever the model's dtype: `openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})` keeps it.
+    Its attention is OpenVINO's own (ScaledDotProductAttention). On processors that are fast at bfloat16 OpenVINO computes in it,
+    whatever the model's dtype; `openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})` ends that.
 
     Args:
         program: of `torch.export.export`.
 
-    Raises: TypeError for anything else, ImportError without openvino, and what OpenVINO raises for operations of the model that it
-        has no rule for.
+    Raises: TypeError for anything else, ImportError without openvino, and what OpenVINO raises for operations of the model itself
+        that it has no rule for.
     """
     whole = decompose(program)
     try:

@@ -180,7 +180,7 @@ def test_openvino_needs_the_decomposition():
     import openvino
 
     program = export(Layer(), (make_inputs(length=9), {"nag_scale": torch.tensor(5.0)}))
-    with pytest.raises(Exception, match="No conversion rule found for operations: nag.fused_guided_attention"):
+    with pytest.raises(Exception, match=r"No conversion rule found for operations: nag\.fused_guided_attention"):
         openvino.convert_model(program)
 
 

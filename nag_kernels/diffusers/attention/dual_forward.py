@@ -22,7 +22,6 @@ from nag_kernels import guidance
 
 from ..denoiser_calls import Denoiser, as_they_came, denoiser_arguments
 from ..restore import Replaced
-from . import exported_threads
 from .base import Layer, PackedText, SharedText, settings_of
 
 
@@ -123,13 +122,12 @@ class _Meeting:
         """Waits for the other run to come to this layer. Returns the guided output for both."""
         place = self.place()
         self.outputs[place] = x
-        my_modules = exported_threads.stack_of_modules() if torch.compiler.is_exporting() else None
+        put_back_modules = _modules_being_called()
         self.turns[1 - place].release()
         self.turns[place].acquire()
         if place == 1 and self.over:
             raise _Finished
-        if my_modules is not None:
-            my_modules()
+        put_back_modules()
         if place == 1:
             assert self.guided is not None
             return self.guided
@@ -194,5 +192,16 @@ def _modes() -> list[Callable[[], contextlib.AbstractContextManager[Any]]]:
     if torch.cuda.is_initialized():
         modes.append(functools.partial(torch.cuda.stream, torch.cuda.current_stream()))
     if torch.compiler.is_exporting():
+        from . import exported_threads  # of much that torch does not promise to keep
+
         modes.append(exported_threads.for_another_thread())
     return modes
+
+
+def _modules_being_called() -> Callable[[], None]:
+    """What puts back, under torch.export, which modules this thread is calling."""
+    if not torch.compiler.is_exporting():
+        return lambda: None
+    from . import exported_threads
+
+    return exported_threads.stack_of_modules()

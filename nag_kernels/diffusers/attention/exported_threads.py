@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two threads that take turns while torch.export writes down what they do: it knows of one.
+"""The two threads of the dual forward under torch.export, which follows one thread.
 
-What it has set up stands in the thread that called it: modes that see every operation, and keys of the dispatcher. And its list of
-the modules that are being called is a stack, which two runs that stop in the midst of a module do not keep in order.
+What torch.export sets up belongs to the thread that calls it: modes that see every operation, and keys of the dispatcher. The
+other thread gets them too. torch.export also keeps a stack of the modules that are being called. The runs stop in the midst of a
+module, so each run puts its own stack back when its turn comes.
 """
 
 import contextlib

@@ -280,6 +280,11 @@ class Packer:
                 torch.ones(self.rows, positive, dtype=torch.bool, device=self.device),
                 torch.ones(self.rows, negative, dtype=torch.bool, device=self.device),
             )
+        elif torch.compiler.is_exporting():
+            raise ValueError(
+                "guide: pad looks at the values of the masks, which there are none of in an export; leave pad out, and give texts "
+                "of one length and their masks"
+            )
         lengths = [x.sum(dim=1) for x in seen]
         for x, length in zip(seen, lengths, strict=True):
             if not torch.equal(x, torch.arange(x.shape[1], device=self.device) < length[:, None]):

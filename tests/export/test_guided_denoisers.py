@@ -145,6 +145,12 @@ def test_what_no_call_could_mend_is_refused_at_once():
         GuidedDenoiser(torch.nn.SiLU())
 
 
+def test_an_export_has_no_masks_to_pad_by():
+    model, call, negative, settings = sd15()
+    with pytest.raises(ValueError, match="pad looks at the values of the masks, which there are none of in an export"):
+        torch.export.export(GuidedDenoiser(model, **settings, pad=True), (call, negative), strict=False)
+
+
 def test_nothing_is_left_on_the_denoiser():
     model, call, negative, settings = sd3()
     before = dict(model.attn_processors)

@@ -282,8 +282,8 @@ class Packer:
             )
         elif torch.compiler.is_exporting():
             raise ValueError(
-                "guide: pad looks at the values of the masks, which there are none of in an export; leave pad out, and give texts "
-                "of one length and their masks"
+                "guide: pad looks at the values of the masks, which there are none of in an export; leave pad out, and give "
+                "texts of one length and their masks"
             )
         lengths = [x.sum(dim=1) for x in seen]
         for x, length in zip(seen, lengths, strict=True):

@@ -59,6 +59,7 @@ class Both(torch.nn.Module):
 
 
 @pytest.mark.skipif(not compiler_is_here(), reason="no C++ compiler for AOTInductor")
+@pytest.mark.slow
 def test_a_package_runs_the_operations(tmp_path):
     """With settings as numbers and as inputs, and after torchao's int8."""
     quantization = pytest.importorskip("torchao.quantization")

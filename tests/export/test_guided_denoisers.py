@@ -104,6 +104,7 @@ def test_texts_are_inputs_of_the_program(route):
         assert error(before, wanted) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [x for x in ROUTES if x != "drop-in, cross-attention"])  # test_page.py has one
 def test_openvino_runs_it(route):
     guided, program, call, negative = exported(route)

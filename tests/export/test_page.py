@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_examples_run_one_after_another(tmp_path):
     assert len(EXAMPLES) == 3
     assert all("assert " in example for example in EXAMPLES)

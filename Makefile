@@ -38,6 +38,7 @@ evidence: .venv/.installed  # every table and figure of docs/evidence.md from th
 # Apart from the rest: once there, they write warnings at every import of diffusers.
 .venv/.quantised: .venv/.installed constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torchao bitsandbytes tomesd DeepCache cache-dit  # the extras "quantised" and "tools"
+	$(BIN)/python -m pip install -q -c constraints.txt onnx onnxscript onnxruntime openvino  # the extra "export"
 	touch $@
 
 # Headers of the oldest torch, which a test compiles with, out of the smallest wheel of that release (80 MB).

@@ -34,11 +34,13 @@ def _apart(x: Tensor) -> bool:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None, scale: float | None,
+    whole_masks: bool = False,
 ) -> Tensor:  # fmt: skip
     """Z [B, S, H, D]; a row that sees no key gives zeros.
 
     query [B, S, H, D]; key, value [B, T, Hkv, D]; visible bool [B, T] or None; bias [T], added to the logits, or None.
+    whole_masks: torch's attention gets a mask with a row for each query, instead of one row for all.
     """
     if key.shape[1] == 0 or query.numel() == 0:  # which not each of torch's attentions takes
         return torch.zeros_like(query)
@@ -49,6 +51,8 @@ def attention(
         mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
     if bias is not None:
         mask = bias.view(1, 1, 1, -1) if mask is None else torch.where(mask, bias, -torch.inf)
+    if whole_masks and mask is not None:
+        mask = mask.expand(query.shape[0], 1, query.shape[1], key.shape[1])
     grouped = key.shape[2] != query.shape[2]
     # Torch's fused attentions want a unit last stride. Its CPU kernel wants more, or some of its output is whatever the memory
     # held: rows that do not overlap, as they go to BLAS, and no overlap at all in the query, whose strides the output takes.
@@ -59,8 +63,11 @@ def attention(
     return out.transpose(1, 2)
 
 
-def branches(call: Attention) -> tuple[Tensor, ...]:
-    """Z+ and Z- [B, S, H, D] in query's dtype, any strides, each a tensor of its own; of "vsf" its one output."""
+def branches(call: Attention, whole_masks: bool = False) -> tuple[Tensor, ...]:
+    """Z+ and Z- [B, S, H, D] in query's dtype, any strides, each a tensor of its own; of "vsf" its one output.
+
+    whole_masks: as in `attention`.
+    """
     query, value_negative, negative_logit_bias, rule = (
         call.query,
         call.value_negative,
@@ -94,7 +101,7 @@ def branches(call: Attention) -> tuple[Tensor, ...]:
             filling = min(max(negative_logit_bias, -largest), largest)
             bias = torch.cat([key.new_full((lengths[0],), filling), key.new_zeros(length - lengths[0])])
         visible = seen.narrow(1, begin, length) if masked else None
-        return attention(query, key, value, visible, bias, call.softmax_scale)
+        return attention(query, key, value, visible, bias, call.softmax_scale, whole_masks)
 
     rows: list[Tensor] = []  # keys and values of all parts
     if joined:

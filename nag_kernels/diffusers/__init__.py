@@ -17,6 +17,7 @@ if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 39]:
 from .attention.base import PackedText
 from .diagnose import diagnose
 from .guide import disable_guidance, enable_guidance, guide, guided
+from .guided_denoiser import GuidedDenoiser
 from .guider import NormalizedAttentionGuidance
 from .models.registry import supported
 from .ready_made import encode_negative
@@ -58,6 +59,7 @@ _PROCESSORS = {
 }
 
 __all__ = [
+    "GuidedDenoiser",
     "NAGAttnProcessor2_0",
     "NAGChromaAttnProcessor2_0",
     "NAGFlux2AttnProcessor",

@@ -257,7 +257,8 @@ class Packer:
         if self.spec.masks_for_image:
             plain = plain & seen[:, length:].all()
             seen = seen[:, :length]
-        if not any(given is x for x in self._plain):
+        # In an export there are no values to look at.
+        if not torch.compiler.is_exporting() and not any(given is x for x in self._plain):
             if not plain:
                 raise ValueError(not_plain("guide", name))
             self._plain.append(given)
@@ -278,6 +279,11 @@ class Packer:
             seen = (
                 torch.ones(self.rows, positive, dtype=torch.bool, device=self.device),
                 torch.ones(self.rows, negative, dtype=torch.bool, device=self.device),
+            )
+        elif torch.compiler.is_exporting():
+            raise ValueError(
+                "guide: pad looks at the values of the masks, which there are none of in an export; leave pad out, and give "
+                "texts of one length and their masks"
             )
         lengths = [x.sum(dim=1) for x in seen]
         for x, length in zip(seen, lengths, strict=True):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
 
 from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
@@ -56,6 +57,7 @@ class GuidedRun:
         self.places: list[tuple[Denoiser, Any]] = []  # each denoiser, and what stands in the place of its call
         self.rests = False
         self.prompt_calls = prompt_calls
+        self.given: dict[str, Tensor | None] = {}  # settings as tensors, in the place of the numbers: `GuidedDenoiser`
         self.steered: Any = None  # rows, images, their order and the scale, for which the settings stand
         self.steps = Steps(pipe, guidance.window, self.spec, arguments or {}, guidance.scale, guidance.idle_scale)
         self.unsteered: set[Layer] = set()  # layers that are not to be guided
@@ -258,8 +260,19 @@ class GuidedRun:
         settings = self.steps.scale, self.guidance.nag_tau, self.guidance.nag_alpha
         values = [[ours if yes else plain for yes in steered]
                   for plain, ours in zip(neutral, settings, strict=True)]  # fmt: skip
-        scale, tau, alpha = torch.tensor(values, dtype=torch.float32, device=self.packer.device).unbind()
+        numbers = torch.tensor(values, dtype=torch.float32, device=self.packer.device).unbind()
+        named = dict(zip(("nag_scale", "nag_tau", "nag_alpha"), numbers, strict=True))
+        named |= {name: self._given_setting(name, x, rows) for name, x in self.given.items() if x is not None}
         has_text = None
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             has_text = torch.tensor(steered, device=self.packer.device)
-        self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
+        self.shared.change(**named, steered=has_text)
+
+    def _given_setting(self, name: str, given: Tensor, rows: int) -> Tensor:
+        """For each row. Raises ValueError where it has another shape."""
+        if given.shape not in ((), (rows,)):
+            raise ValueError(
+                f"GuidedDenoiser: {name} must have shape [] or [{rows}], one number for each row of the prompt's text, got "
+                f"{tuple(given.shape)}"
+            )
+        return given.expand(rows)

@@ -122,11 +122,13 @@ class _Meeting:
         """Waits for the other run to come to this layer. Returns the guided output for both."""
         place = self.place()
         self.outputs[place] = x
+        put_back_modules = _modules_being_called()
         self.turns[1 - place].release()
         self.turns[place].acquire()
+        if place == 1 and self.over:
+            raise _Finished
+        put_back_modules()
         if place == 1:
-            if self.over:
-                raise _Finished
             assert self.guided is not None
             return self.guided
         if self.error is not None:
@@ -189,4 +191,17 @@ def _modes() -> list[Callable[[], contextlib.AbstractContextManager[Any]]]:
             modes.append(functools.partial(torch.autocast, device, torch.get_autocast_dtype(device)))
     if torch.cuda.is_initialized():
         modes.append(functools.partial(torch.cuda.stream, torch.cuda.current_stream()))
+    if torch.compiler.is_exporting():
+        from . import exported_threads  # of much that torch does not promise to keep
+
+        modes.append(exported_threads.for_another_thread())
     return modes
+
+
+def _modules_being_called() -> Callable[[], None]:
+    """What puts back, under torch.export, which modules this thread is calling."""
+    if not torch.compiler.is_exporting():
+        return lambda: None
+    from . import exported_threads
+
+    return exported_threads.stack_of_modules()

@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""A bare denoiser and its guidance as one module, which takes the texts of both prompts: what torch.export can write down."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from nag_kernels.layer_choice import LayerChoice
+
+from .guide import guide
+from .models.registry import spec_of
+from .own_loop import DenoiserBlock
+
+
+class GuidedDenoiser(Module):
+    """A denoiser whose every call is guided, with the negative's text as an argument of the call.
+
+        guided = GuidedDenoiser(unet, nag_scale=3.0)
+        arguments = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text}
+        output = guided(arguments, {"encoder_hidden_states": negative_text})
+
+    It computes what the denoiser does in `with guide(denoiser, negative, ...):`. As a module that takes both texts it can be
+    exported: of `torch.export.export(guided, (arguments, negative), strict=False)` the texts are inputs. docs/export.md goes on
+    from there to ONNX, OpenVINO and AOTInductor.
+    """
+
+    def __init__(
+        self, denoiser: Module, *, nag_scale: float | None = None, nag_tau: float | None = None, nag_alpha: float | None = None,
+        rule: str = "nag", negative_logit_bias: float = 0.0, layers: LayerChoice | None = None, pad: bool = False,
+        negative_pooled: bool = False,
+    ):  # fmt: skip
+        """denoiser: a UNet or a transformer of diffusers. The rest as in `guide`, and so are the errors."""
+        super().__init__()
+        if not isinstance(denoiser, Module):
+            raise TypeError(
+                f"GuidedDenoiser: denoiser must be a model (pipe.unet or pipe.transformer), got {type(denoiser).__name__}"
+            )
+        self.denoiser = denoiser
+        self.settings: dict[str, Any] = {
+            "nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha, "rule": rule,
+            "negative_logit_bias": negative_logit_bias, "layers": layers, "pad": pad, "negative_pooled": negative_pooled,
+        }  # fmt: skip
+        block = self._block(dict.fromkeys(spec_of(denoiser).text))
+        block.unused = False
+        block.settings(denoiser)  # which refuses what no call could mend
+
+    def _block(self, negative: Mapping[str, Any]) -> DenoiserBlock[Module]:
+        block = guide(self.denoiser, negative, **self.settings)
+        assert isinstance(block, DenoiserBlock)
+        return block
+
+    def forward(
+        self, arguments: Mapping[str, Any], negative: Mapping[str, Any], nag_scale: Tensor | None = None,
+        nag_tau: Tensor | None = None, nag_alpha: Tensor | None = None,
+    ) -> Any:  # fmt: skip
+        """
+        Args:
+            arguments: of the denoiser's forward, by name, the text of the prompt among them.
+            negative: the text of the negative (its mask, and what else depends on it) under the names of the denoiser's forward,
+                with one row or as many as that of the prompt.
+            nag_scale, nag_tau, nag_alpha: float32 tensors [] or [rows of the prompt's text], in the place of this module's own
+                settings; in an exported program they are inputs, so they may change from step to step. Their values are not
+                checked. A nag_scale of 1 (0 for rule "nasa"; "vsf" has none) leaves a row unguided, as the unconditional rows of
+                classifier-free guidance should be.
+
+        Returns: what the denoiser returns with return_dict=False, and of a tuple of one its one element.
+        """
+        block = self._block(negative)
+        with block:
+            assert block.run is not None
+            block.run.given = {"nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha}
+            output = self.denoiser(**arguments, return_dict=False)
+        return output[0] if isinstance(output, tuple) and len(output) == 1 else output

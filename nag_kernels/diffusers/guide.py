@@ -16,7 +16,7 @@ from nag_kernels.layer_choice import LayerChoice
 
 from .compatibility import check_combination
 from .denoiser_calls import Denoiser, inner_denoiser, named_modules
-from .interception import call_arguments, image_count, with_callbacks
+from .interception import call_arguments, image_count, prompt_count, with_callbacks
 from .models.registry import Found, find_denoisers, find_layers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
@@ -288,7 +288,8 @@ class _Guidance:
             first = recorder.first()
         except Cancelled:
             return cancelled_run(replaced, function, pipe, denoisers, args, kwargs)
-        calls = PromptCalls(spec_of(denoisers[0]), recorder, first, image_count(pipe, arguments))
+        counts = prompt_count(pipe, arguments), image_count(pipe, arguments)
+        calls = PromptCalls(spec_of(denoisers[0]), recorder, first, *counts)
         # The guider of a modular pipeline calls the denoiser once for each branch.
         halves = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
         steered = GuidedRun(self, pipe, denoisers[0], calls, halves, arguments, begins)

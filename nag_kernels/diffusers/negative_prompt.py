@@ -18,6 +18,7 @@ from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
 from .models.registry import Found, spec_of
+from .models.spec import ModelSpec
 from .modular import (
     as_call,
     guider_calls_noticed,
@@ -157,7 +158,7 @@ class NegativeRecorder:
         self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any], context: str | None
     ) -> RecordedCall:
         """Called within the pipeline's call, with that of the denoiser which is asked for."""
-        return RecordedCall(denoiser_arguments(denoiser, args, kwargs), context)
+        return RecordedCall(_with_own_texts(spec_of(denoiser), denoiser_arguments(denoiser, args, kwargs)), context)
 
     def first(self) -> RecordedCall:
         """Raises `Cancelled` where the user interface has cancelled the pipeline while it encoded the negative."""
@@ -222,6 +223,18 @@ class NegativeRecorder:
             self.function(self.pipe, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
         return got[0] if got else None
+
+
+def _with_own_texts(spec: ModelSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with texts and masks in tensors of their own: a pipeline may write the prompt's into those that it gave."""
+    copies: dict[int, Any] = {}  # what was one stays one
+
+    def own(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return type(x)(map(own, x))
+        return copies.setdefault(id(x), x.clone()) if isinstance(x, Tensor) else x
+
+    return arguments | {name: own(arguments[name]) for name in (*spec.text, *spec.masks) if name in arguments}
 
 
 def _does_nothing(replaced: Replaced, controlnet: Module) -> None:

@@ -38,9 +38,13 @@ class Packer:
         self.negative: Mapping[str, Any] = {}  # its arguments of forward, beside the running call's
         self.prompt_first = spec.prompt_first  # in a doubled batch
         self.images = 0  # of the running call, or their frames: its rows, or half of them
+        self.prompts = 0  # of which they are made; 0 where that is not known
         self.halves, self.mesh = halves, mesh
         self.rows = 0  # of the latest call
         self.device: torch.device | None = None
+        self.in_turn = (
+            False  # the negative has all prompts again and again, and this call each prompt's images together
+        )
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class Packer:
         if not isinstance(positive, Tensor):
             raise ValueError(f"guide: the denoiser was called with {name} = {positive!r:.60}, needed is a tensor")
         self.set_rows(positive.shape[0] if dim else 1, positive.device)
+        self._compare_order(name, positive, self.negative.get(name))
         if self.spec.dual_forward is not None:
             return {}
         packed: dict[str, Pair] = {}
@@ -164,7 +169,7 @@ class Packer:
             return negative
         if 0 in self.spec.text.values():  # there are no rows
             return negative.to(positive.device)
-        if len(negative) != len(positive):
+        if len(negative) != len(positive) or self.in_turn:
             negative = self._with_rows(negative)
         if len(negative) != len(positive):
             raise ValueError(f"guide: {name} of the negative must have batch {len(positive)}, got {len(negative)}")
@@ -199,7 +204,7 @@ class Packer:
             raise ValueError(f"guide: the pipeline gave no {name} for the negative, got {negative!r}")
         if dim > 0:
             at = dim - 1 if positive.shape[dim - 1] == self.rows else 0
-            if negative.shape[at] != positive.shape[at]:
+            if negative.shape[at] != positive.shape[at] or self.in_turn:
                 negative = self._with_rows(negative, at)
         expected = (*positive.shape[:dim], negative.shape[dim], *positive.shape[dim + 1 :])
         if negative.shape != expected:
@@ -232,8 +237,24 @@ class Packer:
         ]  # fmt: skip
         return seen[0], self._with_rows(seen[1]).to(seen[0].device)
 
+    def _compare_order(self, name: str, positive: Tensor, negative: Any) -> None:
+        """Some pipelines do not repeat ready-made text for each of a prompt's images. Its rows, doubled by classifier-free
+        guidance, may be as many as the images, in another order."""
+        self.in_turn = (
+            0 < self.prompts < self.images
+            and self.prompts > 1
+            and isinstance(negative, Tensor)
+            and len(negative) > self.prompts
+            and _in_turn(negative, self.prompts)
+            and not _in_turn(
+                positive[-self.images :] if not self.prompt_first else positive[: self.images], self.prompts
+            )
+        )
+
     def _with_rows(self, negative: Tensor, dim: int = 0) -> Tensor:
         """The negative with the rows of this call. Classifier-free guidance may begin or end on the way."""
+        if self.in_turn and negative.shape[dim] % self.prompts == 0:
+            negative = negative.narrow(dim, 0, self.prompts)
         if negative.shape[dim] == 2 * self.images == 2 * self.rows:  # it has ended
             return negative.narrow(dim, 0 if self.prompt_first else self.images, self.images)
         rows = negative.shape[dim]
@@ -293,6 +314,14 @@ class Packer:
         longer[:unconditional] = lengths[0][:unconditional]  # the unconditional text stays as it is
         levelled = torch.arange(max(positive, negative), device=self.device) < longer[:, None]
         return levelled, levelled
+
+
+def _in_turn(text: Tensor, prompts: int) -> bool:
+    """Whether the rows are those of so many prompts, again and again."""
+    if len(text) % prompts:
+        return False
+    rows = text.unflatten(0, (len(text) // prompts, prompts))
+    return bool(torch.equal(rows, rows[:1].expand_as(rows)))
 
 
 def _look_up(arguments: Mapping[str, Any], name: str) -> Any:

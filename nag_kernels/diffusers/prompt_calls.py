@@ -51,11 +51,12 @@ class PromptCalls:
     """Tells the calls of one run apart. What cannot be told apart raises in the first step.
 
     recorder: gives the calls that the pipeline makes with the negative for its prompt; `first` is the first of them.
-    made: how many images the run makes.
+    prompts, made: how many the run has, and how many images it is told to make of them.
     """
 
-    def __init__(self, spec: ModelSpec, recorder: NegativeRecorder, first: RecordedCall, made: int):
-        self.spec, self.recorder, self.made = spec, recorder, made
+    def __init__(self, spec: ModelSpec, recorder: NegativeRecorder, first: RecordedCall, prompts: int, made: int):
+        self.spec, self.recorder, self.prompts, self.made = spec, recorder, prompts, made
+        self._counted: Any = None  # the text whose rows were compared with `made`, the latest one
         self.negative: RecordedCall | None = None  # beside the prompt's call
         self._recorded: dict[tuple[int, bool], RecordedCall | None] = {(0, False): first}
         self._known: list[_Known] = []
@@ -105,8 +106,43 @@ class PromptCalls:
         return kind
 
     def images(self, arguments: Mapping[str, Any]) -> int:
-        """How many a call makes."""
+        """How many a call makes. Raises ValueError where its rows are not those of so many images.
+
+        A batch of two rows is one image under classifier-free guidance, or two images of one prompt, whose rows are alike.
+        """
+        name, dim = next(iter(self.spec.text.items()))
+        text = arguments.get(name)
+        if not isinstance(text, Tensor) or not dim or text is self._counted:
+            return self.made
+        each = self.spec.rows_per_image(arguments)
+        if self._counted is None and self.prompts < self.made:
+            self._count_images(text, each)
+        rows, made = len(text), self.made * each
+        if (
+            rows == made
+            and self.prompts < self.made
+            and not _rows_of_prompts(text, self.prompts, self.made // self.prompts)
+        ):
+            raise ValueError(
+                f"guide: the denoiser was called with {rows} texts for {self.made} images of {self.prompts} prompts, and those "
+                "of one prompt differ; the call makes fewer images than it was told to (num_images_per_prompt, say), or a "
+                "callback has changed their number. Leave that argument out, and keep the number of images"
+            )
+        if self._counted is not None and len(self._counted) > rows == made and not _is_half(text, self._counted):
+            raise ValueError(
+                f"guide: the denoiser was called with {len(self._counted)} texts, and then with {rows}, which are no half of "
+                "them; a callback may end classifier-free guidance, or change the texts, but not the number of images"
+            )
+        self._counted = text
         return self.made
+
+    def _count_images(self, text: Tensor, each: int) -> None:
+        """Some pipelines do not look at num_videos_per_prompt, and make one of each prompt."""
+        most = self.spec.cfg_rows
+        told, one = ([n * x * each for n in range(1, most + 1)] for x in (self.made, self.prompts))
+        alike = _rows_of_prompts(text, self.prompts, self.made // self.prompts)
+        if len(text) in one and (len(text) not in told or (len(text) == told[0] and not alike)):
+            self.made = self.prompts
 
     def ended(self, output: Any) -> None:
         """Called with what a call of the first step has given: a recording that must go beyond it is given the same."""
@@ -121,19 +157,19 @@ class PromptCalls:
         """
         name = next(iter(self.spec.text))
         text = arguments.get(name)
-        if not isinstance(text, Tensor) or len(text) != 2 * images:
-            return self.spec.prompt_first
+        if not isinstance(text, (Tensor, list, tuple)) or len(text) != 2 * images:
+            return self.spec.prompt_first if self._prompt_first is None else self._prompt_first
         if self._prompt_first is None:
             self._prompt_first = self._order(name, text)
         return self._prompt_first
 
-    def _order(self, name: str, text: Tensor) -> bool:
+    def _order(self, name: str, text: Any) -> bool:
         assert self.negative is not None
         of_negative = self.negative.arguments.get(name)
         if self.recorder.same_unconditional:
             same = _same_halves(text, of_negative)
         else:  # the recording has another text there
-            same, halves = [], [self.recorder.ready_made([half]) for half in text.chunk(2)]
+            same, halves = [], [self.recorder.ready_made([half]) for half in _halves(text)]
             if halves.count(True) == 1:
                 return halves[0] is True
         if sum(same) != 1:  # of another length, or the negative is the prompt
@@ -295,9 +331,27 @@ def _same(one: Any, two: Any) -> bool:
 
 def _same_halves(one: Any, two: Any) -> list[bool]:
     """Of a batch; none where the two cannot be compared."""
-    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.shape != two.shape:
-        return []
-    return [_same(x, y) for x, y in zip(one.chunk(2), two.chunk(2), strict=True)]
+    tensors = isinstance(one, Tensor) and isinstance(two, Tensor) and one.shape == two.shape
+    rows = isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two)
+    return [_same(x, y) for x, y in zip(_halves(one), _halves(two), strict=True)] if tensors or rows else []
+
+
+def _halves(batch: Any) -> list[Any]:
+    """Of a tensor, or of a list with one for each row."""
+    return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+
+
+def _is_half(text: Tensor, whole: Tensor) -> bool:
+    return len(whole) == 2 * len(text) and any(_same(text, half) for half in _halves(whole))
+
+
+def _rows_of_prompts(text: Tensor, prompts: int, times: int) -> bool:
+    """Whether the rows are those of so many prompts, each so many times: one after another, or all of them again and again."""
+    if len(text) % (prompts * times):
+        return False
+    rows = text.unflatten(0, (prompts, len(text) // prompts))
+    again = text.unflatten(0, (len(text) // prompts, prompts))
+    return bool(torch.equal(rows, rows[:, :1].expand_as(rows)) or torch.equal(again, again[:1].expand_as(again)))
 
 
 def _same_time(one: Any, two: Any) -> bool:

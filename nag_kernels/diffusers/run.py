@@ -33,6 +33,7 @@ class ToldApart(Protocol):
     """Which calls carry the prompt: `prompt_calls.PromptCalls` of a pipeline, `own_loop.GivenTexts` of a bare denoiser."""
 
     negative: RecordedCall | None
+    prompts: int  # of which the images are made; 0 where that is not known
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str: ...
     def images(self, arguments: Mapping[str, Any]) -> int: ...
@@ -190,7 +191,9 @@ class GuidedRun:
             return False
         assert self.prompt_calls.negative is not None
         self.packer.negative = self.prompt_calls.negative.arguments
-        self.packer.images = self.prompt_calls.images(arguments) * self.spec.rows_per_image(arguments)
+        each = self.spec.rows_per_image(arguments)
+        self.packer.images = self.prompt_calls.images(arguments) * each
+        self.packer.prompts = self.prompt_calls.prompts if each == 1 else 0
         if self.packer.halves:
             self.packer.prompt_first = self.prompt_calls.prompt_first(arguments, self.packer.images)
         if kind == SECOND_PROMPT:

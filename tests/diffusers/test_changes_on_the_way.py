@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 
 from drawing import denoiser, draw
 from every_model import pipeline
-from pipeline_parts import NEGATIVE
+from pipeline_parts import NEGATIVE, embeds
 from test_guide_texts import calls_of_to_k
 from tiny import error
 
@@ -224,3 +224,20 @@ def test_a_denoiser_that_is_dropped_after_its_last_step():
 
     with guide(pipe, NEGATIVE, **FIRM):
         assert torch.equal(draw(pipe, callback_on_step_end=drop), wanted)
+
+
+def test_a_text_that_numpy_writes_into():
+    """Which changes no version of the tensor."""
+    unet = pipeline("sd15").unet
+    prompt, empty, negative = (embeds(seed, 1, 7, 32) for seed in (1, 2, 3))
+    sample, buffer = embeds(4, 1, 4, 8, 8), torch.zeros(1, 7, 32)
+    outputs = []
+    for text in (buffer, None):
+        with guide(unet, {"encoder_hidden_states": negative}, unconditional={"encoder_hidden_states": empty}, **FIRM):
+            for one in (prompt, empty, prompt):
+                if text is not None:
+                    buffer.numpy()[...] = one.numpy()
+                outputs.append(unet(sample, 500, one if text is None else buffer).sample)
+    for got, wanted in zip(outputs[:3], outputs[3:], strict=True):
+        assert torch.equal(got, wanted)
+    assert torch.equal(outputs[1], unet(sample, 500, empty).sample)

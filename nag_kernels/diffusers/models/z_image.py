@@ -122,8 +122,12 @@ class ZImage(ModelSpec):
         packer.set_rows(len(positive), positive[0].device)
         if 0 < len(negative) < packer.images and packer.images % len(negative) == 0:
             negative = [x for x in negative for _ in range(packer.images // len(negative))]
-        # As many as rows: classifier-free guidance may begin or end on the way. Its own texts are not steered.
-        negative = [*negative[: packer.images], *positive[packer.images :]]
+        # Classifier-free guidance may begin or end on the way. Its own texts are not steered, so any serve beside them.
+        if len(negative) == 2 * packer.images:
+            negative = negative[: packer.images] if packer.prompt_first else negative[packer.images :]
+        if len(positive) == 2 * packer.images:
+            own = positive[packer.images :] if packer.prompt_first else positive[: packer.images]
+            negative = [*negative, *own] if packer.prompt_first else [*own, *negative]
         if len(negative) != packer.rows:
             raise ValueError(f"guide: {name} must have {packer.images} texts for the negative, got {len(negative)}")
         return {name: [*positive, *(x.to(positive[0]) for x in negative)]}

@@ -3,13 +3,16 @@
 """Tiny Z-Image."""
 
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 
 import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from pipeline_parts import embeds, with_text
-from tiny import TEXT, Tiny, TinyPipeline, noise, seeded, times
+from tiny import TEXT, Tiny, TinyPipeline, error, noise, seeded, times
+
+from nag_kernels.diffusers import guide
 
 
 def _z_image():
@@ -53,3 +56,28 @@ def z_image_pipeline():
 PIPELINES: dict[str, TinyPipeline] = {
     "z image": TinyPipeline(z_image_pipeline, scales=(0.0, 0.8), prompt_first=True),
 }
+
+
+@pytest.mark.usefixtures("no_grad", "one_thread")
+def test_a_batch_with_the_unconditional_text_first():
+    """Its texts lie in a list."""
+    model = seeded(_z_image)
+    images, prompt, empty, negative = (
+        list(noise(1, 4, 1, 8, 8, seed=3, dtype=torch.float32)),
+        *(embeds(n, n, TEXT) for n in (7, 5, 6)),
+    )
+
+    def run(*captions):
+        times = torch.full((len(captions),), 0.4)
+        outputs = model([*images] * len(captions), times, list(captions), return_dict=False)[0]
+        return torch.stack(list(outputs))
+
+    plain = run(empty)
+    with guide(model, {"cap_feats": [negative]}, nag_scale=5.0):
+        wanted = run(prompt)
+    for order in ((prompt, empty), (empty, prompt)):
+        with guide(model, {"cap_feats": [negative]}, nag_scale=5.0, unconditional={"cap_feats": [empty]}):
+            got = run(*order)
+        place = [x is prompt for x in order].index(True)
+        assert error(got[place : place + 1], wanted) < 1e-6
+        assert error(got[1 - place : 2 - place], plain) < 1e-6

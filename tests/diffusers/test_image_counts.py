@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""How many images a call makes, and of which prompt each row is: from the rows, where arguments say something else."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import diffusers
+from drawing import draw
+from every_model import PIPELINES, pipeline
+from tiny import error
+
+from nag_kernels.diffusers import encode_negative, guide
+
+pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
+
+PROMPT, NEGATIVE, FIRM = "a small red cat", "a large blue dog", {"nag_scale": 8.0, "nag_alpha": 0.5}
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("kind", ["cogvideox", "allegro", "animatediff"])
+def test_pipelines_that_make_one_video_whatever_they_are_told(kind, scale):
+    pipe, call, prompt, negative = PIPELINES[kind].build()
+    pipe.set_progress_bar_config(disable=True)
+    call |= prompt | {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": scale}
+
+    def run(videos):
+        return pipe(**call, num_videos_per_prompt=videos, generator=torch.Generator().manual_seed(7)).frames
+
+    plain = run(1)
+    assert torch.equal(run(2), plain)
+    with guide(pipe, negative, **FIRM):
+        wanted, got = run(1), run(2)
+    with guide(pipe, prompt.get("prompt", prompt), **FIRM):
+        same = run(2)
+    assert torch.equal(got, wanted)
+    assert error(wanted, plain) > 1e-3
+    assert error(same, plain) < 1e-5
+
+
+@pytest.mark.parametrize(("before", "after"), [(3.0, 3.0), (1.0, 3.0)], ids=["with cfg", "cfg begins"])
+def test_a_callback_that_drops_images_raises(before, after):
+    pipe = pipeline("sd15")
+
+    def keep_one(pipe, step, timestep, kwargs):
+        if step == 1:
+            text, images = kwargs["prompt_embeds"], len(kwargs["latents"])
+            kwargs["latents"] = kwargs["latents"][:1]
+            unconditional = text[:1] if before > 1 else torch.zeros_like(text[:1])
+            kwargs["prompt_embeds"] = torch.cat([unconditional, text[-images:][:1]])
+            pipe._guidance_scale = after
+        return kwargs
+
+    call = {"num_images_per_prompt": 2, "guidance_scale": before, "callback_on_step_end": keep_one,
+            "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}  # fmt: skip
+    draw(pipe, **call)
+    with guide(pipe, NEGATIVE), pytest.raises(ValueError, match="2 texts for 2 images of 1 prompts, and those of one"):
+        draw(pipe, **call)
+
+
+def test_a_callback_that_drops_a_prompt_raises():
+    pipe = pipeline("sd15")
+
+    def keep_one(pipe, step, timestep, kwargs):
+        if step == 1:
+            kwargs["latents"], kwargs["prompt_embeds"] = kwargs["latents"][:1], kwargs["prompt_embeds"][::2]
+        return kwargs
+
+    call = {"prompt": [PROMPT, "a house"], "guidance_scale": 3.0, "callback_on_step_end": keep_one,
+            "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}  # fmt: skip
+    draw(pipe, **call)
+    with guide(pipe, NEGATIVE), pytest.raises(ValueError, match="with 4 texts, and then with 2, which are no half"):
+        draw(pipe, **call)
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_ready_made_negatives_of_several_prompts_that_a_pipeline_does_not_repeat(images):
+    pipe, prompts, negatives = pipeline("sd3"), [PROMPT, "an old fox in a deep wood"], [NEGATIVE, "a house"]
+    call = {"prompt": prompts, "num_images_per_prompt": images, "guidance_scale": 3.0, "num_inference_steps": 2}
+    encoded = encode_negative(pipe, negatives, max_sequence_length=12)
+    with guide(pipe, negatives, **FIRM):
+        wanted = draw(pipe, **call)
+    with guide(pipe, encoded, **FIRM):
+        got = draw(pipe, **call)
+    with guide(pipe, {name: x.flip(0) for name, x in encoded.items()}, **FIRM):
+        other = draw(pipe, **call)
+    assert error(got, wanted) < 1e-6
+    assert error(other, wanted) > 1e-3
+
+
+class Own(diffusers.StableDiffusionPipeline):
+    """[prompt; unconditional text] in the first two steps, and then the prompt alone; or the other way round."""
+
+    prompt_first = True
+
+    def __call__(self, prompt, negative_prompt="", generator=None):
+        texts = self.encode_prompt(prompt, "cpu", 1, True, negative_prompt)
+        latents = torch.randn(1, 4, 8, 8, generator=generator)
+        self.scheduler.set_timesteps(4)
+        for i, t in enumerate(self.scheduler.timesteps):
+            noise = self.unet(latents, t, texts[0]).sample if i >= 2 else None
+            if noise is None:
+                order = texts if self.prompt_first else texts[::-1]
+                both = self.unet(torch.cat([latents] * 2), t, torch.cat(order)).sample.chunk(2)
+                of_prompt, of_nothing = both if self.prompt_first else both[::-1]
+                noise = of_nothing + 3.0 * (of_prompt - of_nothing)
+            latents = self.scheduler.step(noise, t, latents).prev_sample
+        return latents
+
+
+def own(kind=Own):
+    parts = pipeline("sd15").components
+    return kind(**parts | {"safety_checker": None, "feature_extractor": None}, requires_safety_checker=False)
+
+
+def test_guidance_without_the_unconditional_text_after_a_batch_in_another_order():
+    pictures = []
+    for first in (True, False):
+        pipe = own()
+        pipe.prompt_first = first
+        plain = pipe(PROMPT, "a house", generator=torch.Generator().manual_seed(7))
+        with guide(pipe, PROMPT, **FIRM):
+            same = pipe(PROMPT, "a house", generator=torch.Generator().manual_seed(7))
+        with guide(pipe, NEGATIVE, **FIRM):
+            pictures.append(pipe(PROMPT, "a house", generator=torch.Generator().manual_seed(7)))
+        assert error(same, plain) < 1e-5
+        assert error(pictures[-1], plain) > 1e-3
+    assert error(*pictures) < 1e-5
+
+
+class OneBuffer(diffusers.StableDiffusionPipeline):
+    """Hands the denoiser the same tensor in each call, as CUDA graphs want it."""
+
+    buffer = None
+
+    def encode_prompt(self, *args, **kwargs):
+        text, unconditional = super().encode_prompt(*args, **kwargs)
+        self.buffer = torch.zeros_like(text) if self.buffer is None else self.buffer
+        self.buffer.copy_(text)
+        return self.buffer, unconditional
+
+
+def test_a_pipeline_that_writes_every_text_into_one_tensor():
+    pipe, other = own(OneBuffer), pipeline("sd15")
+    pipe.set_progress_bar_config(disable=True)
+    for prompt in (
+        {"prompt": PROMPT},
+        {"prompt": None, "prompt_embeds": other.encode_prompt(PROMPT, "cpu", 1, False)[0]},
+    ):
+        with guide(other, NEGATIVE, **FIRM):
+            wanted = draw(other, **prompt)
+        with guide(pipe, NEGATIVE, **FIRM):
+            assert torch.equal(draw(pipe, **prompt), wanted)

@@ -13,7 +13,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
-from .attention.kept import KeptTensor
+from .attention.kept import KeptTensor, KeptTexts
 from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
@@ -61,7 +61,8 @@ class GuidedRun:
         self.unsteered: set[Layer] = set()  # layers that are not to be guided
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text
-        self.texts: list[KeptTensor] = []  # text and masks of the latest guided call, before packing
+        self.texts: list[KeptTensor] = []  # texts and masks of the latest guided call, before packing
+        self.packed: dict[str, KeptTensor] = {}  # its texts, packed
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
         self.shared = SharedText(
             PackedText(
@@ -133,8 +134,9 @@ class GuidedRun:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
         check_gradients(denoiser)
         self._notice_processors(denoiser, processors)
-        self._keep_texts(arguments)
-        arguments |= self.packer.pack(arguments)
+        packed = self.packer.pack(arguments)
+        self._keep_texts(arguments, packed)
+        arguments |= packed
         self._set_settings()
         self.guided += 1
         if self.guidance.watch is not None:
@@ -195,17 +197,24 @@ class GuidedRun:
             return self.steps.latest
         return self.steps.visit(arguments)
 
-    def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
-        """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
+    def _keep_texts(self, arguments: Mapping[str, Any], packed: dict[str, Any]) -> None:
+        """As long as the pipeline gives the same texts, the packed ones are those of the step before, by which the layers know
+        that their keys and values may stay. (Whether they do is for the layers to say.)"""
         if not self.keeps or torch.is_grad_enabled():
             self.shared.change(kept=None)
             return
-        texts = [arguments.get(name) for name in (*self.spec.text, *self.spec.masks)]
+        names = (*self.spec.text, *self.spec.masks)
+        texts = [call.get(name) for call in (arguments, self.packer.negative) for name in names]
+        texts += [self.packer.images, self.packer.prompt_first]
         same = len(texts) == len(self.texts) and all(map(KeptTensor.is_still, self.texts, texts))
+        same = same and all(kept.is_still(kept.given) for kept in self.packed.values())  # no hook wrote into them
+        same = same and all(kept.given.shape == packed[name].shape for name, kept in self.packed.items())
         if not same:
             self.texts = [KeptTensor(x) for x in texts]
+            self.packed = {name: KeptTensor(packed[name]) for name in self.spec.text if name in packed}
         if not same or self.shared.packed.kept is None:
-            self.shared.change(kept={})
+            self.shared.change(kept=KeptTexts([x.given for x in self.packed.values()]))
+        packed |= {name: x.given for name, x in self.packed.items()}
 
     def resting(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered.

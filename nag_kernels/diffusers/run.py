@@ -222,11 +222,7 @@ class GuidedRun:
         It may change weights or write into the texts, so nothing is kept from step to step beside it.
         """
         self.keeps = False
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
-            self.prompt_calls.text_may_change()
-            return callback
 
-        @functools.wraps(callback)
         def rested(*args: Any, **kwargs: Any) -> Any:
             self.rests = True
             try:
@@ -237,7 +233,9 @@ class GuidedRun:
             self.check_places()
             return result
 
-        return rested
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
+            return _RestedCallbacks(callback, rested)
+        return functools.wraps(callback)(rested)
 
     def check_places(self) -> None:
         """Raises RuntimeError where the pipeline calls another denoiser by now, or where something stands in our place."""
@@ -272,3 +270,14 @@ class GuidedRun:
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             has_text = torch.tensor(steered, device=self.packer.device)
         self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
+
+
+class _RestedCallbacks(MultiPipelineCallbacks):
+    """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
+
+    def __init__(self, callback: Any, rested: Callable[..., Any]):
+        super().__init__([callback])
+        self.rested = rested
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rested(*args, **kwargs)

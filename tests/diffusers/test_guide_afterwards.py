@@ -6,9 +6,11 @@ import copy
 import gc
 import inspect
 import pickle
+import random
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +88,26 @@ def test_everything_is_as_it_was_after_an_exception(where, interruption, options
     assert torch.equal(draw(pipe), plain)
     with guide(pipe, NEGATIVE):
         draw(pipe)
+
+
+def test_the_random_numbers_of_python_and_numpy():
+    """As a pipeline may draw them, which shuffles the words of a prompt, say."""
+    pipe, drawn = pipeline("sd15"), []
+    encode = pipe.encode_prompt
+
+    def shuffled(*call, **more):
+        drawn.append((random.random(), np.random.rand()))
+        return encode(*call, **more)
+
+    pipe.encode_prompt = shuffled
+    random.seed(5)
+    np.random.seed(5)
+    draw(pipe)
+    random.seed(5)
+    np.random.seed(5)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+    assert drawn == [drawn[0]] * 3
 
 
 def test_the_dry_run_leaves_nothing_behind():

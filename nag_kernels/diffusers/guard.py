@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No pipeline is unguided in silence: while a pipeline is guided, the calls of its denoiser by another one raise."""
 
+import contextlib
 import sys
 import threading
 import weakref
@@ -36,6 +37,35 @@ class Interception:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)
+
+
+class NoticedContexts:
+    """Stands in the place of a denoiser's `cache_context` (`interception.contexts_noticed`). Copies and pickles of the denoiser
+    have its own."""
+
+    def __init__(self, denoiser: Denoiser, original: Any, notice: Callable[[str | None], None]):
+        self.denoiser, self.original, self.notice = denoiser, original, notice
+        self.thread = threading.get_ident()
+        self.over = False
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
+        if self.over or threading.get_ident() != self.thread:
+            with self.original(name, **kwargs):
+                yield
+            return
+        self.notice(name)
+        try:
+            with self.original(name, **kwargs):
+                yield
+        finally:
+            self.notice(None)
+
+    def end(self) -> None:
+        self.over = True  # a shallow copy of the denoiser keeps it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (inner_denoiser(self.denoiser), "cache_context")
 
 
 class Guard:

@@ -272,7 +272,7 @@ class GuidedRun:
         self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
 
 
-class _RestedCallbacks(MultiPipelineCallbacks):
+class _RestedCallbacks(MultiPipelineCallbacks):  # type: ignore[misc]
     """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
 
     def __init__(self, callback: Any, rested: Callable[..., Any]):

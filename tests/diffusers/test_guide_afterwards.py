@@ -5,6 +5,7 @@
 import copy
 import gc
 import inspect
+import io
 import pickle
 import random
 import warnings
@@ -21,6 +22,7 @@ from diffusers import PixArtAlphaPipeline
 from drawing import denoisers, draw
 from every_model import FULL_PIPELINES, pipeline
 from pipeline_parts import NEGATIVE
+from test_flux import _arguments as flux_arguments
 from tiny import error
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
@@ -335,3 +337,33 @@ def test_a_pipeline_that_is_dropped_while_it_is_guided_is_freed(begin):
         references = made()
         gc.collect()
     assert [x() for x in references] == [None, None]
+
+
+def read_back(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, copy.copy, read_back])
+def test_copies_and_files_of_a_guided_denoiser_are_plain(take):
+    """Made in a block, and by a callback within a guided call."""
+    pipe, taken = pipeline("flux"), []
+    call = {"encoder_hidden_states": torch.ones(1, 7, 32), "txt_ids": torch.zeros(7, 3)}
+    model = pipe.transformer
+    arguments = flux_arguments(1, torch.float32) | call
+    plain = model(**arguments).sample
+
+    def keep(pipe, step, timestep, tensors):
+        taken.append(take(model))
+        return tensors
+
+    with guide(pipe, NEGATIVE):
+        draw(pipe, num_inference_steps=1, callback_on_step_end=keep)
+    with guide(model, call | {"encoder_hidden_states": torch.ones(1, 7, 32) / 2}):
+        model(**arguments)
+        taken.append(take(model))
+    for each in taken:
+        with each.cache_context("of one's own"):
+            assert torch.equal(each(**arguments).sample, plain)

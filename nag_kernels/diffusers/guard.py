@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No pipeline is unguided in silence: while a pipeline is guided, the calls of its denoiser by another one raise."""
 
+import contextlib
 import sys
 import threading
 import weakref
@@ -25,6 +26,9 @@ class Owner(Protocol):
     @property
     def pipe(self) -> Any: ...
 
+    @property
+    def begun(self) -> set[int]: ...
+
     def is_here(self) -> bool: ...
 
 
@@ -36,6 +40,35 @@ class Interception:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)
+
+
+class NoticedContexts:
+    """Stands in the place of a denoiser's `cache_context` (`interception.contexts_noticed`). Copies and pickles of the denoiser
+    have its own."""
+
+    def __init__(self, denoiser: Denoiser, original: Any, notice: Callable[[str | None], None]):
+        self.denoiser, self.original, self.notice = denoiser, original, notice
+        self.thread = threading.get_ident()
+        self.over = False
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
+        if self.over or threading.get_ident() != self.thread:
+            with self.original(name, **kwargs):
+                yield
+            return
+        self.notice(name)
+        try:
+            with self.original(name, **kwargs):
+                yield
+        finally:
+            self.notice(None)
+
+    def end(self) -> None:
+        self.over = True  # a shallow copy of the denoiser keeps it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (inner_denoiser(self.denoiser), "cache_context")
 
 
 class Guard:
@@ -59,9 +92,22 @@ class Guard:
         if owner is None or (is_mine(run) and run.run is not None):  # a guided run's own call, or a callback's
             return
         callers = list(pipelines_calling(denoiser))
-        if not callers or callers[0] is owner.pipe:
-            return  # a loop of one's own, or a plain call that began before
+        if not callers:
+            return  # a loop of one's own
         kind, pipe, other = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe, callers[0]))
+        if owner.pipe is None:
+            raise RuntimeError(
+                f"guide: guidance was enabled on a pipeline with this {kind} that is there no more, and this {other} is another "
+                "one: call enable_guidance for it, or disable_guidance for calls without guidance"
+            )
+        if callers[0] is owner.pipe:
+            if threading.get_ident() in owner.begun:
+                return  # a plain call that began before
+            raise RuntimeError(
+                f"guide: this {kind} was called by the {pipe} that is guided, in a call that would not be guided: its __call__ "
+                "was looked up before, or on the class, or the pipeline's class was replaced; call the pipeline itself, and set "
+                "its class before it is guided"
+            )
         another = f"another {other}" if other == pipe else f"a {other}, another pipeline"
         raise RuntimeError(
             f"guide: this {kind} was called by {another} than the {pipe} that is guided, and would not be guided. For "
@@ -112,8 +158,23 @@ def put_guards(denoisers: Iterable[Denoiser], owner: Owner) -> None:
     with _lock:
         for denoiser in dict.fromkeys(x for each in denoisers for x in (each, inner_denoiser(each))):
             guard = _guards.setdefault(denoiser, Guard(denoiser))
-            guard.owners.append(owner)
+            forget_the_dead([denoiser])
+            if not any(x is owner for x in guard.owners):
+                guard.owners.append(owner)
             guard.settle(denoiser)
+
+
+def forget_the_dead(denoisers: Iterable[Denoiser]) -> bool:
+    """Takes away the guards of pipelines that are no more; whether there were any."""
+    found = False
+    with _lock:
+        for denoiser in dict.fromkeys(x for each in denoisers for x in (each, inner_denoiser(each))):
+            guard = _guards.get(denoiser)
+            if guard is not None and any(x.pipe is None for x in guard.owners):
+                found = True
+                guard.owners = [x for x in guard.owners if x.pipe is not None]
+                guard.settle(denoiser)
+    return found
 
 
 def take_guards_away(owner: Owner) -> None:

@@ -28,6 +28,7 @@ from .owners import (
     Pipe,
     device_found_once,
     enter,
+    forget_owners_gone,
     leave_all,
     owner_for_everybody,
     pipes_in,
@@ -179,14 +180,15 @@ def enable_guidance(*arguments: Any, **settings: Any) -> None:
 
 
 def disable_guidance(pipe: Any) -> None:
-    """Ends `enable_guidance` of a pipeline, or of those in a list; warns where no call of them was guided. Raises RuntimeError
-    where guidance is not enabled."""
+    """Ends `enable_guidance` of a pipeline, or of those in a list, and of pipelines with their denoisers that are there no more;
+    warns where no call of them was guided. Raises RuntimeError where guidance is not enabled."""
     owners = []
     for each in pipes_in(pipe):
         owner = owner_for_everybody(each)
-        if owner is None:
+        if owner is not None:
+            owners.append(owner)
+        elif not forget_owners_gone(each):
             raise RuntimeError(f"guide: guidance is not enabled on this {type(each).__name__}")
-        owners.append(owner)
     leave_all(owners)
     if owners and not any(owner.calls for owner in owners):
         warnings.warn(f"disable_guidance: {owners[0].guidance.unused}", stacklevel=2)

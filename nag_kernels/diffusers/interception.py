@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Catching the calls of a pipeline and of its denoiser, and reading their arguments."""
 
-import contextlib
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from .denoiser_calls import Denoiser
-from .guard import Interception, lift_guards
+from .guard import Interception, NoticedContexts, lift_guards
 from .modular import is_modular, named_arguments
 from .restore import Replaced
 
@@ -44,24 +42,11 @@ def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]
 def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[str | None], None]) -> None:
     """Until `replaced` is put back, `notice` is told the name of each `denoiser.cache_context` that this thread enters, and
     None when it leaves it."""
-    original, thread = getattr(denoiser, "cache_context", None), threading.get_ident()
-    if original is None:
-        return
-
-    @contextlib.contextmanager
-    def noticed(name: str, **kwargs: Any) -> Iterator[None]:
-        if threading.get_ident() != thread:
-            with original(name, **kwargs):
-                yield
-            return
-        notice(name)
-        try:
-            with original(name, **kwargs):
-                yield
-        finally:
-            notice(None)
-
-    replaced.attribute(denoiser, "cache_context", noticed)
+    original = getattr(denoiser, "cache_context", None)
+    if original is not None:
+        noticed = NoticedContexts(denoiser, original, notice)
+        replaced.later(noticed.end)
+        replaced.attribute(denoiser, "cache_context", noticed)
 
 
 def call_arguments(

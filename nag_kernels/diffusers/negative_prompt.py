@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -92,9 +94,9 @@ class RecordedCall:
 class NegativeRecorder:
     """Records how a pipeline would call its denoiser, had it been called with the negative for its prompt, all else alike.
 
-    A recording runs the pipeline up to the call that is asked for and leaves nothing behind: generators are cloned, torch's
-    random state, the attributes of pipeline and scheduler and the denoisers' attention processors are put back, callbacks are
-    dropped, the progress bar stays off. Calls of the denoiser by other threads are their own.
+    A recording runs the pipeline up to the call that is asked for and leaves nothing behind: generators are cloned, the random
+    states of torch, numpy and Python, the attributes of pipeline and scheduler and the denoisers' attention processors are put
+    back, callbacks are dropped, the progress bar stays off. Calls of the denoiser by other threads are their own.
     """
 
     def __init__(
@@ -251,12 +253,14 @@ def _does_nothing(replaced: Replaced, controlnet: Module) -> None:
 
 
 def _leave_nothing_behind(replaced: Replaced, pipe: Any, modules: list[Denoiser]) -> None:
-    """Whatever changes from now on in pipeline, scheduler, guiders, processors and torch's random state is put back."""
+    """Whatever changes from now on in pipeline, scheduler, guiders, processors and random states is put back."""
     for owner in (pipe, *parts_with_state(pipe)):
         if hasattr(owner, "__dict__"):
             replaced.later(functools.partial(_put_attributes_back, owner, dict(owner.__dict__)))
     processors = [(x, x.processor) for x in modules if "processor" in x.__dict__ or "processor" in x._modules]
     replaced.later(functools.partial(_put_processors_back, processors))
+    replaced.later(functools.partial(random.setstate, random.getstate()))
+    replaced.later(functools.partial(np.random.set_state, np.random.get_state()))
     replaced.later(functools.partial(torch.random.set_rng_state, torch.random.get_rng_state()))
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     module = None if accelerator is None else torch.get_device_module(accelerator)

@@ -18,11 +18,13 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
+from torch.nn import Module
+
 from .denoiser_calls import denoisers_of
-from .guard import put_guards, take_guards_away
+from .guard import forget_the_dead, put_guards, take_guards_away
 from .restore import Replaced, put_back_after
 from .schedule import Scale
-from .turns import run_turns, take
+from .turns import run_turns, take, threads_inside
 
 _lock = threading.RLock()
 _known: weakref.WeakKeyDictionary[Any, "_Guided"] = weakref.WeakKeyDictionary()  # made for a pipeline before
@@ -51,6 +53,7 @@ class Owner:
         self.guidance, self.everybody = guidance, everybody
         self.calls = 0
         self.on: _Guided | None = None
+        self.begun: set[int] = set()  # threads whose plain call of the pipeline may have begun before
 
     @property
     def pipe(self) -> Any:
@@ -83,9 +86,16 @@ class _Guided:
                 function = object.__new__
             return function, tuple(plain if x is type(pipe) else x for x in arguments), *rest
 
+        def set_attribute(pipe: Any, name: str, value: Any) -> None:
+            plain.__setattr__(pipe, name, value)
+            if isinstance(value, Module) and self.pipe() is pipe:  # a denoiser, it may be
+                with _lock:
+                    for owner in self.owners:
+                        put_guards(denoisers_of(pipe), owner)
+
         # Of each thread for which `device_found_once` holds: the device, once found.
         self.devices: dict[int, list[Any]] = {}
-        own = {"__call__": guided_call, "__reduce_ex__": reduce, "_nag_guided": self}
+        own = {"__call__": guided_call, "__reduce_ex__": reduce, "__setattr__": set_attribute, "_nag_guided": self}
         if hasattr(plain, "_execution_device"):
             own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -107,6 +117,7 @@ class _Guided:
         if owner is None:
             return _plain_run(function, pipe, args, kwargs)
         owner.calls += 1
+        owner.begun.discard(threading.get_ident())
         return owner.guidance.run(function, pipe, args, kwargs)
 
     def device(self, pipe: Any) -> Any:
@@ -186,8 +197,13 @@ def owner_of(pipe: Any) -> Owner | None:
 
 
 def owner_for_everybody(pipe: Any) -> Owner | None:
-    found = _guided(pipe)
+    found = _guided(pipe) or _known.get(pipe)  # where somebody has replaced its class
     return None if found is None else next((x for x in found.owners if x.everybody), None)
+
+
+def forget_owners_gone(pipe: Any) -> bool:
+    """Ends guidance on pipelines that had the denoisers of this one and are no more; whether there were any."""
+    return forget_the_dead(denoisers_of(pipe))
 
 
 def refuse_nested(pipe: Any) -> None:
@@ -203,6 +219,7 @@ def enter(owner: Owner) -> None:
     with _lock:
         refuse_nested(owner.pipe)
         owner.on = guided = _guided(owner.pipe) or _made_for(owner.pipe)
+        owner.begun = threads_inside(owner.pipe)
         guided.owners.append(owner)
         if not isinstance(owner.pipe, guided.cls):
             owner.pipe.__class__ = guided.cls

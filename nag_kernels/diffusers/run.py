@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
-from .attention.kept import KeptTensor
+from .attention.kept import KeptTensor, KeptTexts
 from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
@@ -64,7 +64,8 @@ class GuidedRun:
         self.unsteered: set[Layer] = set()  # layers that are not to be guided
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text
-        self.texts: list[KeptTensor] = []  # text and masks of the latest guided call, before packing
+        self.texts: list[KeptTensor] = []  # texts and masks of the latest guided call, before packing
+        self.packed: dict[str, KeptTensor] = {}  # its texts, packed
         sequence, heads = sequence_mesh(denoiser), head_mesh(denoiser)
         self.shared = SharedText(
             PackedText(
@@ -136,8 +137,9 @@ class GuidedRun:
                 raise ValueError(f"guide: {name} must be None in the denoiser's calls, got {arguments[name]!r:.60}")
         check_gradients(denoiser)
         self._notice_processors(denoiser, processors)
-        self._keep_texts(arguments)
-        arguments |= self.packer.pack(arguments)
+        packed = self.packer.pack(arguments)
+        self._keep_texts(arguments, packed)
+        arguments |= packed
         self._set_settings()
         self.guided += 1
         if self.guidance.watch is not None:
@@ -185,7 +187,15 @@ class GuidedRun:
     def _is_guided(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the call carries a prompt, in a step that is to be guided."""
         context = self.context
-        kind = self.prompt_calls.kind(arguments, context)
+        try:
+            kind = self.prompt_calls.kind(arguments, context)
+        except RuntimeError as error:
+            if "Batching rule not implemented for aten::equal" not in str(error):
+                raise
+            raise RuntimeError(
+                "guide: under torch.func.vmap over texts it cannot be told which of them is the unconditional one: leave "
+                "`unconditional` out and put only the prompts' calls into the block, or go through the texts in a loop"
+            ) from error
         self.context = context  # a recording has contexts of its own
         if kind == UNCONDITIONAL:
             return False
@@ -200,17 +210,24 @@ class GuidedRun:
             return self.steps.latest
         return self.steps.visit(arguments)
 
-    def _keep_texts(self, arguments: Mapping[str, Any]) -> None:
-        """Keys and values of the texts stay from step to step as long as the pipeline gives the same ones."""
+    def _keep_texts(self, arguments: Mapping[str, Any], packed: dict[str, Any]) -> None:
+        """As long as the pipeline gives the same texts, the packed ones are those of the step before, by which the layers know
+        that their keys and values may stay. (Whether they do is for the layers to say.)"""
         if not self.keeps or torch.is_grad_enabled():
             self.shared.change(kept=None)
             return
-        texts = [arguments.get(name) for name in (*self.spec.text, *self.spec.masks)]
+        names = (*self.spec.text, *self.spec.masks)
+        texts = [call.get(name) for call in (arguments, self.packer.negative) for name in names]
+        texts += [self.packer.images, self.packer.prompt_first]
         same = len(texts) == len(self.texts) and all(map(KeptTensor.is_still, self.texts, texts))
+        same = same and all(kept.is_still(kept.given) for kept in self.packed.values())  # no hook wrote into them
+        same = same and all(kept.given.shape == packed[name].shape for name, kept in self.packed.items())
         if not same:
             self.texts = [KeptTensor(x) for x in texts]
+            self.packed = {name: KeptTensor(packed[name]) for name in self.spec.text if name in packed}
         if not same or self.shared.packed.kept is None:
-            self.shared.change(kept={})
+            self.shared.change(kept=KeptTexts([x.given for x in self.packed.values()]))
+        packed |= {name: x.given for name, x in self.packed.items()}
 
     def resting(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """The same callback; what it does with the denoiser (by another pipeline, say) is its own and not steered.
@@ -218,11 +235,7 @@ class GuidedRun:
         It may change weights or write into the texts, so nothing is kept from step to step beside it.
         """
         self.keeps = False
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
-            self.prompt_calls.text_may_change()
-            return callback
 
-        @functools.wraps(callback)
         def rested(*args: Any, **kwargs: Any) -> Any:
             self.rests = True
             try:
@@ -233,7 +246,9 @@ class GuidedRun:
             self.check_places()
             return result
 
-        return rested
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # pipelines look for these classes
+            return _RestedCallbacks(callback, rested)
+        return functools.wraps(callback)(rested)
 
     def check_places(self) -> None:
         """Raises RuntimeError where the pipeline calls another denoiser by now, or where something stands in our place."""
@@ -279,3 +294,14 @@ class GuidedRun:
                 f"{tuple(given.shape)}"
             )
         return given.expand(rows)
+
+
+class _RestedCallbacks(MultiPipelineCallbacks):  # type: ignore[misc]
+    """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
+
+    def __init__(self, callback: Any, rested: Callable[..., Any]):
+        super().__init__([callback])
+        self.rested = rested
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rested(*args, **kwargs)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which steps of a pipeline's run are guided, by fraction of the steps and by noise level, and each with which nag_scale."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +105,7 @@ class Steps:
         self.begun = 0  # the visit with which the scheduler's steps began: FreeInit goes through them several times
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
+        self.expected: Expected | None = None  # where the place of each visit is known by its timestep
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Called before the denoiser is, with these arguments. Raises ValueError where there is not a scale for each step."""
@@ -111,7 +113,7 @@ class Steps:
             if self.spec.fills_cache(arguments):  # before there are timesteps
                 self.scales = self.schedule.over(self.arguments["num_inference_steps"])
             else:
-                self._read_scheduler()
+                self._read_scheduler(arguments)
             self.scale = self.scales[0]
             self.latest = self.start == 0 and self.scale != self.idle
 
@@ -126,8 +128,10 @@ class Steps:
 
     def _inside(self, now: int, arguments: Mapping[str, Any]) -> bool:
         if not self.step_of or self.spec.by_timestep:
-            self._read_scheduler()
-        if self.spec.by_timestep:
+            self._read_scheduler(arguments)
+        if self.expected is not None:
+            now = self.expected.place(arguments[self.spec.timestep])
+        elif self.spec.by_timestep:
             timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
             # The noisiest of the frames: given ones have an earlier time.
             now = int((timesteps - float(arguments[self.spec.timestep].max())).abs().argmin())
@@ -138,7 +142,7 @@ class Steps:
                     f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
                 )
             self.begun = now
-            self._read_scheduler()  # they may have become more
+            self._read_scheduler(arguments)  # they may have become more
         now -= self.begun
         step, steps = self.step_of[now], self.step_of[-1] + 1
         # Rounded by less than a step: 0.07 * 100 is a little above 7.
@@ -159,8 +163,8 @@ class Steps:
             f"{len(set(self.step_of))} steps{highest}"
         )
 
-    def _read_scheduler(self) -> None:
-        """The step of each visit: distinct timesteps in a row, as a scheduler of second order visits most of them twice.
+    def _read_scheduler(self, arguments: Mapping[str, Any]) -> None:
+        """The step of each visit: of a scheduler of second order, which visits most timesteps twice, the distinct ones in a row.
 
         From the scheduler, not from the denoiser's calls: pipelines round their timesteps to half precision, in which
         neighbours become equal.
@@ -171,8 +175,8 @@ class Steps:
                 "scheduler; leave them out"
             )
         timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
-        used = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         stop = len(timesteps)
+        used = getattr(self.pipe, "num_timesteps", None)
         end = getattr(self.pipe, "denoising_end", self.arguments.get("denoising_end"))
         if isinstance(end, float) and 0 < end < 1:
             # SDXL leaves the last ones out (to a refiner) and says how many remain; others leave out the first.
@@ -182,13 +186,84 @@ class Steps:
             used = stop
         elif is_modular(self.pipe):  # which does not say how many it uses
             used = stop - first_timestep(self.pipe, self.arguments)
-        run = slice(stop - used, stop)
-        self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
+        elif used is None and not self._takes_all():
+            used = stop - self._first_of(timesteps, arguments)
+        # SDXL with a ControlNet counts before it leaves the last ones out.
+        run = slice(stop - min(used or stop, stop), stop)
+        if _visits_twice(self.pipe.scheduler):
+            self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
+        else:  # equal ones are rounded
+            self.step_of = list(range(len(timesteps[run])))
+        if self.expected is not None:
+            self.expected.begin(timesteps[run], self.step_of)
         steps = self.step_of[-1] + 1
         if self.schedule is not None and len(self.scales) != steps:
             self.scales = self.schedule.over(steps)
         if self.sigma_end is not None:
             self.sigmas = _sigmas(self.pipe.scheduler, timesteps)[run]
+
+    def _takes_all(self) -> bool:
+        """Whether a pipeline that does not say how many timesteps it uses is known to use all that its scheduler has."""
+        call = inspect.unwrap(type(self.pipe).__call__)
+        parts = [self.arguments.get(name) for name in PARTS]
+        return call.__module__.startswith("diffusers.") and all(x is None or x == 1 for x in parts)
+
+    def _first_of(self, timesteps: torch.Tensor, arguments: Mapping[str, Any]) -> int:
+        """Which of the scheduler's timesteps the denoiser is called with first."""
+        given = arguments.get(self.spec.timestep)
+        if given is not None:
+            trained = getattr(self.pipe.scheduler.config, "num_train_timesteps", 1000)
+            for factor in (1.0, float(trained)):  # some models count in thousandths
+                self.expected = Expected(type(self.pipe).__name__, factor)
+                near = self.expected.near(timesteps, given)
+                if near.any():
+                    return int(near.double().argmax())
+        raise ValueError(
+            f"guide: start, end, sigma_end and a nag_scale for each step cannot be placed: {type(self.pipe).__name__} does not "
+            f"say which of its scheduler's {len(timesteps)} timesteps it uses; {ADVICE}"
+        )
+
+
+PARTS = ("strength", "inpaint_strength")  # arguments by which a pipeline leaves out its first steps
+ADVICE = "leave them out, or set self._num_timesteps in the pipeline's call, as diffusers' pipelines do"
+
+
+def _visits_twice(scheduler: Any) -> bool:
+    return getattr(scheduler, "order", 1) > 1 or hasattr(scheduler, "prk_timesteps")  # the latter is PNDM's, of order 1
+
+
+class Expected:
+    """The timesteps with which a run is to call its denoiser, one after another."""
+
+    def __init__(self, pipe: str, factor: float):
+        """factor: times the denoiser's timestep it is the scheduler's."""
+        self.pipe, self.factor = pipe, factor
+        self.timesteps, self.step_of, self.at = torch.empty(0), [0], -1
+
+    def begin(self, timesteps: torch.Tensor, step_of: list[int]) -> None:
+        self.timesteps, self.step_of, self.at = timesteps, step_of, -1
+
+    def near(self, timesteps: torch.Tensor, given: Any) -> torch.Tensor:
+        """Which of them are the denoiser's timestep to its rounding."""
+        given = torch.as_tensor(given)
+        rounding = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
+        value = self.factor * float(given.max())
+        return (timesteps.double().cpu() - value).abs() <= max(1e-3, rounding * abs(value))
+
+    def place(self, given: Any) -> int:
+        """The place of a visit in the run. Raises RuntimeError where it is not the next one."""
+        near = self.near(self.timesteps, given).tolist()
+        for at in range(self.at + 1, len(near)):
+            if near[at]:
+                self.at = at
+                return at
+            # A run from an image may begin with the second visit of a step.
+            if self.at != 0 or self.step_of[at] != self.step_of[0]:
+                break
+        raise RuntimeError(
+            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: the timesteps with which "
+            f"{self.pipe} calls its denoiser are not those of its scheduler one after another; {ADVICE}"
+        )
 
 
 def check_window(start: float, end: float, sigma_end: float | None) -> None:

@@ -126,6 +126,26 @@ def _is_inside(frame: Any, objects: set[int]) -> bool:
     return False
 
 
+def threads_inside(pipe: Any) -> set[int]:
+    """The threads that are within a call of a pipeline, and those of which that cannot be told."""
+    me = threading.get_ident()
+    # No frame in a variable here: this one's own would keep all its callers alive.
+    return {thread for thread, frame in sys._current_frames().items() if _may_be_inside(frame, pipe, thread == me)}
+
+
+def _may_be_inside(frame: Any, pipe: Any, mine: bool) -> bool:
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__call__" and code.co_varnames and (mine or _locals_are_safe(code)):
+            inside = frame.f_locals.get(code.co_varnames[0]) is pipe
+        else:
+            inside = code.co_name == "__call__" or any(x is pipe for x in _called(frame))
+        if inside:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _called(frame: Any) -> tuple[object, ...]:
     """What a frame is the call of: a model, a pipeline, or the blocks of a modular pipeline and that pipeline."""
     code = frame.f_code

@@ -15,7 +15,7 @@ from tiny import error
 
 from nag_kernels.diffusers import guide, guided
 from nag_kernels.diffusers import run as guided_run
-from nag_kernels.diffusers.attention.kept import KeptTensor, state_of_weights
+from nag_kernels.diffusers.attention.kept import KeptTensor, KeptTexts, state_of_weights
 from nag_kernels.diffusers.models.registry import guided_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ def drawn(pipe, keeps=True, **call):
     """Guided; keeps: False projects the texts anew in every step, which is what must come out."""
     with pytest.MonkeyPatch.context() as patch:
         if not keeps:
-            patch.setattr(guided_run.GuidedRun, "_keep_texts", lambda self, arguments: self.shared.change(kept=None))
+            patch.setattr(guided_run.GuidedRun, "_keep_texts", lambda self, *texts: self.shared.change(kept=None))
         with guide(pipe, NEGATIVE, **FIRM):
             return draw(pipe, **call)
 
@@ -98,6 +98,111 @@ def test_a_hook_that_depends_on_the_step():
     layer = guided_layers(denoiser(pipe))[0]
     layer.to_k.register_forward_hook(lambda module, args, output: output * (1 + len(steps) % 4))
     assert torch.equal(drawn(pipe), drawn(pipe, keeps=False))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Texts are on the meta device, as far as `kept` can see: their numbers are not looked at."""
+    plain = KeptTensor.__init__
+
+    def without_values(self, given):
+        plain(self, given)
+        self.values = None
+
+    monkeypatch.setattr(KeptTensor, "__init__", without_values)
+
+
+def anneal(pipe, where):
+    """Weakens and turns the text in every step, before the denoiser or within it. Returns what begins a run anew."""
+    model, steps = denoiser(pipe), []
+
+    def weaker(module, args, kwargs):
+        steps.append(None)
+        return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"] * (1 - 0.7 * len(steps))}
+
+    if where == "denoiser":
+        model.register_forward_pre_hook(weaker, with_kwargs=True)
+    elif where == "up block":
+        model.up_blocks[0].register_forward_pre_hook(weaker, with_kwargs=True)
+    else:
+        model.caption_projection.register_forward_hook(
+            lambda module, args, output: output * (1 - 0.7 * (steps.append(None) or len(steps)))
+        )
+    return steps.clear
+
+
+@pytest.mark.parametrize(("kind", "where"), [
+    ("sd15", "denoiser"), ("sdxl", "up block"), ("pixart", "denoiser"), ("pixart", "projection"), ("sana", "projection"),
+])  # fmt: skip
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "as on a gpu"])
+def test_a_text_that_a_hook_changes_on_its_way_to_the_layers(kind, where, on_gpu, request):
+    if on_gpu:
+        request.getfixturevalue("as_on_a_gpu")
+    pipe = pipeline(kind)
+    unchanged = drawn(pipe)
+    begin = anneal(pipe, where)
+    got = drawn(pipe)
+    begin()
+    assert torch.equal(got, drawn(pipe, keeps=False))
+    assert error(got, unchanged) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["pixart", "sana"])
+def test_weights_of_the_projection_before_the_layers(kind):
+    pipe = pipeline(kind)
+    unchanged = drawn(pipe)
+    weight = denoiser(pipe).caption_projection.linear_2.weight
+
+    def change(step):
+        with torch.no_grad():
+            weight.mul_(-1.0)
+
+    changes(pipe, change)
+    got = drawn(pipe)
+    assert torch.equal(got, drawn(pipe, keeps=False))
+    assert error(got, unchanged) > 1e-4
+
+
+def test_a_hook_that_writes_into_the_packed_text():
+    pipe, steps = pipeline("sd15"), []
+
+    def halve(module, args, kwargs):
+        steps.append(kwargs["encoder_hidden_states"].mul_(0.5).clone())
+
+    denoiser(pipe).register_forward_pre_hook(halve, with_kwargs=True)
+    got = drawn(pipe)
+    assert torch.equal(got, drawn(pipe, keeps=False))
+    assert not torch.equal(got, drawn(pipeline("sd15")))
+
+
+def test_a_hook_on_all_modules():
+    pipe, steps = pipeline("sd15"), []
+    changes(pipe, steps.append)
+    layer = guided_layers(denoiser(pipe))[0]
+
+    def stronger(module, args, output):
+        return output * (1 + len(steps) % 4) if module is layer.to_k else None
+
+    with torch.nn.modules.module.register_module_forward_hook(stronger):
+        assert torch.equal(drawn(pipe), drawn(pipe, keeps=False))
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_text_that_stays_is_projected_once_where_its_numbers_are_not_looked_at(kind, as_on_a_gpu):
+    pipe = pipeline(kind)
+    calls = calls_of_to_k(pipe)
+    drawn(pipe)
+    assert len(calls) == 1
+
+
+def test_on_a_gpu_nothing_is_kept_of_a_text_that_is_not_the_denoisers_own():
+    handed, layer, calls = torch.ones(1, 4, 2, device="meta"), torch.nn.ModuleDict({"to_k": torch.nn.Linear(2, 2)}), []
+    kept = KeptTexts([handed])
+    for text in (handed, handed, handed.clone(), handed):
+        kept.of(layer, text, (2, 2), lambda: calls.append(None) or (handed, handed))
+    assert len(calls) == 3
+    kept.of(layer, handed, (3, 1), lambda: calls.append(None) or (handed, handed))
+    assert len(calls) == 4
 
 
 def test_with_a_lora_that_stays_the_texts_are_projected_once():

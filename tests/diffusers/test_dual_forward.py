@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 
 from every_model import TINY
 from stand_in import filled, state
-from tiny import error
+from tiny import error, noise, seeded
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.attention.dual_forward import DualForward
@@ -36,6 +36,25 @@ def test_the_dual_forward_equals_packed_prompts(kind, image, rule, monkeypatch):
     monkeypatch.setitem(models, kind, dataclasses.replace(models[kind], dual_forward=twice))
     with guide(pipe, "negative", nag_scale=3.0, rule=rule):
         assert error(pipe(pipe.prompt), wanted) < 1e-5
+
+
+def test_gradients_through_the_dual_forward_equal_those_of_packed_prompts(monkeypatch):
+    kind, gradients = "CogView4Transformer2DModel", []
+    tiny, models = TINY[kind], file_of(kind).MODELS
+    arguments, model = tiny.arguments(1, torch.float64), seeded(tiny.build).double()
+    image = {"image": lambda model, arguments, length: slice(length - 16, None)}
+    for spec in (
+        models[kind],
+        dataclasses.replace(models[kind], dual_forward=DualForward(("encoder_hidden_states",), **image)),
+    ):
+        monkeypatch.setitem(models, kind, spec)
+        texts = [noise(1, n, 32, seed=n).requires_grad_() for n in (6, 6)]
+        with torch.enable_grad(), guide(model, {"encoder_hidden_states": texts[1]}, nag_scale=3.0):
+            model(**arguments, encoder_hidden_states=texts[0]).sample.square().sum().backward()
+        gradients.append([x.grad for x in texts])
+    for one, other in zip(*gradients, strict=True):
+        assert error(one, other) < 1e-8
+        assert other.norm() > 0
 
 
 def test_two_runs_have_the_modes_of_the_one():

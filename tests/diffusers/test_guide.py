@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
-from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
 from drawing import ENCODED_AS_NEGATIVES, draw, draw_with_oracle, few_steps, negative_of
 from every_model import FULL_PIPELINES, pipeline
@@ -287,6 +287,30 @@ def test_what_a_callback_does_with_the_denoiser_is_not_guided(kind, name):
         assert torch.equal(draw(pipe, **{name: draw_other}), wanted)
     assert all(torch.equal(x, plain) for x in inside)
     assert len(inside) == 4
+
+
+class DrawsOther(PipelineCallback):
+    tensor_inputs = ["latents"]
+
+    def callback_fn(self, pipe, step, timestep, tensors):
+        self.inside.append(draw(self.other))
+        return tensors
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_callback_of_diffusers_classes_does_with_the_denoiser_is_not_guided(several):
+    pipe = pipeline("sd15")
+    callback = DrawsOther()
+    callback.other = type(pipe).from_pipe(pipe, scheduler=type(pipe.scheduler).from_config(pipe.scheduler.config))
+    callback.other.set_progress_bar_config(disable=True)
+    callback.inside = []
+    given = MultiPipelineCallbacks([callback, callback]) if several else callback
+    plain = draw(callback.other)
+    with guide(pipe, NEGATIVE, end=0.5):
+        wanted = draw(pipe)
+        assert torch.equal(draw(pipe, callback_on_step_end=given), wanted)
+    assert all(torch.equal(x, plain) for x in callback.inside)
+    assert len(callback.inside) == (8 if several else 4)
 
 
 def test_what_another_thread_does_with_the_denoiser_is_not_guided(monkeypatch):

@@ -5,10 +5,13 @@
 import copy
 import gc
 import inspect
+import io
 import pickle
+import random
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ from diffusers import PixArtAlphaPipeline
 from drawing import denoisers, draw
 from every_model import FULL_PIPELINES, pipeline
 from pipeline_parts import NEGATIVE
+from test_flux import _arguments as flux_arguments
 from tiny import error
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
@@ -86,6 +90,26 @@ def test_everything_is_as_it_was_after_an_exception(where, interruption, options
     assert torch.equal(draw(pipe), plain)
     with guide(pipe, NEGATIVE):
         draw(pipe)
+
+
+def test_the_random_numbers_of_python_and_numpy():
+    """As a pipeline may draw them, which shuffles the words of a prompt, say."""
+    pipe, drawn = pipeline("sd15"), []
+    encode = pipe.encode_prompt
+
+    def shuffled(*call, **more):
+        drawn.append((random.random(), np.random.rand()))
+        return encode(*call, **more)
+
+    pipe.encode_prompt = shuffled
+    random.seed(5)
+    np.random.seed(5)
+    draw(pipe)
+    random.seed(5)
+    np.random.seed(5)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+    assert drawn == [drawn[0]] * 3
 
 
 def test_the_dry_run_leaves_nothing_behind():
@@ -268,8 +292,10 @@ def test_a_class_that_somebody_puts_there_stays():
     with guide(pipe, NEGATIVE):
         draw(pipe)
         pipe.__class__ = Unrelated
-        assert torch.equal(draw(pipe), plain)  # the user's own doing, on the very pipeline
+        with pytest.raises(RuntimeError, match="the pipeline's class was replaced"):
+            draw(pipe)
     assert type(pipe) is Unrelated
+    assert torch.equal(draw(pipe), plain)
 
 
 def test_copies_are_plain_or_say_that_they_are_not_guided():
@@ -313,3 +339,33 @@ def test_a_pipeline_that_is_dropped_while_it_is_guided_is_freed(begin):
         references = made()
         gc.collect()
     assert [x() for x in references] == [None, None]
+
+
+def read_back(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, copy.copy, read_back])
+def test_copies_and_files_of_a_guided_denoiser_are_plain(take):
+    """Made in a block, and by a callback within a guided call."""
+    pipe, taken = pipeline("flux"), []
+    call = {"encoder_hidden_states": torch.ones(1, 7, 32), "txt_ids": torch.zeros(7, 3)}
+    model = pipe.transformer
+    arguments = flux_arguments(1, torch.float32) | call
+    plain = model(**arguments).sample
+
+    def keep(pipe, step, timestep, tensors):
+        taken.append(take(model))
+        return tensors
+
+    with guide(pipe, NEGATIVE):
+        draw(pipe, num_inference_steps=1, callback_on_step_end=keep)
+    with guide(model, call | {"encoder_hidden_states": torch.ones(1, 7, 32) / 2}):
+        model(**arguments)
+        taken.append(take(model))
+    for each in taken:
+        with each.cache_context("of one's own"):
+            assert torch.equal(each(**arguments).sample, plain)

@@ -212,7 +212,7 @@ def calls_of_to_k(pipe):
 def test_texts_are_projected_once_a_run(kind, guidance_scale, monkeypatch):
     pipe = pipeline(kind)
     with monkeypatch.context() as patch:
-        patch.setattr(guided_run.GuidedRun, "_keep_texts", lambda self, arguments: None)
+        patch.setattr(guided_run.GuidedRun, "_keep_texts", lambda self, *texts: None)
         with guide(pipe, NEGATIVE, **FIRM):
             calls = calls_of_to_k(pipe)
             wanted = draw(pipe, guidance_scale=guidance_scale)

@@ -53,6 +53,17 @@ def test_a_bare_denoiser_with_drop_in_processors(kind):
         assert error(run(model, arguments, positive), wanted) < 1e-5
 
 
+def test_under_vmap_texts_are_not_compared():
+    model, arguments = seeded(MODELS["sd15"]), model_arguments("sd15", 1, torch.float32)
+    rows, negative = texts(2, 7, 7, text_width("sd15"), torch.float32)
+    unconditional = {"encoder_hidden_states": rows[1:]}
+    with (
+        pytest.raises(RuntimeError, match=r"under torch\.func\.vmap .* leave `unconditional` out"),
+        guide(model, {"encoder_hidden_states": negative[:1]}, unconditional=unconditional, **FIRM),
+    ):
+        torch.func.vmap(lambda text: run(model, arguments, text))(rows[:, None])
+
+
 @pytest.mark.parametrize("first", ["unconditional", "conditional"])
 @pytest.mark.parametrize("separate", [True, False], ids=["two calls", "one batch"])
 @pytest.mark.parametrize("kind", ["sd15", "sd3", "ltx"])

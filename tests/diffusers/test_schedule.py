@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""`sigma_end`: guidance that ends at a noise level."""
+"""Which steps are guided: by noise level, and where a pipeline takes only some of its scheduler's timesteps."""
 
 import pytest
 import torch
@@ -8,14 +8,23 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers import (
+    AmusedImg2ImgPipeline,
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusion3Img2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    VQModel,
 )
 from drawing import denoiser, draw
 from every_model import PIPELINES, pipeline
+from test_scales import guided_calls
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.models.registry import guided_layers
@@ -156,3 +165,117 @@ def test_videos_in_parts_go_through_their_steps_anew(kind, more, window, wanted)
     with guide(pipe, negative, **window):
         pipe(**call, **prompt)
     assert "".join("Y" if x else "n" for x in calls) == wanted.replace(" ", "")
+
+
+def from_a_video(scheduler=None, **window):
+    """Which calls are guided of a pipeline that leaves out its first steps, and does not say how many."""
+    pipe, call, prompt, negative = PIPELINES["modelscope from a video"]()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler or pipe.scheduler
+    calls = guided_calls(pipe)
+    call |= {"num_inference_steps": 8, "strength": 0.5, "guidance_scale": 1.0, "output_type": "latent"}
+    with guide(pipe, negative, **window):
+        pipe(**call, **prompt)
+    return calls
+
+
+def test_a_pipeline_that_does_not_say_with_which_step_it_begins():
+    asked = []
+    assert from_a_video(end=0.5) == [True, True, False, False]
+    from_a_video(nag_scale=lambda i, n: asked.append((i, n)) or 3.0)
+    assert asked == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
+def test_it_may_begin_with_the_second_visit_of_a_step(scheduler):
+    more = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+    calls = from_a_video(scheduler(**more), end=0.5)
+    assert calls == sorted(calls, reverse=True)
+    timesteps = scheduler(**more)
+    timesteps.set_timesteps(8)
+    visited = timesteps.timesteps[-len(calls) :].tolist()
+    guided_timesteps = {t for t, yes in zip(visited, calls, strict=True) if yes}
+    assert guided_timesteps == set(sorted(set(visited), reverse=True)[: (len(set(visited)) + 1) // 2])
+
+
+def test_a_model_that_is_told_no_timestep():
+    parts, _, prompt, negative = PIPELINES["amused"]()
+    images = VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=32)
+    pipe = AmusedImg2ImgPipeline(**parts.components | {"vqvae": images})
+    pipe.set_progress_bar_config(disable=True)
+    with (
+        pytest.raises(ValueError, match=r"does not say which of .* 4 timesteps it uses; leave them out"),
+        guide(pipe, negative, end=0.5),
+    ):
+        pipe(**prompt, image=torch.rand(1, 3, 8, 8), strength=0.5, num_inference_steps=4, output_type="latent")
+
+
+class Own(StableDiffusionPipeline):
+    """Draws with `steps`, or with its scheduler's timesteps."""
+
+    steps = None
+
+    def __call__(self, prompt):
+        text = self.encode_prompt(prompt, "cpu", 1, False)[0]
+        self.scheduler.set_timesteps(4)
+        latents = torch.ones(1, 4, 8, 8)
+        for t in self.scheduler.timesteps if self.steps is None else self.steps:
+            latents = latents + self.unet(latents, t, encoder_hidden_states=text).sample
+        return latents
+
+
+def own_pipeline():
+    return Own(**pipeline("sd15").components, requires_safety_checker=False)
+
+
+def test_a_pipeline_of_ones_own_is_placed_by_its_timesteps():
+    pipe = own_pipeline()
+    calls = guided_calls(pipe)
+    with torch.no_grad(), guide(pipe, NEGATIVE, end=0.5):
+        pipe("a cat")
+        pipe.steps = pipe.scheduler.timesteps[2:]
+        pipe("a cat")
+    assert calls == [True, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(("steps", "error", "what"), [
+    ([333, 1], ValueError, "does not say which of its scheduler's 4 timesteps it uses; leave them out, or set self._num_time"),
+    ([501, 1], RuntimeError, "Own calls its denoiser are not those of its scheduler one after another; leave them out"),
+])  # fmt: skip
+def test_a_pipeline_whose_timesteps_are_not_its_schedulers(steps, error, what):
+    pipe = own_pipeline()
+    pipe.steps = torch.tensor(steps)
+    with torch.no_grad(), pytest.raises(error, match=what), guide(pipe, NEGATIVE, end=0.75):
+        pipe("a cat")
+
+
+def test_timesteps_that_are_equal_by_rounding_are_steps_of_their_own():
+    pipe = pipeline("sd15")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # Stable Diffusion's
+    pipe.scheduler = DPMSolverMultistepScheduler(**betas, use_exponential_sigmas=True)
+    pipe.scheduler.set_timesteps(20)
+    assert len(pipe.scheduler.timesteps.unique()) < 20
+    calls, asked = guided_calls(pipe), []
+    with guide(pipe, NEGATIVE, start=0.9):
+        draw(pipe, num_inference_steps=20)
+    assert [i for i, yes in enumerate(calls) if yes] == [18, 19]
+    with guide(pipe, NEGATIVE, nag_scale=lambda i, n: asked.append((i, n)) or 3.0):
+        draw(pipe, num_inference_steps=20)
+    assert asked == [(i, 20) for i in range(20)]
+
+
+def test_the_last_steps_are_left_out_after_they_were_counted():
+    """As SDXL with a ControlNet does."""
+    parts = pipeline("sdxl").components
+    pipe = StableDiffusionXLControlNetPipeline(
+        **parts,
+        controlnet=ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8,)),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    calls = guided_calls(pipe)
+    call = {"num_inference_steps": 6, "denoising_end": 0.67, "guidance_scale": 1.0, "output_type": "latent"}
+    with guide(pipe, NEGATIVE, end=0.5):
+        pipe("a small red cat", image=torch.rand(1, 3, 16, 16), height=16, width=16, **call)
+    assert calls == [True, True, False, False]

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from nag_kernels import fused_guided_attention
 from nag_kernels.checks import check_scalars
 
 from .distributed import PLAIN, attention_with_sharded_heads
+from .kept import KeptTexts
 
 KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
 Masks = tuple[Tensor | None, Tensor | None]  # of text+ and text-, bool [B, T]
@@ -39,9 +39,8 @@ class PackedText:
     rule: "nag", "nasa" or "vsf".
     negative_logit_bias: added to the logits of text-; joint attention or rule "vsf".
     steered: bool [B], the rows that see text-; None for all. Rule "vsf" needs it, as none of its scales is neutral.
-    kept: keys and values of both texts by attention layer, with the state of its weights, for the steps after the one that
-        computed them; a dict that is empty at first, and again whenever the texts are others. None computes them in every call.
-        Cross-attention only; a compiled model does not use it.
+    kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a new one whenever
+        the texts are others. None computes them in every call. Cross-attention only; a compiled model does not use it.
     sequence_group: the processes over which tokens are split, text+, text- and image each in equal parts; the lengths are those
         of this process, the masks those of the whole texts. None where all tokens are here.
     head_group: the processes over which heads are sharded; None where all heads are here.
@@ -60,7 +59,7 @@ class PackedText:
     rule: str = "nag"
     negative_logit_bias: float = 0.0
     steered: Tensor | None = None
-    kept: dict[Module, tuple[Any, tuple[Tensor, Tensor]]] | None = None
+    kept: KeptTexts | None = None
     sequence_group: Any = None
     head_group: Any = None
     watch: Any = None

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .base import GuidedProcessor, KeyValue, Layer, Masks, PackedText, heads
 from .distributed import gathered
-from .kept import state_of_weights
 from .masks import not_plain, seen_tokens, whole_if_unseen
 
 
@@ -51,15 +50,11 @@ class CrossAttentionProcessor(GuidedProcessor):
             positive, negative = whole_if_unseen(positive), whole_if_unseen(negative)
         return positive, negative
 
-    def _keys_and_values(self, attn: Layer, compute: Callable[[], KeyValue]) -> KeyValue:
+    def _keys_and_values(self, attn: Layer, text: Tensor, compute: Callable[[], KeyValue]) -> KeyValue:
         """Of both texts: those of an earlier step where `PackedText.kept` has them."""
         if torch.compiler.is_compiling() or self.text is None or self.text.kept is None:
             return compute()
-        state = state_of_weights(attn)
-        known = self.text.kept.get(attn)
-        if known is None or state is None or known[0] != state:
-            known = self.text.kept[attn] = state, compute()
-        return known[1]
+        return self.text.kept.of(attn, text, (self.text.length_positive, self.text.length_negative), compute)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""
@@ -127,8 +122,9 @@ class NAGAttnProcessor2_0(CrossAttentionProcessor):
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        text = encoder_hidden_states
         key, value = self._keys_and_values(
-            attn, lambda: self._project_text(attn, self._normed_text(attn, encoder_hidden_states, rows))
+            attn, text, lambda: self._project_text(attn, self._normed_text(attn, text, rows))
         )
         query = self._project_image(attn, hidden_states)
         hidden_states = self._attend(query, key, value, masks)

@@ -97,7 +97,7 @@ class DualForwardRun:
             x = inputs[0].clone()
             rows = x if x.ndim == 3 else x[None]
             image = self.spec.image(self.model, both[meeting.place()], rows.shape[1])
-            rows[:, image] = meeting.exchange(layer, rows[:, image])
+            rows[:, image] = meeting.exchange(layer, rows[:, image].clone())  # a gradient may need what is overwritten
             return (x,)
 
         self.replaced.hook(self.spec.after(layer).register_forward_pre_hook, steer)

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether keys and values of the text, kept from an earlier step, are still what a layer would compute."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules import module as torch_module
 
 
 class KeptTensor:
@@ -22,13 +24,48 @@ class KeptTensor:
         self.values = given.clone() if isinstance(given, Tensor) and given.device.type == "cpu" else None
 
     def is_still(self, now: Any) -> bool:
-        if now is not self.given:
-            return False
-        if not isinstance(now, Tensor):
-            return now is None
+        return now is self.given and self.has_values_of(now)
+
+    def has_values_of(self, now: Any) -> bool:
+        """On a CPU those of any tensor, else of the very one."""
+        if not isinstance(now, Tensor) or not isinstance(self.given, Tensor):
+            return now is self.given
         if self.values is not None:
-            return torch.equal(now, self.values)
-        return self.version is not None and _version(now) == self.version
+            same = now.device.type == "cpu" and now.dtype == self.values.dtype
+            return same and torch.equal(now, self.values)  # of other shapes too
+        return now is self.given and self.version is not None and _version(now) == self.version
+
+
+class KeptTexts:
+    """Keys and values of both texts by attention layer, for the steps after the one that computed them.
+
+    What counts is the text that reaches a layer: hooks may have changed it on its way, and a projection before the layers, or its
+    adapters, may be another by now. So on a GPU, where looking at numbers would wait for the device, keys and values are kept
+    only if the very tensor reaches the layer that the denoiser was called with.
+    """
+
+    def __init__(self, handed: Sequence[Tensor]):
+        """handed: the texts that the denoiser is called with."""
+        self.handed = handed
+        self.text = KeptTensor(None)  # the latest that reached a layer
+        self.layers: dict[Module, tuple[tuple[Any, ...], KeptTensor, tuple[Tensor, Tensor]]] = {}
+
+    def of(
+        self, layer: Module, text: Tensor, lengths: tuple[int, int], compute: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Key and value of `text`, which has these lengths, in a layer."""
+        weights = state_of_weights(layer)
+        on_its_way = text.device.type != "cpu" and not any(text is x for x in self.handed)
+        if weights is None or on_its_way:
+            self.layers.pop(layer, None)
+            return compute()
+        state = lengths, *weights
+        known = self.layers.get(layer)
+        if known is None or known[0] != state or not known[1].has_values_of(text):
+            if not self.text.has_values_of(text):
+                self.text = KeptTensor(text)
+            known = self.layers[layer] = state, self.text, compute()
+        return known[2]
 
 
 def _version(x: Any) -> int | None:
@@ -46,11 +83,14 @@ def state_of_weights(layer: Module) -> tuple[Any, ...] | None:
     """What keys and values of an attention layer depend on beside its text; equal states give equal keys and values.
 
     Of adapters (LoRA by peft) which are active and how strongly. None where it cannot be told: a hook or another forward is on
-    the layer or a projection, a module comes from a package that is not known, or a parameter is of inference mode, quantized or
-    sharded.
+    the layer, a projection or all modules, a module comes from a package that is not known, or a parameter is of inference mode,
+    quantized or sharded. What is written to `parameter.data` in place leaves no trace that could be seen.
     """
     state: list[Any] = []
     if layer._forward_pre_hooks or "forward" in layer.__dict__:
+        return None
+    hooks = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
+    if not all(getattr(hook, "__module__", "").startswith("torch.") for hook in hooks):  # torch's own count and look on
         return None
     for name, module in layer._modules.items():
         if module is not None and name not in _OF_QUERY and not _add_state(module, state):

@@ -43,7 +43,8 @@ class ModelSpec:
         layers: of all modules of the denoiser, (name, module) of every attention layer that sees the text.
         layer_count: how many there must be, found in another way.
         text_modules: modules that mix the tokens of a prompt, and run once per prompt (`attention/text_modules.py`).
-        keeps_text: keys and values of the text depend on neither step nor image, and are small: they are kept over a run.
+        keeps_text: keys and values of the text depend on neither step nor image, and are small: they are kept over a run
+            (`attention/kept.py`).
 
     How they are guided, one of three ways:
         processors: drop-in: our processor for each stock processor; any other processor is refused.

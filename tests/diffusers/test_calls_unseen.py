@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of a guided pipeline's denoiser that guidance does not see raise; they are not drawn unguided in silence."""
+
+import gc
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from drawing import denoiser, draw
+from every_model import pipeline
+from pipeline_parts import NEGATIVE
+from tiny import error
+
+from nag_kernels.diffusers import disable_guidance, enable_guidance, guide
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNSEEN = "called by the StableDiffusionPipeline that is guided, in a call that would not be guided"
+
+
+def test_a_call_that_was_looked_up_before():
+    pipe = pipeline("sd15")
+    call = pipe.__call__
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+        with pytest.raises(RuntimeError, match=UNSEEN):
+            draw(pipe, by=call)
+        with pytest.raises(RuntimeError, match=UNSEEN):
+            draw(pipe, by=lambda *args, **options: StableDiffusionPipeline.__call__(pipe, *args, **options))
+    draw(pipe, by=call)
+
+
+def test_a_class_that_is_set_within_a_block():
+    pipe = pipeline("sd15")
+    plain = draw(pipe)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+        pipe.__class__ = type("StableDiffusionPipeline", (StableDiffusionPipeline,), {})
+        with pytest.raises(RuntimeError, match=f"{UNSEEN}.*set its class before"):
+            draw(pipe)
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_guidance_ends_also_where_the_class_was_set():
+    pipe = pipeline("sd15")
+    plain = draw(pipe)
+    enable_guidance(pipe, NEGATIVE)
+    draw(pipe)
+    pipe.__class__ = StableDiffusionPipeline
+    with pytest.raises(RuntimeError, match=UNSEEN):
+        draw(pipe)
+    disable_guidance(pipe)
+    assert torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize("by", ["callback", "thread"])
+def test_a_plain_call_that_began_before_goes_on(by):
+    pipe = pipeline("sd15")
+    plain = draw(pipe)
+
+    def enable(pipe, step, timestep, tensors):
+        if step == 1 and by == "thread":
+            thread = threading.Thread(target=enable_guidance, args=[pipe, NEGATIVE])
+            thread.start()
+            thread.join()
+        elif step == 1:
+            enable_guidance(pipe, NEGATIVE)
+        return tensors
+
+    call = pipe.__call__
+    assert torch.equal(draw(pipe, callback_on_step_end=enable), plain)
+    assert error(draw(pipe), plain) > 1e-4
+    with pytest.raises(RuntimeError, match=UNSEEN):
+        draw(pipe, by=call)
+    disable_guidance(pipe)
+
+
+@pytest.mark.parametrize("how", ["disable", "enable", "guide"])
+def test_a_guided_pipeline_that_is_gone_while_another_has_its_denoiser(how):
+    """As in `pipe = AutoPipelineForImage2Image.from_pipe(pipe)`."""
+    first = pipeline("sd15")
+    call = {"image": torch.ones(1, 3, 8, 8), "num_inference_steps": 4, "output_type": "latent", "guidance_scale": 1.0}
+    enable_guidance(first, NEGATIVE)
+    pipe = StableDiffusionImg2ImgPipeline.from_pipe(first)
+    del first
+    gc.collect()
+    with pytest.raises(
+        RuntimeError, match="enabled on a pipeline with this UNet2DConditionModel that is there no more"
+    ):
+        pipe("a cat", **call)
+    if how == "guide":
+        with guide(pipe, NEGATIVE):
+            pipe("a cat", **call)
+    elif how == "enable":
+        enable_guidance(pipe, NEGATIVE)
+        pipe("a cat", **call)
+        disable_guidance(pipe)
+    else:
+        disable_guidance(pipe)
+    pipe("a cat", **call)
+    with pytest.raises(RuntimeError, match="guidance is not enabled on this StableDiffusionImg2ImgPipeline"):
+        disable_guidance(pipe)
+
+
+def test_a_denoiser_that_a_guided_pipeline_gets_is_its_own():
+    pipe, other = pipeline("sd15"), denoiser(pipeline("sd15"))
+    enable_guidance(pipe, NEGATIVE)
+    pipe.unet = other
+    second = StableDiffusionPipeline.from_pipe(pipe)
+    with pytest.raises(
+        RuntimeError, match="called by another StableDiffusionPipeline than the StableDiffusionPipeline"
+    ):
+        draw(second)
+    draw(pipe)
+    disable_guidance(pipe)
+    draw(second)

@@ -19,6 +19,7 @@ from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, denoisers_of, inner_denoiser
+from .guard import pipelines_calling
 from .interception import contexts_noticed, intercepted
 from .models.registry import Found, guided_layers, spec_of
 from .negative_prompt import RecordedCall
@@ -118,6 +119,7 @@ class GuidedRun:
             return original(*args, **kwargs)
         if self.calls == 0:
             self.begins()
+        self._refuse_another_pipeline(denoiser)
         arguments = denoiser_arguments(denoiser, args, kwargs)
         self.steps.begin(arguments)
         self.calls += 1
@@ -127,6 +129,16 @@ class GuidedRun:
             result = original(*args, **kwargs)
         self.prompt_calls.ended(result)
         return result
+
+    def _refuse_another_pipeline(self, denoiser: Denoiser) -> None:
+        """Raises RuntimeError where the pipeline's own call has called another one, whose texts and images are its own."""
+        caller = None if isinstance(self.pipe, torch.nn.Module) else next(pipelines_calling(denoiser), None)
+        if caller is not None and caller is not self.pipe:
+            kind, pipe, other = (type(x).__name__ for x in (inner_denoiser(denoiser), self.pipe, caller))
+            raise RuntimeError(
+                f"guide: this {kind} was called by a {other} within the guided call of the {pipe}, which knows nothing of the "
+                "other's texts and images; guide the inner pipeline instead"
+            )
 
     def _guided_call(
         self, replaced: Replaced, denoiser: Denoiser, steered: Callable[..., Any], processors: list[tuple[Layer, Any, Any]],

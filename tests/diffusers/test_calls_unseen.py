@@ -119,3 +119,23 @@ def test_a_denoiser_that_a_guided_pipeline_gets_is_its_own():
     draw(pipe)
     disable_guidance(pipe)
     draw(second)
+
+
+class Outer(StableDiffusionPipeline):
+    """Draws by another pipeline over its denoiser."""
+
+    def __call__(self, prompt, **call):
+        inner = StableDiffusionPipeline(**self.components, requires_safety_checker=False)
+        return inner(prompt, **call)
+
+
+def test_another_pipeline_within_the_guided_call():
+    parts = pipeline("sd15").components | {"safety_checker": None, "feature_extractor": None}
+    pipe = Outer(**parts, requires_safety_checker=False)
+    call = {"num_inference_steps": 2, "height": 8, "width": 8, "output_type": "latent"}
+    pipe("a small red cat", **call)
+    wanted = (
+        "called by a StableDiffusionPipeline within the guided call of the Outer, .* guide the inner pipeline instead"
+    )
+    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match=wanted):
+        pipe("a small red cat", **call)

@@ -40,6 +40,17 @@ class ToldApart(Protocol):
     def text_may_change(self) -> None: ...
 
 
+class _RestedCallbacks(MultiPipelineCallbacks):  # type: ignore[misc]
+    """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
+
+    def __init__(self, callback: Any, rested: Callable[..., Any]):
+        super().__init__([callback])
+        self.rested = rested
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rested(*args, **kwargs)
+
+
 class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
@@ -278,14 +289,3 @@ class GuidedRun:
         if self.guidance.rule == "vsf" and rows > images:  # it has no neutral scale
             has_text = torch.tensor(steered, device=self.packer.device)
         self.shared.change(nag_scale=scale, nag_tau=tau, nag_alpha=alpha, steered=has_text)
-
-
-class _RestedCallbacks(MultiPipelineCallbacks):  # type: ignore[misc]
-    """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
-
-    def __init__(self, callback: Any, rested: Callable[..., Any]):
-        super().__init__([callback])
-        self.rested = rested
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.rested(*args, **kwargs)

@@ -43,6 +43,17 @@ class ToldApart(Protocol):
     def text_may_change(self) -> None: ...
 
 
+class _RestedCallbacks(MultiPipelineCallbacks):  # type: ignore[misc]
+    """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
+
+    def __init__(self, callback: Any, rested: Callable[..., Any]):
+        super().__init__([callback])
+        self.rested = rested
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rested(*args, **kwargs)
+
+
 class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
@@ -306,14 +317,3 @@ class GuidedRun:
                 f"{tuple(given.shape)}"
             )
         return given.expand(rows)
-
-
-class _RestedCallbacks(MultiPipelineCallbacks):  # type: ignore[misc]
-    """A callback of diffusers' classes, called by `rested`; what tensors it wants is what it says."""
-
-    def __init__(self, callback: Any, rested: Callable[..., Any]):
-        super().__init__([callback])
-        self.rested = rested
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.rested(*args, **kwargs)

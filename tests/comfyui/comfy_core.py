@@ -20,9 +20,11 @@ def why_not(folder):
     """Why the core in this folder cannot be imported, or None."""
     if not (folder / "comfy" / "samplers.py").exists():
         return f"ComfyUI's core in {folder.name} (make test fetches it)"
-    absent = [
-        name for name in ("einops", "torchsde", "scipy", "transformers") if importlib.util.find_spec(name) is None
-    ]
+    needs = ["einops", "torchsde", "scipy", "transformers"]
+    listed = folder / "requirements.txt"
+    wanted = listed.read_text() if listed.exists() else ""
+    needs += [name for name in ("comfy-kitchen", "comfy-aimdo") if name in wanted]  # of newer cores
+    absent = [name for name in needs if importlib.util.find_spec(name.replace("-", "_")) is None]
     return f"{', '.join(absent)}, which ComfyUI's core needs" if absent else None
 
 

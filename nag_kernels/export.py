@@ -7,6 +7,7 @@ no such operation, so `decompose` writes its formula into the exported program. 
 lets a package register a decomposition for it; OpenVINO's converter looks at no such table.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor, _decomp
 from torch._ops import OperatorBase
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from . import reference, sdpa
+from ._ops import fake_output
 from .checks import Attention
 
 Decompositions = dict[OperatorBase, Callable[..., Any]]
@@ -111,9 +114,14 @@ def _with_a_key_head_for_each_query_head(call: Attention) -> Attention:
     return call._replace(**{name: x.repeat_interleave(repeats, 2) for name, x in there.items()})
 
 
-def _for_onnx(*arguments: Any, **named: Any) -> Tensor:
-    """With masks as onnxruntime's Attention (opset 23) takes them."""
-    return fused_guided_attention(*arguments, whole_masks=True, **named)
+def _for_onnx(op: str, formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The formula where a program is written down. Fake tensors of free lengths ask the same table what an operation gives, and
+    are told that by its own fake kernel."""
+
+    def run(*arguments: Any, **named: Any) -> Tensor:
+        return fake_output(op, *arguments, **named) if get_proxy_mode() is None else formula(*arguments, **named)
+
+    return run
 
 
 def _table(attention: Callable[..., Tensor]) -> Decompositions:
@@ -127,4 +135,10 @@ def _table(attention: Callable[..., Tensor]) -> Decompositions:
 
 def register_with_onnx() -> None:
     """From now on torch.onnx.export takes a model with the operations: its table begins with torch's, into which these go."""
-    _decomp.decomposition_table.update(_table(_for_onnx))
+    # With masks as onnxruntime's Attention (opset 23) takes them.
+    table = _table(functools.partial(fused_guided_attention, whole_masks=True))
+    _decomp.decomposition_table.update({call: _for_onnx(_name(call), formula) for call, formula in table.items()})
+
+
+def _name(call: Any) -> str:
+    return call._schema.name.removeprefix("nag::")

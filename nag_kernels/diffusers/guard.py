@@ -27,6 +27,9 @@ class Owner(Protocol):
     def pipe(self) -> Any: ...
 
     @property
+    def running(self) -> set[int]: ...
+
+    @property
     def begun(self) -> set[int]: ...
 
     def is_here(self) -> bool: ...
@@ -103,6 +106,8 @@ class Guard:
         if callers[0] is owner.pipe:
             if threading.get_ident() in owner.begun:
                 return  # a plain call that began before
+            if threading.get_ident() in owner.running:
+                raise changed_on_the_way(owner.pipe, "got another", denoiser)
             raise RuntimeError(
                 f"guide: this {kind} was called by the {pipe} that is guided, in a call that would not be guided: its __call__ "
                 "was looked up before, or on the class, or the pipeline's class was replaced; call the pipeline itself, and set "
@@ -135,6 +140,15 @@ class Guard:
                 denoiser.__dict__.pop("_compiled_call_impl", None)
             else:
                 denoiser.__dict__["_compiled_call_impl"] = self.call
+
+
+def changed_on_the_way(pipe: Any, what: str, denoiser: Denoiser) -> RuntimeError:
+    """what: "got another", or what else happened to a pipeline's denoiser while it was called."""
+    kind = type(inner_denoiser(denoiser)).__name__
+    return RuntimeError(
+        f"guide: {type(pipe).__name__} {what} {kind} during a guided call (in a step callback, say), and what follows would not "
+        "be guided; do that between two calls"
+    )
 
 
 def pipelines_calling(denoiser: Denoiser) -> Iterator[Any]:

@@ -53,6 +53,7 @@ class Owner:
         self.guidance, self.everybody = guidance, everybody
         self.calls = 0
         self.on: _Guided | None = None
+        self.running: set[int] = set()  # threads whose guided call of the pipeline is under way
         self.begun: set[int] = set()  # threads whose plain call of the pipeline may have begun before
 
     @property
@@ -117,8 +118,13 @@ class _Guided:
         if owner is None:
             return _plain_run(function, pipe, args, kwargs)
         owner.calls += 1
-        owner.begun.discard(threading.get_ident())
-        return owner.guidance.run(function, pipe, args, kwargs)
+        thread = threading.get_ident()
+        owner.begun.discard(thread)
+        owner.running.add(thread)
+        try:
+            return owner.guidance.run(function, pipe, args, kwargs)
+        finally:
+            owner.running.discard(thread)
 
     def device(self, pipe: Any) -> Any:
         """The pipeline's `_execution_device`."""

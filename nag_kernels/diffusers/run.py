@@ -19,7 +19,7 @@ from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, denoisers_of, inner_denoiser
-from .guard import pipelines_calling
+from .guard import changed_on_the_way, pipelines_calling
 from .interception import contexts_noticed, intercepted
 from .models.registry import Found, guided_layers, spec_of
 from .negative_prompt import RecordedCall
@@ -280,12 +280,8 @@ class GuidedRun:
         others = [x for x in now if not any(x is denoiser for denoiser in ours)]
         lost = [denoiser for denoiser, call in self.places if denoiser.__dict__.get("_compiled_call_impl") is not call]
         if others or lost:
-            kind = type(inner_denoiser((others or lost)[0])).__name__
             what = "got another" if others else "compiled, or wrapped, its"
-            raise RuntimeError(
-                f"guide: {type(self.pipe).__name__} {what} {kind} during a guided call (in a step callback, say), and what "
-                "follows would not be guided; do that between two calls"
-            )
+            raise changed_on_the_way(self.pipe, what, (others or lost)[0])
 
     def _set_settings(self) -> None:
         """One value for each row; the unconditional rows of classifier-free guidance are not steered."""

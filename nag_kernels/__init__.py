@@ -10,12 +10,10 @@ if not (Path(__file__).parent / "triton_kernels").exists():
 
 from .availability import available_backends
 from .backends import explain
-from .export import register_with_onnx
 from .flops import register_with_counter
 from .functional import fused_guided_attention, guidance, warmup
 
 register_with_counter()
-register_with_onnx()
 
 __version__ = "0.1.0"
 __all__ = ["available_backends", "explain", "fused_guided_attention", "guidance", "warmup"]

@@ -74,7 +74,7 @@ def run_fallback(op: str, *args: Any, **kwargs: Any) -> Tensor:
     return run_plain(fallback(op, args[0].dtype if isinstance(args[0], Tensor) else torch.float32), op, *args, **kwargs)
 
 
-def fake_output(op: str, *args: Any, **kwargs: Any) -> Tensor:
+def _fake(op: str, *args: Any, **kwargs: Any) -> Tensor:
     CHECKS[op](*args, **kwargs)
     return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
@@ -217,7 +217,7 @@ def _register(library: torch.library.Library) -> None:
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 
         def fake(*args: Any, op: str = op, **kwargs: Any) -> Tensor:
-            return fake_output(op, *args, **kwargs)
+            return _fake(op, *args, **kwargs)
 
         library.impl(name, functools.partial(run_fallback, op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"nag::{name}", fake, lib=library)

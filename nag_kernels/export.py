@@ -3,8 +3,8 @@
 """Out of torch: the operations as torch's own attention and arithmetic, which ONNX, OpenVINO and others have rules for.
 
 torch.export and AOTInductor keep an operation as it is, and a kernel of this package serves it. What runs without torch knows
-no such operation, so `decompose` writes its formula into the exported program. `torch.onnx.export` does that by itself, as torch
-lets a package register a decomposition for it; OpenVINO's converter looks at no such table.
+no such operation, so its formula is written into the exported program. That is asked for by name: torch has one table of
+decompositions for everything, which fake tensors and DTensor ask as well, and there an operation has rules of its own.
 """
 
 import functools
@@ -12,14 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, _decomp
+from torch import Tensor
 from torch._ops import OperatorBase
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from . import reference, sdpa
-from ._ops import fake_output
 from .checks import Attention
 
 Decompositions = dict[OperatorBase, Callable[..., Any]]
@@ -48,12 +46,16 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 
     Raises: TypeError for anything else.
     """
+    _check_program("decompose", program)
+    return program.run_decompositions(decompositions())
+
+
+def _check_program(where: str, program: Any) -> None:
     if not isinstance(program, ExportedProgram):
         raise TypeError(
-            f"decompose: program must be an ExportedProgram, got {type(program).__name__}; write decompose("
+            f"{where}: program must be an ExportedProgram, got {type(program).__name__}; write {where}("
             "torch.export.export(model, arguments))"
         )
-    return program.run_decompositions(decompositions())
 
 
 def openvino_model(program: ExportedProgram) -> Any:
@@ -76,6 +78,22 @@ def openvino_model(program: ExportedProgram) -> Any:
     model = openvino.convert_model(whole)
     _name_inputs(model, whole)
     return model
+
+
+def onnx_program(program: ExportedProgram, **options: Any) -> Any:
+    """The program as torch.onnx.ONNXProgram, of which `save` writes a file.
+
+    Args:
+        program: of `torch.export.export`.
+        options: of `torch.onnx.export`. With opset_version=23 attention stays whole, as the operator Attention.
+
+    Raises: TypeError for anything but a program, ImportError without onnx and onnxscript, and what torch.onnx.export raises for
+        operations of the model itself that it has no rule for.
+    """
+    _check_program("onnx_program", program)
+    # With masks as onnxruntime's Attention takes them.
+    table = _table(functools.partial(fused_guided_attention, whole_masks=True))
+    return torch.onnx.export(program.run_decompositions(table), **options)
 
 
 def _name_inputs(model: Any, program: ExportedProgram) -> None:
@@ -114,16 +132,6 @@ def _with_a_key_head_for_each_query_head(call: Attention) -> Attention:
     return call._replace(**{name: x.repeat_interleave(repeats, 2) for name, x in there.items()})
 
 
-def _for_onnx(op: str, formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The formula where a program is written down. Fake tensors of free lengths ask the same table what an operation gives, and
-    are told that by its own fake kernel."""
-
-    def run(*arguments: Any, **named: Any) -> Tensor:
-        return fake_output(op, *arguments, **named) if get_proxy_mode() is None else formula(*arguments, **named)
-
-    return run
-
-
 def _table(attention: Callable[..., Tensor]) -> Decompositions:
     formulas = {"fused_guided_attention": attention, "guidance": reference.guidance}
     return {
@@ -131,14 +139,3 @@ def _table(attention: Callable[..., Tensor]) -> Decompositions:
         for name, formula in formulas.items()
         for overload in ("default", "tensor")
     }
-
-
-def register_with_onnx() -> None:
-    """From now on torch.onnx.export takes a model with the operations: its table begins with torch's, into which these go."""
-    # With masks as onnxruntime's Attention (opset 23) takes them.
-    table = _table(functools.partial(fused_guided_attention, whole_masks=True))
-    _decomp.decomposition_table.update({call: _for_onnx(_name(call), formula) for call, formula in table.items()})
-
-
-def _name(call: Any) -> str:
-    return call._schema.name.removeprefix("nag::")

@@ -9,7 +9,7 @@ import openvino
 import torch
 from torch.utils._pytree import tree_leaves
 
-from nag_kernels.export import openvino_model
+from nag_kernels.export import onnx_program, openvino_model
 
 
 def _arrays(inputs):
@@ -31,7 +31,7 @@ class OpenVINO:
 class ONNXRuntime:
     def __init__(self, program, **options):
         """options: of torch.onnx.export."""
-        exported = torch.onnx.export(program, verbose=False, **options)
+        exported = onnx_program(program, verbose=False, **options)
         self.operators = Counter(x.op_type for x in exported.model.graph)
         self.session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
         self.inputs = [x.name for x in self.session.get_inputs()]

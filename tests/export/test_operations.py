@@ -15,7 +15,7 @@ pytest.importorskip("onnxscript")
 from runtimes import ONNXRuntime, OpenVINO
 
 import nag_kernels
-from nag_kernels.export import decompose, decompositions, openvino_model
+from nag_kernels.export import decompose, decompositions, onnx_program, openvino_model
 from nag_kernels.testing import make_inputs, truth
 
 TOLERANCE = 1e-6  # of float32; the aim of the whole page docs/export.md
@@ -147,10 +147,15 @@ def test_guidance(runtime):
         assert error(x, wanted) < TOLERANCE
 
 
-def test_torch_onnx_export_needs_no_table():
-    """Of a module itself, in one line."""
-    call = {"call": make_inputs(length=9), "settings": {"nag_scale": torch.tensor(5.0)}}
-    assert error(ONNXRuntime(Layer(), kwargs=call)(*call.values())[0], Layer()(**call)) < TOLERANCE
+def test_torch_s_table_of_decompositions_stays_as_it_is():
+    """Fake tensors and DTensor look there for what an operation gives."""
+    assert not [x for x in torch._decomp.decomposition_table if getattr(x, "namespace", "") == "nag"]
+
+
+@pytest.mark.parametrize("export", [decompose, onnx_program])
+def test_a_model_is_no_program(export):
+    with pytest.raises(TypeError, match=rf"{export.__name__}: program must be an ExportedProgram, got Layer; write"):
+        export(Layer())
 
 
 def test_a_program_of_core_aten_alone():

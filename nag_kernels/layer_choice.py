@@ -51,8 +51,15 @@ def _share(where: str, items: Sequence[object], count: int) -> Iterable[int]:
             f"{where}: layers as a share of the depth must be 0 <= start < end <= 1, got ({start:g}, {end:g}); layers by number "
             "are whole numbers"
         )
-    # Rounded by less than a layer: 0.07 * 100 is a little above 7.
-    return [i for i in range(count) if start * count - 1e-6 <= i < end * count - 1e-6]
+    return [i for i in range(count) if in_share(i, count, start, end)]
+
+
+def in_share(i: int, count: int, start: float, end: float) -> bool:
+    """Whether start <= i / count < end, for a layer or a step of so many.
+
+    Rounded by less than one of them: 0.07 * 100 is a little above 7.
+    """
+    return start * count - 1e-6 <= i < end * count - 1e-6
 
 
 def _picked(where: str, item: object, names: Sequence[str]) -> Iterable[int]:

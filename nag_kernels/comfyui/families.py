@@ -46,7 +46,7 @@ class Family:
     changes: tuple[Change, ...] = ()
     settings: Callable[[Any], Settings] = lambda model: published.FLUX
     must_be_none: Mapping[str, str] = field(default_factory=dict)
-    may_rest: str = ""
+    may_rest: tuple[str, ...] = ()
     token_count: str = ""
     refuse: Callable[[Any], str | None] = lambda model: None
 
@@ -154,7 +154,7 @@ FAMILIES = (
     ),
     Family(
         "LTX-Video, LTX-2", ("LTXVModel", "LTXAVModel"), _CROSS, layers_of("CrossAttention", end="attn2"), _masked,
-        may_rest="audio_attn2",
+        may_rest=("audio_attn2",),
     ),
     Family(
         "HunyuanVideo, HunyuanVideo 1.5, HunyuanImage 2.1", ("HunyuanVideo",), _JOINT,

@@ -178,9 +178,7 @@ class Guide:
         layers = self.family.layers(denoiser)
         skipped = bool(options.get("patches_replace", {}).get("dit"))  # some nodes leave whole blocks out
         expected = set(packed.entered if skipped and packed.entered else range(len(layers)))
-        resting = {
-            i for i, (name, _) in enumerate(layers) if self.family.may_rest and name.endswith(self.family.may_rest)
-        }
+        resting = {i for i, (name, _) in enumerate(layers) if name.endswith(self.family.may_rest)}
         if packed.entered and not resting & packed.entered:
             expected -= resting
         missing = [layers[i][0] for i in expected if i not in packed.guided]

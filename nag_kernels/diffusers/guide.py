@@ -15,7 +15,8 @@ from nag_kernels.checks import check_rule, check_scalars
 from nag_kernels.layer_choice import LayerChoice
 
 from .compatibility import check_combination
-from .denoiser_calls import Denoiser, inner_denoiser, named_modules
+from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser, named_modules
+from .guard import forget_the_dead
 from .interception import call_arguments, image_count, prompt_count, with_callbacks
 from .models.registry import Found, find_denoisers, find_layers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
@@ -28,7 +29,6 @@ from .owners import (
     Pipe,
     device_found_once,
     enter,
-    forget_owners_gone,
     leave_all,
     owner_for_everybody,
     pipes_in,
@@ -187,7 +187,7 @@ def disable_guidance(pipe: Any) -> None:
         owner = owner_for_everybody(each)
         if owner is not None:
             owners.append(owner)
-        elif not forget_owners_gone(each):
+        elif not forget_the_dead(denoisers_of(each)):
             raise RuntimeError(f"guide: guidance is not enabled on this {type(each).__name__}")
     leave_all(owners)
     if owners and not any(owner.calls for owner in owners):

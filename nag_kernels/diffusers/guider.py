@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guidance as a part of a modular pipeline: a guider, for those who put pipelines together from blocks."""
 
+import math
 import threading
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from nag_kernels.checks import check_rule
-from nag_kernels.layer_choice import LayerChoice
+from nag_kernels.layer_choice import LayerChoice, in_share
 
 from .denoiser_calls import Denoiser, denoiser_arguments, forward_parameters, inner_denoiser
 from .guide import guide
@@ -95,11 +96,9 @@ class NormalizedAttentionGuidance(BaseGuidance):
         return self._count_prepared == len(self.calls)
 
     def _step_has(self) -> list[str]:
-        inside = True
-        if self._step is not None and self._num_inference_steps is not None:
-            # Rounded by less than a step: 0.07 * 100 is a little above 7. A loop may have more steps than it says (Helios').
-            start, stop = (x * self._num_inference_steps - 1e-6 for x in (self._start, self._stop))
-            inside = start <= self._step and (self._step < stop or self._stop == 1)
+        step, steps = self._step, self._num_inference_steps
+        stop = self._stop if self._stop < 1 else math.inf  # a loop may have more steps than it says (Helios')
+        inside = step is None or steps is None or in_share(step, steps, self._start, stop)
         self.calls = self._input_predictions[:] if self._enabled and inside else ["pred_cond"]
         return self.calls
 

@@ -42,7 +42,16 @@ class GivenTexts:
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
         self._refuse_pipelines()
-        return UNCONDITIONAL if self._halves(arguments) == [True, True] else PROMPT
+        try:
+            halves = self._halves(arguments)
+        except RuntimeError as error:
+            if "Batching rule not implemented for aten::equal" not in str(error):
+                raise
+            raise RuntimeError(
+                "guide: under torch.func.vmap over texts it cannot be told which of them is the unconditional one: leave "
+                "`unconditional` out and put only the prompts' calls into the block, or go through the texts in a loop"
+            ) from error
+        return UNCONDITIONAL if halves == [True, True] else PROMPT
 
     def images(self, arguments: Mapping[str, Any]) -> int:
         """How many a call makes."""
@@ -82,10 +91,10 @@ class GivenTexts:
         """Whether each half of a call's rows is unconditional; an odd number of rows is so as a whole or not at all."""
         text = self._text(arguments)
         version = None if not isinstance(text, Tensor) or text.is_inference() else text._version
+        # On a CPU the values are looked at, as numpy may have written into them unseen.
+        changes = isinstance(text, Tensor) and (version is None or text.device.type == "cpu")
         for known, at, halves in self._seen:
-            # On a CPU the values are looked at, as numpy may have written into them unseen.
-            seen = isinstance(text, Tensor) and (version is None or text.device.type == "cpu")
-            if known is text and at == version and not seen:
+            if known is text and at == version and not changes:
                 return halves
         rows = [self._is_unconditional(text[i : i + 1]) for i in range(len(text))] if self.unconditional else [False]
         half = len(rows) // 2

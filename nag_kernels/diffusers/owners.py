@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch.nn import Module
 
 from .denoiser_calls import denoisers_of
-from .guard import forget_the_dead, put_guards, take_guards_away
+from .guard import put_guards, take_guards_away
 from .restore import Replaced, put_back_after
 from .schedule import Scale
 from .turns import run_turns, take, threads_inside
@@ -205,11 +205,6 @@ def owner_of(pipe: Any) -> Owner | None:
 def owner_for_everybody(pipe: Any) -> Owner | None:
     found = _guided(pipe) or _known.get(pipe)  # where somebody has replaced its class
     return None if found is None else next((x for x in found.owners if x.everybody), None)
-
-
-def forget_owners_gone(pipe: Any) -> bool:
-    """Ends guidance on pipelines that had the denoisers of this one and are no more; whether there were any."""
-    return forget_the_dead(denoisers_of(pipe))
 
 
 def refuse_nested(pipe: Any) -> None:

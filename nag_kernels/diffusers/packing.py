@@ -42,9 +42,8 @@ class Packer:
         self.halves, self.mesh = halves, mesh
         self.rows = 0  # of the latest call
         self.device: torch.device | None = None
-        self.in_turn = (
-            False  # the negative has all prompts again and again, and this call each prompt's images together
-        )
+        # Whether the negative has all prompts again and again, and this call each prompt's images together.
+        self.in_turn = False
         self._plain: list[Tensor] = []  # masks seen before: a look at the values waits for the device
 
     def pack(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,15 +239,13 @@ class Packer:
     def _compare_order(self, name: str, positive: Tensor, negative: Any) -> None:
         """Some pipelines do not repeat ready-made text for each of a prompt's images. Its rows, doubled by classifier-free
         guidance, may be as many as the images, in another order."""
+        own = positive[: self.images] if self.prompt_first else positive[-self.images :]
         self.in_turn = (
-            0 < self.prompts < self.images
-            and self.prompts > 1
+            1 < self.prompts < self.images
             and isinstance(negative, Tensor)
             and len(negative) > self.prompts
-            and _in_turn(negative, self.prompts)
-            and not _in_turn(
-                positive[-self.images :] if not self.prompt_first else positive[: self.images], self.prompts
-            )
+            and in_turn(negative, self.prompts)
+            and not in_turn(own, self.prompts)
         )
 
     def _with_rows(self, negative: Tensor, dim: int = 0) -> Tensor:
@@ -316,12 +313,12 @@ class Packer:
         return levelled, levelled
 
 
-def _in_turn(text: Tensor, prompts: int) -> bool:
+def in_turn(text: Tensor, prompts: int) -> bool:
     """Whether the rows are those of so many prompts, again and again."""
     if len(text) % prompts:
         return False
     rows = text.unflatten(0, (len(text) // prompts, prompts))
-    return bool(torch.equal(rows, rows[:1].expand_as(rows)))
+    return torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _look_up(arguments: Mapping[str, Any], name: str) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .models.spec import ModelSpec
 from .negative_prompt import NegativeRecorder, RecordedCall
+from .packing import in_turn
 
 PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
 # The contexts of diffusers' pipelines and guiders. LTX-2's last four have the prompt, and layers that are switched off: other
@@ -349,9 +350,8 @@ def _rows_of_prompts(text: Tensor, prompts: int, times: int) -> bool:
     """Whether the rows are those of so many prompts, each so many times: one after another, or all of them again and again."""
     if len(text) % (prompts * times):
         return False
-    rows = text.unflatten(0, (prompts, len(text) // prompts))
-    again = text.unflatten(0, (len(text) // prompts, prompts))
-    return bool(torch.equal(rows, rows[:, :1].expand_as(rows)) or torch.equal(again, again[:1].expand_as(again)))
+    together = text.unflatten(0, (prompts, len(text) // prompts))
+    return torch.equal(together, together[:, :1].expand_as(together)) or in_turn(text, prompts)
 
 
 def _same_time(one: Any, two: Any) -> bool:

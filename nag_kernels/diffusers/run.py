@@ -210,15 +210,7 @@ class GuidedRun:
     def _is_guided(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the call carries a prompt, in a step that is to be guided."""
         context = self.context
-        try:
-            kind = self.prompt_calls.kind(arguments, context)
-        except RuntimeError as error:
-            if "Batching rule not implemented for aten::equal" not in str(error):
-                raise
-            raise RuntimeError(
-                "guide: under torch.func.vmap over texts it cannot be told which of them is the unconditional one: leave "
-                "`unconditional` out and put only the prompts' calls into the block, or go through the texts in a loop"
-            ) from error
+        kind = self.prompt_calls.kind(arguments, context)
         self.context = context  # a recording has contexts of its own
         if kind == UNCONDITIONAL:
             return False

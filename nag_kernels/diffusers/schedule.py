@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nag_kernels.checks import check_scalars
+from nag_kernels.layer_choice import in_share
 
 from .models.spec import ModelSpec
 from .modular import first_timestep, is_modular
@@ -145,8 +146,7 @@ class Steps:
             self._read_scheduler(arguments)  # they may have become more
         now -= self.begun
         step, steps = self.step_of[now], self.step_of[-1] + 1
-        # Rounded by less than a step: 0.07 * 100 is a little above 7.
-        inside = self.start * steps - 1e-6 <= step < self.end * steps - 1e-6
+        inside = in_share(step, steps, self.start, self.end)
         if self.schedule is not None:
             self.scale = self.scales[step]
             inside = inside and self.scale != self.idle

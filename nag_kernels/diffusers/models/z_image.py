@@ -123,11 +123,13 @@ class ZImage(ModelSpec):
         if 0 < len(negative) < packer.images and packer.images % len(negative) == 0:
             negative = [x for x in negative for _ in range(packer.images // len(negative))]
         # Classifier-free guidance may begin or end on the way. Its own texts are not steered, so any serve beside them.
+        prompts = slice(packer.images) if packer.prompt_first else slice(packer.images, None)
         if len(negative) == 2 * packer.images:
-            negative = negative[: packer.images] if packer.prompt_first else negative[packer.images :]
+            negative = negative[prompts]
         if len(positive) == 2 * packer.images:
-            own = positive[packer.images :] if packer.prompt_first else positive[: packer.images]
-            negative = [*negative, *own] if packer.prompt_first else [*own, *negative]
+            both = list(positive)
+            both[prompts] = negative
+            negative = both
         if len(negative) != packer.rows:
             raise ValueError(f"guide: {name} must have {packer.images} texts for the negative, got {len(negative)}")
         return {name: [*positive, *(x.to(positive[0]) for x in negative)]}

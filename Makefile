@@ -61,10 +61,10 @@ $(HEADERS)/.fetched: | .venv/.installed
 
 TESTERS ?= 2  # processes, one thread each
 # The order of the tests is random (pytest-randomly), but for what takes longest (conftest.py). The last lines have the option that gives it again.
-test: .venv/.quantised $(HEADERS)/.fetched .comfyui/.fetched
+test: .venv/.quantised .venv/.docs $(HEADERS)/.fetched .comfyui/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-test-fast: .venv/.quantised  # a sample of every test, for daily work
+test-fast: .venv/.quantised .venv/.docs  # a sample of every test, for daily work
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --fast
 
 # The oldest diffusers that is supported, in an environment of its own that sees all else (torch, this package) in .venv.
@@ -110,8 +110,14 @@ lint: .venv/.installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
 
-docs: .venv/.installed  # the names, links and examples of the pages
-	$(BIN)/python -m pytest tests/docs/test_readme.py
+.venv/.docs: .venv/.installed constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt mkdocs mkdocs-material mkdocstrings-python ruff  # the extra "docs"
+	touch $@
+
+docs: .venv/.docs  # the site, into site/; and the names, links and examples of all pages
+	$(BIN)/python docs/site/models_page.py
+	$(BIN)/python docs/site/build.py
+	$(BIN)/python -m pytest tests/docs
 
 clean:
-	rm -rf .venv .venv-oldest .venv-torch .torch-headers .comfyui build dist out *.egg-info nag_kernels/*.so
+	rm -rf site .venv .venv-oldest .venv-torch .torch-headers .comfyui build dist out *.egg-info nag_kernels/*.so

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes benchmarks/RESULTS.md, the plots and README's tables of speed from the CSVs in benchmarks/results/."""
+"""Writes benchmarks/RESULTS.md, the plots and the tables of docs/speed.md from the CSVs in benchmarks/results/."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ from benchmarks.machine import RESULTS, sentence
 from benchmarks.workloads import GRADIENT_TARGETS
 
 REPORT = RESULTS.with_name("RESULTS.md")
-README = RESULTS.parents[1] / "README.md"
+PAGE = RESULTS.parents[1] / "docs" / "speed.md"
 MARKS = ("<!-- speed: written by python -m benchmarks report -->\n\n", "\n\n<!-- /speed -->")
 RIVALS = ("eager", "compiled", "composed")
 Row = dict[str, str]
@@ -275,7 +275,7 @@ SECTIONS: tuple[tuple[str, str, Callable, Callable | None], ...] = (
 
 
 def summary() -> str:
-    """README's tables: the means of each machine, and one denoising step of each model."""
+    """The tables of docs/speed.md: the means of each machine, and one denoising step of each model."""
     shown = {"small": "SD1.5", "cross": "SDXL, SANA, PixArt, Wan", "joint": "FLUX.1, SD3.5"}
     lines = []
     for rows in read("attention").values():
@@ -315,6 +315,6 @@ def main() -> None:
             *(gpu_verdicts.section(*each) for each in proven.items()),
         ]
     REPORT.write_text("\n\n".join(parts) + "\n")
-    before, rest = README.read_text().split(MARKS[0])
-    README.write_text(before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])
+    before, rest = PAGE.read_text().split(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])
     print(f"{REPORT.relative_to(RESULTS.parents[1])} and {len(list(RESULTS.glob('*.png')))} plots")

@@ -76,7 +76,7 @@ def guide(
     both at once, the values of the negative times -nag_scale (arXiv 2508.10931).
 
     Args:
-        pipe: a diffusers pipeline; see docs/diffusers.md for the denoisers that are supported. It may use
+        pipe: a diffusers pipeline; see docs/models.md for the denoisers that are supported. It may use
             classifier-free guidance as well: the unconditional branch keeps its plain attention. Pipelines that share a
             denoiser (the second stage of a hires fix, say) come in a list, each guided in its own calls.
         negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text

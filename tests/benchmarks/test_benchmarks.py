@@ -194,8 +194,8 @@ def rows_of(kind, folder, monkeypatch, rows):
     monkeypatch.setattr(machine, "RESULTS", folder / "benchmarks" / "results")
     monkeypatch.setattr(report, "RESULTS", folder / "benchmarks" / "results")
     monkeypatch.setattr(report, "REPORT", folder / "benchmarks" / "RESULTS.md")
-    monkeypatch.setattr(report, "README", folder / "README.md")
-    (folder / "README.md").write_text(f"before{report.MARKS[0]}old{report.MARKS[1]}after")
+    monkeypatch.setattr(report, "PAGE", folder / "speed.md")
+    (folder / "speed.md").write_text(f"before{report.MARKS[0]}old{report.MARKS[1]}after")
     kept = machine.Rows(kind, ABOUT, True)
     for row in rows:
         kept.add(**row)
@@ -229,11 +229,11 @@ def test_report_says_what_the_rows_say(tmp_path, monkeypatch):
     assert "+100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % | +9.0 % |" in text
     assert "a CPU, path p, 2 threads; torch 2; commit abc; 2026-01-02" in text
     assert len(list(kept.path.parent.glob("*.png"))) == 2
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith(f"before{report.MARKS[0]}| processor")
-    assert readme.endswith(f"{report.MARKS[1]}after")
-    assert "| a CPU, p | SDXL, SANA, PixArt, Wan | 1.41x (0.50x) |  |  |" in readme
-    assert "| a CPU, p | M | +100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % |" in readme
+    page = (tmp_path / "speed.md").read_text()
+    assert page.startswith(f"before{report.MARKS[0]}| processor")
+    assert page.endswith(f"{report.MARKS[1]}after")
+    assert "| a CPU, p | SDXL, SANA, PixArt, Wan | 1.41x (0.50x) |  |  |" in page
+    assert "| a CPU, p | M | +100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % |" in page
 
 
 @pytest.mark.slow
@@ -265,9 +265,9 @@ def test_results_are_those_of_the_rows():
             assert {row["dirty"] for row in rows} == {"False"}, stem
 
 
-def test_readme_speaks_of_results():
-    """README's tables of speed are those of the CSVs, and every ratio and overhead of its section stands in RESULTS.md."""
-    section = report.README.read_text().split("## Speed")[1].split("\n## ")[0]
+def test_the_page_on_speed_speaks_of_results():
+    """Its tables are those of the CSVs, and every ratio and overhead of its section stands in RESULTS.md."""
+    section = report.PAGE.read_text().split("## The numbers")[1].split("\n## ")[0]
     assert section.split(report.MARKS[0])[1].split(report.MARKS[1])[0] == report.summary()
     text = report.REPORT.read_text()
     found = re.findall(r"\d+\.\d\dx|[+-]\d+\.\d %", section)

@@ -99,13 +99,10 @@ def test_attention_slicing_also_when_it_comes_later():
 
 
 def test_the_table_and_the_docs_know_every_family():
-    page = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()  # tests/docs/test_site.py compares all of it
     for name, spec in registry.all_models().items():
         assert any(line.startswith(name + " ") for line in supported().splitlines()), name
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
-        assert f"| {spec.route} |" in row or spec.route == "drop-in"
-        for ours in spec.processors.values():
-            assert f"`{ours.__name__}`" in row, (name, ours)
+        assert f"| `{name}` | {spec.route} |" in page, name
 
 
 @pytest.mark.slow

@@ -86,8 +86,8 @@ def test_a_server_under_load():
 
 
 def test_the_servers_example_in_the_docs():
-    page = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text()
-    code = page.partition("## In a server")[2].partition("```python\n")[2].partition("```")[0]
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
     pipe = pipeline("pixart")
 
     class Small(type(pipe)):

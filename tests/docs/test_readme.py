@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import nag_kernels
@@ -19,6 +20,11 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # What GitHub reads: workflows, forms for issues, the text of a pull request.
 FORMS = sorted(path for path in (ROOT / ".github").rglob("*") if path.suffix in (".yml", ".md"))
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PUBLISHED = {
+    "flux": "FluxPipeline",
+    "sdxl": "AutoPipelineForText2Image",
+}  # published weights: here a tiny pipeline in their place
+OWN = [x for x in EXAMPLES if "from_pretrained" not in x]
 FOLDERS = "nag_kernels|csrc|tests|benchmarks|docs|triton_kernels|evidence|examples|.github"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DRAWING = ROOT / "docs" / "architecture.svg"
@@ -28,7 +34,45 @@ ROWS = re.findall(
 )
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize("tiny", PUBLISHED)
+def test_readme_examples_of_published_models(tiny, tmp_path, monkeypatch):
+    """The lines as they stand, on the real pipeline class with random weights; without guidance the picture is another."""
+    import diffusers
+    from every_model import pipeline
+
+    assert sum("from_pretrained" in x for x in EXAMPLES) == len(PUBLISHED)
+    (example,) = (x for x in EXAMPLES if PUBLISHED[tiny] in x)
+    pipe, moved = pipeline(tiny), []
+
+    class Small(type(pipe)):
+        def __call__(self, prompt, **options):
+            seed = torch.Generator().manual_seed(0)
+            return super().__call__(prompt, height=16, width=16, generator=seed, **options)
+
+        def to(self, device):
+            moved.append(device)
+
+        def enable_model_cpu_offload(self):
+            moved.append("offload")
+
+    def from_pretrained(name, *, torch_dtype, variant=None):
+        assert name in ("black-forest-labs/FLUX.1-schnell", "stabilityai/sdxl-turbo")
+        assert torch_dtype == {"flux": torch.bfloat16, "sdxl": torch.float16}[tiny]
+        pipe.__class__ = Small
+        return pipe
+
+    monkeypatch.setattr(getattr(diffusers, PUBLISHED[tiny]), "from_pretrained", from_pretrained)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    (name,) = tmp_path.iterdir()
+    steered = np.asarray(Image.open(name)).astype(float)
+    exec(re.sub(r"with guide\(.*\):", "if True:", example), {})
+    plain = np.asarray(Image.open(name)).astype(float)
+    assert moved == [{"flux": "offload", "sdxl": "cuda"}[tiny]] * 2
+    assert abs(plain - steered).max() > 0
+
+
+@pytest.mark.parametrize("example", OWN, ids=range(len(OWN)))
 def test_readme_examples_run(example, tmp_path):
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -112,3 +156,14 @@ def test_forms_are_yaml():
     for name in ("bug.yml", "model_request.yml"):
         ids = [part["id"] for part in read[name]["body"] if part["type"] != "markdown"]
         assert len(ids) == len(set(ids))
+
+
+def test_readme_says_what_a_step_costs():
+    """The range over the models in the tables of docs/speed.md."""
+    cells = [re.split(r" *\| *", line)[1:-1] for line in (ROOT / "docs" / "speed.md").read_text().splitlines()
+             if line.startswith("| Intel") and "%" in line]  # fmt: skip
+    assert len(cells) > 8
+    cfg, ours = ([round(float(row[column].split()[0])) for row in cells] for column in (2, 4))
+    readme = (ROOT / "README.md").read_text()
+    assert f"adds {min(ours):+d} to {max(ours):+d} % to a denoising step" in readme
+    assert f"CFG adds {min(cfg)} to {max(cfg)} %" in readme

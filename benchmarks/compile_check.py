@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from nag_kernels.whole_file import whole_file, write_text
+
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "benchmarks" / "results" / "compile_check.csv"
 CHIPS = (80, 86, 89, 90, 100, 120)
@@ -60,7 +62,7 @@ def triton_rows(chips: tuple[int, ...], cache: Path):
     for name, chip, compile_it in tqdm(list(triton_jobs(chips)), desc="triton", unit="kernel"):
         kept = cache / f"{digest(sources, triton.__version__, name, chip)}.json"
         if not kept.exists():
-            kept.write_text(json.dumps(compile_it()))
+            write_text(kept, json.dumps(compile_it()))
         found = json.loads(kept.read_text())
         yield (name, chip, found["REG"], found["STACK"], found["LOCAL"], found["SHARED"], found["CODE"],
                f"triton {triton.__version__}")  # fmt: skip
@@ -110,7 +112,7 @@ def cuda_rows(chips: tuple[int, ...], cache: Path):
                 for name, numbers in re.findall(r"Function (\S+):\s*\n\s*(.*)", said)
             ]  # fmt: skip
             cubin.unlink()
-            kept.write_text(json.dumps(rows))
+            write_text(kept, json.dumps(rows))
         for name, *numbers, matrix in json.loads(kept.read_text()):
             yield (demangled(name), chip, *numbers, matrix, f"nvcc {version}")
 
@@ -128,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     families = {"triton": triton_rows, "cuda": cuda_rows}
     rows = [row for name, run in families.items() if options.only in (None, name) for row in run(chips, cache)]
     if options.only is None:
-        with options.report.open("w", newline="") as file:
+        with whole_file(options.report) as part, part.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(rows)

@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.machine import RESULTS
 from nag_kernels.prove.layers import Layer, layer_of
 from nag_kernels.prove.verdicts import STATES
+from nag_kernels.whole_file import whole_file
 
 FACTS = ("gpu", "multiprocessors", "capability", "driver", "torch", "cuda", "triton", "kernels")
 LAYER = tuple(Layer.__dataclass_fields__)
@@ -54,7 +55,7 @@ def take_in(path: Path, results: Path = RESULTS) -> list[Path]:
     written = []
     for gpu, each in rows(json.loads(path.read_text())).items():
         to = results / f"gpu_verdicts-{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}.csv"
-        with to.open("w", newline="") as file:
+        with whole_file(to) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(each)

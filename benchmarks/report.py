@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import gpu_verdicts
 from benchmarks.machine import RESULTS, sentence
 from benchmarks.workloads import GRADIENT_TARGETS
+from nag_kernels.whole_file import write_text
 
 REPORT = RESULTS.with_name("RESULTS.md")
 PAGE = RESULTS.parents[1] / "docs" / "speed.md"
@@ -314,7 +315,7 @@ def main() -> None:
             "## Plans on GPUs, as their users found them",
             *(gpu_verdicts.section(*each) for each in proven.items()),
         ]
-    REPORT.write_text("\n\n".join(parts) + "\n")
+    write_text(REPORT, "\n\n".join(parts) + "\n")
     before, rest = PAGE.read_text().split(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])
+    write_text(PAGE, before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])
     print(f"{REPORT.relative_to(RESULTS.parents[1])} and {len(list(RESULTS.glob('*.png')))} plots")

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import torch
 
+from .whole_file import whole_file
+
 TABLE = Path(__file__).with_name("gpu_choices.csv")
 PLANS = (
     "cuda text", "cuda cluster", "cuda branches", "triton", "triton finish flash", "triton finish cudnn",
@@ -83,7 +85,7 @@ def read(path: Path = TABLE) -> list[Choice]:
 
 
 def write(rows: list[Choice], path: Path = TABLE) -> None:
-    with path.open("w", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(Choice.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: v or "" if k.endswith("_to") else v for k, v in vars(row).items()} for row in rows)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser
-from .turns import is_mine, turn_of
+from .turns import is_mine, plain_call, turn_of
 
 _lock = threading.RLock()
 _guards: weakref.WeakKeyDictionary[Module, "Guard"] = weakref.WeakKeyDictionary()
@@ -36,13 +36,58 @@ class Owner(Protocol):
 
 
 class Interception:
-    """Stands in the place of a denoiser's call during a guided run (`interception.intercepted`)."""
+    """Stands in the place of a denoiser's call (`interception.intercepted`), over what stood there.
 
-    def __init__(self, call: Callable[..., Any]):
-        self.call = call
+    Several may stand over each other, put there and taken away by several threads in any order.
+    """
+
+    def __init__(self, denoiser: Denoiser, call: Callable[..., Any]):
+        self.denoiser, self.call = denoiser, call
+        self.below: Callable[..., Any] | None = None  # None: the class's own call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """The call that this one stands over."""
+        return (self.below or self.denoiser._call_impl)(*args, **kwargs)
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """That call, for another thread than the one whose calls are taken: plain, unless one further below awaits it."""
+        if isinstance(self.below, Interception):
+            return self.below(*args, **kwargs)
+        return plain_call(self.denoiser, self.original, args, kwargs)
+
+    def enter(self) -> None:
+        with _lock:
+            self.below = self.denoiser.__dict__.get("_compiled_call_impl")
+            self.denoiser.__dict__["_compiled_call_impl"] = self
+
+    def leave(self) -> None:
+        """What stands over it stays, over what it stood over."""
+        with _lock:
+            self.call = self.plain  # for a thread that is about to call it
+            over = self._over()
+            if over is not None:
+                over.below = self.below
+            elif self.denoiser.__dict__.get("_compiled_call_impl") is not self:
+                return
+            elif self.below is None:
+                self.denoiser.__dict__.pop("_compiled_call_impl", None)
+            else:
+                self.denoiser.__dict__["_compiled_call_impl"] = self.below
+
+    def stands(self) -> bool:
+        with _lock:
+            return self.denoiser.__dict__.get("_compiled_call_impl") is self or self._over() is not None
+
+    def _over(self) -> "Interception | None":
+        x = self.denoiser.__dict__.get("_compiled_call_impl")
+        while isinstance(x, Interception):
+            if x.below is self:
+                return x
+            x = x.below
+        return None
 
 
 class NoticedContexts:

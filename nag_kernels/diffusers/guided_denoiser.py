@@ -3,6 +3,7 @@
 """A bare denoiser and its guidance as one module, which takes the texts of both prompts: what torch.export can write down."""
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from nag_kernels.layer_choice import LayerChoice
 from .guide import guide
 from .models.registry import spec_of
 from .own_loop import DenoiserBlock
+from .settings import Setting
 
 
 class GuidedDenoiser(Module):
@@ -26,6 +28,10 @@ class GuidedDenoiser(Module):
     exported: of `torch.export.export(guided, (arguments, negative), strict=False)` the texts are inputs. docs/export.md goes on
     from there to ONNX, OpenVINO and AOTInductor.
     """
+
+    nag_scale, nag_tau, nag_alpha, rule, negative_logit_bias, layers, pad, negative_pooled = (
+        Setting() for _ in range(8)
+    )
 
     def __init__(
         self, denoiser: Module, *, nag_scale: float | None = None, nag_tau: float | None = None, nag_alpha: float | None = None,
@@ -43,12 +49,18 @@ class GuidedDenoiser(Module):
             "nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha, "rule": rule,
             "negative_logit_bias": negative_logit_bias, "layers": layers, "pad": pad, "negative_pooled": negative_pooled,
         }  # fmt: skip
-        block = self._block(dict.fromkeys(spec_of(denoiser).text))
-        block.unused = False
-        block.settings(denoiser)  # which refuses what no call could mend
+        self.change()
 
-    def _block(self, negative: Mapping[str, Any]) -> DenoiserBlock[Module]:
-        block = guide(self.denoiser, negative, **self.settings)
+    def change(self, **settings: Any) -> None:
+        """Changes some of the settings, as `guided.nag_scale = 3.0` changes one. Raises as the constructor does."""
+        changed = self.settings | settings
+        block = self._block(dict.fromkeys(spec_of(self.denoiser).text), changed)
+        block.unused = False
+        block.settings(self.denoiser)  # which refuses what no call could mend
+        self.settings = changed
+
+    def _block(self, negative: Mapping[str, Any], settings: dict[str, Any]) -> DenoiserBlock[Module]:
+        block = guide(self.denoiser, negative, **settings)
         assert isinstance(block, DenoiserBlock)
         return block
 
@@ -68,9 +80,18 @@ class GuidedDenoiser(Module):
 
         Returns: what the denoiser returns with return_dict=False, and of a tuple of one its one element.
         """
-        block = self._block(negative)
+        given = {"nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha}
+        for name, value in given.items():
+            if not isinstance(value, (Tensor, NoneType)):
+                raise TypeError(
+                    f"GuidedDenoiser: {name} of a call must be a tensor, got {value!r:.60}; numbers are settings of the module, "
+                    f"GuidedDenoiser(denoiser, {name}=...)"
+                )
+        if "return_dict" in arguments:
+            raise ValueError("GuidedDenoiser: arguments must be without return_dict, which is False here")
+        block = self._block(negative, self.settings)
         with block:
             assert block.run is not None
-            block.run.given = {"nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha}
+            block.run.given = given
             output = self.denoiser(**arguments, return_dict=False)
         return output[0] if isinstance(output, tuple) and len(output) == 1 else output

@@ -19,12 +19,13 @@ from nag_kernels.checks import check_rule
 from nag_kernels.layer_choice import LayerChoice, in_share
 
 from .denoiser_calls import Denoiser, denoiser_arguments, forward_parameters, inner_denoiser
+from .guard import Interception
 from .guide import guide
 from .interception import intercepted
 from .models.registry import spec_of
 from .restore import Replaced
 from .schedule import Scale
-from .turns import plain_call
+from .settings import Setting
 
 
 class NormalizedAttentionGuidance(BaseGuidance):
@@ -50,6 +51,9 @@ class NormalizedAttentionGuidance(BaseGuidance):
         `prepare_models` and `cleanup_models`.
     """
 
+    nag_scale, nag_tau, nag_alpha, rule, negative_logit_bias, layers, negative_pooled = (Setting() for _ in range(7))
+    start, stop, enabled = (Setting() for _ in range(3))
+
     # In the order of the calls: the first reads what the second needs.
     _input_predictions = ["pred_uncond", "pred_cond"]
 
@@ -60,19 +64,30 @@ class NormalizedAttentionGuidance(BaseGuidance):
         stop: float = 1.0, enabled: bool = True,
     ):  # fmt: skip
         super().__init__(start, stop, enabled)
+        if isinstance(layers, (range, set, frozenset)):
+            self.register_to_config(layers=sorted(layers))  # as it can be saved
         check_rule("NormalizedAttentionGuidance", rule)
         if nag_scale is not None and Scale(nag_scale, rule).number is None:
             raise ValueError(
                 f"NormalizedAttentionGuidance: nag_scale must be one number, got {nag_scale!r:.60}; `guide` takes one for each "
                 "step"
             )
-        self.settings: dict[str, Any] = {
-            "nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha, "rule": rule, "layers": layers,
-            "negative_logit_bias": negative_logit_bias, "negative_pooled": negative_pooled,
-        }  # fmt: skip
         self.calls: list[str] = []  # of the running step, by the predictions that they give
         self.awaited = Replaced()  # what waits for the denoiser's next call
         self.negative: dict[str, Any] = {}  # arguments of the negative's call
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that it was made with, and what has been changed since. They are saved with the pipeline."""
+        return {
+            name: self.config[name] for name, x in vars(NormalizedAttentionGuidance).items() if isinstance(x, Setting)
+        }
+
+    def change(self, **settings: Any) -> None:
+        """Changes some of the settings, as `guider.nag_scale = 3.0` changes one; the calls that follow have them. Raises as the
+        constructor does."""
+        checked = NormalizedAttentionGuidance(**self.settings | settings).settings
+        self.register_to_config(**{name: checked[name] for name in settings})
 
     def disable(self) -> None:
         warnings.warn(
@@ -89,7 +104,7 @@ class NormalizedAttentionGuidance(BaseGuidance):
     @property
     def num_conditions(self) -> int:
         """2 where the blocks are to prepare a negative, whatever the step."""
-        return 2 if self._enabled else 1
+        return 2 if self.enabled else 1
 
     @property
     def is_conditional(self) -> bool:
@@ -97,9 +112,9 @@ class NormalizedAttentionGuidance(BaseGuidance):
 
     def _step_has(self) -> list[str]:
         step, steps = self._step, self._num_inference_steps
-        stop = self._stop if self._stop < 1 else math.inf  # a loop may have more steps than it says (Helios')
-        inside = step is None or steps is None or in_share(step, steps, self._start, stop)
-        self.calls = self._input_predictions[:] if self._enabled and inside else ["pred_cond"]
+        stop = self.stop if self.stop < 1 else math.inf  # a loop may have more steps than it says (Helios')
+        inside = step is None or steps is None or in_share(step, steps, self.start, stop)
+        self.calls = self._input_predictions[:] if self.enabled and inside else ["pred_cond"]
         return self.calls
 
     def prepare_inputs(self, data: Any) -> list[Any]:
@@ -117,16 +132,16 @@ class NormalizedAttentionGuidance(BaseGuidance):
         if len(self.calls) == 1:
             return
         reads = self.calls[self._count_prepared - 1] == "pred_uncond"
-        waiting, thread = self.awaited, threading.get_ident()
+        waiting, thread = Replaced(), threading.get_ident()
+        self.awaited = waiting
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(place: Interception, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
-                return plain_call(denoiser, original, args, kwargs)
+                return place.plain(*args, **kwargs)
             waiting.put_back()
             return self._read(denoiser, args, kwargs) if reads else self._guided(denoiser, args, kwargs)
 
-        original = denoiser._call_impl  # for the calls of other threads that come at once
-        original = intercepted(waiting, denoiser, call)
+        intercepted(waiting, denoiser, call)
 
     def cleanup_models(self, denoiser: Denoiser) -> None:
         if self.awaited.mark():
@@ -152,7 +167,8 @@ class NormalizedAttentionGuidance(BaseGuidance):
 
     def _guided(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         negative, self.negative = self.negative, {}
-        with guide(denoiser, negative, **self.settings):
+        of_guide = {name: x for name, x in self.settings.items() if name not in ("start", "stop", "enabled")}
+        with guide(denoiser, negative, **of_guide):
             return denoiser(*args, **kwargs)
 
     def __call__(self, data: list[Any]) -> GuiderOutput:

@@ -26,17 +26,18 @@ CALLBACKS = ("callback_on_step_end", "callback")
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")  # made of each prompt
 
 
-def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Until `replaced` is put back, calling `denoiser` calls `call` instead; returns the call that it replaces.
+def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]) -> Interception:
+    """Until `replaced` is put back, calling `denoiser` calls `call(place, *args, **kwargs)` instead; returns the place.
 
     The call is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as
-    they are, inside of what is returned. So a compiled graph holds nothing of it, and a call that is not passed on
+    they are, inside of `place.original`. So a compiled graph holds nothing of it, and a call that is not passed on
     meets no hook.
     """
     replaced.later(lift_guards(denoiser))
-    before = denoiser.__dict__.get("_compiled_call_impl")
-    replaced.attribute(denoiser, "_compiled_call_impl", Interception(call))
-    return denoiser._call_impl if before is None else before
+    place = Interception(denoiser, lambda *args, **kwargs: call(place, *args, **kwargs))
+    replaced.later(place.leave)
+    place.enter()
+    return place
 
 
 def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[str | None], None]) -> None:

@@ -18,6 +18,7 @@ from torch.nn import Module
 
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
+from .guard import Interception
 from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
 from .models.registry import Found, spec_of
 from .models.spec import ModelSpec
@@ -31,7 +32,6 @@ from .modular import (
     silenced,
 )
 from .restore import Replaced, put_back_after
-from .turns import plain_call
 
 Negative = str | list[str] | Mapping[str, Tensor]
 
@@ -55,15 +55,13 @@ def cancelled_run(
     kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
     """The pipeline's call without guidance, cancelled as soon as it comes to its denoiser: each call begins uncancelled."""
-    originals: dict[Denoiser, Callable[..., Any]] = {}
 
-    def cancel(denoiser: Denoiser, *args: Any, **kwargs: Any) -> Any:
+    def cancel(place: Interception, *args: Any, **kwargs: Any) -> Any:
         pipe._interrupt = True
-        return originals[denoiser](*args, **kwargs)
+        return place.original(*args, **kwargs)
 
     for denoiser in denoisers:
-        originals[denoiser] = denoiser._call_impl  # before the first call by another thread
-        originals[denoiser] = intercepted(replaced, denoiser, functools.partial(cancel, denoiser))
+        intercepted(replaced, denoiser, cancel)
     return function(pipe, *args, **kwargs)
 
 
@@ -191,15 +189,14 @@ class NegativeRecorder:
     ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
-        originals: dict[Denoiser, Callable[..., Any]] = {}
         context: list[str | None] = [None]
 
-        def record(denoiser: Denoiser, *args: Any, **kwargs: Any) -> Any:
+        def record(place: Interception, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
-                return plain_call(denoiser, originals[denoiser], args, kwargs)
+                return place.plain(*args, **kwargs)
             if outputs:
                 return outputs.pop(0)
-            got.append(self.reached(denoiser, args, kwargs, context[-1]))
+            got.append(self.reached(place.denoiser, args, kwargs, context[-1]))
             raise _Reached
 
         call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
@@ -216,8 +213,7 @@ class NegativeRecorder:
         }
         for denoiser in self.denoisers:
             contexts_noticed(replaced, denoiser, context.append)
-            originals[denoiser] = denoiser._call_impl  # before the first call by another thread
-            originals[denoiser] = intercepted(replaced, denoiser, functools.partial(record, denoiser))
+            intercepted(replaced, denoiser, record)
         guider_calls_noticed(replaced, self.pipe, context.append)
         if controlnet is not None:
             _does_nothing(replaced, controlnet)

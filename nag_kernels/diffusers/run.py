@@ -19,7 +19,7 @@ from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, denoisers_of, inner_denoiser
-from .guard import changed_on_the_way, pipelines_calling
+from .guard import Interception, changed_on_the_way, pipelines_calling
 from .interception import contexts_noticed, intercepted
 from .models.registry import Found, guided_layers, spec_of
 from .negative_prompt import RecordedCall
@@ -27,7 +27,7 @@ from .packing import Packer
 from .prompt_calls import CONTEXTS, SECOND_PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .schedule import Steps
-from .turns import plain_call, take, turn_of
+from .turns import take, turn_of
 
 
 class ToldApart(Protocol):
@@ -67,7 +67,7 @@ class GuidedRun:
         self.thread = threading.get_ident()
         self.calls = self.guided = 0
         self.begins = begins
-        self.places: list[tuple[Denoiser, Any]] = []  # each denoiser, and what stands in the place of its call
+        self.places: list[Interception] = []  # what stands in the place of each denoiser's call
         self.rests = False
         self.prompt_calls = prompt_calls
         self.given: dict[str, Tensor | None] = {}  # settings as tensors, in the place of the numbers: `GuidedDenoiser`
@@ -100,18 +100,16 @@ class GuidedRun:
         processors = [(site, site.processor, self._replaced(site)) for site in ours]
         text_modules = list(self.spec.text_modules(inner_denoiser(denoiser)))
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self._call(replaced, denoiser, original, steered, processors, text_modules, args, kwargs)
+        def call(place: Interception, *args: Any, **kwargs: Any) -> Any:
+            return self._call(replaced, place, steered or place.original, processors, text_modules, args, kwargs)
 
         contexts_noticed(replaced, denoiser, self.enter)
-        steered: Callable[..., Any]
-        original: Callable[..., Any]
-        steered = original = denoiser._call_impl  # for the calls of other threads that come at once
-        steered = original = intercepted(replaced, denoiser, call)
-        self.places.append((denoiser, denoiser.__dict__["_compiled_call_impl"]))
+        steered: Callable[..., Any] | None = None
+        place = intercepted(replaced, denoiser, call)
+        self.places.append(place)
         if self.spec.dual_forward is not None:
             steered = DualForwardRun(
-                original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
+                place.original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
                 self.unsteered,
             )  # fmt: skip
 
@@ -120,14 +118,15 @@ class GuidedRun:
         return self.spec.replaced(site.processor, self.shared, site not in self.unsteered)
 
     def _call(
-        self, replaced: Replaced, denoiser: Denoiser, original: Callable[..., Any], steered: Callable[..., Any],
-        processors: list[tuple[Layer, Any, Any]], text_modules: list[TextModule], args: tuple[Any, ...], kwargs: dict[str, Any],
+        self, replaced: Replaced, place: Interception, steered: Callable[..., Any], processors: list[tuple[Layer, Any, Any]],
+        text_modules: list[TextModule], args: tuple[Any, ...], kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
         """processors: (layer, its processor, ours) of each."""
         if threading.get_ident() != self.thread:
-            return plain_call(denoiser, original, args, kwargs)
+            return place.plain(*args, **kwargs)
         if self.rests:
-            return original(*args, **kwargs)
+            return place.original(*args, **kwargs)
+        denoiser = place.denoiser
         if self.calls == 0:
             self.begins()
         self._refuse_another_pipeline(denoiser)
@@ -137,7 +136,7 @@ class GuidedRun:
         if self._is_guided(arguments):
             result = self._guided_call(replaced, denoiser, steered, processors, text_modules, args, arguments)
         else:
-            result = original(*args, **kwargs)
+            result = place.original(*args, **kwargs)
         self.prompt_calls.ended(result)
         return result
 
@@ -267,10 +266,10 @@ class GuidedRun:
 
     def check_places(self) -> None:
         """Raises RuntimeError where the pipeline calls another denoiser by now, or where something stands in our place."""
-        ours = [denoiser for denoiser, _ in self.places]
+        ours = [place.denoiser for place in self.places]
         now = [] if isinstance(self.pipe, torch.nn.Module) else denoisers_of(self.pipe)
         others = [x for x in now if not any(x is denoiser for denoiser in ours)]
-        lost = [denoiser for denoiser, call in self.places if denoiser.__dict__.get("_compiled_call_impl") is not call]
+        lost = [place.denoiser for place in self.places if not place.stands()]
         if others or lost:
             what = "got another" if others else "compiled, or wrapped, its"
             raise changed_on_the_way(self.pipe, what, (others or lost)[0])

@@ -73,6 +73,117 @@ def test_settings_are_those_of_guide(settings):
         assert (error(run(pipe, **call, negative_prompt=NEGATIVE), wanted) > 1e-5) == differ
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda x: ", ".join(x))
+@pytest.mark.parametrize("way", ["attribute", "change", "config"])
+def test_settings_may_be_changed(settings, way):
+    """As those of diffusers' own guiders are, by an attribute or in the config."""
+    pipe, call = sdxl()
+    pipe.update_components(guider=NormalizedAttentionGuidance(**FIRM | settings))
+    wanted = run(pipe, **call, negative_prompt=NEGATIVE)
+    guider = NormalizedAttentionGuidance(**FIRM)
+    pipe.update_components(guider=guider)
+    assert error(run(pipe, **call, negative_prompt=NEGATIVE), wanted) > 1e-5
+    if way == "attribute":
+        for name, value in settings.items():  # a scale of 0.3 needs its rule first
+            setattr(guider, name, value)
+    elif way == "change":
+        guider.change(**settings)
+    else:
+        guider.register_to_config(**settings)
+    for name, value in settings.items():
+        assert getattr(guider, name) == value
+        assert guider.config[name] == value
+    assert torch.equal(run(pipe, **call, negative_prompt=NEGATIVE), wanted)
+
+
+def test_enabled_may_be_changed():
+    pipe, call = sdxl()
+    plain = run(pipe, **call)
+    guider = NormalizedAttentionGuidance(**FIRM)
+    pipe.update_components(guider=guider)
+    steered = run(pipe, **call, negative_prompt=NEGATIVE)
+    guider.enabled = False
+    assert torch.equal(run(pipe, **call, negative_prompt=NEGATIVE), plain)
+    guider.enabled = True
+    assert torch.equal(run(pipe, **call, negative_prompt=NEGATIVE), steered)
+    assert error(steered, plain) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rule", "cfg", "rule must be"),
+        ("nag_scale", [3.0, 1.0], "nag_scale must be one number"),
+        ("start", 1.5, "start"),
+        ("nag_scale", "5", "nag_scale"),
+    ],
+)
+def test_settings_that_are_changed_are_checked(name, value, message):
+    guider = NormalizedAttentionGuidance(**FIRM)
+    before = guider.settings
+    with pytest.raises((ValueError, TypeError), match=message):
+        setattr(guider, name, value)
+    assert guider.settings == before
+
+
+def test_layers_of_any_kind_are_saved(tmp_path):
+    for layers in (range(2), {1, 0}, (0.0, 0.5), "0-1"):
+        NormalizedAttentionGuidance(layers=layers).save_pretrained(tmp_path)
+        saved = NormalizedAttentionGuidance.from_pretrained(tmp_path).layers
+        assert saved == (layers if isinstance(layers, str) else list(layers))
+
+
+def test_guiders_of_two_threads_over_one_denoiser():
+    """Both wait for a call of it, the one that prepared first calls first; nothing of either is left behind."""
+    unet = sdxl()[0].unet
+    text = [torch.randn(1, 5, 64, generator=torch.manual_seed(i)) for i in range(3)]
+    more = {"added_cond_kwargs": {"text_embeds": torch.zeros(1, 24), "time_ids": torch.zeros(1, 6)}}
+
+    def call(which):
+        return unet(torch.ones(1, 4, 4, 4), 1, text[which], **more)[0]
+
+    def step(guider, which, before_call):
+        with torch.no_grad():
+            guider.calls = guider._input_predictions
+            for name in guider.calls:
+                guider._count_prepared = guider.calls.index(name)
+                guider.prepare_models(unet)  # counts on
+                before_call()
+                result = call(which if name == "pred_cond" else 0)
+                guider.cleanup_models(unet)
+            return result
+
+    plain = call(0)
+    alone = [step(NormalizedAttentionGuidance(**FIRM), which, lambda: None) for which in (1, 2)]
+    guiders = [NormalizedAttentionGuidance(**FIRM) for _ in range(2)]
+    ready, called = threading.Barrier(2, timeout=30), threading.Event()
+    got = {}
+
+    def first():
+        got[0] = step(guiders[0], 1, ready.wait)
+        called.set()
+        with torch.no_grad():
+            got["plain"] = call(0)
+
+    def second():
+        def wait():
+            ready.wait()
+            called.wait(0.3)
+
+        got[1] = step(guiders[1], 2, wait)
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(got[0], alone[0])
+    assert torch.equal(got[1], alone[1])
+    assert torch.equal(got["plain"], plain)
+    assert "_compiled_call_impl" not in unet.__dict__
+    assert torch.equal(call(0), plain)
+
+
 def test_negative_pooled():
     pipe, call = sd3()
     with guide(pipe, NEGATIVE, negative_pooled=True, **FIRM):
@@ -106,7 +217,7 @@ def test_a_guider_is_saved_with_its_settings(tmp_path):
     guider.save_pretrained(tmp_path)
     for other in (NormalizedAttentionGuidance.from_pretrained(tmp_path), guider.new()):
         assert other.settings == guider.settings
-        assert (other._start, other._stop) == (0.25, 0.75)
+        assert (other.start, other.stop) == (0.25, 0.75)
     assert guider.new(nag_scale=3.0).settings == guider.settings | {"nag_scale": 3.0}
 
 

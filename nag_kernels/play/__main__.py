@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     with user_errors.named("the model refused", *user_errors.DRAWING):
         model = Model(options.model, pipe)
         try_guidance(pipe, model.first.negative, **model.first.guidance())
+        if model.shipped:
+            model.pair(model.first)  # the first picture of a process takes longer than those that follow
     page = launch(model, options.host, options.port, not options.no_browser)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     try:

@@ -118,7 +118,7 @@ class Model:
         with tempfile.TemporaryDirectory() as folder:
             found.plot(Path(folder) / "layers.png")
             figure = Image.open(Path(folder) / "layers.png").convert("RGB")
-        console = Console(file=io.StringIO(), width=130, record=True)
+        console = Console(file=io.StringIO(), width=104, record=True)
         for by in ("layer", "step"):
             console.print(readable(found.table(by), console.width))
         try:
@@ -135,7 +135,7 @@ class Model:
     def code(self, settings: Settings) -> str:
         """Python that draws exactly the pictures of `pair`, as `without` and `steered`."""
         settings = checked(settings)
-        call = ", ".join(f"{name}={value!r}" for name, value in self.call(settings).items())
+        call = "\n".join(f"        {name}={value!r}," for name, value in self.call(settings).items())
         steer = ", ".join(f"{k}={quoted(v) if isinstance(v, str) else repr(v)}" for k, v in settings.guidance().items())
         if self.shipped:
             source, loaded = "from nag_kernels.shapes.pipeline import load", "load()"
@@ -156,7 +156,11 @@ seeds = range({settings.seed}, {settings.seed + settings.pictures})
 
 def draw():
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe([{quoted(settings.prompt)}] * len(seeds), generator=generators, {call}).images
+    return pipe(
+        [{quoted(settings.prompt)}] * len(seeds),
+        generator=generators,
+{call}
+    ).images
 
 
 without = draw()

@@ -3,9 +3,17 @@
 """How the page looks, and the JavaScript that puts the settings into its address. Nothing is fetched from elsewhere."""
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
+#main { display: grid; grid-template: "texts tabs" auto "numbers tabs" 1fr / minmax(320px, 2fr) minmax(0, 3fr); }
+#texts { grid-area: texts; }
+#numbers { grid-area: numbers; }
+#tabs { grid-area: tabs; min-width: 0 !important; }
+@media (max-width: 760px) {
+  #main { grid-template: "texts" auto "tabs" auto "numbers" auto / minmax(0, 1fr); }
+}
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 20px; }
 .pair figure, .strip figure { margin: 0; min-width: 0; }
+.pair figure { display: grid; grid-template-rows: subgrid; grid-row: span 2; }
 .pair figcaption { font-size: 15px; font-weight: 600; margin-bottom: 8px; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 6px; }
 .pair img, .strip img { display: block; width: 100%; border: 1px solid #d4d4d8; border-radius: 4px; }
@@ -16,7 +24,8 @@ img.small { image-rendering: pixelated; }
 .measured img { width: 100%; min-width: 640px; }
 .measured { overflow-x: auto; }
 .measured pre { font-size: 11px; line-height: 1.35; margin-top: 12px; }
-.hint p { color: var(--body-text-color-subdued); font-size: 14px; margin: 0; }
+.hint p { color: #52525b; font-size: 14px; margin: 0; }
+.dark .hint p { color: #a1a1aa; }
 #title h1 { margin-bottom: 2px; }
 """
 

@@ -35,8 +35,8 @@ def pair(without: Images, steered: Images, settings: Settings) -> str:
         f'<figure data-set="{name}"><figcaption>{html.escape(words)}</figcaption>'
         f"{grid(images, settings.seeds, words)}</figure>"
         for name, images, words in (
-            ("without", without, settings.prompt),
-            ("steered", steered, f"{settings.prompt}, without {settings.negative}"),
+            ("without", without, "without the negative"),
+            ("steered", steered, f"steered away from “{settings.negative}”"),
         )
     ) + "</div>"  # fmt: skip
 

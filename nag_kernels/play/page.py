@@ -49,20 +49,25 @@ def numbers_of_rule(rule: str, values: dict[str, Any]) -> list[Any]:
     return [scale, *(gr.update(value=values[name], visible=used) for name in OF_NAG_ALONE)]
 
 
-def controls(model: Model) -> dict[str, Any]:
-    """The inputs, by the names of `Settings`."""
-    first = model.first
+def texts(first: Settings) -> dict[str, Any]:
+    """What is typed, and the button."""
     made: dict[str, Any] = {}
-    made["prompt"] = gr.Textbox(first.prompt, label="Prompt", max_lines=3, submit_btn=False)
+    made["prompt"] = gr.Textbox(first.prompt, label="Prompt", max_lines=3)
     made["negative"] = gr.Textbox(first.negative, label="Negative prompt", max_lines=3)
     made["draw"] = gr.Button("Draw", variant="primary", elem_id="draw")
+    return made
+
+
+def numbers(model: Model) -> dict[str, Any]:
+    """The other inputs, by the names of `Settings`."""
+    first, made = model.first, dict[str, Any]()
     made["rule"] = gr.Radio(list(RULES), value=first.rule, label="Rule")
     made["nag_scale"] = gr.Slider(0, WIDEST["nag"], first.nag_scale, step=0.1, label="nag_scale: how far to go away")
     made["nag_tau"] = gr.Slider(0, 10, first.nag_tau, step=0.1, label="nag_tau: how long a token may become")
     made["nag_alpha"] = gr.Slider(0, 1, first.nag_alpha, step=0.01, label="nag_alpha: how much of it is used")
     with gr.Row():
         made["seed"] = gr.Number(first.seed, precision=0, label="Seed", min_width=100)
-        made["pictures"] = gr.Slider(1, MOST_PICTURES, first.pictures, step=1, label="Pictures", min_width=160)
+        made["pictures"] = gr.Slider(1, MOST_PICTURES, first.pictures, step=1, label="Pictures", min_width=200)
     with gr.Accordion("Steps and classifier-free guidance", open=False):
         made["steps"] = gr.Slider(1, MOST_STEPS, first.steps, step=1, label="Steps")
         made["start"] = gr.Slider(
@@ -124,23 +129,25 @@ def build(model: Model) -> Any:
         of_rule = dict(zip(("nag_scale", *OF_NAG_ALONE), numbers_of_rule(settings.rule, values), strict=True))
         return [of_rule.get(name, value) for name, value in values.items()]
 
-    with gr.Blocks(analytics_enabled=False, title="nag_kernels: play") as page:
+    with gr.Blocks(analytics_enabled=False, title="nag_kernels: play", fill_width=True) as page:
         gr.Markdown("# Steer away from a negative prompt", elem_id="title")
         gr.Markdown(f"Model: {model.name}. The negative acts inside attention, in one pass.", elem_classes="hint")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                made = controls(model)
-            with gr.Column(scale=3, min_width=320), gr.Tabs():
+        with gr.Row(elem_id="main"):
+            with gr.Column(elem_id="texts"):
+                made = texts(first)
+            with gr.Column(elem_id="numbers"):
+                made |= numbers(model)
+            with gr.Column(elem_id="tabs"), gr.Tabs():
                 with gr.Tab("Pictures"):
-                    shown = gr.HTML(elem_id="pictures", min_height=320)
+                    shown = gr.HTML(elem_id="pictures", min_height=160)
                     said = gr.Markdown(elem_classes="hint")
                 with gr.Tab("Sweep"):
                     low, high = sweep_range(first.rule, "nag_scale")
                     with gr.Row():
-                        name = gr.Dropdown(list(SWEPT), value="nag_scale", label="Setting", min_width=140)
+                        name = gr.Dropdown(list(SWEPT), value="nag_scale", label="Setting", min_width=170)
                         low_box = gr.Number(low, label="From", min_width=80)
                         high_box = gr.Number(high, label="To", min_width=80)
-                        count = gr.Slider(2, MOST_VALUES, 5, step=1, label="Values", min_width=140)
+                        count = gr.Slider(2, MOST_VALUES, 5, step=1, label="Values", min_width=200)
                     run_sweep = gr.Button("Draw the strip", elem_id="sweep")
                     strip = gr.HTML(elem_id="strip", min_height=160)
                 with gr.Tab("Layers"):
@@ -150,7 +157,7 @@ def build(model: Model) -> Any:
                     )
                     run_measure = gr.Button("Measure", elem_id="measure")
                     measured = gr.HTML(elem_id="measured", min_height=160)
-                with gr.Tab("Code and link"):
+                with gr.Tab("Code"):
                     code = gr.Code(language="python", label="Code that draws exactly these pictures", lines=18,
                                    interactive=False, wrap_lines=True, buttons=["copy"], elem_id="code")  # fmt: skip
                     link = gr.Textbox(

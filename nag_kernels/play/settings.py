@@ -66,7 +66,7 @@ TEXTS, WHOLE = ("prompt", "negative", "rule"), ("steps", "seed", "pictures")
 
 
 def checked(settings: Settings) -> Settings:
-    """The settings, with whole numbers as such. Raises UserError for what `guide` itself does not look at."""
+    """The settings, with whole numbers and others as such. Raises UserError for what `guide` itself does not look at."""
     for name, what in (("prompt", "what to draw"), ("negative", "what to keep out of the picture")):
         if not str(getattr(settings, name) or "").strip():
             raise UserError(f"{name} must be a text, got an empty one: type {what}")
@@ -85,7 +85,8 @@ def checked(settings: Settings) -> Settings:
         value = getattr(settings, name)
         if not least <= value <= most or value != int(value):
             raise UserError(f"{name} must be a whole number from {least} to {most}, got {value:g}: type another")
-    return replace(settings, **{name: int(getattr(settings, name)) for name in WHOLE})
+    kinds = {name: int if name in WHOLE else float for name in NAMES if name not in TEXTS}
+    return replace(settings, **{name: kind(getattr(settings, name)) for name, kind in kinds.items()})
 
 
 def query_of(settings: Settings) -> str:

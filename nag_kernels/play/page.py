@@ -86,8 +86,8 @@ def build(model: Model) -> Any:
     """The page for a model, to be launched."""
     first = model.first
 
-    def draw(*values: Any) -> tuple[str, str, str, str]:
-        settings, began = Settings(*values), time.perf_counter()
+    def draw(**values: Any) -> tuple[str, str, str, str]:
+        settings, began = Settings(**values), time.perf_counter()
         with said_on_the_page():
             without, steered = model.pair(settings)
             spent = time.perf_counter() - began
@@ -102,21 +102,23 @@ def build(model: Model) -> Any:
             query_of(settings),
         )
 
-    def sweep(name: str, low: float, high: float, count: float, *values: Any, progress: Any = gr.Progress()) -> str:  # noqa: B008
-        settings = Settings(*values)
+    def sweep(
+        setting: str, low: float, high: float, values: float, progress: Any = gr.Progress(), **others: Any  # noqa: B008
+    ) -> str:  # fmt: skip
+        settings = Settings(**others)
         with said_on_the_page():
-            chosen = sweep_values(settings, name, low, high, count)
+            chosen = sweep_values(settings, setting, low, high, values)
             strip = model.sweep(
-                settings, name, chosen, lambda done: progress((done, len(chosen)), desc=name, unit="values")
+                settings, setting, chosen, lambda done: progress((done, len(chosen)), desc=setting, unit="values")
             )
             named = [(f"{value:g}", images) for value, images in zip(chosen, strip, strict=True)]
-            if name not in ("steps", "cfg_scale", "seed"):  # those change the picture without the negative, too
+            if setting not in ("steps", "cfg_scale", "seed"):  # those change the picture without the negative, too
                 named.insert(0, ("no negative", model.without(settings)))
         return markup.strip(named, settings)
 
-    def measure(*values: Any) -> str:
+    def measure(**values: Any) -> str:
         with said_on_the_page():
-            return markup.measured(*model.measured(Settings(*values)))
+            return markup.measured(*model.measured(Settings(**values)))
 
     def usual(rule: str) -> list[Any]:
         return numbers_of_rule(rule, model.usual(rule))
@@ -164,11 +166,16 @@ def build(model: Model) -> Any:
                         label="Link to these settings", interactive=False, buttons=["copy"], elem_id="link"
                     )
         query = gr.Textbox(visible=False)
-        inputs = [made[each] for each in NAMES]
-        drawing: dict[str, Any] = {"fn": draw, "inputs": inputs, "outputs": [shown, said, code, query], **TOGETHER}
+        inputs = {each: made[each] for each in NAMES}
+        drawing: dict[str, Any] = {
+            "fn": draw,
+            "inputs_kwargs": inputs,
+            "outputs": [shown, said, code, query],
+            **TOGETHER,
+        }
         drawn = [made["draw"].click(**drawing, api_name="draw")]
         drawn += [made[each].submit(**drawing, api_visibility="private") for each in ("prompt", "negative", "seed")]
-        opened = page.load(restore, None, inputs, api_name="open", show_progress="hidden")
+        opened = page.load(restore, None, list(inputs.values()), api_name="open", show_progress="hidden")
         ruled = made["rule"].input(
             usual, made["rule"], [made[each] for each in ("nag_scale", *OF_NAG_ALONE)], api_name="usual",
             show_progress="hidden",
@@ -181,6 +188,7 @@ def build(model: Model) -> Any:
             event.success(None, query, link, js=SHOW_ADDRESS, api_visibility="private")
         gr.on([name.input, made["rule"].input], sweep_range, [made["rule"], name], [low_box, high_box],
               show_progress="hidden", api_visibility="private")  # fmt: skip
-        run_sweep.click(sweep, [name, low_box, high_box, count, *inputs], strip, api_name="sweep", **TOGETHER)
-        run_measure.click(measure, inputs, measured, api_name="measure", **TOGETHER)
+        swept = {"setting": name, "low": low_box, "high": high_box, "values": count}
+        run_sweep.click(sweep, inputs_kwargs=swept | inputs, outputs=strip, api_name="sweep", **TOGETHER)
+        run_measure.click(measure, inputs_kwargs=inputs, outputs=measured, api_name="measure", **TOGETHER)
     return page

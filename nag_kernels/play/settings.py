@@ -90,8 +90,9 @@ def checked(settings: Settings) -> Settings:
 
 
 def query_of(settings: Settings) -> str:
-    """The part of the page's address that `settings_of` reads again."""
-    return "?" + urlencode(asdict(settings))
+    """The part of the page's address that `settings_of` reads again. Whole numbers are written as such, 5 for 5.0."""
+    values = asdict(settings).items()
+    return "?" + urlencode([(name, int(x) if isinstance(x, float) and x.is_integer() else x) for name, x in values])
 
 
 def settings_of(query: Mapping[str, str], first: Settings) -> tuple[Settings, list[str]]:

@@ -9,25 +9,25 @@ import socket
 
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-
 from PIL import Image
-
-from nag_kernels.diffusers import guide
-from nag_kernels.play.drawing import Model
-from nag_kernels.shapes.loading import load_model
 
 
 @pytest.fixture(scope="session")
 def model():
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    from nag_kernels.play.drawing import Model
+    from nag_kernels.shapes.loading import load_model
+
     return Model("shapes", load_model("shapes", "cpu"))
 
 
 @pytest.fixture(scope="session")
 def direct():
     """The pictures of settings, by the pipeline itself, which nobody else has: pixels without and with the negative."""
+    from nag_kernels.diffusers import guide
+    from nag_kernels.shapes.loading import load_model
+
     pipe = load_model("shapes", "cpu")
 
     def draw(settings):

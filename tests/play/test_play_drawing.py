@@ -10,6 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
 from diffusers import StableDiffusionPipeline
 
 from nag_kernels import published

@@ -9,7 +9,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ class Model:
             cfg_scale=self.no_cfg, seed=31 if self.shipped else 0, pictures=4 if self.shipped else 1,
         )  # fmt: skip
 
-    def usual(self, rule: str) -> dict[str, float]:
+    def usual(self, rule: str) -> dict[str, Any]:
         """The settings to begin with under a rule: the paper's for this model, or those of the nearest that has any."""
         papers = self.papers
         nasa = published.PIXART.nasa_scale if papers.nasa_scale is None else papers.nasa_scale
@@ -70,7 +69,7 @@ class Model:
 
     def call(self, settings: Settings) -> dict[str, Any]:
         """The named arguments of the pipeline's call, but the generators."""
-        named = {"num_inference_steps": settings.steps, self.cfg_name: settings.cfg_scale}
+        named: dict[str, Any] = {"num_inference_steps": settings.steps, self.cfg_name: settings.cfg_scale}
         if self.cfg_name == "true_cfg_scale" and settings.cfg_scale > self.no_cfg:
             named["negative_prompt"] = [""] * settings.pictures
         return named
@@ -106,7 +105,7 @@ class Model:
         for count, value in enumerate(values):
             drawn(count)
             with in_plain_words(f"at {name} {value:g}: "):
-                strip.append(self.steered(replace(settings, **{name: value})))
+                strip.append(self.steered(settings.with_(**{name: value})))
         return strip
 
     def measured(self, settings: Settings) -> tuple[Image.Image, str]:

@@ -46,6 +46,9 @@ class Settings:
     seed: int
     pictures: int
 
+    def with_(self, **changes: Any) -> "Settings":
+        return replace(self, **changes)
+
     @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.pictures)
@@ -86,7 +89,7 @@ def checked(settings: Settings) -> Settings:
         if not least <= value <= most or value != int(value):
             raise UserError(f"{name} must be a whole number from {least} to {most}, got {value:g}: type another")
     kinds = {name: int if name in WHOLE else float for name in NAMES if name not in TEXTS}
-    return replace(settings, **{name: kind(getattr(settings, name)) for name, kind in kinds.items()})
+    return settings.with_(**{name: kind(getattr(settings, name)) for name, kind in kinds.items()})
 
 
 def query_of(settings: Settings) -> str:
@@ -105,13 +108,13 @@ def settings_of(query: Mapping[str, str], first: Settings) -> tuple[Settings, li
         text = query[name]
         try:
             value: Any = text if name in TEXTS else int(text) if name in WHOLE else float(text)
-            checked(replace(first, **{name: value}))
+            checked(first.with_(**{name: value}))
             found[name] = value
         except UserError as error:
             refused.append(f"In the page's address {error}")
         except ValueError:
             refused.append(f"In the page's address {name} must be a number, got {text[:40]!r}: type one")
-    return replace(first, **found), refused
+    return first.with_(**found), refused
 
 
 def sweep_values(settings: Settings, name: str, low: float, high: float, count: float) -> list[float]:
@@ -133,7 +136,7 @@ def sweep_values(settings: Settings, name: str, low: float, high: float, count: 
     if name in WHOLE:
         values = [int(x) for x in dict.fromkeys(round(value) for value in np.linspace(low, high, int(count)))]
     for value in values:
-        checked(replace(settings, **{name: value}))
+        checked(settings.with_(**{name: value}))
     return values
 
 

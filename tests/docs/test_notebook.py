@@ -47,10 +47,11 @@ def test_every_cell_runs(tmp_path, monkeypatch, capsys):
     assert shown[0] is None
     without, steered, strip, figure = shown[1:]
     # Three of the four circles are red without the negative, and none with it.
-    red = lambda x: (x[..., 0] > 200) & (x[..., 1:] < 70).all(-1)
-    shares = [
-        [red(np.asarray(each, dtype=int)).mean() > 0.1 for each in names[name]] for name in ("without", "steered")
-    ]
+    seen = {name: [np.asarray(each, dtype=int) for each in names[name]] for name in ("without", "steered")}
+    red = {
+        name: [((x[..., 0] > 200) & (x[..., 1:] < 70).all(-1)).mean() > 0.1 for x in each]
+        for name, each in seen.items()
+    }
     assert (sum(red["without"]), sum(red["steered"])) == (3, 0)
     assert without.size == steered.size == (4 * 136 - 8, 128)
     assert without.tobytes() != steered.tobytes()

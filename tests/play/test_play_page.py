@@ -230,13 +230,16 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
 def test_the_command_serves_until_it_is_stopped():
     arguments = [sys.executable, "-m", "nag_kernels.play", "--no-browser"]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
-        line = command.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert address, line + command.stderr.read() * (not line)
-        with urllib.request.urlopen(address[0]) as answer:
-            assert "nag_kernels: play" in answer.read().decode()
-        command.send_signal(signal.SIGINT)
-        _, said = command.communicate(timeout=30)
+        try:
+            line = command.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert address, line
+            with urllib.request.urlopen(address[0]) as answer:
+                assert "nag_kernels: play" in answer.read().decode()
+            command.send_signal(signal.SIGINT)
+            _, said = command.communicate(timeout=60)
+        finally:
+            command.kill()
     assert command.returncode == 130
     assert said.splitlines()[-1] == "nag_kernels.play: stopped"
     assert "Traceback" not in said

@@ -59,7 +59,7 @@ def widen(browser, width):
 
 
 def wait(browser, what):
-    return WebDriverWait(browser, 60, poll_frequency=0.1).until(what)
+    return WebDriverWait(browser, 30, poll_frequency=0.1).until(what)
 
 
 def shown(browser, pictures_in):

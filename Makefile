@@ -1,4 +1,4 @@
-# make demo | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | test-comfyui | bench | gpu | compile-check | ptx-check | wheel | lint | docs | clean
+# make demo | play | shapes | distill | evidence | test | test-fast | test-oldest | test-torch | test-comfyui | bench | gpu | compile-check | ptx-check | wheel | lint | docs | clean
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -8,7 +8,7 @@ OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_
   packing combinations adapters schedule negative_pooled parallel animatediff examples))
 SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check ptx-check wheel lint docs clean
+.PHONY: demo play shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check ptx-check wheel lint docs clean
 .DEFAULT_GOAL := demo
 
 # An nvcc, which the tests compile the CUDA kernels with, comes from pip (270 MB) where the machine has none.
@@ -23,6 +23,13 @@ SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.t
 
 demo: .venv/.installed
 	$(BIN)/python -m nag_kernels.demo
+
+.venv/.play: .venv/.installed constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt gradio selenium  # the extras "play" and "browser"
+	touch $@
+
+play: .venv/.play  # a page on which to try prompts and settings
+	$(BIN)/python -m nag_kernels.play
 
 shapes: .venv/.installed  # replaces the shipped weights; without --out they stay
 	$(BIN)/python -m nag_kernels.shapes.train --out nag_kernels/shapes/weights
@@ -61,7 +68,11 @@ $(HEADERS)/.fetched: | .venv/.installed
 
 TESTERS ?= 2  # processes, one thread each
 # The order of the tests is random (pytest-randomly), but for what takes longest (conftest.py). The last lines have the option that gives it again.
+<<<<<<< HEAD
 test: .venv/.quantised .venv/.docs $(HEADERS)/.fetched .comfyui/.fetched
+=======
+test: .venv/.quantised .venv/.play $(HEADERS)/.fetched .comfyui/.fetched
+>>>>>>> play
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.quantised .venv/.docs  # a sample of every test, for daily work

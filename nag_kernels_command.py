@@ -24,6 +24,7 @@ COMMANDS = {
                     "--prompt 'a star' --negative 'on black'"),
     "diagnose": Command("nag_kernels.diagnose", "show what scale, tau and alpha do in a model, and suggest some",
                         "--prompt 'a large circle' --negative red"),
+    "play": Command("nag_kernels.play.__main__", "open a page to try prompts and settings on (needs gradio)", "--port 7860"),
     "evaluate": Command("nag_kernels.evaluate", "draw a file of prompts by several methods and score the pictures",
                         "--prompts prompts.csv --methods none nag"),
     "distill": Command("nag_kernels.distill.__main__", "train a student that draws in one step, from prompts alone", "cross"),

@@ -179,6 +179,7 @@ setup(
         "nag_kernels.diffusers.attention",
         "nag_kernels.diffusers.models",
         "nag_kernels.distill",
+        "nag_kernels.play",
         "nag_kernels.prove",
         "nag_kernels.shapes",
         "nag_kernels.triton_kernels",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from . import availability, checks, user_errors
+from .published import SHAPES
 from .whole_file import whole_file
 
 try:
@@ -212,13 +213,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", help="what to draw (default: three prompts in turn)", default=argparse.SUPPRESS)
     parser.add_argument("--negative", help="what to keep out of the picture", default=argparse.SUPPRESS)
     parser.add_argument(
-        "--scale", type=float, default=5.0, help="NAG: how far to step away from the negative; 1 = not at all"
+        "--scale",
+        type=float,
+        default=SHAPES.nag_scale,
+        help="NAG: how far to step away from the negative; 1 = not at all",
     )
     parser.add_argument(
-        "--tau", type=float, default=2.5, help="NAG: longest a guided token may get, in lengths of the unguided"
+        "--tau",
+        type=float,
+        default=SHAPES.nag_tau,
+        help="NAG: longest a guided token may get, in lengths of the unguided",
     )
-    parser.add_argument("--alpha", type=float, default=0.2, help="NAG: share of the guided result in the blend, 0 to 1")
-    parser.add_argument("--nasa-scale", type=float, default=0.5, help="NASA: share of the negative that is subtracted")
+    parser.add_argument(
+        "--alpha", type=float, default=SHAPES.nag_alpha, help="NAG: share of the guided result in the blend, 0 to 1"
+    )
+    parser.add_argument(
+        "--nasa-scale", type=float, default=SHAPES.nasa_scale, help="NASA: share of the negative that is subtracted"
+    )
     parser.add_argument("--cfg-scale", type=float, default=3.0, help="CFG: classifier-free guidance; 1 = none")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the others count up from it")

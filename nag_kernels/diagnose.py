@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import checks, user_errors
+from .published import SHAPES
 from .whole_file import whole_file
 
 try:
@@ -97,8 +98,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.samples is None:
         options.samples = 64 if ours else 2
     if ours:
-        options.scale = 5.0 if options.scale is None else options.scale
-        options.alpha = 0.2 if options.alpha is None else options.alpha
+        options.scale = SHAPES.nag_scale if options.scale is None else options.scale
+        options.alpha = SHAPES.nag_alpha if options.alpha is None else options.alpha
     user_errors.check_at_least(parser, options, 1, "steps", "samples")
     user_errors.check_finite(parser, options, "cfg_scale", "end", "moved")
     user_errors.check_device(parser, options.device)

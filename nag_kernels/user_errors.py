@@ -21,9 +21,12 @@ DRAWS = ("diffusers", "transformers", "safetensors", "numpy", "pillow", "tqdm", 
 NEEDS = {
     "nag_kernels.demo": DRAWS,
     "nag_kernels.diagnose": (*DRAWS, "matplotlib"),
+    "nag_kernels.play": (*DRAWS, "matplotlib", "gradio"),
     "nag_kernels.evaluate": DRAWS,
     "nag_kernels.distill": (*DRAWS, "accelerate", "peft"),
 }
+# Commands whose packages must fit each other: their extra is named in place of the packages.
+EXTRAS = {"nag_kernels.play": "play"}
 Main = TypeVar("Main", bound=Callable[..., Any])
 
 
@@ -37,7 +40,8 @@ def missing(command: str, module: str, error: ImportError) -> BaseException:
     module: the importing module's `__name__`; where it was started itself, the message alone is printed.
     """
     absent = [x for x in NEEDS[command] if importlib.util.find_spec("PIL" if x == "pillow" else x) is None]
-    how = f"needs {', '.join(absent)}: pip install {' '.join(absent)}" if absent else f"cannot be imported: {error}"
+    install = f"'.[{EXTRAS[command]}]' in a checkout" if command in EXTRAS else " ".join(absent)
+    how = f"needs {', '.join(absent)}: pip install {install}" if absent else f"cannot be imported: {error}"
     return SystemExit(f"{command} {how}") if module == "__main__" else ImportError(f"{command} {how}")
 
 

@@ -87,6 +87,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--comfy", metavar="FOLDER", help="a checkout of ComfyUI for tests/comfyui, instead of the fetched core"
     )
+    parser.addoption("--play-screenshot", metavar="FILE",
+                     help="where tests/play/test_play_browser.py puts its picture of the page")  # fmt: skip
     parser.addoption("--ptx-check", action="store_true",
                      help="every case of the executed PTX (make ptx-check), not only the sample")  # fmt: skip
 

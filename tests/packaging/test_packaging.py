@@ -113,7 +113,7 @@ def test_what_the_commands_need_is_in_an_extra():
         return found
 
     for command, needs in user_errors.NEEDS.items():
-        assert set(needs) <= packages("commands"), command
+        assert set(needs) <= packages(user_errors.EXTRAS.get(command, "commands")), command
     assert set(user_errors.NEEDS["nag_kernels.demo"]) <= packages("demo")
     assert set(user_errors.NEEDS["nag_kernels.distill"]) <= packages("distill")
     assert set(user_errors.NEEDS["nag_kernels.evaluate"]) | {"matplotlib", "torchmetrics"} <= packages("evaluate")

@@ -87,12 +87,16 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def cuda(state: str) -> str:
+    return "no CUDA in this torch" if state == "this torch is built without CUDA" else f"CUDA kernels {state}"
+
+
 def table(found: list[dict[str, str]]) -> str:
     """README's table of the rows."""
     lines = ["| torch | Python | triton | diffusers, transformers | built from source | one wheel for all | tried |"]
     lines.append("|" + "---|" * 7)
     for row in found:
-        states = [f"CPU kernels {row[f'{way} cpu']}, CUDA kernels {row[f'{way} cuda']}" for way in ("source", "wheel")]
+        states = [f"CPU kernels {row[f'{way} cpu']}, {cuda(row[f'{way} cuda'])}" for way in ("source", "wheel")]
         libraries = f"{row['diffusers']}, {row['transformers']}"
         cells = [row["torch"], row["Python"], row["triton"], libraries, *states, row["date"]]
         lines.append("| " + " | ".join(cells) + " |")

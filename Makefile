@@ -68,11 +68,7 @@ $(HEADERS)/.fetched: | .venv/.installed
 
 TESTERS ?= 2  # processes, one thread each
 # The order of the tests is random (pytest-randomly), but for what takes longest (conftest.py). The last lines have the option that gives it again.
-<<<<<<< HEAD
-test: .venv/.quantised .venv/.docs $(HEADERS)/.fetched .comfyui/.fetched
-=======
-test: .venv/.quantised .venv/.play $(HEADERS)/.fetched .comfyui/.fetched
->>>>>>> play
+test: .venv/.quantised .venv/.docs .venv/.play $(HEADERS)/.fetched .comfyui/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.quantised .venv/.docs  # a sample of every test, for daily work

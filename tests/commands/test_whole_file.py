@@ -47,7 +47,7 @@ def test_a_folder(tmp_path):
 
 
 # What writes beside `whole_file`: a row at a time, the lock of the verdicts, and one file that has its own way (mkstemp).
-APART = {"nag_kernels/distill/train.py": 1, "nag_kernels/prove/verdicts.py": 2, "nag_kernels/gpu_table.py": 1}
+APART = {"nag_kernels/distill/train.py": 1, "nag_kernels/prove/verdicts.py": 2}
 
 
 @pytest.mark.parametrize("folder", ["nag_kernels", "evidence"])

@@ -43,8 +43,8 @@ def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **optio
     Z+ and Z- are computed once more beside the guided call, in float32 (float64 for float64). Nothing waits for the device until
     the findings are read. Guided attention takes about twice its time.
 
-    Args: those of `guide`, except that nag_scale must be one number for all steps. With `layers` only the chosen layers are
-        measured.
+    The arguments are those of `guide`, but nag_scale must be one number for all steps. With `layers` only the chosen layers are
+    measured.
     Yields: Findings, to which every call of pipe adds its measurements.
     Raises: ValueError for a rule without tau ("nasa", "vsf"), for a compiled denoiser, and for one whose heads are sharded over
         devices; otherwise what `guide` raises.

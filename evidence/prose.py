@@ -66,10 +66,11 @@ TABLE_TEXT = {
     "few_steps": "Every method at 1, 2, 4 and 8 steps of the few-step model, and at 25 steps of its teacher.",
     "curves": "More scales of each method at four steps, so that no method is judged by one setting alone.",
     "with_guidance": """\
-25 steps of the teacher, in all combinations of three choices: CFG 2 or 3, whose other text is the negative prompt or empty; with
-or without PAG; with or without NAG. PAG (arXiv 2403.17377) has scale 1, and replaces self-attention by the identity in the UNet's
-middle block or the transformer's second block, as diffusers does by default. PAG's extra pass is not steered. Beside NAG it is
-subtracted from the prediction that NAG steers, so PAG's scale also amplifies the effect of NAG.""",
+25 steps of the teacher, in all combinations of four choices: CFG at 2 or 3; the negative prompt or the empty text as CFG's other
+text; with or without PAG; with or without NAG. Three more rows have no CFG. PAG (arXiv 2403.17377) has scale 1, and replaces
+self-attention by the identity in the UNet's middle block or the transformer's second block, as diffusers does by default. PAG's
+extra pass is not steered. Beside NAG it is subtracted from the prediction that NAG steers, so PAG's scale also amplifies the
+effect of NAG.""",
     "ablation": """\
 NAG at four steps, tau 2.5 and alpha 0.25, at scale 5 (phi 4) and 11 (phi 10). In each row one part of NAG is left out or
 replaced. These are the exact formulas:""",

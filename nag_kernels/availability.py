@@ -4,10 +4,10 @@
 
 A backend is a name: "cuda" (C++, `csrc/cuda`), "triton" (`triton_kernels`), "cpu" (C++, `csrc/cpu`), "sdpa" (torch's own
 attention and then the formula, every device) or "reference" (the formulas alone, every device). `NAG_BACKEND` forces one for
-every call of the public functions, or, as "gpu", turns both kinds of GPU kernels on and leaves each call to gpu_choices.csv.
-Unset, a verdict of `python -m nag_kernels.prove` turns on the plans that are right and fast on the GPU at hand. What they refuse
-goes to "sdpa", float64 to "reference". `NAG_LOG=debug` logs why a backend is not here and each call that
-these two serve.
+every call of the public functions. `NAG_BACKEND=gpu` turns both kinds of GPU kernels on, and gpu_choices.csv chooses for each
+call. If the variable is not set, a verdict of `python -m nag_kernels.prove` turns on the plans that are right and fast on the GPU
+at hand. A call that they refuse goes to "sdpa", or to "reference" for float64. `NAG_LOG=debug` logs why a backend is not here,
+and each call that "sdpa" and "reference" serve.
 """
 
 import importlib
@@ -85,7 +85,7 @@ def may_be_turned_on() -> bool:
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that are installed and loaded, fastest first."""
+    """The names of the backends that are installed and loaded, the fastest first."""
     here = {"cpu": _CPU is not None, **{name: refusal(name, "cuda") is None for name in ("cuda", "triton")}}
     return tuple(name for name in BACKENDS if here.get(name, True))
 

@@ -26,10 +26,11 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
 
 
 def explain(op: str = "fused_guided_attention", device: str = "cpu", **call: Any) -> str:
-    """One line per backend: which serves `op` on a device type, and why each other one does not.
+    """Says which backend serves `op` on a device type, and why each other backend does not, in one line for each backend.
 
-    With the facts of one call of fused_guided_attention on a GPU (`nag_kernels.gpu_table.Call`: chip, length, heads, size,
-    positive, negative, shared, ...) one line per kernel instead; that needs no GPU, `chip` is 90 for compute capability 9.0.
+    With `call`, it has one line for each GPU kernel instead. `call` describes one call of fused_guided_attention on a GPU, by
+    the fields of `nag_kernels.gpu_table.Call`: chip, length, heads, size, positive, negative, shared, ... This needs no GPU.
+    `chip` is 90 for compute capability 9.0.
     """
     if op not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, got {op!r}")

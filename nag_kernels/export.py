@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Out of torch: the operations as torch's own attention and arithmetic, which ONNX, OpenVINO and others have rules for.
+"""Export: the operations as torch's own attention and arithmetic, for which ONNX, OpenVINO and others have rules.
 
-torch.export and AOTInductor keep an operation as it is, and a kernel of this package serves it. What runs without torch knows
-no such operation, so its formula is written into the exported program. That is asked for by name: torch has one table of
-decompositions for everything, which fake tensors and DTensor ask as well, and there an operation has rules of its own.
+torch.export and AOTInductor keep an operation as it is, and a kernel of this package serves it. A runtime without torch does not
+know the operation, so its formula is written into the exported program. A user asks for that by calling a function of this file.
+It cannot happen by itself: torch has one global table of decompositions, which fake tensors and DTensor use as well, and these
+need the operation's own rules.
 """
 
 import functools
@@ -26,25 +27,26 @@ Decompositions = dict[OperatorBase, Callable[..., Any]]
 def decompositions() -> Decompositions:
     """A formula for each overload of each operation, for `torch.export.ExportedProgram.run_decompositions`.
 
-    Attention stays whole, as torch's scaled_dot_product_attention, unless the table that these are put into takes that apart:
+    Attention stays whole, as torch's scaled_dot_product_attention. To decompose it as well, put these formulas into a table that
+    does so:
 
         table = torch.export.default_decompositions()
         table.update(decompositions())
 
-    Of a program that `run_decompositions(table)` gives then nothing is left but core ATen.
+    A program from `run_decompositions(table)` then has only operations of core ATen.
     """
     return _table(fused_guided_attention)
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
-    """The program with each operation of this package as torch's own; all else in it stays.
+    """The program with each operation of this package replaced by torch's own attention and arithmetic. The rest stays.
 
-    Attention stays whole, so a runtime that has an attention of its own, as OpenVINO, holds no logits.
+    Attention stays whole, so a runtime with an attention of its own, like OpenVINO, holds no logits.
 
     Args:
-        program: of `torch.export.export`; one without the operations is taken too.
+        program: what `torch.export.export` returns. It may be a program without the operations.
 
-    Raises: TypeError for anything else.
+    Raises: TypeError if program is not an ExportedProgram.
     """
     _check_program("decompose", program)
     return program.run_decompositions(decompositions())
@@ -61,14 +63,15 @@ def _check_program(where: str, program: Any) -> None:
 def openvino_model(program: ExportedProgram) -> Any:
     """The program as an `openvino.Model`, whose inputs have the names that they have in the program.
 
-    Its attention is OpenVINO's own (ScaledDotProductAttention). On processors that are fast at bfloat16 OpenVINO computes in it,
-    whatever the model's dtype; `openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})` ends that.
+    Its attention is OpenVINO's own (ScaledDotProductAttention). On processors that are fast at bfloat16, OpenVINO computes in
+    bfloat16, whatever the model's dtype. `openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})` computes in
+    float32.
 
     Args:
-        program: of `torch.export.export`.
+        program: what `torch.export.export` returns.
 
-    Raises: TypeError for anything else, ImportError without openvino, and what OpenVINO raises for operations of the model itself
-        that it has no rule for.
+    Raises: TypeError if program is not an ExportedProgram, ImportError without openvino, and what OpenVINO raises if it has no
+        rule for an operation of the model itself.
     """
     whole = decompose(program)
     try:
@@ -81,14 +84,14 @@ def openvino_model(program: ExportedProgram) -> Any:
 
 
 def onnx_program(program: ExportedProgram, **options: Any) -> Any:
-    """The program as torch.onnx.ONNXProgram, of which `save` writes a file.
+    """The program as a torch.onnx.ONNXProgram. Its method `save` writes a file.
 
     Args:
-        program: of `torch.export.export`.
-        options: of `torch.onnx.export`. With opset_version=23 attention stays whole, as the operator Attention.
+        program: what `torch.export.export` returns.
+        options: options of `torch.onnx.export`. With opset_version=23 attention stays whole, as the operator Attention.
 
-    Raises: TypeError for anything but a program, ImportError without onnx and onnxscript, and what torch.onnx.export raises for
-        operations of the model itself that it has no rule for.
+    Raises: TypeError if program is not an ExportedProgram, ImportError without onnx and onnxscript, and what torch.onnx.export
+        raises if it has no rule for an operation of the model itself.
     """
     _check_program("onnx_program", program)
     # With masks as onnxruntime's Attention takes them.

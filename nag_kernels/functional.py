@@ -62,16 +62,16 @@ def fused_guided_attention(
     softmax_scale: float | None = None, negative_logit_bias: float = 0.0, rule: str = "nag",
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Attention to a positive and to a negative text, and the first steered away from the second, in one pass.
+    """Attention to the prompt (text+), steered away from attention to the negative prompt (text-), in one pass.
 
         Z+  = softmax(Q [Ks | K+]^T * softmax_scale) [Vs | V+]
         Z-  = softmax(Q [Ks | K-]^T * softmax_scale + bias on K-) [Vs | V-]
         G   = nag_scale Z+ - (nag_scale - 1) Z-                            # extrapolate
         f   = min(1, nag_tau |Z+|_1 / |G|_1), and 1 where |G|_1 = 0        # normalise and clip, over all heads of a token
-        out = nag_alpha f G + (1 - nag_alpha) Z+                           # refine          (rule "nag")
+        out = nag_alpha f G + (1 - nag_alpha) Z+                           # blend           (rule "nag")
         out = Z+ - nag_scale Z-                                            #                 (rule "nasa")
 
-    Rule "vsf" has one softmax over all keys, in which text- takes away what it would add, and no Z-:
+    Rule "vsf" has no Z-. It has one softmax over all keys, in which the values of text- are multiplied by -nag_scale:
 
         out = softmax(Q [Ks | K+ | K-]^T * softmax_scale + bias on K-) [Vs | V+ | -nag_scale V-]
             = ((ls + l+) Z+ - nag_scale l- T-) / (ls + l+ + l-)            # T- attends to text- alone; l are softmax sums
@@ -80,29 +80,31 @@ def fused_guided_attention(
     VSF (Value Sign Flip), arXiv 2508.10931.
 
     Args:
-        query: [B, S, H, D], float32, float16, bfloat16 or float64. Any strides; a unit last stride is read in place.
+        query: [B, S, H, D], float32, float16, bfloat16 or float64. Any strides. If the last stride is 1, it is not copied.
         key_positive, value_positive: [B, Tp, Hkv, D], query's dtype and device; H is a multiple of Hkv.
-        key_negative, value_negative: [B or 1, Tn, Hkv, D]; a batch of 1 serves every sample.
-        nag_scale: 1 is no extrapolation ("nag"), 0 is none ("nasa"); no value of it leaves text- out ("vsf": hide it
-            with mask_negative). A float, or a float32 tensor [] or [B] on query's device: as tensors, settings may
-            change without recompiling a compiled caller or recapturing a graph, and their values are not checked. Of
-            `torch.ops.nag` call the overload `.tensor`: else a tensor of one number is a float, without a gradient.
-        nag_tau: the clip, above 0; inf is none. Used by "nag" alone.
-        nag_alpha: the share of the guided output, 0 to 1. Used by "nag" alone.
+        key_negative, value_negative: [B or 1, Tn, Hkv, D]. A batch of 1 serves every sample.
+        nag_scale: how far to extrapolate. For "nag" 1 does nothing, for "nasa" 0 does nothing. For "vsf" no value leaves
+            text- out; hide it with mask_negative. A float, or a float32 tensor [] or [B] on query's device. Tensors may change
+            without recompiling a compiled caller or recapturing a graph; their values are not checked. If you call
+            `torch.ops.nag` yourself, call the overload `.tensor` for tensors: the default overload reads a tensor of one number
+            as a float, without a gradient.
+        nag_tau: the clip, above 0; inf is no clip. A float or a tensor, like nag_scale. Used by "nag" alone.
+        nag_alpha: the share of the guided output, 0 to 1. A float or a tensor, like nag_scale. Used by "nag" alone.
         key_shared, value_shared: [B, Ts, Hkv, D], seen by both branches (the image tokens of joint attention).
-        mask_positive, mask_negative, mask_shared: bool [B or 1, T]; False is not seen. A branch that sees no key is zero.
-        softmax_scale: 1/sqrt(D) if None.
-        negative_logit_bias: added to the logits of key_negative (log r weighs the text like r copies); needs key_shared,
-            but for "vsf".
+        mask_positive, mask_negative, mask_shared: bool [B or 1, T]. A key that is False is not seen. If a branch sees no key,
+            its output is zero.
+        softmax_scale: None is 1/sqrt(D).
+        negative_logit_bias: a number added to the logits of key_negative. log r weighs text- like r copies of it. For rules
+            other than "vsf" it needs key_shared.
         rule: "nag", "nasa" or "vsf".
-        backend: None takes the fastest that can run here; a name of `available_backends()` forces one ("cuda" and "triton" not
-            under torch.compile, where NAG_BACKEND chooses).
+        backend: None takes the fastest backend that can run here. A name of `available_backends()` forces that backend. "cuda"
+            and "triton" cannot be forced under torch.compile, where NAG_BACKEND chooses.
 
-    Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are in float32 (float64 for float64).
-        Differentiable in every tensor but the masks; the gradient recomputes the attention from the inputs, block by block,
-        in memory that is linear in the lengths (gradient.py). Second derivatives hold all logits.
-    Raises: TypeError (a tensor or dtype of the wrong kind) or ValueError (shape, device, value, backend), naming the
-        argument, what came and what is needed.
+    Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are computed in float32 (float64 for float64).
+        The result is differentiable in every tensor except the masks. The gradient recomputes the attention from the inputs,
+        block by block, in memory that is linear in the lengths (gradient.py). Second derivatives hold all logits.
+    Raises: TypeError (a tensor or dtype of the wrong kind) or ValueError (shape, device, value, backend). The message names the
+        argument, what it got and what it needs.
     """
     scale, tau, alpha = _settings("fused_guided_attention", query, nag_scale, nag_tau, nag_alpha)
     arguments = (query, key_positive, value_positive, key_negative, value_negative, scale, tau, alpha,
@@ -126,13 +128,14 @@ def guidance(
     Sources: NAG, arXiv 2505.21179, section on the method (its phi is `nag_scale - 1`); NASA, arXiv 2412.02687 (SNOOPI).
 
     Args:
-        positive, negative: Z+ and Z-, [..., C] with all heads of a token in C; same shape, dtype and device; float32,
-            float16, bfloat16 or float64. Any strides. The norms run over C: pass [B, S, H * D], not [B, S, H, D].
+        positive, negative: Z+ and Z-, [..., C], with all heads of a token in C. Same shape, dtype and device; float32,
+            float16, bfloat16 or float64; any strides. The norms run over C, so pass [B, S, H * D], not [B, S, H, D].
         nag_scale, nag_tau, nag_alpha: floats, or float32 tensors [] or [B] (B is the first dimension of positive).
-        rule: "nag" or "nasa"; "vsf" is no function of Z+ and Z-.  backend: None takes the fastest that can run here.
+        rule: "nag" or "nasa". ("vsf" is no function of Z+ and Z-.)
+        backend: None takes the fastest backend that can run here.
 
-    Returns: [..., C], contiguous, positive's dtype; arithmetic in float32 (float64 for float64). Differentiable.
-    Raises: TypeError or ValueError naming the argument, what came and what is needed.
+    Returns: [..., C], contiguous, positive's dtype. Computed in float32 (float64 for float64). Differentiable.
+    Raises: TypeError or ValueError. The message names the argument, what it got and what it needs.
     """
     scale, tau, alpha = _settings("guidance", positive, nag_scale, nag_tau, nag_alpha)
     arguments = (positive, negative, scale, tau, alpha, rule)
@@ -142,12 +145,13 @@ def guidance(
 def warmup(
     *layers: dict[str, Any], device: str | torch.device = "cuda", dtype: torch.dtype = torch.bfloat16
 ) -> list[str]:
-    """Compile and load ahead of the first call what layers of these shapes need; nothing is tuned.
+    """Compiles and loads what layers of these shapes need, ahead of their first call. It tunes nothing.
 
     Args:
-        layers: each a dict of length, heads, size, positive, negative and, where they apply, batch, kv_heads, shared,
-            masks (True: every key set comes with one) and rule. Settings are tensors, as the processors pass them.
-    Returns: for each layer a line that says which plan serves it.
+        layers: a dict for each layer, with length, heads, size, positive and negative, and optionally batch, kv_heads, shared,
+            masks (True: every key set has a mask) and rule. The settings are passed as tensors, as the processors pass them.
+        device, dtype: those of the layers' tensors.
+    Returns: a line for each layer, which says which plan serves it.
     """
     said = []
     for layer in layers:

@@ -35,18 +35,19 @@ PUBLISHED_STEP = 1.0  # nag_alpha (nag_scale - 1): the median of the paper's set
 
 @contextlib.contextmanager
 def diagnose(pipe: Any, negative_prompt: Negative, *, rule: str = "nag", **options: Any) -> Iterator["Findings"]:
-    """Within the block `pipe` is guided as by `guide`, with the same bits, and every guided layer is measured.
+    """Within the block `pipe` is guided as by `guide`, bit for bit, and every guided layer is measured.
 
         G = nag_scale Z+ - (nag_scale - 1) Z-,  R = |G|_1 / |Z+|_1          per token, over all heads (arXiv 2505.21179)
-        a token is clipped where R > nag_tau; it is moved by |out - Z+|_1 / |Z+|_1
+        a token is clipped if R > nag_tau; it is moved by |out - Z+|_1 / |Z+|_1
 
-    Z+ and Z- are computed once more beside the guided call, in float32 (float64 for float64), and nothing is waited for until
-    the findings are read. It takes about twice the time of guided attention.
+    Z+ and Z- are computed once more beside the guided call, in float32 (float64 for float64). Nothing waits for the device until
+    the findings are read. Guided attention takes about twice its time.
 
-    Args: as of `guide`, but for a nag_scale for each step. Of `layers` the chosen ones are measured.
-    Yields: Findings, which fill up with every call of pipe.
-    Raises: ValueError for a rule without tau ("nasa", "vsf"), for a compiled denoiser and for one whose heads are sharded over
-        devices; else as `guide`.
+    The arguments are those of `guide`, but nag_scale must be one number for all steps. With `layers` only the chosen layers are
+    measured.
+    Yields: Findings, to which every call of pipe adds its measurements.
+    Raises: ValueError for a rule without tau ("nasa", "vsf"), for a compiled denoiser, and for one whose heads are sharded over
+        devices; otherwise what `guide` raises.
     """
     if rule in ("nasa", "vsf"):
         raise ValueError(
@@ -101,7 +102,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """SettingTensors to start from, and why."""
+    """Settings to start from, and why."""
 
     nag_scale: float
     nag_tau: float
@@ -110,9 +111,12 @@ class Suggestion:
 
 
 class Findings:
-    """What `diagnose` measured. `cells` are keyed by (layer, step): the name of the layer and the number of the denoiser's call.
+    """What `diagnose` measured, for each layer and each step. `cell` gives the numbers of a layer, of a step, of both or of all.
 
-    (A scheduler of second order calls twice a step.) nag_scale, nag_tau, nag_alpha: the settings of the run.
+    A layer is known by its name. A step is the number of the denoiser's call for the prompt (a scheduler of second order makes
+    two calls for a step).
+
+    nag_scale, nag_tau, nag_alpha: the settings of the run.
     """
 
     def __init__(self, pipe: Any, nag_scale: float, nag_tau: float, nag_alpha: float):
@@ -192,7 +196,7 @@ class Findings:
 
     @property
     def layers(self) -> list[str]:
-        """In the order in which they ran."""
+        """The names of the measured layers, in the order in which they ran."""
         return list(dict.fromkeys(layer for layer, _ in self._raw))
 
     @property
@@ -200,7 +204,7 @@ class Findings:
         return sorted({step for _, step in self._raw})
 
     def cell(self, layer: str | None = None, step: int | None = None) -> Cell:
-        """All tokens of a layer, of a step, of both, or of everything. Raises ValueError where nothing was recorded."""
+        """The measurements of a layer, of a step, of both, or of everything. Raises ValueError if nothing was recorded."""
         chosen = [raw for (name, number), raw in self._raw.items() if layer in (None, name) and step in (None, number)]
         if not chosen:
             where = "" if layer is None and step is None else f" for layer {layer!r} and step {step}"
@@ -214,7 +218,7 @@ class Findings:
         return Cell(tokens, *means, counts, by_ratio)
 
     def table(self, by: str = "layer") -> Any:
-        """A rich table with a line for each layer or step, and one for all. Raises ValueError for another `by`."""
+        """A rich table with a line for each layer or step, and one for all. Raises ValueError if `by` is not layer or step."""
         from rich.table import Table
 
         if by not in ("layer", "step"):
@@ -237,15 +241,16 @@ class Findings:
         return table
 
     def suggest(self, clipped: float = 0.05, moved: float = 0.4) -> Suggestion:
-        """SettingTensors to start from for this model, prompt and negative; nag_scale stays that of the run.
+        """Settings to start from, for this model, prompt and negative prompt. nag_scale stays that of the run.
 
             nag_tau   = the quantile 1 - clipped of R, at most 2.5, at least 1
-            nag_alpha = 1 / (nag_scale - 1), or less: so that tokens move by the share `moved` of their length in the mean
+            nag_alpha = 1 / (nag_scale - 1), or less: so that tokens move by at most the share `moved` of their length in the mean
 
-        Of the paper's eight settings tau is always 2.5, and nag_alpha (nag_scale - 1), which is how many times Z+ - Z- is added
-        to a token that is not clipped, lies between 0.5 and 1.5 with 1 in the middle. 0.4 is what the demo's settings move
-        the tokens of "shapes". How far tokens move for a given alpha is that of the run: run it with nag_tau near 2.5.
-        Raises ValueError for a run with nag_scale not above 1 or nag_alpha 0, for shares out of range, and where nothing was
+        The reasons: in the paper's eight settings tau is always 2.5. nag_alpha (nag_scale - 1) is how many times Z+ - Z- is added
+        to a token that is not clipped; in the paper it lies between 0.5 and 1.5, with the median 1. The demo's settings move the
+        tokens of "shapes" by 0.4. The suggestion assumes that tokens move in proportion to alpha as they did in the run, so run
+        with nag_tau near 2.5.
+        Raises ValueError for a run with nag_scale not above 1 or nag_alpha 0, for shares out of range, and if nothing was
         recorded.
         """
         if not self.nag_scale > 1 or not self.nag_alpha > 0:

@@ -72,51 +72,51 @@ def guide(
         f = min(1, nag_tau |Z+|_1 / |G|_1)                    (NAG, arXiv 2505.21179; nag_scale is its phi + 1)
         out = Z+ - nag_scale Z-                               (NASA, arXiv 2412.02687)
 
-    at every layer in which the image attends to text: Z+ is attention to the prompt, Z- to the negative. In VSF it attends to
-    both at once, the values of the negative times -nag_scale (arXiv 2508.10931).
+    in every layer in which the image attends to text. Z+ is the attention output for the prompt, Z- that for the negative
+    prompt. In VSF (arXiv 2508.10931) the image attends to both in one softmax, and the values of the negative prompt are
+    multiplied by -nag_scale.
 
     Args:
-        pipe: a diffusers pipeline; see docs/models.md for the denoisers that are supported. It may use
-            classifier-free guidance as well: the unconditional branch keeps its plain attention. Pipelines that share a
-            denoiser (the second stage of a hires fix, say) come in a list, each guided in its own calls.
-        negative_prompt: one text for all prompts, a list with one for each, or a mapping of ready-made text
-            under the names that the pipeline's call gives the positive's (prompt_embeds, prompt_attention_mask,
-            ...). It is encoded by the pipeline itself, with the arguments of the running call. Of LTX-2 also texts for its
-            video and its sound, {"video": "blurry", "audio": "noise"}, or for one of them.
-        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model. Of pipelines, nag_scale may also be a list
-            with a number for each step of the call, or a function nag_scale(i, n) that gives the number for step i of n. A step
-            whose number does nothing (1 for "nag", 0 for "nasa") runs the untouched model.
-        rule: "nag", "nasa" or "vsf" (nag_scale is then that rule's scale; tau and alpha are not used).
-        negative_logit_bias: of "vsf" alone, added to the logits of the negative (its paper subtracts an offset there).
-        layers: the layers to guide; None is all. They are counted from 0 in the order in which the model runs them: "0-9, 12", or
-            [0, 1, 2]. Or by name, their own or that of a part of the model: "up_blocks", ["transformer_blocks.3", "mid_block"].
-            Or as a share of the depth, (start, end) in floats: layer i of n if start <= i / n < end. In the others the image
-            attends to the prompt alone; in joint attention the negative's text passes through them, for those that follow.
-        start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end.
-            Before and after, the model runs untouched. Of pipelines alone.
-        sigma_end: beside these, a noise level of the pipeline's scheduler: only steps above it are guided.
-        pad: False leaves each text as long as it is. True brings the shorter of the two, row by row, to the
-            length of the longer: its own padding becomes visible, and zeros follow where it has none.
-        negative_pooled: of SD3 and FLUX.1 alone. False modulates both texts by the prompt's pooled text; True modulates the
-            negative text by its own, as the published code does.
-        unconditional: of a bare denoiser alone (below).
+        pipe: a diffusers pipeline; docs/models.md lists the supported denoisers. The pipeline may use classifier-free guidance
+            as well: the unconditional branch keeps plain attention. Give pipelines that share a denoiser (such as the second
+            stage of a hires fix) in a list; each is guided in its own calls.
+        negative_prompt: one text for all prompts, a list with one text for each prompt, or a mapping of ready-made text. Its
+            keys are the names under which the pipeline's call takes the prompt's embeddings (prompt_embeds,
+            prompt_attention_mask, ...). The pipeline itself encodes a text, with the arguments of the running call. For LTX-2
+            it may be a mapping of texts for video and sound, {"video": "blurry", "audio": "noise"}, or for one of the two.
+        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model. For a pipeline nag_scale may also be a list
+            with a number for each step of the call, or a function nag_scale(i, n) that gives the number for step i of n. The
+            untouched model runs a step whose number does nothing (0 for "nasa"; 1 for "nag" if nag_tau is at least 1).
+        rule: "nag", "nasa" or "vsf". nag_scale is the scale of this rule. "nasa" and "vsf" do not use nag_tau and nag_alpha.
+        negative_logit_bias: for "vsf" alone, added to the logits of the negative prompt. (The paper of VSF subtracts an offset.)
+        layers: the layers to guide; None is all. Numbers count from 0 in the order in which the model runs the layers: "0-9, 12"
+            or [0, 1, 2]. Names are those of layers or of parts of the model: "up_blocks", ["transformer_blocks.3", "mid_block"].
+            Two floats (start, end) are a share of the depth: layer i of n is guided if start <= i / n < end. In the other layers
+            the image attends to the prompt alone. In joint attention the tokens of the negative prompt still pass through
+            those layers, because later layers need them.
+        start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end. The untouched
+            model runs the other steps. For pipelines alone.
+        sigma_end: in addition, a noise level of the pipeline's scheduler: only steps above it are guided. For pipelines alone.
+        pad: False leaves each text as long as it is. True makes the shorter of the two texts, row by row, as long as the longer
+            one: its own padding becomes visible, and zeros follow if it has too little.
+        negative_pooled: for SD3 and FLUX.1 alone. False modulates both texts by the prompt's pooled text. True modulates the
+            negative prompt by its own pooled text, as the published code does.
+        unconditional: for a bare denoiser alone (below).
 
-    For a loop of your own, pipe is the denoiser itself (a UNet or a transformer), and negative_prompt the negative's text under
-    the names of its forward, with one row or as many as images: `with guide(unet, {"encoder_hidden_states": negative}):`. Every
-    call of it in the block is guided in all its rows. Under classifier-free guidance give the text of the unconditional branch
-    as well, unconditional={"encoder_hidden_states": empty}: calls with that text, and the half of a batch that has it, are
-    plain.
+    For a loop of your own, pipe is the denoiser itself (a UNet or a transformer). negative_prompt is then a mapping with the
+    text of the negative prompt under the names of the denoiser's forward, with one row or as many rows as images:
+    `with guide(unet, {"encoder_hidden_states": negative}):`. Every call of the denoiser in the block is guided in all its rows.
+    Under classifier-free guidance give the text of the unconditional branch as well,
+    unconditional={"encoder_hidden_states": empty}. Calls with that text, and the half of a batch that has it, are plain.
 
-    The block belongs to the thread that enters it, or to the asyncio task and what it hands to `asyncio.to_thread`. Other
-    threads may have blocks of their own on the same pipeline; a call outside of any block is plain. Calls that share a denoiser
-    wait for each other.
+    The block belongs to the thread that enters it, or to the asyncio task that enters it and to what this task hands to
+    `asyncio.to_thread`. Other threads may have blocks of their own on the same pipeline. A call outside of any block is plain.
+    Calls that share a denoiser wait for each other.
 
-    Returns: the block, which gives pipe when it is entered.
-    Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known,
-        settings out of range, no negative text, and (from the pipeline's call) texts or masks that do not fit;
-        RuntimeError for nested use and for a call in which guidance did not act. Afterwards pipe
-        is as it was, also when an exception passes through. RuntimeError, too, when the block ends and pipe was
-        never called in it.
+    Returns: the block, which gives pipe when it is entered. After the block pipe is as it was, also after an exception.
+    Raises: ValueError or TypeError for an unsupported denoiser, an attention processor that is not known, settings out of range,
+        and no negative text; also, from the pipeline's call, for texts or masks that do not fit. RuntimeError for nested use,
+        for a call in which guidance did not act, and at the end of a block in which pipe was never called.
     """
     pipes = pipes_in(pipe)
     if not pipes:
@@ -139,9 +139,10 @@ def guide(
 
 @_arguments_of(guide)
 def guided(*arguments: Any, **settings: Any) -> OneCall:
-    """The pipeline's call, guided: `guided(pipe, "red")(prompt, num_inference_steps=20)`. Arguments and errors as in `guide`.
+    """A function that makes one guided call of the pipeline: `guided(pipe, "red")(prompt, num_inference_steps=20)`.
 
-    Guidance holds for that call alone, and any number of threads may make such calls. Its settings are checked at once.
+    Arguments and errors are those of `guide`. Guidance holds for that call alone, and any number of threads may make such calls.
+    `guided` itself checks the settings, before the call.
     """
     pipes, guidance = _block_of_pipelines("guided", arguments, settings).taken()
     if len(pipes) != 1:
@@ -163,9 +164,9 @@ def _block_of_pipelines(name: str, arguments: tuple[Any, ...], settings: dict[st
 
 @_arguments_of(guide)
 def enable_guidance(*arguments: Any, **settings: Any) -> None:
-    """Steers every call of `pipe`, by whatever thread, until `disable_guidance(pipe)`. Arguments and errors as in `guide`.
+    """Steers every call of `pipe`, in every thread, until `disable_guidance(pipe)`. Arguments and errors are those of `guide`.
 
-    Within a block of `guide` that block's settings hold.
+    If another thread has a block of `guide` open, the settings of the block hold in it. A block that begins later raises.
     """
     pipes, guidance = _block_of_pipelines("enable_guidance", arguments, settings).taken()
     for pipe in pipes:
@@ -180,8 +181,11 @@ def enable_guidance(*arguments: Any, **settings: Any) -> None:
 
 
 def disable_guidance(pipe: Any) -> None:
-    """Ends `enable_guidance` of a pipeline, or of those in a list, and of pipelines with their denoisers that are there no more;
-    warns where no call of them was guided. Raises RuntimeError where guidance is not enabled."""
+    """Ends `enable_guidance` of a pipeline, or of each pipeline in a list.
+
+    If guidance was enabled on a pipeline that no longer exists, give another pipeline with the same denoiser. Warns if no call
+    was guided. Raises RuntimeError if guidance is not enabled.
+    """
     owners = []
     for each in pipes_in(pipe):
         owner = owner_for_everybody(each)

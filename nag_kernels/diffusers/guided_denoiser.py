@@ -24,9 +24,9 @@ class GuidedDenoiser(Module):
         arguments = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text}
         output = guided(arguments, {"encoder_hidden_states": negative_text})
 
-    It computes what the denoiser does in `with guide(denoiser, negative, ...):`. As a module that takes both texts it can be
-    exported: of `torch.export.export(guided, (arguments, negative), strict=False)` the texts are inputs. docs/export.md goes on
-    from there to ONNX, OpenVINO and AOTInductor.
+    It computes what the denoiser computes in `with guide(denoiser, negative, ...):`. It can be exported, because it is a module
+    that takes both texts: they are inputs of `torch.export.export(guided, (arguments, negative), strict=False)`. docs/export.md
+    describes the way from there to ONNX, OpenVINO and AOTInductor.
     """
 
     nag_scale, nag_tau, nag_alpha, rule, negative_logit_bias, layers, pad, negative_pooled = (
@@ -38,7 +38,7 @@ class GuidedDenoiser(Module):
         rule: str = "nag", negative_logit_bias: float = 0.0, layers: LayerChoice | None = None, pad: bool = False,
         negative_pooled: bool = False,
     ):  # fmt: skip
-        """denoiser: a UNet or a transformer of diffusers. The rest as in `guide`, and so are the errors."""
+        """denoiser: a UNet or a transformer of diffusers. The other arguments and the errors are those of `guide`."""
         super().__init__()
         if not isinstance(denoiser, Module):
             raise TypeError(
@@ -70,15 +70,15 @@ class GuidedDenoiser(Module):
     ) -> Any:  # fmt: skip
         """
         Args:
-            arguments: of the denoiser's forward, by name, the text of the prompt among them.
-            negative: the text of the negative (its mask, and what else depends on it) under the names of the denoiser's forward,
-                with one row or as many as that of the prompt.
-            nag_scale, nag_tau, nag_alpha: float32 tensors [] or [rows of the prompt's text], in the place of this module's own
-                settings; in an exported program they are inputs, so they may change from step to step. Their values are not
-                checked. A nag_scale of 1 (0 for rule "nasa"; "vsf" has none) leaves a row unguided, as the unconditional rows of
-                classifier-free guidance should be.
+            arguments: the arguments of the denoiser's forward, by name, with the text of the prompt.
+            negative: the text of the negative prompt, its mask and whatever else depends on this text, under the names of the
+                denoiser's forward. It has one row, or as many rows as the text of the prompt.
+            nag_scale, nag_tau, nag_alpha: float32 tensors [] or [rows of the prompt's text], in place of this module's own
+                settings. In an exported program they are inputs, so they may change from step to step. Their values are not
+                checked. A nag_scale of 1 (0 for rule "nasa"; "vsf" has no such value) leaves a row unguided. Give it to the
+                unconditional rows of classifier-free guidance.
 
-        Returns: what the denoiser returns with return_dict=False, and of a tuple of one its one element.
+        Returns: what the denoiser returns with return_dict=False. If this is a tuple of one element, that element.
         """
         given = {"nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha}
         for name, value in given.items():

@@ -35,19 +35,21 @@ class NormalizedAttentionGuidance(BaseGuidance):
         pipe.update_components(guider=NormalizedAttentionGuidance())
         image = pipe(prompt="a portrait of a fox", negative_prompt="blurry", output="images")[0]
 
-    It takes the place of `ClassifierFreeGuidance`; it is saved and loaded with the pipeline. For both at once keep that guider,
-    and write `with guide(pipe, "blurry"):`.
+    It takes the place of `ClassifierFreeGuidance`, and is saved and loaded with the pipeline. To use both at once, keep
+    `ClassifierFreeGuidance` and write `with guide(pipe, "blurry"):`.
 
-    The blocks prepare the negative as they would for the unconditional call. That call is read and not run.
+    The blocks prepare the negative prompt as they would for the unconditional call. The arguments of that call are read, and the
+    call itself does not run.
 
     Args:
         nag_scale, nag_tau, nag_alpha, rule, negative_logit_bias, layers, negative_pooled: as in `guide`; nag_scale is one number.
-        start, stop: step i of n is guided if start <= i / n < stop. In the others the denoiser runs untouched.
-        enabled: False leaves all steps untouched. `disable` and `enable` do nothing: blocks call them of their own accord (SDXL's
-            for a UNet that embeds its guidance scale, as that has no classifier-free guidance).
+        start, stop: step i of n is guided if start <= i / n < stop. In the other steps the denoiser runs untouched.
+        enabled: False leaves all steps untouched. `disable` only warns and `enable` does nothing, because blocks call them for
+            reasons of their own. (SDXL's block does so for a UNet that embeds its guidance scale, because such a UNet has no
+            classifier-free guidance.)
 
-    Raises: ValueError or TypeError for settings out of range; in the pipeline's call, whatever `guide` raises for its denoiser,
-        ValueError where the blocks make no negative text, and RuntimeError where they do not call the denoiser once between
+    Raises: ValueError or TypeError for settings out of range. The pipeline's call raises what `guide` raises for its denoiser,
+        ValueError if the blocks make no negative text, and RuntimeError if they do not call the denoiser once between
         `prepare_models` and `cleanup_models`.
     """
 

@@ -22,24 +22,26 @@ from .turns import run_turns, take, wait_for_calls_begun
 
 
 def encode_negative(pipe: Any, negative_prompt: str | list[str], /, **call: Any) -> dict[str, Any]:
-    """The ready-made text of a negative prompt, for `guide`, `guided` and `enable_guidance` in its place:
+    """Encodes a negative prompt once, and returns ready-made text for `guide`, `guided` and `enable_guidance`:
 
         negative = encode_negative(pipe, "blurry")
         for prompt in prompts:
             guided(pipe, negative)(prompt)
 
-    A text is encoded anew in each guided call, with the arguments of that call. This one is encoded once, and is right as long as
-    the text encoders and the arguments that they depend on stay as they are. Afterwards the text encoders may be dropped.
+    A negative prompt that is given as text is encoded again in each guided call, with the arguments of that call. The result of
+    this function is right as long as the text encoders, and the arguments on which the encoding depends, stay as they are. After
+    this call the text encoders may be dropped.
 
     Args:
-        pipe: a diffusers pipeline that takes ready-made text; see docs/diffusers.md for those that do.
-        negative_prompt: one text for all prompts, or a list with one for each.
+        pipe: a diffusers pipeline that takes ready-made text; docs/diffusers.md names those that do not.
+        negative_prompt: one text for all prompts, or a list with one text for each prompt.
         call: those arguments of the pipeline's call on which the encoding depends (max_sequence_length, clip_skip, ...), and
-            those without which the pipeline cannot be called (an image, say).
+            those without which the pipeline cannot be called (for example an image).
 
-    Returns: tensors under the names that the pipeline's call gives a prompt's (prompt_embeds, ...), on the pipeline's device.
-    Raises: ValueError where the pipeline takes no ready-made text, or makes something else of it than of the text; TypeError for
-        a pipeline class, or a negative that is no text.
+    Returns: a mapping. Its keys are the names under which the pipeline's call takes a prompt's embeddings (prompt_embeds, ...),
+        and its values are tensors on the pipeline's device.
+    Raises: ValueError if the pipeline takes no ready-made text, or if the denoiser gets other arguments with it than with the
+        text; TypeError for a pipeline class, or for a negative prompt that is not text.
     """
     if isinstance(pipe, (type, Module)) or not callable(pipe):
         raise TypeError(f"encode_negative: pipe must be a loaded diffusers pipeline, got {_named(pipe)}")

@@ -28,23 +28,23 @@ Layer = Any  # an attention layer of diffusers: a Module, of whose attributes a 
 
 @dataclass(frozen=True, eq=False)
 class PackedText:
-    """How the prompts of one denoiser lie in the sequence [text+ ; text-], and how they are guided. It never changes.
+    """How the prompts of one denoiser lie in the sequence [text+ ; text-], and how they are guided. It is immutable.
 
     length_positive, length_negative: tokens of each text, as the attention layers see them.
-    mask_positive, mask_negative: bool [B, T], False is not seen; None where all is seen. Cross-attention only.
-    parts: lengths (of text+, of text-) where a model puts several texts one after another, and each of them is packed.
-    unseen_bias: added to the logits of tokens that are not seen, by those that are; None is -inf. Chroma only.
-    nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value per sample; None
-        for those of the processor itself.
+    mask_positive, mask_negative: bool [B, T]; tokens that are False are not seen. None: all are seen. Cross-attention only.
+    parts: lengths (of text+, of text-) of each part, if a model puts several texts one after another and packs each by itself.
+    unseen_bias: added to the logits of tokens that are not seen, for queries that are seen; None is -inf. Chroma only.
+    nag_scale, nag_tau, nag_alpha: float32 tensors [] or [B] on the model's device, one value for each sample. None takes the
+        settings of the processor itself.
     rule: "nag", "nasa" or "vsf".
     negative_logit_bias: added to the logits of text-; joint attention or rule "vsf".
-    steered: bool [B], the rows that see text-; None for all. Rule "vsf" needs it, as none of its scales is neutral.
-    kept: keys and values of both texts by attention layer, for the steps after the one that computed them; a new one whenever
-        the texts are others. None computes them in every call. Cross-attention only; a compiled model does not use it.
-    sequence_group: the processes over which tokens are split, text+, text- and image each in equal parts; the lengths are those
-        of this process, the masks those of the whole texts. None where all tokens are here.
-    head_group: the processes over which heads are sharded; None where all heads are here.
-    watch: what looks on at each guided layer and changes nothing (`diagnose`), or None.
+    steered: bool [B], the rows that see text-; None is all. Rule "vsf" needs it, because none of its scales is neutral.
+    kept: keys and values of both texts by attention layer, for the steps after the one that computed them. Other texts need a
+        new one. None computes them in every call. Cross-attention only; a compiled model does not use it.
+    sequence_group: the processes over which tokens are split, in equal parts of text+, of text- and of the image. The lengths are
+        those of this process, the masks those of the whole texts. None: all tokens are in this process.
+    head_group: the processes over which heads are sharded. None: all heads are in this process.
+    watch: an object that looks at each guided layer and changes nothing (`diagnose`), or None.
     """
 
     length_positive: int = 0

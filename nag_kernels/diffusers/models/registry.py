@@ -133,11 +133,12 @@ def find_denoisers(pipe: Any) -> list[Module]:
 
 
 def supported() -> str:
-    """The denoisers that `guide` knows, a line each.
+    """A table of the denoisers that `guide` supports, with one line for each.
 
-    route: "drop-in": a processor of our own. "generic": the model's own processor, of which the call of attention is replaced.
-        "dual forward": the model runs twice, as under classifier-free guidance, since its prompts cannot be packed.
-    exact: in which types the guided model equals, but for rounding, two runs of the untouched one side by side.
+    route: how the model is guided. "drop-in": a processor of this package replaces the model's own. "generic": the model keeps
+        its own processor, in which the call of attention is replaced. "dual forward": the model runs twice, as under
+        classifier-free guidance, because its prompts cannot be packed.
+    exact: the dtypes in which the guided model equals, up to rounding, two runs of the untouched model side by side.
     """
     lines = [f"{'denoiser':40s} {'route':12s} {'exact in':34s} tested with"]
     lines += [

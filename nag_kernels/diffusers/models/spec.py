@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's file says of its denoiser."""
+"""What a model file says about its denoiser."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,51 +22,52 @@ from ..denoiser_calls import Denoiser, Modules
 class ModelSpec:
     """How text reaches attention in one denoiser class, and what its pipelines do around it.
 
-    The fields are what many models need. The methods are what one model needs: its file overrides them in a subclass.
+    The fields are for what many models need. The methods are for what one model needs: its file overrides them in a subclass.
 
     What forward takes:
-        text: the arguments of forward that hold prompt embeddings, each with the dimension that its tokens lie along. -2 stands
-            for "whatever lies before the tokens". 0 is for a model without a batch, which draws one image a call.
-        masks: the arguments that hold the masks of the text. A mask is [B, T] (1 = attended to), a bias [B, 1, T], or [B], the
-            number of tokens that are attended to, counted from the first. "outer.inner" is the entry of a mapping.
-        masks_for_image: the masks are [B, T + image], with ones for the image. A guided call then gives the model no mask.
+        text: the arguments of forward that hold prompt embeddings, each with the dimension of its tokens. -2 is the last but one
+            dimension, for tensors with or without a batch. 0 is for a model without a batch, which draws one image in each call.
+        masks: the arguments that hold the masks of the text. A mask is one of three: [B, T] (1 = attended to), a bias [B, 1, T],
+            or [B], how many of the first tokens are attended to. "outer.inner" is the entry "inner" of the mapping "outer".
+        masks_for_image: True if the masks are [B, T + image], with ones for the image. A guided call then gives no mask.
         hard_masks: what a mask that is all False means. True: no token is attended to. False: the mask becomes a constant bias,
             which softmax cancels, so every token is attended to.
-        concatenated: for attention that sees the embeddings of several text encoders one after another: their arguments in that
-            order, each with its mask or None. The model is given masks that are all ones. An argument that is not in `text` is
-            an image; it comes before the text, and each prompt gets a copy.
-        pooled: the argument with the pooled text that modulates the layers of both prompts; "" where there is none.
-        timestep: the argument that holds the timestep; "" where the model is told none.
-        must_be_none: arguments that would change attention, and are refused.
+        concatenated: if attention sees the embeddings of several text encoders one after another, their arguments in that order,
+            each with its mask or None. The guided call gives the model masks that are all ones. An argument that is not in
+            `text` is an image; it comes before the text, and each prompt gets a copy of it.
+        pooled: the argument with the pooled text that modulates the layers of both prompts; "" if there is none.
+        timestep: the argument that holds the timestep; "" if the model gets no timestep.
+        must_be_none: arguments that would change attention. A call that gives one is refused.
 
     Its layers:
-        layers: of all modules of the denoiser, (name, module) of every attention layer that sees the text.
-        layer_count: how many there must be, found in another way.
-        text_modules: modules that mix the tokens of a prompt, and run once per prompt (`attention/text_modules.py`).
-        keeps_text: keys and values of the text depend on neither step nor image, and are small: they are kept over a run
-            (`attention/kept.py`).
+        layers: a function that takes all modules of the denoiser, and yields (name, module) of every attention layer that sees
+            the text.
+        layer_count: a function that finds the number of these layers in another way, as a check.
+        text_modules: modules that mix the tokens of a prompt, and run once for each prompt (`attention/text_modules.py`).
+        keeps_text: True if keys and values of the text depend on neither step nor image, and are small. They are then kept over
+            a run (`attention/kept.py`).
 
     How they are guided, one of three ways:
-        processors: drop-in: our processor for each stock processor; any other processor is refused.
-        layout: generic: the model's processor stays, and its call of attention is replaced. A tuple where the layers have
+        processors (drop-in): for each stock processor, the processor of this package. Any other processor is refused.
+        layout (generic): the model keeps its processor, and the call of attention in it is replaced. A tuple if the layers have
             several kinds of processors.
-        dual_forward: the prompts cannot be packed, and the model runs twice.
+        dual_forward: the prompts cannot be packed, so the model runs twice.
 
     Its pipelines:
         settings: the published settings for this very model.
         refuse: why this very model cannot be guided, or None.
-        negative_call: arguments of the pipeline's call that are others for a negative prompt than for a prompt.
-        cfg_above: classifier-free guidance is on where guidance_scale is above this.
-        negatives_for: what may have a negative of its own (a video, its sound), each with the arguments of forward that hold its
-            text.
+        negative_call: arguments of the pipeline's call, by name, that the dry run with the negative prompt sets to other values.
+        cfg_above: classifier-free guidance is on if guidance_scale is above this.
+        negatives_for: what may have a negative prompt of its own (video and sound), each with the arguments of forward that hold
+            its text.
         unconditional_denoiser: the name of a second denoiser, for the unconditional branch alone; "" where there is none.
-        two_calls: classifier-free guidance calls the denoiser twice a step, instead of once with a doubled batch.
+        two_calls: classifier-free guidance calls the denoiser twice in each step, instead of once with a doubled batch.
         prompt_first: a doubled batch is [conditional; unconditional] instead of [unconditional; conditional].
-        by_timestep: a step is known by its timestep instead of being counted: the pipeline runs through its schedule once for
-            each part of a video, or frames have timesteps of their own, of which the highest counts.
-        context_parallel: the model works under diffusers' context parallelism; others are refused there.
-        exact: the types in which the model has been found equal to two runs side by side (below 1e-12 in float64, 1e-5 in
-            float32).
+        by_timestep: a step is known by its timestep, and is not counted. This is for a pipeline that runs through its schedule
+            once for each part of a video, or whose frames have timesteps of their own; the highest of these counts.
+        context_parallel: the model works under diffusers' context parallelism. Other models are refused there.
+        exact: the dtypes in which the tests found the guided model equal to two runs side by side (below 1e-12 in float64, 1e-5
+            in float32).
     """
 
     text: Mapping[str, int]
@@ -107,7 +108,7 @@ class ModelSpec:
         return 1
 
     def attended(self, seen: Tensor) -> Tensor:
-        """Which tokens the layers attend to, of those that a mask lets through; bool [B, T] both."""
+        """Which of the tokens that a mask shows (seen) the layers attend to; both are bool [B, T]."""
         return seen
 
     def doubles_batch(self, arguments: Mapping[str, Any]) -> bool:
@@ -116,15 +117,15 @@ class ModelSpec:
         return not self.two_calls and (not isinstance(scale, (int, float)) or scale > self.cfg_above)
 
     def hides(self, image: Tensor) -> bool:
-        """Whether the model masks this image among the prompts, [B, T, C], out and moves it behind them."""
+        """Whether the model masks out this image, [B, T, C], which stands among the prompts, and moves it behind them."""
         return False
 
     def idle_layers(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """Parts of the names of layers that do nothing in a call with these arguments of forward."""
+        """Parts of the names of those layers that do nothing in a call with these arguments of forward."""
         return ()
 
     def fills_cache(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether such a call draws nothing and only keeps keys and values for later ones; it is guided as the step before."""
+        """Whether such a call draws nothing, and only keeps keys and values for later. It is guided like the step before."""
         return False
 
     @property
@@ -159,9 +160,9 @@ class ModelSpec:
         return None if type(processor) in self.processors else "which is not known"
 
     def replaced(self, processor: Any, text: PackedText | SharedText, steers: bool = True) -> Any:
-        """Our processor for the one of a layer: a `GuidedProcessor`, or a copy of the model's own that has one.
+        """The guided processor for a layer's processor: a `GuidedProcessor`, or a copy of the model's own that has one.
 
-        steers: False where the layer is not to be guided, and sees both texts all the same.
+        steers: False if the layer is not to be guided. It sees both texts nevertheless.
         """
         if self.layout:
             return generic_processor(processor, self._layout_of(processor), text, steers)

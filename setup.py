@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -56,16 +57,17 @@ def missing() -> str | None:
     """What the extension needs of this machine, beside torch, and does not find, or None."""
     if sys.platform == "win32":
         return "no C++ compiler for it on Windows (the kernels use the vector extensions of GCC and Clang)"
-    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
-    if shutil.which(compiler) is None:
-        return f"no C++ compiler ({compiler})"
+    compiler = shlex.split(os.environ.get("CXX") or "c++")  # may be several words, as "ccache g++"
+    if shutil.which(compiler[0]) is None:
+        return f"no C++ compiler ({compiler[0]})"
     probe = (
         "typedef int V __attribute__((vector_size(16))); V f(V a) { return __builtin_shufflevector(a, a, 0, 4, 1, 5); }"
     )
-    tried = subprocess.run([compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], input=probe.encode(),
-                           capture_output=True)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # zig's compiler checks no syntax without writing an object
+        tried = subprocess.run([*compiler, "-std=c++20", "-c", "-x", "c++", "-", "-o", Path(folder, "probe.o")],
+                               input=probe.encode(), capture_output=True)  # fmt: skip
     if tried.returncode:
-        return f"no C++ compiler that is new enough (GCC 12 or Clang; {compiler} lacks C++20 or vector shuffles)"
+        return f"no C++ compiler that is new enough (GCC 12 or Clang; {shlex.join(compiler)} lacks C++20 or vector shuffles)"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "no Python.h (the headers of this Python; python3-dev on Debian)"
     return None

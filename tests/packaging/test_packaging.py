@@ -171,7 +171,8 @@ def failing_compiler(folder):
 
 
 def test_a_compiler_that_fails_is_no_compiler(tmp_path):
-    done, wheels = build(tmp_path, CXX=failing_compiler(tmp_path), NAG_BUILD_CUDA="0")
+    """It is asked with all words of CXX, which may be those of a wrapper ("ccache g++")."""
+    done, wheels = build(tmp_path, CXX=f"env {failing_compiler(tmp_path)}", NAG_BUILD_CUDA="0")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert wheels[0].name.endswith("py3-none-any.whl")

@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,13 +41,23 @@ if PROVE not in ("auto", "ask", "off"):
 OPERATIONS = tuple(checks.CHECKS)
 
 
+SOURCES = (
+    "in this folder of sources, which comes before an installed package: go to another folder, or build here by "
+    "`pip install --no-build-isolation -e .`"
+)
+
+
+def in_source_folder() -> bool:
+    return (Path(__file__).parents[1] / "setup.py").exists()
+
+
 def _load(module: str, why: str = "no C++ compiler that works at install time, or NAG_BUILD_EXT=0") -> tuple[Any, str]:
     """(module, "") or (None, why not); importing a compiled module registers its kernels with the dispatcher."""
     try:
         return importlib.import_module(module, __package__), ""
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
-            return None, f"it was not built ({why})"
+            return None, f"it was not built ({SOURCES if module == '._C' and in_source_folder() else why})"
         return None, f"its library did not load: {error}"
 
 

@@ -34,6 +34,7 @@ from .modular import (
 from .restore import Replaced, put_back_after
 
 Negative = str | list[str] | Mapping[str, Tensor]
+Change = Callable[[str], str]  # gives another text
 
 READY_MADE = (
     *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
@@ -115,12 +116,18 @@ class NegativeRecorder:
 
         changed: with another text than the negative.
         """
+        if changed:
+            with contextlib.suppress(ValueError):  # a pipeline may refuse a word that it does not know
+                return self._changed(outputs, _said_not)
+        return self._changed(outputs, _in_another_order if changed else None)
+
+    def _changed(self, outputs: Sequence[Any], changed: Change | None) -> RecordedCall | None:
         parts = spec_of(self.denoisers[0]).negatives_for
         if not isinstance(self.negative, Mapping) or not set(self.negative) <= set(parts):
             return self._recorded(self.negative, outputs, changed)
         return self._in_parts({name: self.negative.get(name) for name in parts}, outputs, changed)
 
-    def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
+    def _recorded(self, negative: Negative, outputs: Sequence[Any], changed: Change | None) -> RecordedCall | None:
         controlnet = getattr(self.pipe, "controlnet", None)
         # What it gives is no text, so it need not run. A pipeline may need it all the same: then the second try lets it.
         if isinstance(controlnet, Module):
@@ -130,7 +137,9 @@ class NegativeRecorder:
                 )
         return put_back_after(lambda replaced: self._record(replaced, negative, list(outputs), changed))
 
-    def _in_parts(self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: bool) -> RecordedCall | None:
+    def _in_parts(
+        self, negatives: Mapping[str, Any], outputs: Sequence[Any], changed: Change | None
+    ) -> RecordedCall | None:
         """A negative for the video and another for its sound; the prompt itself for what has none."""
         arguments: dict[str, Any] = {}
         recorded: RecordedCall | None = None
@@ -141,7 +150,7 @@ class NegativeRecorder:
                     f"guide: negative_prompt['{part}'] must be text, got {type(negative).__name__}; where it is left out the "
                     "call's prompt takes its place, which must then be text too"
                 )
-            recorded = self._recorded(negative, outputs, changed and negatives[part] is not None)
+            recorded = self._recorded(negative, outputs, None if negatives[part] is None else changed)
             if recorded is None:
                 return None
             own = {name: recorded.arguments.get(name) for name in names}
@@ -185,7 +194,7 @@ class NegativeRecorder:
         return False if any(_has_rows_of(x, y) for x in unconditional for y in text) else None
 
     def _record(
-        self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: bool, controlnet: Module | None = None
+        self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: Change | None, controlnet: Module | None = None
     ) -> RecordedCall | None:  # fmt: skip
         got: list[RecordedCall] = []
         thread = threading.get_ident()
@@ -282,7 +291,7 @@ def _put_processors_back(processors: list[tuple[Layer, Any]]) -> None:
 
 
 def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[str, Any], negative: Negative,
-                   changed: bool) -> dict[str, Any]:  # fmt: skip
+                   changed: Change | None) -> dict[str, Any]:  # fmt: skip
     """The arguments of the pipeline's call with the negative for its prompt, or with a changed negative."""
     prompts = prompt_count(pipe, arguments)
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
@@ -317,7 +326,7 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
                 call[name] = value.expand(prompts, *value.shape[1:])
             if f"negative_{name}" in known:  # so that nothing needs encoding
                 call[f"negative_{name}"] = call[name]
-            if changed:
+            if changed is not None:
                 call[name] = _other_embeddings(call[name])
     else:
         why = _cannot_encode(pipe, arguments)
@@ -326,8 +335,8 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
         texts = [negative] * prompts if isinstance(negative, str) else negative
         if len(texts) != prompts:
             raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
-        if changed:  # at its beginning, as a tokenizer may cut the end off
-            texts = [f"not {text}" for text in texts]
+        if changed is not None:
+            texts = [changed(text) for text in texts]
         given, unconditional = arguments.get("prompt"), arguments.get("negative_prompt")
         call["prompt"] = texts[0] if isinstance(given, (str, Mapping)) else texts
         if unconditional is None and "negative_prompt" in arguments and _has_unconditional_text(arguments):
@@ -336,6 +345,17 @@ def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[s
         elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
             call["negative_prompt"] = [unconditional] * prompts
     return _cloned(call)
+
+
+def _said_not(text: str) -> str:
+    """Another text, from its beginning on, as a tokenizer may cut the end off."""
+    return f"not {text}"
+
+
+def _in_another_order(text: str) -> str:
+    """Another text of the same words."""
+    words = text.split()
+    return " ".join(reversed(words)) if words != words[::-1] else f"{text} {text}"
 
 
 def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:

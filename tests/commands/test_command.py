@@ -70,11 +70,23 @@ def test_folders_of_a_checkout_are_not_in_an_installed_package(monkeypatch, tmp_
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__main__.py").write_text("raise AssertionError('of another project')")
     monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     others = types.SimpleNamespace(main=lambda arguments: pytest.fail("another project's benchmarks ran"))
     monkeypatch.setitem(sys.modules, "benchmarks.__main__", others)
     for name, folder in (("evidence", "evidence"), ("bench", "benchmarks")):
         with pytest.raises(SystemExit, match=f"the folder {folder} is in a checkout .*run `python -m {folder}` there"):
             command.main([name])
+
+
+def test_folders_of_the_checkout_that_one_is_in(monkeypatch, tmp_path):
+    """An installed package, in a folder of a clone."""
+    ran = []
+    monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(pathlib.Path(__file__).parent)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setitem(sys.modules, "benchmarks.__main__", types.SimpleNamespace(main=ran.append))
+    command.main(["bench", "attention"])
+    assert ran == [["attention"]]
 
 
 def test_a_package_that_is_missing_is_named(capsys, monkeypatch):

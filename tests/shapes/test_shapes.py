@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from test_shapes_world import draw, noise, shape_words
 
+from nag_kernels.diffusers import guide
 from nag_kernels.shapes import scenes as world
 from nag_kernels.shapes.classifier import load_classifier, matches, read, shows
 from nag_kernels.shapes.classifier_training import SPOILS, accuracy, spoil
@@ -177,6 +178,18 @@ def test_ready_made_embeddings_do_the_same(pipe):
     ).images  # fmt: skip
     again = pipe(["a circle", "a red star"], ["red", "on white"], **call).images
     torch.testing.assert_close(ready, again, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["a large circle", "circle", "red red"])
+def test_the_prompt_as_its_own_negative(pipe, prompt):
+    """What a person does to see whether guidance is right. The text that tells calls apart has words of this world alone."""
+    call = {"num_inference_steps": 2, "output_type": "pt"}
+    for scale in (1.0, 3.0):
+        call["guidance_scale"] = scale
+        plain = pipe(prompt, generator=torch.Generator().manual_seed(0), **call).images
+        with guide(pipe, prompt):
+            steered = pipe(prompt, generator=torch.Generator().manual_seed(0), **call).images
+        assert (steered - plain).abs().max() < 1e-4
 
 
 def test_the_callback_sees_and_changes_every_step(pipe):

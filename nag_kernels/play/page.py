@@ -128,7 +128,9 @@ def build(model: Model) -> Any:
         for sentence in refused:
             gr.Warning(sentence, title="Not taken from the address")
         values: dict[str, Any] = {name: getattr(settings, name) for name in NAMES}
-        of_rule = dict(zip(("nag_scale", *OF_NAG_ALONE), numbers_of_rule(settings.rule, values), strict=True))
+        of_rule: dict[str, Any] = dict(
+            zip(("nag_scale", *OF_NAG_ALONE), numbers_of_rule(settings.rule, values), strict=True)
+        )
         return [of_rule.get(name, value) for name, value in values.items()]
 
     with gr.Blocks(analytics_enabled=False, title="nag_kernels: play", fill_width=True) as page:

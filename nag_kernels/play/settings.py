@@ -132,7 +132,7 @@ def sweep_values(settings: Settings, name: str, low: float, high: float, count: 
         raise UserError(f"a sweep must have from 2 to {MOST_VALUES} values, got {count:g}: type another number")
     if low == high:
         raise UserError(f"a sweep must go from one value to another, got {low:g} twice: type another")
-    values = [float(f"{value:.4g}") for value in np.linspace(low, high, int(count))]
+    values: list[float] = [float(f"{value:.4g}") for value in np.linspace(low, high, int(count))]
     if name in WHOLE:
         values = [int(x) for x in dict.fromkeys(round(value) for value in np.linspace(low, high, int(count)))]
     for value in values:

@@ -49,20 +49,16 @@ def prepare() -> None:
         (PAGES / page).write_text(placed((ROOT / name).read_text(), ""))
 
 
+def mkdocs(config: Path, *options: str) -> list[str]:
+    """The command that builds the site: a warning is an error."""
+    return [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config), *options]
+
+
 def main() -> int:
     prepare()
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--config-file",
-        str(ROOT / "mkdocs.yml"),
-        *sys.argv[1:],
-    ]
     # The theme prints an advertisement of its successor at each build.
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}).returncode
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(mkdocs(ROOT / "mkdocs.yml", *sys.argv[1:]), cwd=ROOT, env=quiet).returncode
 
 
 if __name__ == "__main__":

@@ -38,17 +38,7 @@ def test_the_site_builds_and_asks_no_other_host(tmp_path):
     )
     config = config.replace("[docs/site/docstrings.py]", f"[{DOCS}/site/docstrings.py]")
     (tmp_path / "mkdocs.yml").write_text(config)
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--config-file",
-        tmp_path / "mkdocs.yml",
-        "-d",
-        tmp_path / "out",
-    ]
+    command = build.mkdocs(tmp_path / "mkdocs.yml", "-d", str(tmp_path / "out"))
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     pages = sorted((tmp_path / "out").glob("*.html"))

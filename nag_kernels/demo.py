@@ -71,7 +71,7 @@ def draw(
 def run_case(
     pipe: Any, prompt: str, negative: str, options: argparse.Namespace, judge: Callable | None, bar: Any = None
 ) -> dict[str, Cell]:
-    """Every method on one prompt: pictures, what they show, time, and the backend that ran. `bar` counts calls."""
+    """Every method on one prompt: pictures, what they show, and the backend that ran. `bar` counts pictures."""
     cells = {}
     for method in METHODS:
         cell, before = Cell(), availability.counts()
@@ -79,7 +79,7 @@ def run_case(
             seeds = range(options.seed + start, options.seed + min(start + options.batch, options.samples))
             cell.pictures += draw(pipe, prompt, negative, method, seeds, options)
             if bar is not None:
-                bar.update()
+                bar.update(len(seeds))
         ran = [name for name, count in availability.counts().items() if count > before.get(name, 0)]
         if (method in ("NASA", "NAG")) != bool(ran):
             raise RuntimeError(f"demo: {method} on {prompt!r} ran {ran or 'no'} backend of guided attention")
@@ -106,7 +106,7 @@ def time_methods(
             if pipe.device.type == "cuda":
                 torch.cuda.synchronize()
             if bar is not None:
-                bar.update()
+                bar.update(len(seeds))
             if turn:
                 spent[method].append((time.perf_counter() - began) * 1000 / options.steps)
     return {method: statistics.median(each) for method, each in spent.items()}
@@ -210,8 +210,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog="Example: python -m nag_kernels.demo --prompt 'a star' --negative 'on black' --scale 8",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--prompt", help="what to draw (default: three prompts in turn)", default=argparse.SUPPRESS)
-    parser.add_argument("--negative", help="what to keep out of the picture", default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--prompt", help="what to draw; needs --negative (default: three pairs in turn)", default=argparse.SUPPRESS
+    )
+    parser.add_argument("--negative", help="what to keep out of the picture; needs --prompt", default=argparse.SUPPRESS)
     parser.add_argument(
         "--scale",
         type=float,
@@ -277,15 +279,16 @@ def check_cases(pipe: Any, options: argparse.Namespace, judge: Callable | None) 
 @user_errors.in_one_sentence("nag_kernels.demo")
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    print(f"loading {options.model}", flush=True)
     pipe = load_model(options.model, options.device)
     judge = shapes_judge() if options.model == "shapes" else None
     results = []
     with user_errors.named("the model refused", *user_errors.DRAWING):
         check_cases(pipe, options, judge)
-    calls = len(METHODS) * (-(-options.samples // options.batch) + ROUNDS + 1)
+    pictures = options.samples + (ROUNDS + 1) * min(TIMED, options.batch)  # for each prompt and method
     with (
         user_errors.named("drawing ended", *user_errors.DRAWING),
-        tqdm(total=len(options.cases) * calls, unit="call", desc="pictures", mininterval=1) as bar,
+        tqdm(total=len(options.cases) * len(METHODS) * pictures, unit=" pictures", desc="drawing") as bar,
     ):
         for prompt, negative in options.cases:
             cells = run_case(pipe, prompt, negative, options, judge, bar)

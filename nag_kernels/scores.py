@@ -102,11 +102,20 @@ class _ClipFeatures(nn.Module):
         return self.clip.get_image_features(inputs.to(device))
 
 
+# What pip calls a package that a score imports, and how to install it.
+INSTALL = {
+    "ImageReward": "pip install image-reward, in an environment of its own (docs/evaluate.md)",
+    "hpsv2": "pip install hpsv2, in an environment of its own (docs/evaluate.md)",
+    "torchmetrics": "pip install torchmetrics",
+}
+
+
 class Missing(Exception):
-    """What a score needs cannot be had; in the words of the first error."""
+    """What a score needs cannot be had; in the words of the first error, or with the command that installs it."""
 
     def __init__(self, error: Exception):
-        super().__init__(_named(error))
+        install = INSTALL.get((error.name or "").partition(".")[0]) if isinstance(error, ImportError) else None
+        super().__init__(f"the package {error.name} is not installed: {install}" if install else _named(error))
 
 
 def _named(error: Exception) -> str:

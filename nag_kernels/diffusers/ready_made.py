@@ -68,10 +68,9 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     parameters = inspect.signature(function).parameters
     kind = type(pipe).__name__
     names = [x for x in parameters if x.startswith(READY_MADE)]
+    instead = "so a negative cannot be encoded in advance; give `guide` the negative as text"
     if not names:
-        raise ValueError(
-            f"encode_negative: a call of {kind} takes no ready-made text; give `guide` the negative as text"
-        )
+        raise ValueError(f"encode_negative: a call of {kind} takes no ready-made text, {instead}")
     # Without an unconditional text and with one image, so that a text is what its encoders have made of it and no more.
     alone = {name: spec_of(denoisers[0]).cfg_above for name in _CFG if name in parameters}
     alone |= dict.fromkeys((name for name in COUNTS if name in parameters), 1)
@@ -82,18 +81,20 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     of_text = reader.first()
     prompts = 1 if isinstance(negative, str) else len(negative)
     text = {name: _once(x, prompts) for name in names if _is_text(x := reader.variables.get(name))}
+    if not text:
+        raise ValueError(f"encode_negative: no ready-made text can be read from a call of {kind}, {instead}")
     why: Exception | None = None
     same = False
     try:
-        ready_made = NegativeRecorder(function, pipe, found, arguments, text).first() if text else None
-        same = ready_made is not None and _same(of_text.arguments, ready_made.arguments)
+        ready_made = NegativeRecorder(function, pipe, found, arguments, text).first()
+        same = _same(of_text.arguments, ready_made.arguments)
     except Exception as error:  # of the pipeline, which is not satisfied with what was found
         why = error
     if not same:
         denoiser = type(inner_denoiser(denoisers[0])).__name__
         raise ValueError(
-            f"encode_negative: {kind} does not call its {denoiser} with the same text for a ready-made negative (found: "
-            f"{', '.join(text) or 'none'}) as for the text itself; give `guide` the negative as text"
+            f"encode_negative: {kind} does not call its {denoiser} with the same text for a ready-made negative "
+            f"({', '.join(text)}) as for the text itself, {instead}"
         ) from why
     if hasattr(pipe, "maybe_free_model_hooks"):
         pipe.maybe_free_model_hooks()

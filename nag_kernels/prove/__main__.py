@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         devices = run.devices()
     except run.NoDevice as error:
-        print(error)
+        print(f"{error} So there is nothing to prove, and nothing to do: what runs without a GPU needs no verdict.")
         return 3
     found = []
     for device, facts in devices:

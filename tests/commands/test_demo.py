@@ -111,8 +111,8 @@ def test_any_other_pipeline_is_shown_and_timed_but_not_read(tmp_path, capsys, mo
     demo.main(["--model", "some/folder", "--prompt", "a circle", "--negative", "red", "--device", "cpu",
                "--steps", "4", "--out", str(tmp_path / "other.png")])  # fmt: skip
     said, progress = capsys.readouterr()
-    assert re.search(r"pictures: 100%.*?20/20", progress)  # 2 pictures and 3 timed calls by each method
-    assert "pictures:   0%" in progress
+    assert re.search(r"drawing: 100%.*?20/20 .*pictures/s", progress)  # by each method 2 pictures, and 3 timed ones
+    assert "drawing:   0%" in progress
     assert max(len(line) for line in said.splitlines() if not line.startswith("picture: ")) <= 80
     assert '"a circle" without "red"' in said
     assert said.count("not read") == 2 * len(demo.METHODS)

@@ -93,7 +93,7 @@ def test_end_to_end_on_shapes(tmp_path, capsys, clip, monkeypatch):
                  "--device", "cpu", "--clip", str(clip), "--reference", str(tmp_path / "real"), "--out", str(out)]  # fmt: skip
     evaluate.main(arguments)
     said = capsys.readouterr().out
-    assert "missing: ModuleNotFoundError: No module named 'hpsv2'" in said
+    assert "missing: the package hpsv2 is not installed: pip install hpsv2, in an environment of its own" in said
     rows = rows_of(out)
     metrics = ["clip_score", "fid", "pfid", "frechet_clip", "image_reward", "hpsv2", "shows_negative", "clean_match"]
     assert list(rows) == [(method, metric) for method in methods for metric in metrics]

@@ -12,6 +12,7 @@ from every_model import EXAMPLES, FULL_PIPELINES, pipeline
 from pipeline_parts import NEGATIVE
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, encode_negative, guide, guided
+from nag_kernels.shapes.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +31,7 @@ READY_MADE = {
     "kandinsky 3": {"prompt_embeds", "attention_mask"},
     "controlnet xs": {"prompt_embeds"},
     "sana wm": "does not call its SanaWMTransformer3DModel with the same text",
-    "ltx of several prompts": "does not call its LTXVideoTransformer3DModel with the same text",
+    "ltx of several prompts": "no ready-made text can be read from a call of LTXI2VLongMultiPromptPipeline",
     "joy image edit plus": "does not call its JoyImageEditPlusTransformer3DModel with the same text",
     "amused": "does not call its UVit2DModel with the same text",
     "cosmos 3": "takes no ready-made text",
@@ -57,6 +58,11 @@ def test_pipelines_that_take_ready_made_text(kind):
             encode_negative(pipe, negative, **call)
     else:
         assert set(encode_negative(pipe, negative, **call)) == wanted
+
+
+def test_the_shipped_model_takes_none():
+    with pytest.raises(ValueError, match="no ready-made text can be read from a call of ShapesPipeline, so a negative"):
+        encode_negative(load_model("shapes", "cpu"), "red")
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])

@@ -266,7 +266,9 @@ def test_no_device_in_one_sentence():
     assert done.returncode == 3
     assert done.stdout.startswith("No device: ")
     assert done.stdout.count("\n") == 1
-    assert done.stdout.endswith(".\n")
+    assert done.stdout.endswith(
+        " So there is nothing to prove, and nothing to do: what runs without a GPU needs no verdict.\n"
+    )
     assert done.stderr == ""
 
 

@@ -114,8 +114,9 @@ class Missing(Exception):
     """What a score needs cannot be had; in the words of the first error, or with the command that installs it."""
 
     def __init__(self, error: Exception):
-        install = INSTALL.get((error.name or "").partition(".")[0]) if isinstance(error, ImportError) else None
-        super().__init__(f"the package {error.name} is not installed: {install}" if install else _named(error))
+        package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        known = package in INSTALL
+        super().__init__(f"the package {package} is not installed: {INSTALL[package]}" if known else _named(error))
 
 
 def _named(error: Exception) -> str:

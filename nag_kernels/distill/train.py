@@ -9,7 +9,7 @@ changes nothing but the rounding.
 A checkpoint is that of one run alone: it says which settings, teacher and start (`Distillation.record`) and which texts it came
 from, and is refused where any of them is another.
 
-Of `accelerate` come processes, devices, autocast and the averaging of gradients. Its `save_state` is not used: it would
+Of `accelerate` come processes, devices and autocast. Its `save_state` is not used: it would
 write the frozen teacher into every checkpoint, and knows neither the averaged student nor which parameters of the teacher
 are adapters. Nor is its `prepare`: DistributedDataParallel wants one forward for each backward, and the teacher here runs with
 its adapters off, on without a gradient, and on with one.
@@ -31,10 +31,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nag_kernels.shapes.parallel import Average, cosine_rate
-from nag_kernels.user_errors import UserError, named
-from nag_kernels.whole_file import whole_file, write_text
-
+from ..descent import Average, Descent
+from ..user_errors import UserError, named
+from ..whole_file import whole_file, write_text
 from .models import Model, digest, rows, steered
 from .settings import Settings, kappa_at
 from .teachers import Teachers
@@ -61,39 +60,6 @@ def refuse_another(kept: dict, asked: dict, where: str) -> None:
 def chained(before: str, texts: list[str]) -> str:
     """A digest of the texts of a step and, by `before`, of those of all steps that it follows."""
     return hashlib.sha256((before + json.dumps(texts)).encode()).hexdigest()
-
-
-class Descent:
-    """AdamW on parameters whose gradients are averaged over all processes and clipped."""
-
-    def __init__(self, parameters: list[Tensor], rate: float, steps: int, settings: Settings, accelerator: Accelerator):
-        self.parameters, self.rate, self.steps = parameters, rate, max(steps, 1)
-        self.settings, self.accelerator, self.done = settings, accelerator, 0
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, settings.beta2), weight_decay=0.0)
-        if accelerator.num_processes > 1:
-            for each in parameters:
-                torch.distributed.broadcast(each.data, 0)
-
-    def step(self, loss: Tensor) -> float:
-        """Down the gradient of `loss`, the mean over this process's part of the batch; returns the gradient's norm."""
-        loss.backward()
-        sizes = [each.numel() for each in self.parameters]
-        flat = torch.cat(
-            [torch.zeros_like(x).flatten() if x.grad is None else x.grad.flatten() for x in self.parameters]
-        )
-        if self.accelerator.num_processes > 1:
-            reduced: Any = self.accelerator.reduce(flat, "mean")
-            flat = reduced
-        norm = float(flat.norm())
-        flat *= min(1.0, self.settings.clip / (norm + 1e-12))
-        for each, part in zip(self.parameters, flat.split(sizes), strict=True):
-            each.grad = part.view_as(each).clone()
-        share = cosine_rate(self.done, self.steps, self.settings.warmup, self.settings.final)
-        self.optimizer.param_groups[0]["lr"] = self.rate * share
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return norm
 
 
 class Distillation:
@@ -131,16 +97,11 @@ class Distillation:
         self.teachers = Teachers(model, settings)
         student.requires_grad_(True)
         total = self.total = settings.lora_warmup + settings.steps
-        self.descent = Descent(
-            list(student.parameters()), settings.student_rate, settings.steps, settings, self.accelerator
-        )
-        self.lora_descent = Descent(
-            list(self.teachers.lora.values()),
-            settings.lora_rate,
-            total * settings.lora_steps,
-            settings,
-            self.accelerator,
-        )
+        names = ("warmup", "final", "clip", "beta2")
+        same: dict[str, Any] = {name: getattr(settings, name) for name in names}
+        self.descent = Descent(list(student.parameters()), settings.student_rate, settings.steps, **same)
+        lora, steps = list(self.teachers.lora.values()), total * settings.lora_steps
+        self.lora_descent = Descent(lora, settings.lora_rate, steps, **same)
         self.average = Average([student], settings.average) if settings.average else None
         self.no_text = model.encode([""])
         self.negative = None if settings.nasa_negative is None else model.encode([settings.nasa_negative])

@@ -11,7 +11,7 @@ from diffusers import AutoencoderDC
 from safetensors.torch import save_file
 
 from ..whole_file import whole_file
-from .parallel import Trainer, bar
+from .parallel import bar, descent
 from .scenes import draw_scenes, render
 from .settings import Settings
 
@@ -45,7 +45,7 @@ def train_autoencoder(settings: Settings, rank: int, folder: Path) -> None:
     rng = np.random.default_rng(settings.seed + 10 + rank)
     vae: Any = build_autoencoder()
     vae = vae.to(memory_format=torch.channels_last)
-    trainer = Trainer([vae], settings.ae_steps, settings.ae_rate)
+    down = descent([vae], settings.ae_steps, settings.ae_rate)
     batch = settings.ae_batch
     pictures: Any = ()
     steps = bar(range(settings.ae_steps), "autoencoder", rank)
@@ -57,9 +57,10 @@ def train_autoencoder(settings: Settings, rank: int, folder: Path) -> None:
         spread = latents.mean().square() + (latents.std() - 1).square()
         touched = latents + settings.ae_noise * torch.rand(batch, 1, 1, 1) * torch.randn_like(latents)
         error = vae.decode(touched).sample - x
-        loss = trainer.step(error.abs().mean() + error.square().mean() + spread)
+        loss = error.abs().mean() + error.square().mean() + spread
+        down.step(loss)
         if step % 100 == 0:
-            steps.set_postfix(loss=f"{loss:.4f}", spread=f"{float(latents.detach().std()):.3f}")
+            steps.set_postfix(loss=f"{float(loss.detach()):.4f}", spread=f"{float(latents.detach().std()):.3f}")
     if rank == 0:
         state = {name: value.contiguous() for name, value in vae.state_dict().items()}
         with whole_file(folder / "vae.safetensors") as part:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..whole_file import whole_file
 from .classifier import HEADS, YES_NO, Classifier, read
-from .parallel import Trainer, average_buffers, bar
+from .parallel import average_buffers, bar, descent
 from .scenes import COLOURS, SHAPES, Scenes, draw_scenes, render
 from .settings import Settings
 
@@ -126,7 +126,7 @@ def train_classifier(settings: Settings, rank: int, folder: Path) -> None:
     rng = np.random.default_rng(settings.seed + 20 + rank)
     model: Any = Classifier()
     model = model.to(memory_format=torch.channels_last)
-    trainer = Trainer([model], settings.classifier_steps, settings.classifier_rate)
+    down = descent([model], settings.classifier_steps, settings.classifier_rate)
     half = settings.classifier_batch // 2
     for _ in bar(range(settings.classifier_steps), "classifier", rank):
         scenes = draw_scenes(2 * half, rng, two_share=0.4)
@@ -149,7 +149,7 @@ def train_classifier(settings: Settings, rank: int, folder: Path) -> None:
             # the hardest to learn.
             weight = 3 if name == "clean" else HEADS[name] if name in YES_NO else 1
             losses.append(weight * loss(logits[name][rows], truth[name][rows]))
-        trainer.step(sum(losses[1:], losses[0]))
+        down.step(sum(losses[1:], losses[0]))
     average_buffers(model)
     if rank == 0:
         state = {

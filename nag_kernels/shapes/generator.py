@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..descent import Average
 from ..whole_file import whole_file
 from .autoencoder import build_autoencoder
 from .classifier import load_classifier
 from .evaluate import evaluate
-from .parallel import Average, Trainer, bar
+from .parallel import bar, descent
 from .pipeline import ShapesPipeline, velocity
 from .scenes import ACROSS, GAP, MARGIN, SIZE, Scenes, caption, draw_scenes, render
 from .settings import Settings
@@ -162,7 +163,7 @@ class _Watch:
         self.settings, self.pipe, self.average, self.rank, self.path = settings, pipe, average, rank, path
         self.classifier: Any = load_classifier(judge) if rank == 0 else None
 
-    def __call__(self, step: int, steps: int, loss: float) -> None:
+    def __call__(self, step: int, steps: int, loss: Tensor) -> None:
         last = step == steps - 1
         if self.rank == 0 and (last or (step + 1) % self.settings.watch_every == 0):
             self.average.swap()
@@ -170,7 +171,7 @@ class _Watch:
             for count in (4, 12):
                 found = evaluate(self.pipe, self.classifier, self.settings.judged // 8, seed=1, steps=count)
                 said = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-                tqdm.write(f"step {step + 1}, loss {loss:.4f}, {count} sampling steps: {said}")
+                tqdm.write(f"step {step + 1}, loss {float(loss.detach()):.4f}, {count} sampling steps: {said}")
             if not last:
                 self.average.swap()
         dist.barrier()
@@ -196,7 +197,7 @@ def match_flow(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path,
     pairs = Pairs(settings, rank, pipe.vae, settings.flow_two_share)
     pipe.text_encoder.requires_grad_(False)
     trained = [pipe.denoiser.to(memory_format=torch.channels_last)]
-    trainer = Trainer(trained, settings.flow_steps, settings.flow_rate, warmup=200)
+    down = descent(trained, settings.flow_steps, settings.flow_rate, warmup=200)
     average = Average(trained)
     watch = _Watch(settings, pipe, average, rank, judge, path)
     denoiser = torch.compile(pipe.denoiser) if settings.compiled else pipe.denoiser
@@ -208,7 +209,8 @@ def match_flow(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path,
         sigma = torch.where(chosen, visited[torch.randint(4, (len(x),))], sigma)
         state = torch.lerp(x, noise, sigma[:, None, None, None])
         found = velocity(denoiser, state, sigma * 1000, *embed(pipe.tokenizer, pipe.text_encoder, captions))
-        loss = trainer.step((found - (noise - x)).square().mean())
+        loss = (found - (noise - x)).square().mean()
+        down.step(loss)
         average.update()
         watch(step, settings.flow_steps, loss)
 
@@ -233,7 +235,7 @@ def straighten(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path,
     pipe.denoiser.to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(pipe.denoiser).requires_grad_(False)
     pairs = Pairs(settings, rank, pipe.vae, settings.few_two_share)
-    trainer = Trainer([pipe.denoiser], settings.few_steps, settings.few_rate, warmup=50)
+    down = descent([pipe.denoiser], settings.few_steps, settings.few_rate, warmup=50)
     average = Average([pipe.denoiser], decay=0.99)
     watch = _Watch(settings, pipe, average, rank, judge, path)
     edges = shifted(torch.from_numpy(np.linspace(1, 0, 5)), settings.shift).float()
@@ -255,6 +257,7 @@ def straighten(settings: Settings, rank: int, pipe: ShapesPipeline, judge: Path,
         sigma = high - along * (high - low)
         count = len(captions)
         found = pipe.predict(start - (high - sigma) * line, sigma.flatten() * 1000, text[count:], mask[count:])
-        loss = trainer.step((found - line).square().mean())
+        loss = (found - line).square().mean()
+        down.step(loss)
         average.update()
         watch(step, settings.few_steps, loss)

@@ -7,7 +7,6 @@ and on a machine that does other work as well, threads that wait for each other 
 freed memory (glibc otherwise gives large blocks back and faults them in again in every operation) gives 1.1 to 1.3 times.
 """
 
-import math
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -15,8 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
+
+from ..descent import Descent
 
 # Settings of glibc's malloc, which reads them when a process starts; no effect elsewhere.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -62,60 +63,11 @@ def average_buffers(module: nn.Module) -> None:
             each /= dist.get_world_size()
 
 
-def cosine_rate(done: int, steps: int, warmup: int, final: float) -> float:
-    """The learning rate of step `done` of `steps`, over its peak: a linear rise over `warmup` steps times half a cosine from 1 to
-    `final`."""
-    fall = 0.5 * (1 + math.cos(math.pi * min(done / steps, 1.0)))
-    return min(1.0, (done + 1) / warmup) * (final + (1 - final) * fall)
-
-
-class Trainer:
-    """AdamW with warm-up, cosine decay, clipping and gradients averaged over all processes."""
-
-    def __init__(self, modules: Iterable[nn.Module], steps: int, rate: float, warmup: int = 100, final: float = 0.01):
-        self.parameters = [each for module in modules for each in module.parameters() if each.requires_grad]
-        decayed = [each for each in self.parameters if each.ndim > 1]
-        plain = [each for each in self.parameters if each.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
-        self.steps, self.rate, self.warmup, self.final, self.done = steps, rate, min(warmup, steps // 4 + 1), final, 0
-        for each in self.parameters:
-            dist.broadcast(each.data, 0)
-
-    def step(self, loss: Tensor) -> float:
-        """One step down `loss` (a scalar of this process); returns the loss."""
-        loss.backward()
-        gradients: list[Any] = [each.grad for each in self.parameters]
-        flat = torch.cat([each.reshape(-1) for each in gradients])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        flat *= min(1.0, 1.0 / (float(flat.norm()) + 1e-6))
-        for each, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
-            each.copy_(part.view_as(each))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * cosine_rate(self.done, self.steps, self.warmup, self.final)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return float(loss.detach())
-
-
-class Average:
-    """Exponential moving average of modules' parameters, with a short memory at the start."""
-
-    def __init__(self, modules: Iterable[nn.Module], decay: float = 0.999):
-        self.live = [each for module in modules for each in module.parameters()]
-        self.mean = [each.detach().clone() for each in self.live]
-        self.decay, self.count = decay, 0
-
-    def update(self) -> None:
-        self.count += 1
-        share = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(self.mean, [each.detach() for each in self.live], share)
-
-    def swap(self) -> None:
-        """Exchange the average and the live weights; a second call undoes the first."""
-        for live, mean in zip(self.live, self.mean, strict=True):
-            kept = live.detach().clone()
-            live.data.copy_(mean)
-            mean.copy_(kept)
+def descent(modules: Iterable[nn.Module], steps: int, rate: float, warmup: int = 100) -> Descent:
+    """Of modules; matrices decay, numbers and vectors do not."""
+    parameters = [each for module in modules for each in module.parameters() if each.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": 0.01},
+        {"params": [each for each in parameters if each.ndim <= 1]},
+    ]
+    return Descent(groups, rate, steps, warmup=min(warmup, steps // 4 + 1), final=0.01)

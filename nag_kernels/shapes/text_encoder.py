@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ..whole_file import whole_file
-from .parallel import Trainer, bar
+from .parallel import bar, descent
 from .scenes import BACKGROUND_NAMES, COLOUR_NAMES, RELATIONS, SHAPES, SIZE_NAMES, WORDS, caption, draw_scenes
 from .settings import Settings
 
@@ -107,7 +107,7 @@ def train_text(settings: Settings, rank: int, folder: Path) -> None:
     encoder = build_text_encoder(len(tokenizer))
     widths = [1 + len(choices) for choices in WORD_FACTS.values()]
     reader = nn.Linear(WIDTH, sum(widths))
-    trainer = Trainer([encoder, reader], settings.text_steps, settings.text_rate)
+    down = descent([encoder, reader], settings.text_steps, settings.text_rate)
     steps = bar(range(settings.text_steps), "text encoder", rank)
     for step in steps:
         scenes = draw_scenes(settings.text_batch, rng, settings.flow_two_share)
@@ -118,10 +118,11 @@ def train_text(settings: Settings, rank: int, folder: Path) -> None:
         mask = mask.bool() & torch.cat([mask[:, 1:].bool(), torch.zeros(len(mask), 1, dtype=torch.bool)], 1)
         found = reader(embeddings[mask]).split(widths, -1)
         losses = [F.cross_entropy(each, wanted[:, k]) for k, each in enumerate(found)]
-        loss = trainer.step(torch.stack(losses).sum())
+        loss = torch.stack(losses).sum()
+        down.step(loss)
         if step % 50 == 0:
             right = torch.stack([each.argmax(-1) == wanted[:, k] for k, each in enumerate(found)], -1).all(-1)
-            steps.set_postfix(loss=f"{loss:.4f}", right=f"{float(right.float().mean()):.3f}")
+            steps.set_postfix(loss=f"{float(loss.detach()):.4f}", right=f"{float(right.float().mean()):.3f}")
     if rank == 0:
         state = {name: value.clone().contiguous() for name, value in encoder.state_dict().items()}
         with whole_file(folder / "text.safetensors") as part:

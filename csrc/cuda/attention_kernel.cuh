@@ -6,6 +6,7 @@
 // stages of asynchronous copies. guidance_kernel.cuh blends what this writes.
 #pragma once
 
+#include "fragments.cuh"
 #include "softmax.cuh"
 #include "tile_size.h"
 
@@ -38,7 +39,7 @@ struct SegmentRows {
 NAG_DEVICE SegmentRows segment_rows(const Segment& s, int64_t sample, int key_head) {
   return {static_cast<const uint16_t*>(s.key) + sample * s.key_stride[0] + key_head * s.key_stride[2],
           static_cast<const uint16_t*>(s.value) + sample * s.value_stride[0] + key_head * s.value_stride[2],
-          s.mask == nullptr ? nullptr : s.mask + sample * s.mask_stride[0]};
+          mask_of(s, sample)};
 }
 
 // Starts the copies of kKeys keys and values from `start` on; what is not seen, or beyond the head size, is zero.
@@ -52,10 +53,7 @@ NAG_DEVICE void start_copies(const BranchMemory<kSize>& memory, const Segment& s
     const int row = i / kChunks;
     const int channel = i % kChunks * 8;
     const int64_t at = start + row;
-    bool seen = at < s.length;
-    if (seen && rows.mask != nullptr) {
-      seen = load_byte(rows.mask + at * s.mask_stride[1]) != 0;
-    }
+    const bool seen = key_seen(s, rows.mask, at);
     if (channel == 0) {
       memory.seen(stage)[row] = seen ? 1 : 0;
     }
@@ -201,14 +199,6 @@ NAG_DEVICE void load_branch(const AttentionParams& p, float* branch, int64_t sam
   }
 }
 
-template <int kSize>
-NAG_DEVICE void clear(float (&z)[kSize / 8][4]) {
-#pragma unroll
-  for (int i = 0; i < kSize / 8; ++i) {
-    z[i][0] = z[i][1] = z[i][2] = z[i][3] = 0.0f;
-  }
-}
-
 NAG_DEVICE SoftmaxState over_lanes(SoftmaxState state) {
   state.sum = row_sum(state.sum);
   return state;
@@ -225,7 +215,6 @@ branches_kernel(const AttentionParams p) {
   const BranchMemory<kSize> memory{shared_memory()};
   const int lane = thread_index() % kWarp;
   const int g = lane / 4;
-  const int t = lane % 4;
   const int64_t tiles = (p.tokens + Tile::kRows - 1) / Tile::kRows;
   const int head = static_cast<int>(block_index() / tiles % p.heads);
   const int64_t sample = block_index() / tiles / p.heads;
@@ -233,32 +222,22 @@ branches_kernel(const AttentionParams p) {
   const int key_head = head / p.repeats;
 
   uint32_t query[Tile::kQueryInRegisters ? kSize / 16 : 1][4];
-  const uint16_t* const from = static_cast<const uint16_t*>(p.query) + sample * p.query_stride[0] +
-                               token * p.query_stride[1] + head * p.query_stride[2];
+  const uint16_t* const from = query_row(p, sample, token, head);
 #pragma unroll
   for (int step = 0; step < kSize / 16; ++step) {
-    float words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {  // rows g, g + 8, and the same 8 channels further
-      const int channel = 16 * step + i / 2 * 8 + 2 * t;
-      uint32_t word[1] = {0};
-      if (token + i % 2 * 8 < p.tokens && channel < p.size) {
-        load(from + i % 2 * 8 * p.query_stride[1] + channel, word);
-      }
-      if constexpr (Tile::kQueryInRegisters) {
-        query[step][i] = word[0];
-      } else {
-        words[i] = bits_as_float(word[0]);
-      }
-    }
-    if constexpr (!Tile::kQueryInRegisters) {
+    if constexpr (Tile::kQueryInRegisters) {
+      load_query_step(p, from, token, step, query[step]);
+    } else {
+      uint32_t q[4];
+      load_query_step(p, from, token, step, q);
+      const float words[4] = {bits_as_float(q[0]), bits_as_float(q[1]), bits_as_float(q[2]), bits_as_float(q[3])};
       shared_store(reinterpret_cast<float*>(memory.query(step)), words);  // read by this lane alone
     }
   }
 
   SoftmaxState states[2] = {empty_state(), empty_state()};
   float z[kSize / 8][4];
-  clear<kSize>(z);
+  clear(z);
   attend_to_segment<T, kSize>(memory, p.segment[kShared], sample, key_head, p.scale, p.size, query, states, z);
 
   // The fork: text+ goes on in the registers, text- takes up what lies in the place of Z- until then.
@@ -281,7 +260,7 @@ branches_kernel(const AttentionParams p) {
   if (forked) {
     load_branch<kSize>(p, p.negative, sample, token, head, z);
   } else {
-    clear<kSize>(z);
+    clear(z);
   }
   attend_to_segment<T, kSize>(memory, p.segment[kNegative], sample, key_head, p.scale, p.size, query, states, z);
   const SoftmaxState minus[2] = {over_lanes(states[0]), over_lanes(states[1])};

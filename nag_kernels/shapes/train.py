@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from ..user_errors import in_one_sentence, named
@@ -40,8 +40,18 @@ STAGES = {
 }
 
 
-def _run(rank: int, workers: int, settings: Settings, name: str, work: Path) -> None:
-    STAGES[name](settings, rank, work)
+def _run(rank: int, workers: int, settings: Settings, work: Path) -> None:
+    """Every stage that `work` does not hold yet, in this process of several."""
+    log = work / "minutes.json"
+    minutes = json.loads(log.read_text()) if log.exists() else {}
+    for name in [name for name in STAGES if name not in minutes]:
+        dist.barrier()  # so that nobody begins while a file of the stage before is still written
+        began, spent = time.monotonic(), time.process_time()
+        STAGES[name](settings, rank, work)
+        if rank == 0:
+            busy = time.process_time() - spent
+            minutes[name] = {"clock": (time.monotonic() - began) / 60, "cpu per process": busy / 60}
+            write_text(log, json.dumps(minutes))
 
 
 def write_weights(settings: Settings, work: Path, out: Path) -> ShapesPipeline:
@@ -66,17 +76,12 @@ def train(settings: Settings, work: Path, out: Path) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     write_text(work / "settings.json", json.dumps(asdict(settings), indent=1))
     log = work / "minutes.json"
-    minutes = json.loads(log.read_text()) if log.exists() else {}
-    for name, stage in STAGES.items():
-        if name in minutes:
-            print(f"{stage.__name__}: kept from {work / name}")
-            continue
-        began, spent = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        launch(_run, settings.workers, settings, name, work)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        busy = used.ru_utime + used.ru_stime - spent.ru_utime - spent.ru_stime
-        minutes[name] = {"clock": (time.monotonic() - began) / 60, "cpu per process": busy / 60 / settings.workers}
-        write_text(log, json.dumps(minutes))
+    kept = json.loads(log.read_text()) if log.exists() else {}
+    for name in kept:
+        print(f"{STAGES[name].__name__}: kept from {work / name}")
+    if set(STAGES) - set(kept):
+        launch(_run, settings.workers, settings, work)
+    minutes = json.loads(log.read_text())
     pipe = write_weights(settings, work, out)
     found = {
         "classifier": accuracy(load_classifier(out / "classifier.safetensors"), 10 * settings.judged, seed=999),

@@ -281,11 +281,11 @@ def test_it_is_off_until_it_is_asked_for(turned_on):
     )
 
 
-# Each kernel on several chips and each chip with one at least; `make compile-check` has all kernels for all chips.
+# Each kernel, and one at least for each kind of chip; tests/ptx executes others, and `make compile-check` compiles all for all.
 COMPILED = {
     80: ["branches, joint", "blend"], 86: ["branches, finish"], 90: ["branches, joint"], 100: ["branches, joint"],
     120: ["branches, finish", "branches, float32"],
-}  # of what `make compile-check` compiles, and beside what tests/ptx executes  # fmt: skip
+}  # fmt: skip
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from .denoiser_calls import inner_denoiser, named_modules
 from .guard import is_compiled
 from .guide import guide
 from .models.registry import find_denoisers
-from .negative_prompt import Negative
+from .negative_arguments import Negative
 from .owners import owner_of
 
 FIRST_OCTAVE, OCTAVES, PER_OCTAVE = -2, 8, 32  # R from 1/4 to 64, in bins 2.2 % wide; one more bin at each end

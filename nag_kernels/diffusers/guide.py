@@ -20,7 +20,8 @@ from .guard import forget_the_dead
 from .interception import call_arguments, image_count, prompt_count, with_callbacks
 from .models.registry import Found, find_denoisers, find_layers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
-from .negative_prompt import Cancelled, Negative, NegativeRecorder, cancelled_run, checked_negative
+from .negative_arguments import Negative, checked_negative
+from .negative_prompt import Cancelled, NegativeRecorder, cancelled_run
 from .own_loop import DenoiserBlock
 from .owners import (
     Block,

@@ -5,7 +5,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,28 +18,27 @@ from torch.nn import Module
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .guard import Interception
-from .interception import CALLBACKS, EMBEDDINGS, contexts_noticed, intercepted, prompt_count
+from .interception import EMBEDDINGS, contexts_noticed, intercepted
 from .models.registry import Found, spec_of
 from .models.spec import ModelSpec
 from .modular import (
     as_call,
     guider_calls_noticed,
-    input_names,
     is_modular,
     parts_with_state,
     prompts_as_given,
     silenced,
 )
-from .restore import Replaced, put_back_after
-
-Negative = str | list[str] | Mapping[str, Tensor]
-Change = Callable[[str], str]  # gives another text
-
-READY_MADE = (
-    *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
-    *("connector_", "qwen_prompt_", "qwen_attention_mask", "t5_input_ids", "t5_attention_mask"),
-    *("text_features", "text_lengths", "cond_input_ids"),
+from .negative_arguments import (
+    Change,
+    Negative,
+    cloned,
+    has_unconditional_text,
+    in_another_order,
+    said_not,
+    with_negative,
 )
+from .restore import Replaced, put_back_after
 
 
 class _Reached(BaseException):
@@ -64,19 +62,6 @@ def cancelled_run(
     for denoiser in denoisers:
         intercepted(replaced, denoiser, cancel)
     return function(pipe, *args, **kwargs)
-
-
-def checked_negative(negative: Negative) -> Negative:
-    if isinstance(negative, str) or (isinstance(negative, Mapping) and negative):
-        return negative
-    if isinstance(negative, (list, tuple)) and negative and all(isinstance(x, str) for x in negative):
-        return list(negative)
-    if negative is None or (isinstance(negative, (list, tuple, Mapping)) and not negative):
-        raise ValueError(f"guide: there is no negative text to steer away from: negative_prompt is {negative!r}")
-    raise TypeError(
-        f"guide: negative_prompt must be a text, a list of texts or a mapping of ready-made text, got "
-        f"{type(negative).__name__}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +90,10 @@ class NegativeRecorder:
         """function: the pipeline's call, with these arguments by name. found: on each of its denoisers."""
         self.function, self.pipe, self.denoisers = function, pipe, list(found)
         self._modules = [module for its in found.values() for module in its.modules.values()]
-        self.arguments = _cloned(arguments)  # the running call draws from the generators
+        self.arguments = cloned(arguments)  # the running call draws from the generators
         self.negative = negative
         self.cancelled = False
-        self.same_unconditional = not _has_unconditional_text(arguments) and not isinstance(negative, Mapping)
+        self.same_unconditional = not has_unconditional_text(arguments) and not isinstance(negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
 
     def record(self, outputs: Sequence[Any] = (), changed: bool = False) -> RecordedCall | None:
@@ -118,8 +103,8 @@ class NegativeRecorder:
         """
         if changed:
             with contextlib.suppress(ValueError):  # a pipeline may refuse a word that it does not know
-                return self._changed(outputs, _said_not)
-        return self._changed(outputs, _in_another_order if changed else None)
+                return self._changed(outputs, said_not)
+        return self._changed(outputs, in_another_order if changed else None)
 
     def _changed(self, outputs: Sequence[Any], changed: Change | None) -> RecordedCall | None:
         parts = spec_of(self.denoisers[0]).negatives_for
@@ -208,7 +193,7 @@ class NegativeRecorder:
             got.append(self.reached(place.denoiser, args, kwargs, context[-1]))
             raise _Reached
 
-        call = _with_negative(self.function, self.pipe, self.arguments, negative, changed)
+        call = with_negative(self.function, self.pipe, self.arguments, negative, changed)
         fixed = spec_of(self.denoisers[0]).negative_call
         call |= {name: value for name, value in fixed.items() if name in self.arguments}
         _leave_nothing_behind(replaced, self.pipe, self._modules)
@@ -290,104 +275,6 @@ def _put_processors_back(processors: list[tuple[Layer, Any]]) -> None:
             put_processor(module, processor)
 
 
-def _with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[str, Any], negative: Negative,
-                   changed: Change | None) -> dict[str, Any]:  # fmt: skip
-    """The arguments of the pipeline's call with the negative for its prompt, or with a changed negative."""
-    prompts = prompt_count(pipe, arguments)
-    # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
-    # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
-    call = {k: v for k, v in arguments.items()
-            if (not k.startswith(READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
-            and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or _is_text(v)))}  # fmt: skip
-    if isinstance(negative, Mapping):
-        known = input_names(pipe) if is_modular(pipe) else inspect.signature(function).parameters
-        call["prompt"] = None
-        call |= {k: None for k in known if k.startswith("negative_prompt")}
-        for name, value in negative.items():
-            positive = name.removeprefix("negative_")
-            if positive != name and positive in known:
-                raise ValueError(
-                    f"guide: negative_prompt has the key {name}; its texts go under the names that {type(pipe).__name__}'s call "
-                    f"gives the prompt's: write {{'{positive}': ...}}"
-                )
-            if name not in known or not name.startswith(READY_MADE):
-                raise ValueError(f"guide: {type(pipe).__name__} takes no ready-made text named {name}")
-            in_list = isinstance(value, list) and all(isinstance(x, Tensor) for x in value)
-            if not isinstance(value, Tensor) and not in_list:
-                raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
-            if name == "prompt_cu_seqlens":  # Kandinsky 5: where each text ends
-                call |= {name: value, f"negative_{name}": value}
-                continue
-            if len(value) not in (1, prompts):
-                raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {len(value)}")
-            if in_list:
-                call[name] = value * (prompts // len(value))
-            else:
-                call[name] = value.expand(prompts, *value.shape[1:])
-            if f"negative_{name}" in known:  # so that nothing needs encoding
-                call[f"negative_{name}"] = call[name]
-            if changed is not None:
-                call[name] = _other_embeddings(call[name])
-    else:
-        why = _cannot_encode(pipe, arguments)
-        if why is not None:
-            raise ValueError(f"guide: negative_prompt is text, and this {type(pipe).__name__} has no {why}")
-        texts = [negative] * prompts if isinstance(negative, str) else negative
-        if len(texts) != prompts:
-            raise ValueError(f"guide: negative_prompt must be one text or {prompts} like prompt, got {len(texts)}")
-        if changed is not None:
-            texts = [changed(text) for text in texts]
-        given, unconditional = arguments.get("prompt"), arguments.get("negative_prompt")
-        call["prompt"] = texts[0] if isinstance(given, (str, Mapping)) else texts
-        if unconditional is None and "negative_prompt" in arguments and _has_unconditional_text(arguments):
-            # Another text, but as many calls of the denoiser.
-            call["negative_prompt"] = "" if isinstance(call["prompt"], str) else [""] * prompts
-        elif given is None and isinstance(unconditional, str):  # pipelines want it of the same type as prompt
-            call["negative_prompt"] = [unconditional] * prompts
-    return _cloned(call)
-
-
-def _said_not(text: str) -> str:
-    """Another text, from its beginning on, as a tokenizer may cut the end off."""
-    return f"not {text}"
-
-
-def _in_another_order(text: str) -> str:
-    """Another text of the same words."""
-    words = text.split()
-    return " ".join(reversed(words)) if words != words[::-1] else f"{text} {text}"
-
-
-def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-    """What a pipeline lacks to encode a text in a call with these arguments, and what to do; None where it can."""
-    advice = "give ready-made text, {'prompt_embeds': ...} and what else its call takes for a prompt"
-    if is_modular(pipe) and "prompt" not in input_names(pipe):
-        return f"block that takes a prompt: {advice}, which the blocks that encode one give"
-    encoders = [name for name in vars(pipe) if name.startswith("text_encoder")]
-    dropped = bool(encoders) and all(getattr(pipe, name) is None for name in encoders)
-    if dropped and arguments.get("prompt") is None:  # else it has another way to encode it, or says so itself
-        absent = f"text encoder ({', '.join(encoders)}: None)"
-        return f"{absent}: {advice}, which encode_prompt gives while the text encoders are there"
-    return None
-
-
-def _has_unconditional_text(arguments: Mapping[str, Any]) -> bool:
-    """Whether a pipeline's call has ready-made text for the unconditional branch."""
-    return any(
-        name.startswith("negative_") and "ip_adapter" not in name and _is_text(x) for name, x in arguments.items()
-    )
-
-
-def _is_text(x: Any) -> bool:
-    return isinstance(x, Tensor) or (isinstance(x, list) and any(isinstance(y, Tensor) for y in x))
-
-
-def _other_embeddings(x: Any) -> Any:
-    if isinstance(x, list):
-        return [_other_embeddings(y) for y in x]
-    return x + 1 if x.is_floating_point() else x
-
-
 def _has_rows_of(given: Any, text: Any) -> bool:
     """Whether a text has the first row of what was given, among rows of others or once more for each image."""
     given, text = ([*x] if isinstance(x, (list, tuple, Tensor)) else [] for x in (given, text))
@@ -395,16 +282,3 @@ def _has_rows_of(given: Any, text: Any) -> bool:
     if not given:
         return False
     return any(x.shape == given[0].shape and torch.equal(x, given[0].to(x)) for x in text)
-
-
-def _cloned(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with a copy of its generators."""
-    if arguments.get("generator") is None:
-        return dict(arguments)
-    return {**arguments, "generator": _clone(arguments["generator"])}
-
-
-def _clone(generator: Any) -> Any:
-    if isinstance(generator, (list, tuple)):
-        return [_clone(x) for x in generator]
-    return torch.Generator(device=generator.device).set_state(generator.get_state())

@@ -15,7 +15,8 @@ from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import COUNTS, call_arguments
 from .models.registry import find_denoisers, find_layers, spec_of
 from .modular import is_modular
-from .negative_prompt import READY_MADE, NegativeRecorder, RecordedCall, checked_negative
+from .negative_arguments import READY_MADE, checked_negative
+from .negative_prompt import NegativeRecorder, RecordedCall
 from .owners import plain_call_of
 from .restore import Replaced, put_back_after
 from .turns import run_turns, take, wait_for_calls_begun

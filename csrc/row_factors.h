@@ -1,8 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The arithmetic that CPU and CUDA share: the rules as row factors, and the state of an online softmax. Scalars here;
-// the CPU kernels also pass vectors (V) to the factors.
+// The arithmetic that CPU and CUDA share: the rules as row factors. Scalars here; the CPU kernels also pass vectors (V).
 #pragma once
 
 #if defined(__CUDACC__)

@@ -16,11 +16,11 @@ if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 39]:
 
 from .attention.base import PackedText
 from .diagnose import diagnose
+from .encode_negative import encode_negative
 from .guide import disable_guidance, enable_guidance, guide, guided
 from .guided_denoiser import GuidedDenoiser
 from .guider import NormalizedAttentionGuidance
 from .models.registry import supported
-from .ready_made import encode_negative
 
 if TYPE_CHECKING:
     from .attention.cross import NAGAttnProcessor2_0

@@ -6,7 +6,6 @@ prompt while two are packed as [text+ ; text-].
 A model's file names such modules, each with the function that runs it once for each prompt.
 """
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -14,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..denoiser_calls import Denoiser
 from ..restore import Replaced
 from .base import PackedText, SharedText
 
@@ -81,11 +79,6 @@ def numbered_anew(method: Callable[..., Any], text: PackedText, *call: Any, **op
 
 def begun_anew(x: Tensor, text: PackedText) -> Tensor:
     return torch.cat([x[: text.length_positive], x[: text.length_negative]])
-
-
-def _argument_names(model: Denoiser) -> list[str]:
-    """Of its forward, in order. Looked up before the call: torch.compile cannot do it within."""
-    return list(inspect.signature(type(model).forward).parameters)[1:]
 
 
 def masks_of_part(text: PackedText, place: int) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, _argument_names
-from ..denoiser_calls import Denoiser
+from ..attention.text_modules import TextModule
+from ..denoiser_calls import Denoiser, forward_parameters
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
@@ -22,7 +22,7 @@ def hunyuan_dit(model: Denoiser) -> list[TextModule]:
     """
     names = (("encoder_hidden_states", "text_embedding_mask"), ("encoder_hidden_states_t5", "text_embedding_mask_t5"))
 
-    order = _argument_names(model)
+    order = forward_parameters(model)  # now: torch.compile cannot look them up within the call
 
     def enter(forward, text, *args, **named):
         arguments = dict(zip(order, args, strict=False)) | named

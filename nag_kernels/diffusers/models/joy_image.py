@@ -5,15 +5,15 @@
 import math
 
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, _argument_names, numbered_anew
-from ..denoiser_calls import Denoiser
+from ..attention.text_modules import TextModule, numbered_anew
+from ..denoiser_calls import Denoiser, forward_parameters
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
 def joy_image_plus(model: Denoiser) -> list[TextModule]:
     """With masks of the texts the model hides what fills up the images of a row as well; guided attention would see it."""
-    order = _argument_names(model)
+    order = forward_parameters(model)  # now: torch.compile cannot look them up within the call
 
     def enter(forward, text, *args, **named):
         arguments = dict(zip(order, args, strict=False)) | named

@@ -48,8 +48,7 @@ class NAGQwenDoubleStreamAttnProcessor2_0(JointAttentionProcessor):
         self._check_joint(hidden_states, encoder_hidden_states, attention_mask)
         if self.text is None:
             return self._plain(attn, *call)
-        if encoder_hidden_states_mask is not None and self._packed.mask_positive is None:
-            raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
+        self._check_own_masks(encoder_hidden_states_mask)
         self._count()
 
         image = [heads(attn, project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v)]

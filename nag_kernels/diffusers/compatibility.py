@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What else may be switched on at a denoiser while it is guided: caches, hooks, checkpointing, several devices."""
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -69,6 +70,23 @@ def check_combination(denoiser: Denoiser, modules: Modules, negative_pooled: boo
                 f"{where}negative_pooled needs feed-forward layers that run whole; {chunked[0]} is chunked: call "
                 "disable_forward_chunking()"
             )
+
+
+def check_forward(denoiser: Denoiser) -> None:
+    """For guidance in a part of the steps: raises ValueError where somebody has replaced the denoiser's forward, on its class or
+    on itself. A function that knows the original (`functools.wraps`) is no replacement."""
+    model = inner_denoiser(denoiser)
+    forward = inspect.unwrap(model.__dict__.get("forward") or type(model).forward)
+    function = getattr(forward, "__func__", forward)
+    written_in = getattr(function, "__globals__", {}).get("__name__")
+    own = {kind.__module__ for kind in type(model).__mro__}
+    if written_in is None or written_in in own or written_in.partition(".")[0] in ("torch", "cache_dit"):
+        return
+    raise ValueError(
+        f"guide: this {type(model).__name__} cannot be guided in a part of the steps: its forward was replaced by "
+        f"{function.__qualname__} of {written_in}, which may carry what guided steps computed into other steps, as TeaCache "
+        "does. Put the original forward back, or leave out start, end, sigma_end and a nag_scale for each step"
+    )
 
 
 def check_gradients(denoiser: Denoiser) -> None:

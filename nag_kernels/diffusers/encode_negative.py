@@ -37,12 +37,14 @@ def encode_negative(pipe: Any, negative_prompt: str | list[str], /, **call: Any)
         pipe: a diffusers pipeline that takes ready-made text; docs/diffusers.md names those that do not.
         negative_prompt: one text for all prompts, or a list with one text for each prompt.
         call: those arguments of the pipeline's call on which the encoding depends (max_sequence_length, clip_skip, ...), and
-            those without which the pipeline cannot be called (for example an image).
+            those without which the pipeline cannot be called (for example an image). Texts of the unconditional branch
+            (negative_prompt, ...) make no difference.
 
     Returns: a mapping. Its keys are the names under which the pipeline's call takes a prompt's embeddings (prompt_embeds, ...),
         and its values are tensors on the pipeline's device.
     Raises: ValueError if the pipeline takes no ready-made text, or if the denoiser gets other arguments with it than with the
-        text; TypeError for a pipeline class, or for a negative prompt that is not text.
+        text; TypeError for a pipeline class, for a negative prompt that is not text, and for another text of the prompt
+        (prompt_2, ...) among the arguments.
     """
     if isinstance(pipe, (type, Module)) or not callable(pipe):
         raise TypeError(f"encode_negative: pipe must be a loaded diffusers pipeline, got {_named(pipe)}")
@@ -72,6 +74,12 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     instead = "so a negative cannot be encoded in advance; give `guide` the negative as text"
     if not names:
         raise ValueError(f"encode_negative: a call of {kind} takes no ready-made text, {instead}")
+    for name, x in call.items():
+        if x is not None and name.startswith(("prompt", *READY_MADE)) and name != "prompt_template":
+            raise TypeError(
+                f"encode_negative: {name} is a text of the prompt, and the negative is encoded from negative_prompt alone: leave "
+                f"{name} out"
+            )
     # Without an unconditional text and with one image, so that a text is what its encoders have made of it and no more.
     alone = {name: spec_of(denoisers[0]).cfg_above for name in _CFG if name in parameters}
     alone |= dict.fromkeys((name for name in COUNTS if name in parameters), 1)

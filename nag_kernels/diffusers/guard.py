@@ -140,9 +140,16 @@ class Guard:
         if owner is None or (is_mine(run) and run.run is not None):  # a guided run's own call, or a callback's
             return
         callers = list(pipelines_calling(denoiser))
+        kind, pipe = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe))
+        if not callers and next(pipelines_calling(denoiser, None), None) is not None:
+            return  # a method of a pipeline, such as `invert`
         if not callers:
-            return  # a loop of one's own
-        kind, pipe, other = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe, callers[0]))
+            raise RuntimeError(
+                f"guide: this {kind} was called by a loop of your own, or by what is no pipeline of diffusers, while guidance is "
+                f"on this {pipe}, and would not be guided. For a loop of your own write `with guide(denoiser, ...):`; for a call "
+                "without guidance end the block, or call disable_guidance, before"
+            )
+        other = type(callers[0]).__name__
         if owner.pipe is None:
             raise RuntimeError(
                 f"guide: guidance was enabled on a pipeline with this {kind} that is there no more, and this {other} is another "
@@ -196,12 +203,12 @@ def changed_on_the_way(pipe: Any, what: str, denoiser: Denoiser) -> RuntimeError
     )
 
 
-def pipelines_calling(denoiser: Denoiser) -> Iterator[Any]:
-    """The pipelines with this denoiser whose calls this thread is in, the innermost first."""
+def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> Iterator[Any]:
+    """The pipelines with this denoiser whose calls this thread is in, or whose method (None: any), the innermost first."""
     frame = sys._getframe()
     while (outer := frame.f_back) is not None:
         frame = outer
-        pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        pipe = frame.f_locals.get("self") if method in (None, frame.f_code.co_name) else None
         known = isinstance(pipe, (DiffusionPipeline, ModularPipeline))
         if known and inner_denoiser(denoiser) in map(inner_denoiser, denoisers_of(pipe)):
             yield pipe

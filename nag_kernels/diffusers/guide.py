@@ -14,7 +14,7 @@ from torch.nn import Module
 from nag_kernels.checks import check_rule, check_scalars
 from nag_kernels.layer_choice import LayerChoice
 
-from .compatibility import check_combination
+from .compatibility import check_combination, check_forward
 from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser, named_modules
 from .guard import forget_the_dead
 from .interception import call_arguments, image_count, prompt_count, with_callbacks
@@ -267,6 +267,8 @@ class _Guidance:
         """The layers that see the text. Raises ValueError where something on the denoiser stands against guidance."""
         modules = named_modules(denoiser)
         check_combination(denoiser, modules, self.negative_pooled)
+        if self.window != (0.0, 1.0, None) or self.scale.number is None:
+            check_forward(denoiser)
         return find_layers(denoiser, self.layers, modules)
 
     def run(self, function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

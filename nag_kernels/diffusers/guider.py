@@ -3,12 +3,15 @@
 """Guidance as a part of a modular pipeline: a guider, for those who put pipelines together from blocks."""
 
 import math
+import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline, ModularPipelineBlocks
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
@@ -134,13 +137,17 @@ class NormalizedAttentionGuidance(BaseGuidance):
         if len(self.calls) == 1:
             return
         reads = self.calls[self._count_prepared - 1] == "pred_uncond"
-        waiting, thread = Replaced(), threading.get_ident()
+        waiting, thread, loop = Replaced(), threading.get_ident(), _frame_of_loop()
         self.awaited = waiting
 
         def call(place: Interception, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return place.plain(*args, **kwargs)
             waiting.put_back()
+            if loop is not None and not any(
+                frame is loop for frame in _frames()
+            ):  # that raised before it called the denoiser
+                return place.plain(*args, **kwargs)
             return self._read(denoiser, args, kwargs) if reads else self._guided(denoiser, args, kwargs)
 
         intercepted(waiting, denoiser, call)
@@ -180,6 +187,26 @@ class NormalizedAttentionGuidance(BaseGuidance):
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """The guided prediction as it is; there is no unconditional one."""
         return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
+
+
+def _frames() -> Iterator[FrameType]:
+    """Of this thread, the innermost first."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _frame_of_loop() -> FrameType | None:
+    """Of the call of the modular pipeline that this thread is in, else of the outermost blocks."""
+    blocks = None
+    for frame in _frames():
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        if isinstance(caller, ModularPipeline):
+            return frame
+        if isinstance(caller, ModularPipelineBlocks):
+            blocks = frame
+    return blocks
 
 
 def _nothing_like(x: Any) -> Any:

@@ -134,13 +134,13 @@ def _other_embeddings(x: Any) -> Any:
 
 
 def cloned(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with a copy of its generators."""
-    if arguments.get("generator") is None:
-        return dict(arguments)
-    return {**arguments, "generator": _clone(arguments["generator"])}
+    """The arguments of a call with copies of its generators, whatever their names."""
+    return {name: _clone(x) for name, x in arguments.items()}
 
 
-def _clone(generator: Any) -> Any:
-    if isinstance(generator, (list, tuple)):
-        return [_clone(x) for x in generator]
-    return torch.Generator(device=generator.device).set_state(generator.get_state())
+def _clone(x: Any) -> Any:
+    if isinstance(x, torch.Generator):
+        return torch.Generator(device=x.device).set_state(x.get_state())
+    if isinstance(x, (list, tuple)) and any(isinstance(y, torch.Generator) for y in x):
+        return [_clone(y) for y in x]
+    return x

@@ -231,15 +231,14 @@ def _with_own_texts(spec: ModelSpec, arguments: dict[str, Any]) -> dict[str, Any
 
 def _does_nothing(replaced: Replaced, controlnet: Module) -> None:
     """In the calls of this thread, until `replaced` is put back."""
-    original: Callable[..., Any] = controlnet._call_impl
     thread = threading.get_ident()
 
-    def nothing(*args: Any, **kwargs: Any) -> Any:
+    def nothing(place: Interception, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
-            return original(*args, **kwargs)
+            return place.plain(*args, **kwargs)
         return [], torch.empty(0)  # of the blocks, and of the middle or of single-stream blocks
 
-    original = intercepted(replaced, controlnet, nothing)
+    intercepted(replaced, controlnet, nothing)
 
 
 def _leave_nothing_behind(replaced: Replaced, pipe: Any, modules: list[Denoiser]) -> None:
@@ -247,6 +246,8 @@ def _leave_nothing_behind(replaced: Replaced, pipe: Any, modules: list[Denoiser]
     for owner in (pipe, *parts_with_state(pipe)):
         if hasattr(owner, "__dict__"):
             replaced.later(functools.partial(_put_attributes_back, owner, dict(owner.__dict__)))
+        for generator in [x for x in getattr(owner, "__dict__", {}).values() if isinstance(x, torch.Generator)]:
+            replaced.later(functools.partial(generator.set_state, generator.get_state()))
     processors = [(x, x.processor) for x in modules if "processor" in x.__dict__ or "processor" in x._modules]
     replaced.later(functools.partial(_put_processors_back, processors))
     replaced.later(functools.partial(random.setstate, random.getstate()))

@@ -66,6 +66,14 @@ class Owner:
         return self.everybody or any(x is self for x in _entered.get())
 
 
+class _NotSeenByItsBase:
+    """First base of the class that is put on a pipeline: the `__init_subclass__` of the pipeline's own class, which may want
+    arguments or keep a list of subclasses, is not called for it."""
+
+    def __init_subclass__(cls) -> None:
+        pass
+
+
 class _Guided:
     """The owners of one pipeline, and the class that they put on it."""
 
@@ -101,7 +109,7 @@ class _Guided:
             own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
         make: Any = type(plain)
-        self.cls: type[Any] = make(plain.__name__, (plain,), own | same)
+        self.cls: type[Any] = make(plain.__name__, (_NotSeenByItsBase, plain), own | same)
         self.put = dict(vars(self.cls))
 
     def owner(self) -> Owner | None:

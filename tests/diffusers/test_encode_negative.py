@@ -161,3 +161,10 @@ def test_what_is_no_pipeline():
         encode_negative(type(pipe), NEGATIVE)
     with pytest.raises(TypeError, match="must be a loaded diffusers pipeline"):
         encode_negative(pipe.unet, NEGATIVE)
+
+
+def test_another_text_of_the_prompt_is_refused():
+    with pytest.raises(
+        TypeError, match="prompt_2 is a text of the prompt, and the negative is encoded from negative_prompt"
+    ):
+        encode_negative(pipeline("sdxl"), NEGATIVE, prompt_2="a house")

@@ -12,11 +12,13 @@ import torch
 pytest.importorskip("diffusers")
 
 
+import diffusers
 from drawing import denoiser, draw
 from every_model import TINY, pipeline
 from pipeline_parts import NEGATIVE
 from stand_in import filled, firm
-from tiny import error
+from test_unet import _controlnet
+from tiny import error, seeded
 
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
 
@@ -344,3 +346,35 @@ def test_contexts_of_another_threads_call_are_its_own():
     with guide(pipe, NEGATIVE):
         assert torch.equal(draw(pipe, **options), wanted)
     hook.remove()
+
+
+def test_a_controlnet_that_two_pipelines_share():
+    """While one thread encodes a negative, for which the ControlNet need not run, it runs for another."""
+    pipe = pipeline("sd15")
+    controlnet = seeded(_controlnet)
+    make = lambda unet: diffusers.StableDiffusionControlNetPipeline(  # noqa: E731
+        **{**pipe.components, "unet": unet, "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)},
+        controlnet=controlnet, requires_safety_checker=False,
+    )  # fmt: skip
+    one, other = make(pipe.unet), make(pipeline("sd15").unet)
+    image = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
+    plain = draw(other, image=image, height=8, width=8)
+    encoding, drawn = threading.Event(), threading.Event()
+    encode = one.encode_prompt
+
+    def slow(*args, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            encoding.set()
+            assert drawn.wait(60)
+        return encode(*args, **kwargs)
+
+    one.encode_prompt = slow
+    thread = threading.Thread(target=lambda: guided(one, NEGATIVE)("a cat", image=image, height=8, width=8,
+                                                                   num_inference_steps=1, output_type="latent"))  # fmt: skip
+    thread.start()
+    try:
+        assert encoding.wait(60)
+        assert torch.equal(draw(other, image=image, height=8, width=8), plain)
+    finally:
+        drawn.set()
+        thread.join()

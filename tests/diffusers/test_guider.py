@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from diffusers.guiders import ClassifierFreeGuidance
+from drawing import draw
 from modular_tiny import MODULAR, NEGATIVE, modular
 from test_modular_guiders import FIRM, Reversed, run, sd3, sdxl
 from test_modular_pipelines import Outputs, furthest
@@ -297,6 +298,44 @@ def test_a_block_that_does_not_call_the_denoiser():
     ):
         guider.cleanup_models(model)
     assert traces(model) == plain
+
+
+def test_a_run_that_fails_before_its_denoiser_call_leaves_nothing():
+    """As where a ControlNet in the loop runs out of memory: neither the ordinary pipeline nor another guider meets the guider."""
+    pipe, call = sdxl()
+    guider = NormalizedAttentionGuidance(nag_scale=5.0)
+    pipe.update_components(guider=guider)
+    parts = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    ordinary = diffusers.StableDiffusionXLPipeline(
+        **{name: pipe.components[name] for name in parts}, add_watermarker=False
+    )
+    plain = draw(ordinary)
+    unguided = ClassifierFreeGuidance(guidance_scale=1.0)
+    pipe.update_components(guider=unguided)
+    other = run(pipe, **call)
+    prepare = type(guider).prepare_models
+
+    def failing(self, denoiser):
+        prepare(self, denoiser)
+        raise torch.OutOfMemoryError("simulated")
+
+    for fails_at in (1, 2):
+        for after in ("ordinary", "guider"):
+            pipe.update_components(guider=guider)
+            left = [fails_at]
+
+            def at(self, denoiser, left=left):
+                left[0] -= 1
+                return (failing if left[0] == 0 else prepare)(self, denoiser)
+
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+                patch.setattr(type(guider), "prepare_models", at)
+                run(pipe, **call, negative_prompt=NEGATIVE)
+            if after == "ordinary":
+                assert torch.equal(draw(ordinary), plain)
+            else:
+                pipe.update_components(guider=unguided)
+                assert torch.equal(run(pipe, **call), other)
 
 
 def test_calls_of_other_threads_are_plain():

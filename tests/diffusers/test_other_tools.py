@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What others hang on a denoiser: hooks and wrappers that read its arguments by position, tomesd, DeepCache."""
 
+import functools
 import inspect
 import types
 
@@ -201,3 +202,32 @@ def test_a_processor_of_another_package_is_refused_by_name():
     )
     with pytest.raises(ValueError, match=r"is NunchakuFluxAttnProcessor, which is not known.*has set it \(nunchaku\)"):
         enable_guidance(pipe, NEGATIVE)
+
+
+@pytest.mark.parametrize("on", ["its class", "itself"])
+def test_a_forward_that_may_keep_results_of_steps(on, monkeypatch):
+    """TeaCache, as it is published, replaces the forward of the class by a function of the user's script."""
+    pipe = pipeline("flux")
+    model, original = pipe.transformer, type(pipe.transformer).forward
+
+    def tea_cache(self, *args, **kwargs):
+        return original(self, *args, **kwargs)
+
+    def put(forward):
+        if on == "its class":
+            monkeypatch.setattr(type(model), "forward", forward)
+        else:
+            monkeypatch.setitem(model.__dict__, "forward", types.MethodType(forward, model))
+
+    put(tea_cache)
+    plain = draw(pipe)
+    for window in ({"end": 0.5}, {"start": 0.5}, {"nag_scale": lambda i, n: 4.0 - i}):
+        with pytest.raises(
+            ValueError, match=r"forward was replaced by .*tea_cache of test_other_tools, which may carry"
+        ):
+            enable_guidance(pipe, "a large blue dog", **window)
+    with guide(pipe, "a large blue dog"):
+        assert error(draw(pipe), plain) > 1e-4
+    put(functools.wraps(original)(tea_cache))  # a wrapper says what it wraps
+    with guide(pipe, "a large blue dog", end=0.5):
+        assert error(draw(pipe), plain) > 1e-4

@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from torch.nn import Module
+from torch.nn import Module, ModuleDict, ModuleList
 
 from nag_kernels.layer_choice import LayerChoice, chosen_layers
 
@@ -119,8 +119,8 @@ def find_denoisers(pipe: Any) -> list[Module]:
             "after load_components()"
         )
     plain = spec_of(found[0]).unconditional_denoiser
-    for name, x in vars(pipe).items():
-        known = isinstance(x, Module) and any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
+    for name, x in [(name, x) for name, held in vars(pipe).items() for x in _modules_in(held)]:
+        known = any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
         if known and name != plain and not any(x is denoiser for denoiser in found):
             raise ValueError(
                 f"guide: {type(pipe).__name__} has a denoiser named {name} ({type(inner_denoiser(x)).__name__}), whose calls are "
@@ -130,6 +130,16 @@ def find_denoisers(pipe: Any) -> list[Module]:
         kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
         raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")
     return found
+
+
+def _modules_in(x: Any) -> list[Module]:
+    """An attribute of a pipeline that is a model, or those that it holds as a list, a tuple or a mapping."""
+    if isinstance(x, (ModuleList, ModuleDict)):
+        return list(x.children())
+    if isinstance(x, Module):
+        return [x]
+    held = x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()
+    return [y for y in held if isinstance(y, Module)]
 
 
 def supported() -> str:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of a guided pipeline's denoiser that guidance does not see raise; they are not drawn unguided in silence."""
 
+import contextlib
 import gc
 import threading
 
@@ -139,3 +140,42 @@ def test_another_pipeline_within_the_guided_call():
     )
     with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match=wanted):
         pipe("a small red cat", **call)
+
+
+@pytest.mark.parametrize("enable", [False, True], ids=["guide", "enable_guidance"])
+def test_an_own_loop_in_the_block_of_a_pipeline_raises(enable):
+    """It would be plain, as would a class of one's own over the same denoiser. A method of the pipeline is."""
+    pipe = pipeline("sd15")
+    text = torch.ones(1, 7, pipe.unet.config.cross_attention_dim)
+    call = lambda: pipe.unet(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample  # noqa: E731
+    plain = call()
+    StableDiffusionPipeline.of_its_own = lambda self: call()
+    try:
+        with contextlib.nullcontext() if enable else guide(pipe, NEGATIVE):
+            if enable:
+                enable_guidance(pipe, NEGATIVE)
+            draw(pipe)
+            with pytest.raises(
+                RuntimeError, match=r"called by a loop of your own, .*For a loop of your own write `with g"
+            ):
+                call()
+            assert torch.equal(pipe.of_its_own(), plain)
+            if enable:
+                disable_guidance(pipe)
+    finally:
+        del StableDiffusionPipeline.of_its_own
+    assert torch.equal(call(), plain)
+
+
+@pytest.mark.parametrize("hold", [lambda x: [x], lambda x: (x,), lambda x: {"low noise": x}, lambda x: torch.nn.ModuleList([x])],
+                         ids=["list", "tuple", "dict", "ModuleList"])  # fmt: skip
+def test_further_denoisers_that_a_pipeline_holds_together(hold):
+    pipe = pipeline("sd15")
+    pipe.__dict__["experts"] = hold(pipeline("sd15").unet)
+    with pytest.raises(
+        ValueError, match=r"has a denoiser named experts \(UNet2DConditionModel\), whose calls are not seen"
+    ):
+        enable_guidance(pipe, NEGATIVE)
+    pipe.__dict__["experts"] = hold(pipe.unet)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)

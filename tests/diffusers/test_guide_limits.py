@@ -85,20 +85,6 @@ def test_unknown_processors(processor):
         enable_guidance(pipe, NEGATIVE)
 
 
-@pytest.mark.parametrize("hold", [lambda x: [x], lambda x: (x,), lambda x: {"low noise": x}, lambda x: torch.nn.ModuleList([x])],
-                         ids=["list", "tuple", "dict", "ModuleList"])  # fmt: skip
-def test_further_denoisers_that_a_pipeline_holds_together(hold):
-    pipe = pipeline("sd15")
-    pipe.__dict__["experts"] = hold(pipeline("sd15").unet)
-    with pytest.raises(
-        ValueError, match=r"has a denoiser named experts \(UNet2DConditionModel\), whose calls are not seen"
-    ):
-        enable_guidance(pipe, NEGATIVE)
-    pipe.__dict__["experts"] = hold(pipe.unet)
-    with guide(pipe, NEGATIVE):
-        draw(pipe)
-
-
 def test_a_pipeline_class_that_looks_at_its_subclasses():
     """What `guide` puts on the pipeline is none of them."""
     known = []

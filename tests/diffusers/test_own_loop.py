@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide` on a bare denoiser that a loop of one's own calls, and on several pipelines over one denoiser."""
 
-import contextlib
 import threading
 
 import pytest
@@ -173,31 +172,6 @@ def test_a_pipeline_in_the_block_of_its_bare_denoiser_raises():
     with pytest.raises(RuntimeError, match="enabled already on a pipeline with this denoiser"), guide(pipe, NEGATIVE):
         guide(pipe.unet, negative).__enter__()
     assert torch.equal(draw(pipe), plain)
-
-
-@pytest.mark.parametrize("enable", [False, True], ids=["guide", "enable_guidance"])
-def test_an_own_loop_in_the_block_of_a_pipeline_raises(enable):
-    """It would be plain, as would a class of one's own over the same denoiser. A method of the pipeline is."""
-    pipe = pipeline("sd15")
-    text = torch.ones(1, 7, pipe.unet.config.cross_attention_dim)
-    call = lambda: pipe.unet(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample  # noqa: E731
-    plain = call()
-    StableDiffusionPipeline.of_its_own = lambda self: call()
-    try:
-        with contextlib.nullcontext() if enable else guide(pipe, NEGATIVE):
-            if enable:
-                enable_guidance(pipe, NEGATIVE)
-            draw(pipe)
-            with pytest.raises(
-                RuntimeError, match=r"called by a loop of your own, .*For a loop of your own write `with g"
-            ):
-                call()
-            assert torch.equal(pipe.of_its_own(), plain)
-            if enable:
-                disable_guidance(pipe)
-    finally:
-        del StableDiffusionPipeline.of_its_own
-    assert torch.equal(call(), plain)
 
 
 def test_calls_of_other_threads_are_plain():

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `guide` leaves behind: nothing, whatever happens within it."""
 
+import contextlib
 import copy
 import gc
 import inspect
@@ -369,3 +370,24 @@ def test_copies_and_files_of_a_guided_denoiser_are_plain(take):
     for each in taken:
         with each.cache_context("of one's own"):
             assert torch.equal(each(**arguments).sample, plain)
+
+
+def test_generators_under_any_name_are_as_they_were():
+    """Those of a pipeline of one's own: an argument of another name, and one that the pipeline holds."""
+    pipe = pipeline("sd15")
+
+    class Noisy(type(pipe)):
+        def __call__(self, prompt, noise_rng=None, **options):
+            torch.rand(1, generator=noise_rng)
+            torch.rand(1, generator=self.rng)
+            return super().__call__(prompt, **options)
+
+    mine = Noisy(**pipe.components, requires_safety_checker=False)
+    mine.set_progress_bar_config(disable=True)
+    drawn = []
+    for scale in (None, 4.0):
+        mine.rng, noise_rng = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        with contextlib.nullcontext() if scale is None else guide(mine, NEGATIVE, nag_scale=scale):
+            mine("a cat", noise_rng, num_inference_steps=1, height=8, width=8, output_type="latent")
+        drawn.append((torch.rand(1, generator=mine.rng), torch.rand(1, generator=noise_rng)))
+    assert drawn[0] == drawn[1]

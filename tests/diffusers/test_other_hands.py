@@ -133,3 +133,23 @@ def test_attend_and_excite_is_refused_by_name():
         guide(pipe, NEGATIVE),
     ):
         pipe("a small red cat", num_inference_steps=2, **call)
+
+
+def test_a_pipeline_class_that_looks_at_its_subclasses():
+    """What `guide` puts on the pipeline is none of them."""
+    known = []
+
+    class Registered(type(pipeline("sd15"))):
+        def __init_subclass__(cls, *, key, **options):
+            super().__init_subclass__(**options)
+            known.append(key)
+
+    class Mine(Registered, key="mine"):
+        pass
+
+    pipe = Mine(**pipeline("sd15").components, requires_safety_checker=False)
+    plain = draw(pipe)
+    with guide(pipe, NEGATIVE):
+        assert error(draw(pipe), plain) > 1e-4
+    assert known == ["mine"]
+    assert type(pipe) is Mine

@@ -37,6 +37,7 @@ def test_every_entry_and_every_file_is_registered():
     assert list(all_models()) == list(FILES)
 
 
+@pytest.mark.slow
 def test_a_file_is_imported_when_its_denoiser_comes():
     """Importing the package imports no model's file, and none of diffusers' models that diffusers has not imported itself."""
     code = (

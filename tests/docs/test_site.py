@@ -26,6 +26,7 @@ def script(name):
     return module
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_asks_no_other_host(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
     build = script("build")

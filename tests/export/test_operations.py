@@ -119,6 +119,7 @@ def test_settings_and_lengths_may_change(runtime):
         assert error(model(inputs, settings)[0], wanted) < TOLERANCE
 
 
+@pytest.mark.slow
 @two_runtimes
 def test_float16(runtime):
     inputs = make_inputs(length=9, shared=5, masks=True, dtype=torch.float16)

@@ -169,6 +169,7 @@ def test_compile_fullgraph(op, overload, requires_grad):
             torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.slow
 def test_inductor():
     inputs = testing.make_inputs(length=9, shared=5)
     compiled = torch.compile(lambda q: nag_kernels.fused_guided_attention(**{**inputs, "query": q * 2}, nag_scale=5.0) + 1,

@@ -2,7 +2,7 @@
 # Everything but gpu happens in .venv (test-oldest: .venv-oldest, test-torch: .venv-torch), made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
-OLDEST = diffusers==0.39.0
+OLDEST = diffusers==0.37.1
 OLDEST_TORCH = 2.10.0
 OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_limits guide_afterwards processors generic dual_forward \
   packing combinations adapters schedule negative_pooled parallel animatediff examples))

@@ -11,8 +11,8 @@ except ImportError as error:
     message = "nag_kernels.diffusers needs the diffusers library: pip install diffusers transformers accelerate"
     raise ImportError(message) from error
 
-if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 39]:
-    raise ImportError(f"nag_kernels.diffusers needs diffusers 0.39 or newer, found {diffusers.__version__}")
+if [int(x) for x in diffusers.__version__.split(".")[:2]] < [0, 37]:
+    raise ImportError(f"nag_kernels.diffusers needs diffusers 0.37 or newer, found {diffusers.__version__}")
 
 from .attention.base import PackedText
 from .diagnose import diagnose

@@ -107,12 +107,12 @@ def test_the_table_and_the_docs_know_every_family():
 
 @pytest.mark.slow
 def test_versions_of_diffusers_that_are_too_old():
-    code = "import diffusers; diffusers.__version__ = '0.38.1'; import nag_kernels.diffusers"
+    code = "import diffusers; diffusers.__version__ = '0.36.1'; import nag_kernels.diffusers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ImportError: nag_kernels.diffusers needs diffusers 0.39 or newer, found 0.38.1" in done.stderr
+    assert "ImportError: nag_kernels.diffusers needs diffusers 0.37 or newer, found 0.36.1" in done.stderr
     pyproject, makefile = ((Path(__file__).parents[2] / name).read_text() for name in ("pyproject.toml", "Makefile"))
-    assert "diffusers>=0.39" in pyproject
-    assert "diffusers==0.39." in makefile
+    assert "diffusers>=0.37" in pyproject
+    assert "diffusers==0.37." in makefile
 
 
 def test_the_version_in_the_table_is_the_pinned_one():

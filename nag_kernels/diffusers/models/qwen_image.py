@@ -79,6 +79,7 @@ MODELS: dict[str, ModelSpec] = {
         text={"encoder_hidden_states": 1},
         masks=("encoder_hidden_states_mask",),
         hard_masks=True,
+        since="0.39",
         layers=joint_attentions,
         layer_count=lambda transformer: transformer.config.num_layers,
         processors={QwenDoubleStreamAttnProcessor2_0: NAGQwenDoubleStreamAttnProcessor2_0},

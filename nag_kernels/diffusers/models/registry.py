@@ -3,10 +3,12 @@
 """Which file of this folder knows which denoiser class; a file is imported when its denoiser comes."""
 
 import dataclasses
+import functools
 import importlib
 from types import ModuleType
 from typing import Any
 
+import diffusers
 from torch.nn import Module, ModuleDict, ModuleList
 
 from nag_kernels.layer_choice import LayerChoice, chosen_layers
@@ -95,8 +97,28 @@ FILES = {
 
 
 def file_of(kind: str) -> ModuleType:
-    """The file that knows the denoiser class of this name, imported."""
-    return importlib.import_module(f".{FILES[kind]}", __package__)
+    """The file that knows the denoiser class of this name, imported.
+
+    Raises: ImportError where the installed diffusers lacks something that the file uses of it.
+    """
+    try:
+        return importlib.import_module(f".{FILES[kind]}", __package__)
+    except ImportError as error:
+        raise ImportError(f"guide: {kind} needs another diffusers than {diffusers.__version__}: {error}") from error
+
+
+@functools.cache
+def entry(kind: str) -> ModelSpec:
+    """The entry of the denoiser class of this name. Raises ImportError where the installed diffusers is too old for it."""
+    spec: ModelSpec = file_of(kind).MODELS[kind]
+    if version_of(diffusers.__version__) < version_of(spec.since):
+        raise ImportError(f"guide: {kind} needs diffusers {spec.since} or newer, found {diffusers.__version__}")
+    return spec
+
+
+def version_of(text: str) -> list[int]:
+    """The first two numbers of a version."""
+    return [int(x) for x in text.split(".")[:2]]
 
 
 def all_models() -> dict[str, ModelSpec]:
@@ -104,7 +126,7 @@ def all_models() -> dict[str, ModelSpec]:
     found = {}
     for kind in FILES:
         try:
-            found[kind] = file_of(kind).MODELS[kind]
+            found[kind] = entry(kind)
         except ImportError:
             continue
     return found
@@ -162,7 +184,7 @@ def spec_of(denoiser: Denoiser) -> ModelSpec:
     denoiser = inner_denoiser(denoiser)
     for cls in type(denoiser).__mro__:
         if cls.__name__ in FILES:
-            return file_of(cls.__name__).MODELS[cls.__name__]
+            return entry(cls.__name__)
     raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FILES)}")
 
 

@@ -66,6 +66,7 @@ class ModelSpec:
         by_timestep: a step is known by its timestep, and is not counted. This is for a pipeline that runs through its schedule
             once for each part of a video, or whose frames have timesteps of their own; the highest of these counts.
         context_parallel: the model works under diffusers' context parallelism. Other models are refused there.
+        since: the oldest diffusers whose form of the model can be guided.
         exact: the dtypes in which the tests found the guided model equal to two runs side by side (below 1e-12 in float64, 1e-5
             in float32).
     """
@@ -95,6 +96,7 @@ class ModelSpec:
     timestep: str = "timestep"
     pooled: str = ""
     context_parallel: bool = False
+    since: str = "0.37"
     exact: str = "float64, float32"
 
     cfg_rows: ClassVar[int] = 2  # the largest batch that classifier-free guidance makes of one image

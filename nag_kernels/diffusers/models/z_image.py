@@ -138,6 +138,7 @@ class ZImage(ModelSpec):
 MODELS: dict[str, ModelSpec] = {
     "ZImageTransformer2DModel": ZImage(
         text={"cap_feats": 0},
+        since="0.39",
         layers=attentions_in("layers"),
         layer_count=lambda transformer: transformer.config.n_layers,
         processors={ZSingleStreamAttnProcessor: NAGZSingleStreamAttnProcessor},

@@ -1,0 +1,25 @@
+# SPDX-FileCopyrightText: 2026 The nag_kernels authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where the installed diffusers is older than the pinned one, what it does not have is skipped by name."""
+
+import diffusers
+import pytest
+from every_model import TOO_NEW
+
+from nag_kernels.diffusers.models.registry import TESTED_WITH, version_of
+
+OLD = version_of(diffusers.__version__) < version_of(TESTED_WITH)
+
+
+def pytest_ignore_collect(collection_path):
+    return collection_path.stem.removeprefix("test_") in TOO_NEW or None
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    done = yield
+    error = done.excinfo[1] if done.excinfo else None
+    absent = isinstance(error, AttributeError) and str(error).startswith("module diffusers has no attribute")
+    refused = isinstance(error, ImportError) and " needs diffusers " in str(error)
+    if OLD and (absent or refused):
+        done.force_exception(pytest.skip.Exception(f"diffusers {diffusers.__version__}: {error}"))

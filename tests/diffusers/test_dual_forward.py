@@ -145,6 +145,8 @@ def test_forward_derivatives_are_refused_and_not_zero(what):
     _, run, given = ideogram()
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), pytest.raises(NotImplementedError, match="use backward"):
         torch.func.jvp(lambda x: run(what, x), (given[what],), (torch.ones_like(given[what]),))
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), pytest.raises(NotImplementedError, match="use backward"):
+        torch.func.jacfwd(lambda x: run(what, x))(given[what])
 
 
 def test_modes_see_the_operations_of_both_runs():

@@ -2,17 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dual forward: models whose prompts cannot be packed run twice, in lockstep."""
 
+import contextvars
 import dataclasses
 import threading
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from every_model import TINY
 from stand_in import filled, state
-from tiny import error, noise, seeded
+from tiny import TEXT, error, noise, seeded, texts
 
 from nag_kernels.diffusers import enable_guidance, guide
 from nag_kernels.diffusers.attention.dual_forward import DualForward
@@ -67,6 +72,117 @@ def test_two_runs_have_the_modes_of_the_one():
         pipe(pipe.prompt)
     assert seen == [(True, False, True)] * 2
     assert threading.active_count() == threads
+
+
+def ideogram():
+    """A model of the dual forward, run(what, x), which calls it guided with x in the place of one of three tensors, and these."""
+    if not hasattr(diffusers, "Ideogram4Transformer2DModel"):
+        pytest.skip("this version of diffusers does not have the model")
+    tiny = TINY["Ideogram4Transformer2DModel"]
+    model, (positive, negative) = seeded(tiny.build).double(), texts(1, *tiny.lengths, TEXT, torch.float64)
+    call, own = tiny.arguments(1, torch.float64) | tiny.text(positive, None), tiny.text(negative, None)
+    given = {
+        "image": call["hidden_states"],
+        "prompt": call["encoder_hidden_states"],
+        "negative": own["encoder_hidden_states"],
+    }
+
+    def run(what, x, guided=True):
+        changed = given | {what: x}
+        arguments = call | {"hidden_states": changed["image"], "encoder_hidden_states": changed["prompt"]}
+        if not guided:
+            return model(**arguments, return_dict=False)[0]
+        with guide(model, own | {"encoder_hidden_states": changed["negative"]}, nag_scale=6.0):
+            return model(**arguments, return_dict=False)[0]
+
+    return model, run, given
+
+
+def test_two_runs_have_what_the_caller_set_up_for_its_thread():
+    model, run, given = ideogram()
+    variable, seen, kept, device = contextvars.ContextVar("variable", default=0), [], set(), torch.device("cpu", 0)
+    layer = guided_layers(model)[0].to_q
+    layer.register_forward_pre_hook(lambda *_: seen.append((variable.get(), torch.get_default_device())))
+    variable.set(1)
+
+    def keep(x):
+        kept.add(threading.get_ident())
+        return x
+
+    with device, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        run("image", given["image"])
+    assert seen == [(1, device)] * 2
+    assert len(kept) == 2
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("what", ["image", "prompt", "negative"])
+def test_transforms_of_torch_func_reach_both_runs(what):
+    _, run, given = ideogram()
+    several = torch.stack([given[what], given[what].flip(-1), given[what] / 2])
+    wanted = torch.stack([run(what, x) for x in several])
+    assert error(torch.func.vmap(lambda x: run(what, x))(several), wanted) < 1e-12
+    gradients = []
+    for x in several:
+        x = x.clone().requires_grad_()
+        with torch.enable_grad():
+            gradients += torch.autograd.grad(run(what, x).square().sum(), x)
+
+    def gradient(x):
+        return torch.func.grad(lambda x: run(what, x).square().sum())(x)
+
+    with torch.enable_grad():
+        assert error(gradient(given[what]), gradients[0]) < 1e-12
+        assert error(torch.func.vmap(gradient)(several), torch.stack(gradients)) < 1e-12
+        jacobian = torch.func.jacrev(lambda x: run(what, x).square().sum((0, 1))[:2])(given[what])
+        weight = torch.tensor([1.0, -2.0], dtype=torch.float64)
+        _, backward = torch.func.vjp(lambda x: run(what, x).square().sum((0, 1))[:2], given[what])
+    assert error(torch.einsum("c,c...->...", weight, jacobian), backward(weight)[0]) < 1e-6  # some of it is in float32
+
+
+@pytest.mark.parametrize("what", ["image", "prompt", "negative"])
+def test_forward_derivatives_are_refused_and_not_zero(what):
+    _, run, given = ideogram()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), pytest.raises(NotImplementedError, match="use backward"):
+        torch.func.jvp(lambda x: run(what, x), (given[what],), (torch.ones_like(given[what]),))
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), pytest.raises(NotImplementedError, match="use backward"):
+        torch.func.jacfwd(lambda x: run(what, x))(given[what])
+
+
+def test_modes_see_the_operations_of_both_runs():
+    _, run, given = ideogram()
+    counts = []
+    for guided in (False, True):
+        with FlopCounterMode(display=False) as count:
+            run("image", given["image"], guided)
+        counts.append(count.get_total_flops())
+    assert (
+        1.5 * counts[0] < counts[1] < 2 * counts[0]
+    )  # the second run ends with the last layer that the first needs it for
+
+    class Weaker(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            return out * 0.9 if function is torch.nn.functional.linear else out
+
+    with Weaker():
+        got = run("image", given["image"])
+    with torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: out * 0.9 if isinstance(module, torch.nn.Linear) else None
+    ):
+        wanted = run("image", given["image"])
+    assert error(got, wanted) < 1e-12
+    assert error(got, run("image", given["image"])) > 1e-3
+
+
+@pytest.mark.parametrize(("module", "name"), [
+    (torch._C._functorch, "peek_interpreter_stack"), (torch.overrides, "_push_mode"),
+])  # fmt: skip
+def test_a_torch_that_does_not_tell_what_the_second_run_needs(module, name, monkeypatch):
+    _, run, given = ideogram()
+    monkeypatch.delattr(module, name)
+    with pytest.raises(RuntimeError, match=f"does not tell which modes .*{name}.*: take an earlier torch"):
+        run("image", given["image"])
 
 
 @pytest.mark.parametrize("where", ["prompt", "negative", "layer"])

@@ -27,7 +27,7 @@ NEGATIVE = "a large blue dog on grass"
 FOLDER = Path(nag_kernels.diffusers.__file__).parent
 NAMES = ("guide", "owners", "restore", "turns", "run", "interception", "negative_prompt", "packing",
          "negative_arguments")  # fmt: skip
-NAMES += ("attention/dual_forward", "attention/pooled_modulation")
+NAMES += ("attention/dual_forward", "attention/second_thread", "attention/pooled_modulation")
 # Python looks for signals when a function begins, after a call and where a loop begins anew, and so never at these lines (the
 # second comes to a trace once more when its block has ended). An exception there would meet no handler, as none is set up yet.
 NEVER = ("try:", "with _lock:")

@@ -8,8 +8,6 @@ the same and costs the same, but its prompts must be of one length and lie in on
 of them at a time, so nothing in the model has to know.
 """
 
-import contextlib
-import functools
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from nag_kernels import guidance
 from ..denoiser_calls import Denoiser, as_they_came, denoiser_arguments
 from ..restore import Replaced
 from .base import Layer, PackedText, SharedText, settings_of
+from .second_thread import Mode, second_thread
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,13 @@ class DualForwardRun:
 
     def _watch(self, layer: Layer, meeting: "_Meeting", both: Sequence[Mapping[str, Any]]) -> None:
         def steer(after: Layer, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-            x = inputs[0].clone()
+            x = inputs[0]
             rows = x if x.ndim == 3 else x[None]
             image = self.spec.image(self.model, both[meeting.place()], rows.shape[1])
-            rows[:, image] = meeting.exchange(layer, rows[:, image].clone())  # a gradient may need what is overwritten
-            return (x,)
+            guided = meeting.exchange(layer, rows[:, image].clone())
+            # Not in place: under torch.func.vmap one run may have the mapped dimension, and the other not.
+            rows = torch.slice_scatter(rows, guided, 1, image.start, image.stop)
+            return (rows if x.ndim == 3 else rows[0],)
 
         self.replaced.hook(self.spec.after(layer).register_forward_pre_hook, steer)
 
@@ -151,15 +152,12 @@ class _Meeting:
 
     def begin(self, replaced: Replaced, run: Callable[[], Any]) -> None:
         """Until `replaced` is put back, `run` goes on in another thread whenever this one waits in `exchange`."""
-        modes = _modes()
 
-        def work() -> None:
+        def work(as_here: Mode) -> None:
             self.turns[1].acquire()
             try:
                 if not self.over:
-                    with contextlib.ExitStack() as stack:
-                        for mode in modes:
-                            stack.enter_context(mode())
+                    with as_here():
                         run()
                         raise RuntimeError("guide: the run with the negative has fewer attention layers that see text")
             except _Finished:
@@ -169,7 +167,7 @@ class _Meeting:
             finally:
                 self.turns[0].release()
 
-        thread = threading.Thread(target=work)
+        thread = second_thread(work)
 
         def end() -> None:
             self.over = True
@@ -179,23 +177,6 @@ class _Meeting:
 
         replaced.later(end)
         thread.start()
-
-
-def _modes() -> list[Callable[[], contextlib.AbstractContextManager[Any]]]:
-    """What torch keeps for each thread, as this one has it."""
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    modes: list[Callable[[], contextlib.AbstractContextManager[Any]]]
-    modes = [lambda: torch.inference_mode(inference), lambda: torch.set_grad_enabled(grad)]
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            modes.append(functools.partial(torch.autocast, device, torch.get_autocast_dtype(device)))
-    if torch.cuda.is_initialized():
-        modes.append(functools.partial(torch.cuda.stream, torch.cuda.current_stream()))
-    if torch.compiler.is_exporting():
-        from . import exported_threads  # of much that torch does not promise to keep
-
-        modes.append(exported_threads.for_another_thread())
-    return modes
 
 
 def _modules_being_called() -> Callable[[], None]:

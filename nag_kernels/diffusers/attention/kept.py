@@ -2,13 +2,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether keys and values of the text, kept from an earlier step, are still what a layer would compute."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
+
+
+class _State:
+    """A tensor as it is now, by its version and its memory. This keeps neither of them alive, and equals the state of no other
+    tensor and no other memory, even where they get the id and the address of freed ones.
+    """
+
+    def __init__(self, tensor: Tensor):
+        """Raises RuntimeError where it cannot be told: of inference mode, or quantized or sharded, which holds others."""
+        self.state = tensor._version, tensor.data_ptr(), tensor.stride()
+        self.tensor, self.storage = weakref.ref(tensor), StorageWeakRef(tensor.untyped_storage())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _State):
+            return False
+        tensor = self.tensor()
+        same = tensor is not None and tensor is other.tensor()
+        return same and self.storage.cdata == other.storage.cdata and self.state == other.state
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _state(x: Any) -> _State | None:
+    try:
+        return _State(x) if isinstance(x, Tensor) else None
+    except RuntimeError:
+        return None
 
 
 class KeptTensor:
@@ -20,7 +49,7 @@ class KeptTensor:
 
     def __init__(self, given: Any):
         self.given = given
-        self.version = _version(given)
+        self.state = _state(given)
         self.values = given.clone() if isinstance(given, Tensor) and given.device.type == "cpu" else None
 
     def is_still(self, now: Any) -> bool:
@@ -33,7 +62,7 @@ class KeptTensor:
         if self.values is not None:
             same = now.device.type == "cpu" and now.dtype == self.values.dtype
             return same and torch.equal(now, self.values)  # of other shapes too
-        return now is self.given and self.version is not None and _version(now) == self.version
+        return self.state is not None and self.state == _state(now)
 
 
 class KeptTexts:
@@ -66,17 +95,6 @@ class KeptTexts:
                 self.text = KeptTensor(text)
             known = self.layers[layer] = state, self.text, compute()
         return known[2]
-
-
-def _version(x: Any) -> int | None:
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
-
-
-def _pointer(x: Tensor) -> int | None:
-    try:
-        return x.data_ptr()
-    except RuntimeError:  # of a quantized or sharded tensor, which holds others
-        return None
 
 
 def state_of_weights(layer: Module) -> tuple[Any, ...] | None:
@@ -117,8 +135,8 @@ def _add_state(module: Module, state: list[Any]) -> bool:
         for parameter in held.values():
             if parameter is None:
                 continue
-            version, pointer = _version(parameter), _pointer(parameter)
-            if version is None or pointer is None:
+            now = _state(parameter)
+            if now is None:
                 return False
-            state += (id(parameter), version, pointer)
+            state.append(now)
     return all(_add_state(x, state) for x in module._modules.values() if x is not None)

@@ -201,7 +201,8 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
             self.replaced.put_back()
 
     def __del__(self) -> None:
-        self._put_back()  # where an interrupt came between the block and __exit__
+        if "replaced" in self.__dict__:  # torch.compile makes objects without their __init__
+            self._put_back()  # where an interrupt came between the block and __exit__
         if self.unused:
             warnings.warn(
                 f"guide: this guide({type(self.denoiser).__name__}, ...) was never entered, so nothing was guided; write `with "

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`guide` on a bare denoiser that a loop of one's own calls, and on several pipelines over one denoiser."""
 
+import sys
 import threading
 
 import pytest
@@ -19,6 +20,8 @@ from tiny import error, seeded, texts
 from nag_kernels.diffusers import disable_guidance, enable_guidance, guide, guided
 from nag_kernels.diffusers import run as guided_run
 from nag_kernels.diffusers.models.registry import guided_layers
+from nag_kernels.diffusers.own_loop import DenoiserBlock
+from nag_kernels.diffusers.owners import Block, OneCall
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -380,3 +383,12 @@ def test_a_plain_call_that_begins_while_a_block_is_entered(monkeypatch):
     thread.join()
     hook.remove()
     assert torch.equal(got[0], wanted)
+
+
+def test_a_block_that_was_never_made_whole_goes_quietly(monkeypatch):
+    """As torch.compile makes one, when it traces a function with a block in it."""
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    for kind in (DenoiserBlock, Block, OneCall):
+        object.__new__(kind)
+    assert not said

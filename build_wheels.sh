@@ -63,7 +63,7 @@ if [[ $STAGES == *build* ]]; then
   rm -rf dist
   mkdir -p dist
   echo "== pure Python"
-  wheel_from_copy dist NAG_BUILD_EXT=0
+  wheel_from_copy dist NAG_BUILD_EXT=0 NAG_BUILD_CUDA=0
   for machine in $MACHINES; do
     cuda=0
     [ "$machine" != "$(uname -m)" ] || cuda=$NAG_BUILD_CUDA

@@ -14,7 +14,7 @@ def section(changelog: str, version: str) -> tuple[str, str]:
     """What stands behind the version in its heading ("2026-03-01" or "unreleased"), and the lines below it.
 
     Raises: ValueError where there is no such section, or nothing in it."""
-    found = re.search(rf"^## {re.escape(version)} \((.+)\)\n(.*?)(?=^## |\Z)", changelog, re.M | re.S)
+    found = re.search(rf"^## {re.escape(version)} \(([^)\n]+)\)\n(.*?)(?=^## |\Z)", changelog, re.M | re.S)
     if found is None:
         raise ValueError(f'the changelog has no section "## {version} (...)"')
     if not found[2].strip():

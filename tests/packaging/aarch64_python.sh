@@ -4,12 +4,12 @@
 #
 # aarch64_python.sh FOLDER WHEEL: an aarch64 Python that runs under emulation as FOLDER/python, with the oldest torch that is
 # supported, numpy and WHEEL. On Debian, whose packages of that machine are unpacked into FOLDER: nothing is installed, and the
-# system's own list of packages stays as it is. Needs qemu-aarch64 (qemu-user). Fails, with a word, where this cannot be had.
+# system's own list of packages stays as it is. Needs qemu-aarch64 (qemu-user). Ends with 3 where this machine cannot have it.
 set -eu -o pipefail
 folder=$1 wheel=$2
 here=$(cd "$(dirname "$0")/../.." && pwd)
 for needed in qemu-aarch64 apt-get dpkg; do
-  command -v "$needed" >/dev/null || { echo "no $needed" >&2; exit 1; }
+  command -v "$needed" >/dev/null || { echo "no $needed" >&2; exit 3; }
 done
 mkdir -p "$folder"/apt/state/lists/partial "$folder"/apt/cache/archives/partial "$folder/root"
 folder=$(cd "$folder" && pwd)
@@ -20,7 +20,7 @@ apt() { # as on a machine of that kind with no package
 }
 apt update >"$folder/apt/log" 2>&1 &&
   apt install -y --download-only --no-install-recommends python3 libstdc++6 >>"$folder/apt/log" 2>&1 ||
-  { tail -3 "$folder/apt/log" >&2; echo "no packages of arm64 by apt-get (Ubuntu has them elsewhere)" >&2; exit 1; }
+  { tail -3 "$folder/apt/log" >&2; echo "no packages of arm64 by apt-get (Ubuntu has them elsewhere)" >&2; exit 3; }
 for package in "$folder"/apt/cache/archives/*.deb; do
   dpkg -x "$package" "$folder/root"
 done

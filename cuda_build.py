@@ -49,6 +49,7 @@ def include_dirs() -> list[str]:
     return [str(toolkit() / "include")]
 
 
+EXPORTED = f"-Wl,--version-script={Path(__file__).parent / 'csrc' / 'exported_symbols'}"  # zig has no --exclude-libs
 LIBRARIES = ["torch_cpu", "cudart_static", "rt", "dl", "pthread"]
 
 
@@ -64,7 +65,7 @@ def link_arguments(folder: Path) -> list[str]:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     subprocess.run([*compiler, "-shared", "-nostdlib", "-x", "c++", os.devnull, f"-Wl,-soname,{named.name}", "-o", named],
                    check=True)  # fmt: skip
-    return ["-Wl,--exclude-libs,ALL", "-s", "-Wl,--no-as-needed", str(named)]
+    return [EXPORTED, "-s", "-Wl,--no-as-needed", str(named)]
 
 
 @cache

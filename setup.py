@@ -91,7 +91,7 @@ def extension() -> Extension:
         libraries=["torch_cpu"],
         define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI)],
         extra_compile_args=["-std=c++20", "-fvisibility=hidden", *HARDENED, *speed],
-        extra_link_args=HARDENED_LINK,
+        extra_link_args=[*HARDENED_LINK, *([cuda_build.EXPORTED] if sys.platform == "linux" else [])],
         py_limited_api=True,
     )
 

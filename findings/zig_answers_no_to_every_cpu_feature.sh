@@ -7,8 +7,8 @@
 # Output seen (on a processor with AVX2):
 #   native: cpuid sse2 1, builtin sse2 0, builtin avx2 0
 #   x86_64-linux-gnu.2.28: cpuid sse2 1, builtin sse2 0, builtin avx2 0
-# Why it matters here: our CPU kernels choose their path in this way. Built so they ran the portable path, 3.2 to 3.8 times slower than
-#   AVX2, without a word. With GCC's cpuinfo.o linked in the same objects ran AVX2.
+# Why it matters here: our CPU kernels chose their path in this way. Built so they ran the portable path, 3.2 to 3.8 times slower than
+#   AVX2, without a word. Now they read cpuid themselves, with every compiler (csrc/cpu/processor.h).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

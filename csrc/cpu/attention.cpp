@@ -12,9 +12,8 @@
 #  include <sys/mman.h>
 #endif
 
-#include <torch/csrc/stable/library.h>
-
 #include "capability.h"
+#include "entry.h"
 #include "host.h"
 
 namespace nag {
@@ -218,6 +217,6 @@ struct Cpu {
 }  // namespace nag
 
 STABLE_TORCH_LIBRARY_IMPL(nag, CPU, m) {
-  m.impl("fused_guided_attention", TORCH_BOX((&nag::call_attention<nag::Cpu, double>)));
-  m.impl("fused_guided_attention.tensor", TORCH_BOX((&nag::call_attention<nag::Cpu, nag::Tensor>)));
+  m.impl("fused_guided_attention", NAG_BOX((&nag::call_attention<nag::Cpu, double>)));
+  m.impl("fused_guided_attention.tensor", NAG_BOX((&nag::call_attention<nag::Cpu, nag::Tensor>)));
 }

@@ -9,8 +9,10 @@
 
 #include "target.h"
 
+#if defined(NAG_X86)
+#  include "processor.h"
+#endif
 #if defined(NAG_X86) && defined(__linux__)
-#  include <cpuid.h>
 #  include <sys/syscall.h>
 #  include <unistd.h>
 #endif
@@ -18,30 +20,27 @@
 namespace nag {
 namespace {
 
-// Whether the processor has AMX for bfloat16 and the system lets this process use it. Asking is what switches it on.
-bool has_amx() {
-#if defined(NAG_X86) && defined(__linux__)
-  unsigned a, b, c, d;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0) {
-    return false;
-  }
+#if defined(NAG_X86)
+// Whether the system lets this process use the tile registers of AMX. Asking is what switches them on.
+bool may_use_tiles() {
+#  if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
+#  else
   return false;
-#endif
+#  endif
 }
+#endif
 
 const KernelTable& choose() {
 #if defined(NAG_X86)
   constexpr const char* kLevels[] = {"default", "avx2", "avx512", "avx512_bf16", "amx"};
   constexpr int kNumLevels = 5;
-  __builtin_cpu_init();
+  const Processor processor = processor_of(read_processor_words());
   int allowed = kNumLevels - 1;
   // Intel's cores start a bfloat16 dot product every other cycle on one port: less arithmetic than float32's two ports
   // do (88 against 205 GFLOP/s a core on Emerald Rapids). There bfloat16 is widened, unless the pairs are asked for.
-  bool pairs = !__builtin_cpu_is("intel");
+  bool pairs = !processor.intel;
   if (const char* bound = std::getenv("ATEN_CPU_CAPABILITY")) {
     for (int i = 0; i < kNumLevels; ++i) {
       if (std::strcmp(bound, kLevels[i]) == 0) {
@@ -50,20 +49,16 @@ const KernelTable& choose() {
       }
     }
   }
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (allowed >= 4 && avx512_bf16 && amx_kernels() != nullptr && has_amx()) {
+  if (allowed >= 4 && processor.amx_bf16 && amx_kernels() != nullptr && may_use_tiles()) {
     return *amx_kernels();
   }
-  if (allowed >= 3 && pairs && avx512_bf16 && avx512_bf16_kernels() != nullptr) {
+  if (allowed >= 3 && pairs && processor.avx512_bf16 && avx512_bf16_kernels() != nullptr) {
     return *avx512_bf16_kernels();
   }
-  if (allowed >= 2 && avx512 && avx512_kernels() != nullptr) {
+  if (allowed >= 2 && processor.avx512 && avx512_kernels() != nullptr) {
     return *avx512_kernels();
   }
-  if (allowed >= 1 && avx2 && avx2_kernels() != nullptr) {
+  if (allowed >= 1 && processor.avx2 && avx2_kernels() != nullptr) {
     return *avx2_kernels();
   }
 #endif

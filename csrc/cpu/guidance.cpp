@@ -3,9 +3,8 @@
 //
 // Host half of nag::guidance on the CPU: check, then the rows in parallel.
 
-#include <torch/csrc/stable/library.h>
-
 #include "capability.h"
+#include "entry.h"
 #include "host.h"
 
 namespace nag {
@@ -62,6 +61,6 @@ Tensor guidance_cpu(Tensor positive_given,                                  // [
 }  // namespace nag
 
 STABLE_TORCH_LIBRARY_IMPL(nag, CPU, m) {
-  m.impl("guidance", TORCH_BOX(&nag::guidance_cpu<double>));
-  m.impl("guidance.tensor", TORCH_BOX(&nag::guidance_cpu<nag::Tensor>));
+  m.impl("guidance", NAG_BOX(&nag::guidance_cpu<double>));
+  m.impl("guidance.tensor", NAG_BOX(&nag::guidance_cpu<nag::Tensor>));
 }

@@ -5,11 +5,10 @@
 // (form "branches", then the blend). Who calls has chosen the form (gpu.py, choice.cpp); what no kernel takes is
 // refused.
 
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
 #include <optional>
 
+#include "entry.h"
 #include "launch.h"
 #include "operations.h"
 #include "tensor_map.h"
@@ -203,6 +202,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
-  m.impl("fused_guided_attention", TORCH_BOX((&nag::call_attention<nag::Cuda, double, std::string>)));
-  m.impl("fused_guided_attention.tensor", TORCH_BOX((&nag::call_attention<nag::Cuda, nag::Tensor, std::string>)));
+  m.impl("fused_guided_attention", NAG_BOX((&nag::call_attention<nag::Cuda, double, std::string>)));
+  m.impl("fused_guided_attention.tensor", NAG_BOX((&nag::call_attention<nag::Cuda, nag::Tensor, std::string>)));
 }

@@ -8,8 +8,6 @@
 
 #include "choice.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -17,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "entry.h"
 #include "launch.h"
 #include "operations.h"
 
@@ -139,14 +138,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CompositeExplicitAutograd, m) {
-  m.impl("remember", TORCH_BOX(&nag::remember));
-  m.impl("allow_guidance", TORCH_BOX(&nag::allow_guidance));
-  m.impl("pause", TORCH_BOX(&nag::pause));
+  m.impl("remember", NAG_BOX(&nag::remember));
+  m.impl("allow_guidance", NAG_BOX(&nag::allow_guidance));
+  m.impl("pause", NAG_BOX(&nag::pause));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag, NAG_CUDA_KEY, m) {
-  m.impl("fused_guided_attention", TORCH_BOX((&nag::call_attention<nag::Chosen, double>)));
-  m.impl("fused_guided_attention.tensor", TORCH_BOX((&nag::call_attention<nag::Chosen, nag::Tensor>)));
-  m.impl("guidance", TORCH_BOX(&nag::guidance_chosen<double>));
-  m.impl("guidance.tensor", TORCH_BOX(&nag::guidance_chosen<nag::Tensor>));
+  m.impl("fused_guided_attention", NAG_BOX((&nag::call_attention<nag::Chosen, double>)));
+  m.impl("fused_guided_attention.tensor", NAG_BOX((&nag::call_attention<nag::Chosen, nag::Tensor>)));
+  m.impl("guidance", NAG_BOX(&nag::guidance_chosen<double>));
+  m.impl("guidance.tensor", NAG_BOX(&nag::guidance_chosen<nag::Tensor>));
 }

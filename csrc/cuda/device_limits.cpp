@@ -4,11 +4,10 @@
 // What a device cannot run of this library, in words: no machine code for its chip, a driver older than the CUDA
 // runtime inside, a slice of a GPU too small for clusters. Asked once for each device and form, before any launch.
 
-#include <torch/csrc/stable/library.h>
-
 #include <mutex>
 #include <string>
 
+#include "entry.h"
 #include "launch.h"
 #include "operations.h"
 #include "tile_size.h"
@@ -87,5 +86,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CompositeExplicitAutograd, m) {
-  m.impl("device_refusal", TORCH_BOX(&nag::device_refusal_op));
+  m.impl("device_refusal", NAG_BOX(&nag::device_refusal_op));
 }

@@ -3,8 +3,7 @@
 //
 // Host half of nag_cuda::guidance: check, rows, launch.
 
-#include <torch/csrc/stable/library.h>
-
+#include "entry.h"
 #include "launch.h"
 #include "operations.h"
 
@@ -101,6 +100,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
-  m.impl("guidance", TORCH_BOX(&nag::guidance_cuda<double>));
-  m.impl("guidance.tensor", TORCH_BOX(&nag::guidance_cuda<nag::Tensor>));
+  m.impl("guidance", NAG_BOX(&nag::guidance_cuda<double>));
+  m.impl("guidance.tensor", NAG_BOX(&nag::guidance_cuda<nag::Tensor>));
 }

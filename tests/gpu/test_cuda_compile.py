@@ -195,13 +195,6 @@ def test_it_names_the_libraries_of_torch_and_no_path():
     assert not re.search("RPATH|RUNPATH", text)
 
 
-STUB = """
-int aoti_torch_get_current_cuda_stream(int i, void** s) { return 1; }
-int torch_c10_cuda_check_msg(int e, const char* f, const char* g, unsigned l, int d, char** m) { *m = 0; return 0; }
-void torch_c10_cuda_free_error_msg(char* m) {}
-"""
-
-
 IMPORT = """
 import ctypes, importlib.util, sys, torch
 ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_LOCAL)  # as `import torch` of a CUDA build opens libtorch_cuda.so
@@ -214,9 +207,16 @@ def test_it_defines_its_operations_when_imported(tmp_path):
     """DualForward a libtorch_cuda.so with what a torch without CUDA lacks; nothing of it can be called here."""
     if torch.version.cuda is not None:
         pytest.skip("a torch without CUDA is not here: this one has its own libtorch_cuda.so")
-    (tmp_path / "stub.c").write_text(STUB)
     stub = tmp_path / "of_another_file_name.so"
-    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", tmp_path / "stub.c", "-o", stub]
+    command = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,libtorch_cuda.so",
+        ROOT / "tests/gpu/torch_cuda_stub.c",
+        "-o",
+        stub,
+    ]
     subprocess.run(command, check=True)
     code = IMPORT + (
         "spec.loader.exec_module(module); print(module.limits(), module.launches()); "

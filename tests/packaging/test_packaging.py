@@ -12,10 +12,12 @@ import zipfile
 
 import pytest
 
+import nag_kernels
 from nag_kernels import backends, user_errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from release_notes import notes, section  # noqa: E402
 from source_files import source_files  # noqa: E402
 
 import cuda_build  # noqa: E402
@@ -347,5 +349,39 @@ def test_a_public_auditor_agrees():
 def test_the_library_exports_nothing_but_its_init():
     assert LIBRARY.exists()
     text = subprocess.run(["nm", "-D", LIBRARY], capture_output=True, text=True, check=True).stdout
-    exported = [line.split()[-1] for line in text.splitlines() if " T " in line]
+    exported = [line.split()[-1] for line in text.splitlines() if line.split()[-2] not in ("U", "w", "v")]
     assert exported == ["PyInit__C"]
+
+
+def test_torch_enters_every_operation_where_exceptions_are_caught():
+    """Past TORCH_BOX an exception of another C++ library than torch's ends the process: csrc/entry.h. With the compiler of these
+    tests nobody would notice; build_wheels.sh tries it with zig's."""
+    found = {path.name for path in (ROOT / "csrc").rglob("*.*") if "TORCH_BOX(" in path.read_text()}
+    assert found == {"entry.h"}
+
+
+# --- a release --------------------------------------------------------------------------------------------------------
+
+
+def test_release_notes_are_the_section_of_the_version_and_the_checksums():
+    changelog = "# Changelog\n\n## 0.2.0 (2026-12-01)\n\n- New.\n  More.\n\n## 0.1.0 (2026-11-01)\n\n- Old.\n"
+    assert notes(changelog, "0.2.0", "ab12  a.whl\ncd34  b.whl\n") == (
+        "# nag_kernels 0.2.0 (2026-12-01)\n\n- New.\n  More.\n\n| wheel | SHA-256 |\n|---|---|\n"
+        "| `a.whl` | `ab12` |\n| `b.whl` | `cd34` |\n"
+    )
+    assert section(changelog, "0.1.0") == ("2026-11-01", "- Old.")
+    for version, said in (("0.3.0", "no section"), ("0.2", "no section")):
+        with pytest.raises(ValueError, match=said):
+            section(changelog, version)
+    with pytest.raises(ValueError, match="is empty"):
+        section("## 0.2.0 (unreleased)\n\n## 0.1.0 (2026-11-01)\n\n- Old.\n", "0.2.0")
+
+
+def test_the_changelog_has_a_section_of_this_version():
+    assert section((ROOT / "CHANGELOG.md").read_text(), nag_kernels.__version__)
+
+
+def test_the_release_script_uploads_nothing():
+    text = (ROOT / "build_wheels.sh").read_text()
+    assert not re.search(r"twine|\bgh\b|curl|git push|--repository", text)
+    assert "Nothing was uploaded" in text

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The arithmetic that CPU and CUDA share: the rules as row factors. Scalars here; the CPU kernels also pass vectors (V).
+// The arithmetic that CPU and CUDA share: the rules as row factors. Scalars here; the CPU kernels also pass vectors
+// (V).
 #pragma once
 
 #if defined(__CUDACC__)

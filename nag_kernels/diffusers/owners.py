@@ -109,7 +109,10 @@ class _Guided:
             own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
         make: Any = type(plain)
-        self.cls: type[Any] = make(plain.__name__, (_NotSeenByItsBase, plain), own | same)
+        bases = (
+            (plain,) if issubclass(plain, _NotSeenByItsBase) else (_NotSeenByItsBase, plain)
+        )  # a copy has ours as its class
+        self.cls: type[Any] = make(plain.__name__, bases, own | same)
         self.put = dict(vars(self.cls))
 
     def owner(self) -> Owner | None:

@@ -321,6 +321,7 @@ class _Guidance:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
         calls.check()
+        steered.steps.check_end()
         if steered.guided == 0:
             raise RuntimeError(f"guide: {steered.steps.never_guided()}")
         return result

@@ -12,12 +12,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .models.spec import ModelSpec
 from .negative_prompt import NegativeRecorder, RecordedCall
-from .packing import in_turn
+from .text_rows import different_rows, halves, has_rows, is_half, rows_of_prompts, same, same_halves, same_rows
 
 PROMPT, SECOND_PROMPT, UNCONDITIONAL = "prompt", "second prompt", "unconditional"
 # The contexts of diffusers' pipelines and guiders. LTX-2's last four have the prompt, and layers that are switched off: other
@@ -36,6 +35,11 @@ CONTEXTS = {
 _CANNOT_TELL = (
     "guide: the denoiser is called with several texts, and which of them carry the prompt and which belong to the unconditional "
     "branch cannot be told; give the calls a context: `with denoiser.cache_context('cond'):` and ('uncond')"
+)
+
+_ONE_AFTER_ANOTHER = (
+    "the prompts seem to be drawn one after another. Call the pipeline once for each prompt, with its own negative prompt; or "
+    "give the prompts in one text if it takes that ('a | b')"
 )
 
 
@@ -111,25 +115,31 @@ class PromptCalls:
 
         A batch of two rows is one image under classifier-free guidance, or two images of one prompt, whose rows are alike.
         """
-        name, dim = next(iter(self.spec.text.items()))
-        text = arguments.get(name)
-        if not isinstance(text, Tensor) or not dim or text is self._counted:
+        name = next(iter(self.spec.text))
+        text: Any = arguments.get(name)
+        if not has_rows(text, self.spec.text[name]) or text is self._counted:
             return self.made
         each = self.spec.rows_per_image(arguments)
         if self._counted is None and self.prompts < self.made:
             self._count_images(text, each)
         rows, made = len(text), self.made * each
+        if rows < made and self.prompts > 1:
+            raise ValueError(
+                f"guide: the denoiser was called with {rows} texts for {made} images; {_ONE_AFTER_ANOTHER}"
+            )
         if (
             rows == made
             and self.prompts < self.made
-            and not _rows_of_prompts(text, self.prompts, self.made // self.prompts)
+            and not rows_of_prompts(text, self.prompts, self.made // self.prompts)
         ):
             raise ValueError(
                 f"guide: the denoiser was called with {rows} texts for {self.made} images of {self.prompts} prompts, and those "
                 "of one prompt differ; the call makes fewer images than it was told to (num_images_per_prompt, say), or a "
                 "callback has changed their number. Leave that argument out, and keep the number of images"
             )
-        if self._counted is not None and len(self._counted) > rows == made and not _is_half(text, self._counted):
+        if rows == made > 1:
+            self._check_each_has_prompt(name, text)
+        if self._counted is not None and len(self._counted) > rows == made and not is_half(text, self._counted):
             raise ValueError(
                 f"guide: the denoiser was called with {len(self._counted)} texts, and then with {rows}, which are no half of "
                 "them; a callback may end classifier-free guidance, or change the texts, but not the number of images"
@@ -137,13 +147,32 @@ class PromptCalls:
         self._counted = text
         return self.made
 
-    def _count_images(self, text: Tensor, each: int) -> None:
+    def _count_images(self, text: Any, each: int) -> None:
         """Some pipelines do not look at num_videos_per_prompt, and make one of each prompt."""
         most = self.spec.cfg_rows
         told, one = ([n * x * each for n in range(1, most + 1)] for x in (self.made, self.prompts))
-        alike = _rows_of_prompts(text, self.prompts, self.made // self.prompts)
-        if len(text) in one and (len(text) not in told or (len(text) == told[0] and not alike)):
+        alike = rows_of_prompts(text, self.prompts, self.made // self.prompts)
+        given = self.recorder.arguments.get("prompt")
+        different = len(set(given)) if isinstance(given, list) and all(isinstance(x, str) for x in given) else 1
+        ignored = len(text) in one and (len(text) not in told or (len(text) == told[0] and not alike))
+        if ignored and different_rows(text) >= different:  # else they are the images of some of the prompts
             self.made = self.prompts
+
+    def _check_each_has_prompt(self, name: str, text: Any) -> None:
+        """Of a batch with as many rows as images. Raises ValueError where one of them does not carry a prompt: it is the
+        unconditional one of fewer images, as a text that is beside two negatives the same."""
+        assert self.negative is not None
+        of_negative: Any = self.negative.arguments.get(name)
+        if not has_rows(of_negative, self.spec.text[name]) or len(of_negative) == 2 * len(text):
+            return  # a ready-made negative comes with an unconditional text where the call has none (AnyFlow)
+        if self.recorder.same_unconditional and not any(same_rows(text, of_negative, self.spec.text[name])):
+            return
+        other = self._record(self._negative_at, True) if self._first_step or self._negative_at == 0 else None
+        if other is None or any(same_rows(of_negative, other.arguments.get(name), self.spec.text[name])):
+            raise ValueError(
+                f"guide: the denoiser was called with {len(text)} texts for {self.made} images, and some of the texts carry no "
+                f"prompt; {_ONE_AFTER_ANOTHER}"
+            )
 
     def ended(self, output: Any) -> None:
         """Called with what a call of the first step has given: a recording that must go beyond it is given the same."""
@@ -168,22 +197,22 @@ class PromptCalls:
         assert self.negative is not None
         of_negative = self.negative.arguments.get(name)
         if self.recorder.same_unconditional:
-            same = _same_halves(text, of_negative)
+            alike = same_halves(text, of_negative)
         else:  # the recording has another text there
-            same, halves = [], [self.recorder.ready_made([half]) for half in _halves(text)]
-            if halves.count(True) == 1:
-                return halves[0] is True
-        if sum(same) != 1:  # of another length, or the negative is the prompt
+            alike, given = [], [self.recorder.ready_made([half]) for half in halves(text)]
+            if given.count(True) == 1:
+                return given[0] is True
+        if sum(alike) != 1:  # of another length, or the negative is the prompt
             if (self.recorder.function.__module__ or "").startswith("diffusers."):
                 return self.spec.prompt_first
             other = self._record(self._negative_at, True) if self._first_step else None
-            same = [] if other is None else _same_halves(of_negative, other.arguments.get(name))
-        if sum(same) != 1:
+            alike = [] if other is None else same_halves(of_negative, other.arguments.get(name))
+        if sum(alike) != 1:
             raise RuntimeError(
                 "guide: which half of the batch is the unconditional one cannot be told; give the calls apart, with a context: "
                 "`with denoiser.cache_context('cond'):` and ('uncond')"
             )
-        return same[1]
+        return alike[1]
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
         when = arguments.get(self.spec.timestep)
@@ -222,13 +251,13 @@ class PromptCalls:
                 return known.kind
         if self._first_step:
             return None  # the unconditional branch may have the text of the prompt
-        same = [known for known in self._known if _same(known.first, text)]
-        kinds = {known.kind for known in same}
+        alike = [known for known in self._known if same(known.first, text)]
+        kinds = {known.kind for known in alike}
         if len(kinds) > 1 and (place := self._place()) < len(self._pattern):
-            same = [known for known in same if known.kind == self._pattern[place]] or same
-        if same:
-            same[0].latest = text
-        return same[0].kind if same else None
+            alike = [known for known in alike if known.kind == self._pattern[place]] or alike
+        if alike:
+            alike[0].latest = text
+        return alike[0].kind if alike else None
 
     def _new_kind(self, text: list[Any], context: str | None) -> str:
         if context is not None:
@@ -252,13 +281,13 @@ class PromptCalls:
         self._record(place, False)
         if self.recorder.same_unconditional:
             of_negative = self._texts_of_negative()
-            places = [i for i, x in of_negative.items() if i not in self._matched and _same(text, x)]
+            places = [i for i, x in of_negative.items() if i not in self._matched and same(text, x)]
             if not places:
                 return PROMPT if self.negative is None else SECOND_PROMPT
             place = places[-1]  # this call's, if it is among them
             self._matched.add(place)
             if self.negative is not None and not self._negative_is_prompt():
-                if _same(text, _text(self.spec, self.negative.arguments)):
+                if same(text, _text(self.spec, self.negative.arguments)):
                     first, other = self._record(self._negative_at, False), self._record(self._negative_at, True)
                     if first is None or other is None or self._same_text(first, other):
                         # What was taken for the negative's call is the unconditional branch's.
@@ -272,7 +301,7 @@ class PromptCalls:
         return PROMPT if self.negative is None else SECOND_PROMPT
 
     def _same_text(self, one: RecordedCall, two: RecordedCall) -> bool:
-        return _same(_text(self.spec, one.arguments), _text(self.spec, two.arguments))
+        return same(_text(self.spec, one.arguments), _text(self.spec, two.arguments))
 
     def _texts_of_negative(self) -> dict[int, list[Any]]:
         """Of the calls of the first step, as far as they are recorded, by place."""
@@ -287,14 +316,14 @@ class PromptCalls:
         if self.negative is None or not self.recorder.same_unconditional or self._by_context:
             return
         for text in self._texts_of_negative().values():
-            of_negative = _same(text, _text(self.spec, self.negative.arguments))
-            if not of_negative and not any(_same(known.first, text) for known in self._known):
+            of_negative = same(text, _text(self.spec, self.negative.arguments))
+            if not of_negative and not any(same(known.first, text) for known in self._known):
                 raise RuntimeError(_CANNOT_TELL)
 
     def _negative_is_prompt(self) -> bool:
         assert self.negative is not None
         text = _text(self.spec, self.negative.arguments)
-        return any(known.kind == PROMPT and _same(known.first, text) for known in self._known)
+        return any(known.kind == PROMPT and same(known.first, text) for known in self._known)
 
     def _beside(self, place: int, context: str | None) -> RecordedCall:
         recorded = self._record(place, False) if self._first_step else None
@@ -315,43 +344,6 @@ class PromptCalls:
 def _text(spec: ModelSpec, arguments: Mapping[str, Any]) -> list[Any]:
     """What a call says of its text."""
     return [arguments.get(name) for name in spec.text]
-
-
-def _same(one: Any, two: Any) -> bool:
-    """Whether two texts are the same to the bit. Zeros, which stand for no text, are the same at any length."""
-    if one is two:
-        return True
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        if one.shape == two.shape and one.dtype == two.dtype:
-            return torch.equal(one, two.to(one.device))
-        return one.is_floating_point() and two.is_floating_point() and not one.any() and not two.any()
-    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
-        return len(one) == len(two) and all(_same(x, y) for x, y in zip(one, two, strict=True))
-    return False
-
-
-def _same_halves(one: Any, two: Any) -> list[bool]:
-    """Of a batch; none where the two cannot be compared."""
-    tensors = isinstance(one, Tensor) and isinstance(two, Tensor) and one.shape == two.shape
-    rows = isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two)
-    return [_same(x, y) for x, y in zip(_halves(one), _halves(two), strict=True)] if tensors or rows else []
-
-
-def _halves(batch: Any) -> list[Any]:
-    """Of a tensor, or of a list with one for each row."""
-    return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-
-
-def _is_half(text: Tensor, whole: Tensor) -> bool:
-    return len(whole) == 2 * len(text) and any(_same(text, half) for half in _halves(whole))
-
-
-def _rows_of_prompts(text: Tensor, prompts: int, times: int) -> bool:
-    """Whether the rows are those of so many prompts, each so many times: one after another, or all of them again and again."""
-    if len(text) % (prompts * times):
-        return False
-    together = text.unflatten(0, (prompts, len(text) // prompts))
-    return torch.equal(together, together[:, :1].expand_as(together)) or in_turn(text, prompts)
 
 
 def _same_time(one: Any, two: Any) -> bool:

@@ -15,6 +15,7 @@ from nag_kernels.layer_choice import in_share
 
 from .models.spec import ModelSpec
 from .modular import first_timestep, is_modular
+from .places import ADVICE, Expected, Places, place_of_view
 
 Scales = float | Sequence[float] | torch.Tensor | Callable[[int, int], float]
 
@@ -103,9 +104,9 @@ class Steps:
         self.latest = self.start == 0  # whether the latest step was guided
         self.everything = window == (0, 1, None) and self.schedule is None
         self.visits = 0
-        self.begun = 0  # the visit with which the scheduler's steps began: FreeInit goes through them several times
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
+        self.places: Places | None = None  # of the visits, in this pass through the scheduler's steps
         self.expected: Expected | None = None  # where the place of each visit is known by its timestep
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
@@ -120,37 +121,65 @@ class Steps:
 
     def visit(self, arguments: Mapping[str, Any]) -> bool:
         """Counts one visit, with these arguments of forward; whether it is guided."""
-        now, self.visits = self.visits, self.visits + 1
+        self.visits += 1
         if self.everything:
             return True
         if not self.spec.fills_cache(arguments):
-            self.latest = self._inside(now, arguments)
+            self.latest = self._inside(arguments)
         return self.latest
 
-    def _inside(self, now: int, arguments: Mapping[str, Any]) -> bool:
+    def _inside(self, arguments: Mapping[str, Any]) -> bool:
         if not self.step_of or self.spec.by_timestep:
             self._read_scheduler(arguments)
-        if self.expected is not None:
-            now = self.expected.place(arguments[self.spec.timestep])
-        elif self.spec.by_timestep:
-            timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
-            # The noisiest of the frames: given ones have an earlier time.
-            now = int((timesteps - float(arguments[self.spec.timestep].max())).abs().argmin())
-        elif now - self.begun == len(self.step_of):
-            if not getattr(self.pipe, "free_init_enabled", False):
-                raise RuntimeError(
-                    f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                    f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
-                )
-            self.begun = now
-            self._read_scheduler(arguments)  # they may have become more
-        now -= self.begun
+        now = self._place(arguments)
         step, steps = self.step_of[now], self.step_of[-1] + 1
         inside = in_share(step, steps, self.start, self.end)
         if self.schedule is not None:
             self.scale = self.scales[step]
             inside = inside and self.scale != self.idle
         return inside and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
+
+    def _place(self, arguments: Mapping[str, Any]) -> int:
+        """Which of the run's timesteps a visit is for."""
+        given = arguments.get(self.spec.timestep)
+        if self.expected is not None:
+            return self.expected.place(given)
+        if self.spec.by_timestep:
+            timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
+            # The noisiest of the frames: given ones have an earlier time.
+            return int((timesteps - float(arguments[self.spec.timestep].max())).abs().argmin())
+        assert self.places is not None
+        if self.places.is_over(given):
+            if self.places.last > 0:  # else it was at the first of them, and still is
+                self.check_end()
+            self._read_scheduler(arguments)
+        now = self.places.place(given)
+        if now == len(self.step_of) and getattr(self.pipe, "free_init_enabled", False):
+            self._read_scheduler(arguments)  # FreeInit goes through them several times, and they may have become more
+            now = self.places.place(given)
+        if now == len(self.step_of):
+            raise RuntimeError(
+                f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
+                f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
+            )
+        return now
+
+    def check_end(self) -> None:
+        """Called when a pass through the scheduler's timesteps has ended. Raises RuntimeError where it did not come to their end:
+        then it has fewer steps than it was told to have, or the denoiser was not called in each, and nothing said in which."""
+        if self.everything or self.places is None or self.spec.by_timestep:
+            return
+        if self.expected is None:
+            whole, places = self.places.is_whole(), self.places.places
+        else:
+            whole, places = self.expected.at == len(self.step_of) - 1, set(range(self.expected.at + 1))
+        if places and not whole:
+            visited = len({self.step_of[place] for place in places})
+            raise RuntimeError(
+                "guide: start, end, sigma_end and a nag_scale for each step were placed over "
+                f"{self.step_of[-1] + 1} steps, and {type(self.pipe).__name__} called its denoiser in "
+                f"{visited} of them, and not in the last; leave them out, or call the denoiser in the last step, too"
+            )
 
     def never_guided(self) -> str:
         """What to say where no visit was guided."""
@@ -171,10 +200,33 @@ class Steps:
         """
         if getattr(self.pipe, "scheduler", None) is None:
             raise ValueError(
-                f"guide: start, end, sigma_end and a nag_scale for each step cannot be placed: {type(self.pipe).__name__} has no "
-                "scheduler; leave them out"
+                "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
+                f"{type(self.pipe).__name__} has no scheduler; leave them out"
             )
-        timesteps = torch.as_tensor(self.pipe.scheduler.timesteps)
+        scheduler = self.pipe.scheduler
+        timesteps = torch.as_tensor(scheduler.timesteps)
+        start, used = self._taken(timesteps, arguments)
+        begins = len(timesteps) - used if start is None else start
+        run = slice(begins, begins + used)
+        if _visits_twice(scheduler):
+            self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
+        else:  # equal ones are rounded
+            self.step_of = list(range(len(timesteps[run])))
+        self.places = Places(type(self.pipe).__name__, scheduler, timesteps, start, len(self.step_of))
+        if self.expected is not None:
+            self.expected.begin(timesteps[run], self.step_of)
+        steps = self.step_of[-1] + 1
+        if self.schedule is not None and len(self.scales) != steps:
+            self.scales = self.schedule.over(steps)
+        if self.sigma_end is not None:
+            self.sigmas = _sigmas(scheduler, timesteps)[run]
+
+    def _taken(self, timesteps: torch.Tensor, arguments: Mapping[str, Any]) -> tuple[int | None, int]:
+        """With which of the scheduler's timesteps a run begins, None for the last ones where that is not known, and how many it
+        takes."""
+        known = self.spec.timesteps_taken(self.pipe, self.arguments)
+        if known is not None:
+            return known.start, len(known)
         stop = len(timesteps)
         used = getattr(self.pipe, "num_timesteps", None)
         end = getattr(self.pipe, "denoising_end", self.arguments.get("denoising_end"))
@@ -189,18 +241,14 @@ class Steps:
         elif used is None and not self._takes_all():
             used = stop - self._first_of(timesteps, arguments)
         # SDXL with a ControlNet counts before it leaves the last ones out.
-        run = slice(stop - min(used or stop, stop), stop)
-        if _visits_twice(self.pipe.scheduler):
-            self.step_of = torch.unique_consecutive(timesteps[run], return_inverse=True)[1].tolist()
-        else:  # equal ones are rounded
-            self.step_of = list(range(len(timesteps[run])))
-        if self.expected is not None:
-            self.expected.begin(timesteps[run], self.step_of)
-        steps = self.step_of[-1] + 1
-        if self.schedule is not None and len(self.scales) != steps:
-            self.scales = self.schedule.over(steps)
-        if self.sigma_end is not None:
-            self.sigmas = _sigmas(self.pipe.scheduler, timesteps)[run]
+        used = min(used or stop, stop)
+        if used == len(timesteps) or stop < len(timesteps):
+            return stop - used, used
+        # Some leave out the first ones, and some the last.
+        start = place_of_view(timesteps, arguments.get(self.spec.timestep))
+        if start is None:
+            start = getattr(self.pipe.scheduler, "begin_index", None)
+        return (start if isinstance(start, int) and 0 <= start <= stop - used else None), used
 
     def _takes_all(self) -> bool:
         """Whether a pipeline that does not say how many timesteps it uses is known to use all that its scheduler has."""
@@ -219,51 +267,17 @@ class Steps:
                 if near.any():
                     return int(near.double().argmax())
         raise ValueError(
-            f"guide: start, end, sigma_end and a nag_scale for each step cannot be placed: {type(self.pipe).__name__} does not "
-            f"say which of its scheduler's {len(timesteps)} timesteps it uses; {ADVICE}"
+            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
+            f"{type(self.pipe).__name__} does not say which of its scheduler's {len(timesteps)} "
+            f"timesteps it uses; {ADVICE}"
         )
 
 
 PARTS = ("strength", "inpaint_strength")  # arguments by which a pipeline leaves out its first steps
-ADVICE = "leave them out, or set self._num_timesteps in the pipeline's call, as diffusers' pipelines do"
 
 
 def _visits_twice(scheduler: Any) -> bool:
     return getattr(scheduler, "order", 1) > 1 or hasattr(scheduler, "prk_timesteps")  # the latter is PNDM's, of order 1
-
-
-class Expected:
-    """The timesteps with which a run is to call its denoiser, one after another."""
-
-    def __init__(self, pipe: str, factor: float):
-        """factor: times the denoiser's timestep it is the scheduler's."""
-        self.pipe, self.factor = pipe, factor
-        self.timesteps, self.step_of, self.at = torch.empty(0), [0], -1
-
-    def begin(self, timesteps: torch.Tensor, step_of: list[int]) -> None:
-        self.timesteps, self.step_of, self.at = timesteps, step_of, -1
-
-    def near(self, timesteps: torch.Tensor, given: Any) -> torch.Tensor:
-        """Which of them are the denoiser's timestep to its rounding."""
-        given = torch.as_tensor(given)
-        rounding = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
-        value = self.factor * float(given.max())
-        return (timesteps.double().cpu() - value).abs() <= max(1e-3, rounding * abs(value))
-
-    def place(self, given: Any) -> int:
-        """The place of a visit in the run. Raises RuntimeError where it is not the next one."""
-        near = self.near(self.timesteps, given).tolist()
-        for at in range(self.at + 1, len(near)):
-            if near[at]:
-                self.at = at
-                return at
-            # A run from an image may begin with the second visit of a step.
-            if self.at != 0 or self.step_of[at] != self.step_of[0]:
-                break
-        raise RuntimeError(
-            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: the timesteps with which "
-            f"{self.pipe} calls its denoiser are not those of its scheduler one after another; {ADVICE}"
-        )
 
 
 def check_window(start: float, end: float, sigma_end: float | None) -> None:

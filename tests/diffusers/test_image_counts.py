@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many images a call makes, and of which prompt each row is: from the rows, where arguments say something else."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -153,3 +155,87 @@ def test_a_pipeline_that_writes_every_text_into_one_tensor():
             wanted = draw(other, **prompt)
         with guide(pipe, NEGATIVE, **FIRM):
             assert torch.equal(draw(pipe, **prompt), wanted)
+
+
+def one_by_one(kind, chunk=1):
+    """A pipeline that draws its prompts one after another, or so many at a time, as one does for want of memory."""
+
+    class OneByOne(kind):
+        def __call__(self, prompt, generator=None, num_images_per_prompt=1, guidance_scale=1.0, **call):
+            parts = [prompt[i : i + chunk] for i in range(0, len(prompt), chunk)]
+            if chunk == 1 and num_images_per_prompt == 1:
+                parts = prompt
+            call |= {"guidance_scale": guidance_scale, "num_images_per_prompt": num_images_per_prompt}
+            one = super().__call__
+            return SimpleNamespace(images=[one(part, **call).images for part in parts])
+
+    return OneByOne
+
+
+FOUR = [PROMPT, "a house", "an old fox", "a wood in snow"]
+CHUNKS = [  # prompts, at a time, images of each
+    (FOUR[:2], 1, 1),
+    (FOUR, 2, 1),
+    (FOUR[:2], 1, 2),
+    (FOUR, 2, 2),
+]
+
+
+@pytest.mark.parametrize("negative", [NEGATIVE, "a list"])
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize(("prompts", "chunk", "images"), CHUNKS)
+def test_prompts_that_are_drawn_one_after_another_raise(prompts, chunk, images, scale, negative):
+    """Two rows of text may be two prompts, or one and the unconditional text; only the texts tell."""
+    pipe = own(one_by_one(diffusers.StableDiffusionPipeline, chunk))
+    pipe.set_progress_bar_config(disable=True)
+    negatives = negative if negative == NEGATIVE else [NEGATIVE, "red", "grass", "a dog"][: len(prompts)]
+    message = r"one after another\. Call the pipeline once for each prompt"
+    with pytest.raises(ValueError, match=message), guide(pipe, negatives, rule="nasa", nag_scale=0.5):
+        draw(pipe, prompt=prompts, guidance_scale=scale, num_images_per_prompt=images)
+
+
+def test_prompts_one_after_another_where_texts_are_a_list():
+    """As Z-Image has them."""
+
+    class OneByOne(diffusers.ZImagePipeline):
+        def __call__(self, prompt=None, prompt_embeds=None, negative_prompt_embeds=None, **call):
+            texts = zip(prompt_embeds, negative_prompt_embeds, strict=True)
+            one = super().__call__
+            return [one(prompt_embeds=[x], negative_prompt_embeds=[y], **call).images for x, y in texts]
+
+    pipe, call, prompt, negative = PIPELINES["z image"].build()  # of two prompts
+    pipe.__class__ = OneByOne
+    pipe.set_progress_bar_config(disable=True)
+    call |= prompt | {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 0.8}
+    pipe(**call)
+    with pytest.raises(ValueError, match=r"2 texts for 2 images, .* one after another"), guide(pipe, negative):
+        pipe(**call)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["alone", "with cfg"])
+def test_prompts_of_the_windows_of_one_video(scale):
+    """LTX's list of prompts is for the windows of one video; as one text they have one negative."""
+    pipe, call, _, negative = PIPELINES["ltx of several prompts"].build()
+    pipe.set_progress_bar_config(disable=True)
+    call |= {"num_frames": 17, "num_inference_steps": 2, "guidance_scale": scale, "output_type": "latent"}
+
+    def run(prompt):
+        return pipe(**call, prompt=prompt, generator=torch.Generator().manual_seed(7)).frames
+
+    with guide(pipe, negative), pytest.raises(ValueError, match="give the prompts in one text if it takes that"):
+        run(FOUR[:2])
+    plain = run(" | ".join(FOUR[:2]))
+    assert torch.equal(run(FOUR[:2]), plain)
+    with guide(pipe, negative, **FIRM):
+        assert error(run(" | ".join(FOUR[:2])), plain) > 1e-3
+
+
+@pytest.mark.parametrize("negative", [NEGATIVE, FOUR[0], [NEGATIVE, FOUR[0]], FOUR[:2]])
+def test_a_prompt_that_is_its_own_negative_is_no_unconditional_row(negative):
+    pipe = pipeline("sd15")
+    plain = draw(pipe, prompt=FOUR[:2])
+    with guide(pipe, negative, **FIRM):
+        got = draw(pipe, prompt=FOUR[:2])
+    alike = [error(x, y) < 1e-5 for x, y in zip(got, plain, strict=True)]
+    negatives = [negative] * 2 if isinstance(negative, str) else negative
+    assert alike == [x == y for x, y in zip(FOUR[:2], negatives, strict=True)]

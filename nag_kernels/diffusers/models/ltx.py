@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LTX-Video."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from torch import Tensor
 
@@ -45,8 +48,18 @@ class NAGLTXVideoAttnProcessor(CrossAttentionProcessor):
         return attn.to_out[1](attn.to_out[0](hidden_states))
 
 
+class LTXVideo(ModelSpec):
+    def timesteps_taken(self, pipe: Any, arguments: Mapping[str, Any]) -> range | None:
+        """The pipeline of several prompts leaves out the last one, and those of too much noise, in each of its windows."""
+        if not any(kind.__name__ == "LTXI2VLongMultiPromptPipeline" for kind in type(pipe).__mro__):
+            return None
+        most, last = arguments.get("skip_steps_sigma_threshold"), len(pipe.scheduler.timesteps) - 1
+        skipped = 0 if most is None or most <= 0 else int((pipe.scheduler.sigmas[:last] > most).sum())
+        return range(skipped, last)
+
+
 MODELS: dict[str, ModelSpec] = {
-    "LTXVideoTransformer3DModel": ModelSpec(
+    "LTXVideoTransformer3DModel": LTXVideo(
         text={"encoder_hidden_states": 1},
         masks=("encoder_attention_mask",),
         layers=layers_named("attn2", kind=LTXAttention),

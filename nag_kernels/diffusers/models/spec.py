@@ -126,6 +126,10 @@ class ModelSpec:
         """Parts of the names of those layers that do nothing in a call with these arguments of forward."""
         return ()
 
+    def timesteps_taken(self, pipe: Any, arguments: Mapping[str, Any]) -> range | None:
+        """Which of its scheduler's timesteps a pipeline's call with these arguments takes, where it says something else."""
+        return None
+
     def fills_cache(self, arguments: Mapping[str, Any]) -> bool:
         """Whether such a call draws nothing, and only keeps keys and values for later. It is guided like the step before."""
         return False

@@ -106,6 +106,11 @@ def full(kind, **call):
     return build
 
 
+def built(kind):
+    """Looked up when it is called: an older diffusers has fewer."""
+    return lambda: PIPELINES[kind].build()
+
+
 def example(kind, **call):
     def build():
         pipe, own, prompt, negative = EXAMPLES[kind]()
@@ -167,7 +172,7 @@ def ltx_from_noise():
 
 def wan_from_an_image(**parts):
     def build():
-        pipe, call, prompt, negative = with_a_picture(PIPELINES["wan from an image"].build)()
+        pipe, call, prompt, negative = with_a_picture(built("wan from an image"))()
         for name, part in parts.items():
             setattr(pipe, name, part)
         return pipe, call, prompt, negative
@@ -248,13 +253,21 @@ MODULAR: dict[str, TinyModular] = {
     ),
     "LTXModularPipeline": TinyModular(ltx_from_noise),
     "LTX2ModularPipeline": TinyModular(
-        PIPELINES["ltx 2"].build, words="text_encoder/text_encoder", beside=LTX2, parts=ltx2_parts, unguided=None
+        lambda: built("ltx 2")(),
+        words="text_encoder/text_encoder",
+        beside=LTX2,
+        parts=ltx2_parts,
+        unguided=None,
     ),
     "LTX25ModularPipeline": TinyModular(
-        PIPELINES["ltx 2"].build, words="text_encoder/text_encoder", beside=LTX2, parts=ltx2_parts, unguided=None
+        lambda: built("ltx 2")(),
+        words="text_encoder/text_encoder",
+        beside=LTX2,
+        parts=ltx2_parts,
+        unguided=None,
     ),
-    "Krea2ModularPipeline": TinyModular(PIPELINES["krea 2"].build, unguided={"guidance_scale": 0.0}),
-    "Krea2TurboModularPipeline": TinyModular(PIPELINES["krea 2"].build, unguided={"guidance_scale": 0.0}),
+    "Krea2ModularPipeline": TinyModular(built("krea 2"), unguided={"guidance_scale": 0.0}),
+    "Krea2TurboModularPipeline": TinyModular(built("krea 2"), unguided={"guidance_scale": 0.0}),
     "QwenImageModularPipeline": TinyModular(example("qwen image"), unguided=CFG),
     "QwenImageEditModularPipeline": TinyModular(example("qwen image"), **QWEN_FROM_AN_IMAGE),
     "QwenImageEditPlusModularPipeline": TinyModular(
@@ -263,15 +276,15 @@ MODULAR: dict[str, TinyModular] = {
     "QwenImageLayeredModularPipeline": TinyModular(
         example("qwen image"), **QWEN_FROM_AN_IMAGE | {"call": {"image_latents": EDITED.transpose(1, 2)}}
     ),
-    "QwenImage21ModularPipeline": TinyModular(PIPELINES["qwen image 2.1"].build, unguided=CFG, more=no_image_in),
-    "QwenImage21TurboModularPipeline": TinyModular(PIPELINES["qwen image 2.1"].build, unguided=CFG, more=no_image_in),
+    "QwenImage21ModularPipeline": TinyModular(built("qwen image 2.1"), unguided=CFG, more=no_image_in),
+    "QwenImage21TurboModularPipeline": TinyModular(built("qwen image 2.1"), unguided=CFG, more=no_image_in),
     "AnimaModularPipeline": TinyModular(anima, unguided=None),
-    "ZImageModularPipeline": TinyModular(PIPELINES["z image"].build, unguided={"guidance_scale": 0.0}),
+    "ZImageModularPipeline": TinyModular(built("z image"), unguided={"guidance_scale": 0.0}),
     "Cosmos3OmniModularPipeline": TinyModular(
-        PIPELINES["cosmos 3"].build, words="", parts=lambda: {"enable_safety_checker": False}, scale="guidance_scale"
+        built("cosmos 3"), words="", parts=lambda: {"enable_safety_checker": False}, scale="guidance_scale"
     ),
     "Cosmos3DistilledModularPipeline": TinyModular(
-        PIPELINES["cosmos 3"].build,
+        built("cosmos 3"),
         words="",
         unguided=None,
         parts=lambda: {"enable_safety_checker": False, "distilled_sigmas": [1.0, 0.5]},
@@ -285,11 +298,9 @@ MODULAR: dict[str, TinyModular] = {
         unguided=None,
         parts=lambda: {"scheduler": diffusers.HeliosDMDScheduler(stages=3, gamma=0.3)},
     ),
-    "HunyuanVideo15ModularPipeline": TinyModular(PIPELINES["hunyuan video 1.5"].build, unguided=None),
-    "EchoModularPipeline": TinyModular(
-        PIPELINES["ltx 2"].build, words="text_encoder/encode", parts=ltx2_parts, unguided=None
-    ),
-    "ErnieImageModularPipeline": TinyModular(PIPELINES["ernie image"].build, without=("prompt_enhancer",)),
+    "HunyuanVideo15ModularPipeline": TinyModular(built("hunyuan video 1.5"), unguided=None),
+    "EchoModularPipeline": TinyModular(built("ltx 2"), words="text_encoder/encode", parts=ltx2_parts, unguided=None),
+    "ErnieImageModularPipeline": TinyModular(built("ernie image"), without=("prompt_enhancer",)),
     "Ideogram4ModularPipeline": TinyModular(
         ideogram4, without=("prompt_upsample",), unguided=None, call={"guidance_schedule": [7.0] * STEPS}
     ),

@@ -54,7 +54,7 @@ def test_texts_and_masks_that_do_not_fit():
         guide(pipe, "negative"),
     ):
         pipe(pipe.prompt)
-    pipe.texts["positive"]["cap_feats"] = [torch.zeros(3)]
+    pipe.texts["positive"]["cap_feats"] = [torch.zeros(3)] * ROWS
     with pytest.raises(ValueError, match=r"must be a list of tensors \[T, C\]"), guide(pipe, "negative"):
         pipe(pipe.prompt)
     pipe = filled(TINY["HunyuanVideo15Transformer3DModel from an image"])

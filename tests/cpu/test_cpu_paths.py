@@ -63,6 +63,7 @@ def test_capability_is_an_upper_bound(bound):
     assert bounded(bound, CAPABILITY).split()[-1] == expected
 
 
+@pytest.mark.slow
 def test_bfloat16_pairs_only_where_they_are_fast():
     """Intel's processors run bfloat16 pairs when asked by name, and otherwise use AMX or widen."""
     info = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""

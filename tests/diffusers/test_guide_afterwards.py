@@ -192,6 +192,7 @@ def test_other_pipelines_over_the_same_denoisers(name, kind, options):
     assert torch.equal(draw_it(), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cloned", [("hidden_states",), ("hidden_states", "encoder_hidden_states")], ids=["sample", "both"]
 )

@@ -110,6 +110,7 @@ def changing_program():
     return export(Layer(), call, dynamic_shapes=(free, {"nag_scale": None, "nag_tau": None}))
 
 
+@pytest.mark.slow
 @two_runtimes
 def test_settings_and_lengths_may_change(runtime):
     model = RUNTIMES[runtime](changing_program())

@@ -75,7 +75,8 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     if not names:
         raise ValueError(f"encode_negative: a call of {kind} takes no ready-made text, {instead}")
     for name, x in call.items():
-        if x is not None and name.startswith(("prompt", *READY_MADE)) and name != "prompt_template":
+        is_text = isinstance(x, str) or (isinstance(x, list) and x and isinstance(x[0], str)) or _is_text(x)
+        if is_text and name.startswith(("prompt", *READY_MADE)):
             raise TypeError(
                 f"encode_negative: {name} is a text of the prompt, and the negative is encoded from negative_prompt alone: leave "
                 f"{name} out"

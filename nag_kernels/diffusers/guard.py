@@ -141,13 +141,13 @@ class Guard:
             return
         callers = list(pipelines_calling(denoiser))
         kind, pipe = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe))
-        if not callers and next(pipelines_calling(denoiser, None), None) is not None:
-            return  # a method of a pipeline, such as `invert`
+        if not callers and (owner.pipe is None or next(pipelines_calling(denoiser, None), None) is not None):
+            return  # the pipeline is gone; or a method of a pipeline, such as `invert`
         if not callers:
             raise RuntimeError(
                 f"guide: this {kind} was called by a loop of your own, or by what is no pipeline of diffusers, while guidance is "
-                f"on this {pipe}, and would not be guided. For a loop of your own write `with guide(denoiser, ...):`; for a call "
-                "without guidance end the block, or call disable_guidance, before"
+                f"on this {pipe}, and would not be guided. End the block before, or call disable_guidance; to guide a loop of "
+                "your own write `with guide(denoiser, ...):` then"
             )
         other = type(callers[0]).__name__
         if owner.pipe is None:
@@ -208,7 +208,8 @@ def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> It
     frame = sys._getframe()
     while (outer := frame.f_back) is not None:
         frame = outer
-        pipe = frame.f_locals.get("self") if method in (None, frame.f_code.co_name) else None
+        code = frame.f_code
+        pipe = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames and method in (None, code.co_name) else None
         known = isinstance(pipe, (DiffusionPipeline, ModularPipeline))
         if known and inner_denoiser(denoiser) in map(inner_denoiser, denoisers_of(pipe)):
             yield pipe

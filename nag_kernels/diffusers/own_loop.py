@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .denoiser_calls import Denoiser, forward_parameters, inner_denoiser
-from .guard import owner_here, pipelines_calling
+from .guard import forget_the_dead, owner_here, pipelines_calling
 from .models.registry import spec_of
 from .negative_prompt import RecordedCall
 from .prompt_calls import PROMPT, UNCONDITIONAL
@@ -157,6 +157,7 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
             raise RuntimeError("guide: this block has been entered before; call guide(...) anew for each block")
         denoiser: Any = self.denoiser
         check_texts(denoiser, self.negative, self.unconditional)
+        forget_the_dead([denoiser])
         if owner_here(denoiser) is not None:
             raise RuntimeError(
                 "guide: guidance is enabled already on a pipeline with this denoiser; end it before you guide the denoiser"

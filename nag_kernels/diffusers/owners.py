@@ -150,7 +150,8 @@ class _Guided:
 
     def changed(self) -> bool:
         """Whether somebody else has set something on our class, a wrapper of `__call__` say."""
-        now = {name: x for name, x in vars(self.cls).items() if not name.startswith("__annot")}
+        of_python = ("__annot", "__slotnames__")  # which annotations and copyreg write there
+        now = {name: x for name, x in vars(self.cls).items() if not name.startswith(of_python)}
         return now != self.put
 
     def take_away(self) -> None:

@@ -79,7 +79,8 @@ class Places:
             if self.start is None:  # the visits before were one after another
                 self.start = told - self.counted
             place = told - self.start
-            if not 0 <= place <= self.count or (at is None and self.counted > 1):
+            begins_late = place > 0 and not self.places
+            if not 0 <= place <= self.count or begins_late or (at is None and self.counted > 1):
                 raise RuntimeError(
                     "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
                     f"the timesteps with which {self.pipe} calls its denoiser are not the {self.count} "

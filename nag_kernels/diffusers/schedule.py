@@ -240,14 +240,17 @@ class Steps:
             used = stop - first_timestep(self.pipe, self.arguments)
         elif used is None and not self._takes_all():
             used = stop - self._first_of(timesteps, arguments)
-        # SDXL with a ControlNet counts before it leaves the last ones out.
         used = min(used or stop, stop)
-        if used == len(timesteps) or stop < len(timesteps):
-            return stop - used, used
-        # Some leave out the first ones, and some the last.
         start = place_of_view(timesteps, arguments.get(self.spec.timestep))
         if start is None:
             start = getattr(self.pipe.scheduler, "begin_index", None)
+        if stop < len(timesteps):
+            # SDXL with a ControlNet counts before it leaves the last ones out.
+            start = start if isinstance(start, int) and 0 <= start < stop else stop - used
+            return start, stop - start
+        if used == len(timesteps):
+            return 0, used
+        # Some leave out the first ones, and some the last.
         return (start if isinstance(start, int) and 0 <= start <= stop - used else None), used
 
     def _takes_all(self) -> bool:

@@ -149,14 +149,14 @@ def test_an_own_loop_in_the_block_of_a_pipeline_raises(enable):
     text = torch.ones(1, 7, pipe.unet.config.cross_attention_dim)
     call = lambda: pipe.unet(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample  # noqa: E731
     plain = call()
-    StableDiffusionPipeline.of_its_own = lambda self: call()
+    StableDiffusionPipeline.of_its_own = lambda pipe: call()
     try:
         with contextlib.nullcontext() if enable else guide(pipe, NEGATIVE):
             if enable:
                 enable_guidance(pipe, NEGATIVE)
             draw(pipe)
             with pytest.raises(
-                RuntimeError, match=r"called by a loop of your own, .*For a loop of your own write `with g"
+                RuntimeError, match=r"called by a loop of your own, .*to guide a loop of your own write `with g"
             ):
                 call()
             assert torch.equal(pipe.of_its_own(), plain)
@@ -177,5 +177,26 @@ def test_further_denoisers_that_a_pipeline_holds_together(hold):
     ):
         enable_guidance(pipe, NEGATIVE)
     pipe.__dict__["experts"] = hold(pipe.unet)
+    with guide(pipe, NEGATIVE):
+        draw(pipe)
+
+
+def test_a_pipeline_that_is_gone_does_not_keep_its_denoiser():
+    pipe = pipeline("sd15")
+    unet, text = pipe.unet, torch.ones(1, 7, pipe.unet.config.cross_attention_dim)
+    call = lambda: unet(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample  # noqa: E731
+    plain = call()
+    enable_guidance(pipe, NEGATIVE)
+    del pipe
+    gc.collect()
+    assert torch.equal(call(), plain)
+    with guide(unet, {"encoder_hidden_states": -text}):
+        assert error(call(), plain) > 1e-4
+
+
+def test_the_denoiser_itself_beside_its_compiled_form_is_no_other():
+    pipe = pipeline("sd15")
+    pipe.__dict__["kept"] = {"unet": pipe.unet}
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
     with guide(pipe, NEGATIVE):
         draw(pipe)

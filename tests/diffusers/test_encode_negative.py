@@ -168,3 +168,15 @@ def test_another_text_of_the_prompt_is_refused():
         TypeError, match="prompt_2 is a text of the prompt, and the negative is encoded from negative_prompt"
     ):
         encode_negative(pipeline("sdxl"), NEGATIVE, prompt_2="a house")
+
+
+def test_settings_whose_names_begin_like_a_text_are_taken():
+    pipe = pipeline("sdxl")
+
+    class Mine(type(pipe)):
+        def __call__(self, *args, prompt_enhancement_seed=10, **options):
+            return super().__call__(*args, **options)
+
+    mine = Mine(**pipe.components, add_watermarker=False)
+    with pytest.raises(ValueError, match="no ready-made text can be read from a call of Mine"):  # it hands all on
+        encode_negative(mine, NEGATIVE, prompt_enhancement_seed=3)

@@ -3,6 +3,8 @@
 """Attention processors that somebody else sets while guidance is on: what is found at a guided call is what is replaced and put
 back, and what is not known raises by name."""
 
+import copy
+
 import pytest
 import torch
 
@@ -153,3 +155,12 @@ def test_a_pipeline_class_that_looks_at_its_subclasses():
         assert error(draw(pipe), plain) > 1e-4
     assert known == ["mine"]
     assert type(pipe) is Mine
+
+
+def test_copies_within_the_block_leave_the_class_as_it_was():
+    """copyreg writes a list of slots on the class that a copied object has."""
+    pipe = pipeline("sd15")
+    with guide(pipe, NEGATIVE):
+        copy.copy(pipe)
+        draw(pipe)
+    assert type(pipe) is diffusers.StableDiffusionPipeline

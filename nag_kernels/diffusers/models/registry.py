@@ -143,7 +143,7 @@ def find_denoisers(pipe: Any) -> list[Module]:
     plain = spec_of(found[0]).unconditional_denoiser
     for name, x in [(name, x) for name, held in vars(pipe).items() for x in _modules_in(held)]:
         known = any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
-        if known and name != plain and not any(x is denoiser for denoiser in found):
+        if known and name != plain and not any(inner_denoiser(x) is inner_denoiser(denoiser) for denoiser in found):
             raise ValueError(
                 f"guide: {type(pipe).__name__} has a denoiser named {name} ({type(inner_denoiser(x)).__name__}), whose calls are "
                 f"not seen; those named {', '.join(DENOISERS)} are"

@@ -29,14 +29,8 @@ class Descent:
                  final: float, clip: float = 1.0, beta2: float = 0.99):  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, beta2), weight_decay=0.0, fused=True)
         self.parameters: list[Tensor] = [x for group in self.optimizer.param_groups for x in group["params"]]
-        self.rate, self.steps, self.warmup, self.final, self.clip, self.done = (
-            rate,
-            max(steps, 1),
-            warmup,
-            final,
-            clip,
-            0,
-        )
+        self.rate, self.steps, self.clip = rate, max(steps, 1), clip
+        self.warmup, self.final, self.done = warmup, final, 0
         if _processes() > 1:
             for each in self.parameters:
                 dist.broadcast(each.data, 0)

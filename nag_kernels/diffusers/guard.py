@@ -141,9 +141,9 @@ class Guard:
             return
         callers = list(pipelines_calling(denoiser))
         kind, pipe = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe))
-        if not callers and (owner.pipe is None or next(pipelines_calling(denoiser, None), None) is not None):
-            return  # the pipeline is gone; or a method of a pipeline, such as `invert`
         if not callers:
+            if owner.pipe is None or any(True for _ in pipelines_calling(denoiser, None)):
+                return  # the pipeline is gone; or a method of a pipeline, such as `invert`
             raise RuntimeError(
                 f"guide: this {kind} was called by a loop of your own, or by what is no pipeline of diffusers, while guidance is "
                 f"on this {pipe}, and would not be guided. End the block before, or call disable_guidance; to guide a loop of "

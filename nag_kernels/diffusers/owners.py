@@ -109,9 +109,8 @@ class _Guided:
             own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
         make: Any = type(plain)
-        bases = (
-            (plain,) if issubclass(plain, _NotSeenByItsBase) else (_NotSeenByItsBase, plain)
-        )  # a copy has ours as its class
+        ours = issubclass(plain, _NotSeenByItsBase)  # as the class of a copy is
+        bases = (plain,) if ours else (_NotSeenByItsBase, plain)
         self.cls: type[Any] = make(plain.__name__, bases, own | same)
         self.put = dict(vars(self.cls))
 

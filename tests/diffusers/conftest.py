@@ -4,7 +4,6 @@
 
 import diffusers
 import pytest
-from every_model import TOO_NEW
 
 from nag_kernels.diffusers.models.registry import TESTED_WITH, version_of
 
@@ -12,6 +11,10 @@ OLD = version_of(diffusers.__version__) < version_of(TESTED_WITH)
 
 
 def pytest_ignore_collect(collection_path):
+    if not OLD:
+        return None
+    from every_model import TOO_NEW  # which imports the tests of all models
+
     return collection_path.stem.removeprefix("test_") in TOO_NEW or None
 
 

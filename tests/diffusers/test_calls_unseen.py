@@ -196,7 +196,8 @@ def test_a_pipeline_that_is_gone_does_not_keep_its_denoiser():
 
 def test_the_denoiser_itself_beside_its_compiled_form_is_no_other():
     pipe = pipeline("sd15")
+    plain = draw(pipe)
     pipe.__dict__["kept"] = {"unet": pipe.unet}
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with guide(pipe, NEGATIVE):
-        draw(pipe)
+        assert error(draw(pipe), plain) > 1e-4

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from nag_kernels import fused_guided_attention
+from nag_kernels.text_parts import in_parts, of_each_text
 
 from .packing import TITLE, Packed
 
@@ -111,24 +112,19 @@ class _Layer:
 
     def _split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """text+, text- and image (of no tokens in cross-attention) of the tokens along `dim`."""
-        text, sizes = sum(self.packed.lengths), [n for pair in self.packed.parts for n in pair]
-        image = x.shape[dim] - text
-        pieces = list(x.split([image, *sizes] if self.packed.image_first else [*sizes, image], dim=dim))
-        picture = pieces.pop(0 if self.packed.image_first else -1)
-        positive, negative = (
-            each[0] if len(each) == 1 else torch.cat(each, dim=dim) for each in (pieces[::2], pieces[1::2])
-        )
-        return positive, negative, picture
+        tokens = sum(self.packed.lengths)
+        image = x.shape[dim] - tokens
+        if self.packed.image_first:
+            picture, texts = x.split([image, tokens], dim=dim)
+        else:
+            texts, picture = x.split([tokens, image], dim=dim)
+        return *of_each_text(texts, self.packed.parts, dim), picture
 
     def _order(self, pieces: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         """The inverse of `_split`, in a list to be concatenated."""
         dim = 1 if pieces[0].ndim == 3 else 2
         positive, negative, image = pieces
-        texts = [
-            positive.split([p for p, _ in self.packed.parts], dim),
-            negative.split([n for _, n in self.packed.parts], dim),
-        ]
-        order = [x for pair in zip(*texts, strict=True) for x in pair]
+        order = in_parts(positive, negative, self.packed.parts, dim)
         return [image, *order] if self.packed.image_first else [*order, image]
 
     def _joint(self, plain: Plain, query: Tensor, key: Tensor, value: Tensor, heads: int, dim: int,

@@ -15,7 +15,7 @@ from .denoiser_calls import Denoiser, inner_denoiser
 from .interception import COUNTS, call_arguments
 from .models.registry import find_denoisers, find_layers, spec_of
 from .modular import is_modular
-from .negative_arguments import READY_MADE, checked_negative
+from .negative_arguments import READY_MADE, checked_negative, is_text
 from .negative_prompt import NegativeRecorder, RecordedCall
 from .owners import plain_call_of
 from .restore import Replaced, put_back_after
@@ -75,8 +75,8 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     if not names:
         raise ValueError(f"encode_negative: a call of {kind} takes no ready-made text, {instead}")
     for name, x in call.items():
-        is_text = isinstance(x, str) or (isinstance(x, list) and x and isinstance(x[0], str)) or _is_text(x)
-        if is_text and name.startswith(("prompt", *READY_MADE)):
+        of_words = isinstance(x, str) or (isinstance(x, list) and x and isinstance(x[0], str))
+        if (of_words or is_text(x)) and name.startswith(("prompt", *READY_MADE)):
             raise TypeError(
                 f"encode_negative: {name} is a text of the prompt, and the negative is encoded from negative_prompt alone: leave "
                 f"{name} out"
@@ -90,7 +90,7 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
     reader = _Reader(function, pipe, found, arguments, negative)
     of_text = reader.first()
     prompts = 1 if isinstance(negative, str) else len(negative)
-    text = {name: _once(x, prompts) for name in names if _is_text(x := reader.variables.get(name))}
+    text = {name: _once(x, prompts) for name in names if is_text(x := reader.variables.get(name))}
     if not text:
         raise ValueError(f"encode_negative: no ready-made text can be read from a call of {kind}, {instead}")
     why: Exception | None = None
@@ -128,10 +128,6 @@ class _Reader(NegativeRecorder):
             frame = frame.f_back
         self.variables = dict(frame.f_locals) if frame.f_code is code else {}
         return super().reached(denoiser, args, kwargs, context)
-
-
-def _is_text(x: Any) -> bool:
-    return isinstance(x, Tensor) or (isinstance(x, list) and bool(x) and all(isinstance(y, Tensor) for y in x))
 
 
 def _once(x: Any, prompts: int) -> Any:

@@ -20,7 +20,7 @@ _lock = threading.RLock()
 _guards: weakref.WeakKeyDictionary[Module, "Guard"] = weakref.WeakKeyDictionary()
 
 
-class Owner(Protocol):
+class OwnerLike(Protocol):
     """Of guidance on a pipeline: `owners.Owner`."""
 
     @property
@@ -124,7 +124,7 @@ class Guard:
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = weakref.ref(denoiser)
-        self.owners: list[Owner] = []
+        self.owners: list[OwnerLike] = []
         self.call: Callable[..., Any] | None = None  # that it replaces; None: the class's own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -215,13 +215,13 @@ def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> It
             yield pipe
 
 
-def owner_here(denoiser: Denoiser) -> Owner | None:
+def owner_here(denoiser: Denoiser) -> OwnerLike | None:
     """Who has guidance on a pipeline with this denoiser, here and now."""
     guard = _guards.get(denoiser)
     return None if guard is None else next((owner for owner in guard.owners if owner.is_here()), None)
 
 
-def put_guards(denoisers: Iterable[Denoiser], owner: Owner) -> None:
+def put_guards(denoisers: Iterable[Denoiser], owner: OwnerLike) -> None:
     with _lock:
         for denoiser in dict.fromkeys(x for each in denoisers for x in (each, inner_denoiser(each))):
             guard = _guards.setdefault(denoiser, Guard(denoiser))
@@ -244,7 +244,7 @@ def forget_the_dead(denoisers: Iterable[Denoiser]) -> bool:
     return found
 
 
-def take_guards_away(owner: Owner) -> None:
+def take_guards_away(owner: OwnerLike) -> None:
     """A second time there is nothing to do."""
     with _lock:
         for denoiser, guard in list(_guards.items()):

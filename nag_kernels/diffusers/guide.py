@@ -300,28 +300,28 @@ class _Guidance:
         counts = prompt_count(pipe, arguments), image_count(pipe, arguments)
         calls = PromptCalls(spec_of(denoisers[0]), recorder, first, *counts)
         # The guider of a modular pipeline calls the denoiser once for each branch.
-        halves = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
-        steered = GuidedRun(self, pipe, denoisers[0], calls, halves, arguments, begins)
-        args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
+        may_double = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
+        guided_run = GuidedRun(self, pipe, denoisers[0], calls, may_double, arguments, begins)
+        args, kwargs = with_callbacks(function, (pipe, *args), kwargs, guided_run.resting)
         for turn in turns:
-            replaced.attribute(turn, "run", steered)
+            replaced.attribute(turn, "run", guided_run)
         mark = replaced.mark()
         try:
             for denoiser, its in found.items():
-                steered.stand_in(replaced, denoiser, its)
-            guider_calls_noticed(replaced, pipe, steered.enter)
+                guided_run.stand_in(replaced, denoiser, its)
+            guider_calls_noticed(replaced, pipe, guided_run.enter)
             wait_for_calls_begun({*denoisers, *map(inner_denoiser, denoisers)})
             result = function(*args, **kwargs)
-            steered.check_places()
+            guided_run.check_places()
         finally:
             replaced.put_back(mark)
         if getattr(pipe, "_interrupt", False):  # cancelled on the way: it ends quietly, as without guidance
             return result
-        if steered.calls == 0:
+        if guided_run.calls == 0:
             kind = type(inner_denoiser(denoisers[0])).__name__
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
         calls.check()
-        steered.steps.check_end()
-        if steered.guided == 0:
-            raise RuntimeError(f"guide: {steered.steps.never_guided()}")
+        guided_run.steps.check_end()
+        if guided_run.guided == 0:
+            raise RuntimeError(f"guide: {guided_run.steps.never_guided()}")
         return result

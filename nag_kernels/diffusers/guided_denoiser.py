@@ -14,7 +14,7 @@ from nag_kernels.layer_choice import LayerChoice
 from .guide import guide
 from .models.registry import spec_of
 from .own_loop import DenoiserBlock
-from .settings import Setting
+from .settings_as_attributes import Setting
 
 
 class GuidedDenoiser(Module):

@@ -28,7 +28,7 @@ from .interception import intercepted
 from .models.registry import spec_of
 from .restore import Replaced
 from .schedule import Scale
-from .settings import Setting
+from .settings_as_attributes import Setting
 
 
 class NormalizedAttentionGuidance(BaseGuidance):

@@ -43,7 +43,7 @@ def with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[st
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
             if (not k.startswith(READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
-            and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or _is_text(v)))}  # fmt: skip
+            and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or is_text(v)))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = input_names(pipe) if is_modular(pipe) else inspect.signature(function).parameters
         call["prompt"] = None
@@ -119,11 +119,12 @@ def _cannot_encode(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
 def has_unconditional_text(arguments: Mapping[str, Any]) -> bool:
     """Whether a pipeline's call has ready-made text for the unconditional branch."""
     return any(
-        name.startswith("negative_") and "ip_adapter" not in name and _is_text(x) for name, x in arguments.items()
+        name.startswith("negative_") and "ip_adapter" not in name and is_text(x) for name, x in arguments.items()
     )
 
 
-def _is_text(x: Any) -> bool:
+def is_text(x: Any) -> bool:
+    """Whether an argument is ready-made text: a tensor, or a list with tensors."""
     return isinstance(x, Tensor) or (isinstance(x, list) and any(isinstance(y, Tensor) for y in x))
 
 

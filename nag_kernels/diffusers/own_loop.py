@@ -43,7 +43,7 @@ class GivenTexts:
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
         self._refuse_pipelines()
         try:
-            halves = self._halves(arguments)
+            halves = self._unconditional_halves(arguments)
         except RuntimeError as error:
             if "Batching rule not implemented for aten::equal" not in str(error):
                 raise
@@ -57,7 +57,7 @@ class GivenTexts:
         """How many a call makes."""
         text = self._text(arguments)
         rows = len(text) if isinstance(text, list) or next(iter(self.spec.text.values())) else 1
-        rows = rows // (2 if any(self._halves(arguments)) else 1)
+        rows = rows // (2 if any(self._unconditional_halves(arguments)) else 1)
         images = rows // self.spec.rows_per_image(arguments)
         self._check_rows({1, images, rows})
         return images
@@ -76,7 +76,7 @@ class GivenTexts:
 
     def prompt_first(self, arguments: Mapping[str, Any], images: int) -> bool:
         """Whether a doubled batch is [conditional; unconditional]."""
-        return self._halves(arguments) == [False, True]
+        return self._unconditional_halves(arguments) == [False, True]
 
     def ended(self, output: Any) -> None:
         pass
@@ -87,7 +87,7 @@ class GivenTexts:
     def _text(self, arguments: Mapping[str, Any]) -> Any:
         return arguments.get(next(iter(self.spec.text)))
 
-    def _halves(self, arguments: Mapping[str, Any]) -> list[bool]:
+    def _unconditional_halves(self, arguments: Mapping[str, Any]) -> list[bool]:
         """Whether each half of a call's rows is unconditional; an odd number of rows is so as a whole or not at all."""
         text = self._text(arguments)
         version = None if not isinstance(text, Tensor) or text.is_inference() else text._version
@@ -169,7 +169,7 @@ class DenoiserBlock(contextlib.ContextDecorator, Generic[Model]):
                 raise RuntimeError("guide: this denoiser is guided already; nesting is not supported")
             take(turn, self.replaced)
             self.texts = texts = GivenTexts(denoiser, self.negative, self.unconditional or {})
-            self.run = run = GuidedRun(guidance, denoiser, denoiser, texts, halves=True)
+            self.run = run = GuidedRun(guidance, denoiser, denoiser, texts, may_double=True)
             run.keeps = False  # weights and texts are the loop's own
             self.replaced.attribute(turn, "run", run)
             run.stand_in(self.replaced, denoiser, guidance.check(denoiser))

@@ -20,7 +20,7 @@ class Packer:
     """Packs the negative into the calls of one pipeline run, and tells the processors how the texts lie.
 
     spec: of the denoiser.
-    halves: whether the run may do classifier-free guidance, which doubles the rows.
+    may_double: whether the run may do classifier-free guidance, which doubles the rows.
     pad: as in `guide`.
     shared: what it tells the processors.
     mesh: the devices over which the text is split on its way through the model, or None.
@@ -29,7 +29,7 @@ class Packer:
     def __init__(
         self,
         spec: ModelSpec,
-        halves: bool,
+        may_double: bool,
         pad: bool,
         shared: SharedText,
         mesh: Any = None,
@@ -39,7 +39,7 @@ class Packer:
         self.prompt_first = spec.prompt_first  # in a doubled batch
         self.images = 0  # of the running call, or their frames: its rows, or half of them
         self.prompts = 0  # of which they are made; 0 where that is not known
-        self.halves, self.mesh = halves, mesh
+        self.may_double, self.mesh = may_double, mesh
         self.rows = 0  # of the latest call
         self.device: torch.device | None = None
         # Whether the negative has all prompts again and again, and this call each prompt's images together.
@@ -153,12 +153,12 @@ class Packer:
 
     def set_rows(self, rows: int, device: torch.device) -> None:
         self.rows, self.device = rows, device
-        most = self.spec.cfg_rows if self.halves else 1
+        most = self.spec.cfg_rows if self.may_double else 1
         if self.rows not in [n * self.images for n in range(1, most + 1)]:
             raise ValueError(
                 f"guide: the denoiser was called with a batch of {self.rows} texts for {self.images} images; guidance "
                 f"knows {self.images}, and {self.spec.cfg_rows * self.images} for classifier-free guidance in one batch"
-                + ("" if self.halves else ", which guidance_scale turns off in this call")
+                + ("" if self.may_double else ", which guidance_scale turns off in this call")
             )
 
     def negative_for(self, name: str, positive: Any) -> Any:

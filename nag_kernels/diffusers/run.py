@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .attention.base import Layer, PackedText, SharedText
 from .attention.dual_forward import DualForwardRun
-from .attention.kept import KeptTensor, KeptTexts
+from .attention.kept import KeptKeysAndValues, KeptTensor
 from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
@@ -58,10 +58,10 @@ class GuidedRun:
     """Stands for the denoisers during one call of the pipeline."""
 
     def __init__(
-        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: ToldApart, halves: bool,
+        self, guidance: Any, pipe: Any, denoiser: Denoiser, prompt_calls: ToldApart, may_double: bool,
         arguments: Mapping[str, Any] | None = None, begins: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        """guidance: the settings, `guide._Guidance`; halves as in `Packer`; arguments: of the pipeline's call; begins: called
+        """guidance: the settings, `guide._Guidance`; may_double as in `Packer`; arguments: of the pipeline's call; begins: called
         before its first call of the denoiser."""
         self.guidance, self.pipe, self.spec = guidance, pipe, spec_of(denoiser)
         self.thread = threading.get_ident()
@@ -89,7 +89,7 @@ class GuidedRun:
             )
         )
         self.meshes = sequence, heads
-        self.packer = Packer(self.spec, halves, guidance.pad, self.shared, sequence)
+        self.packer = Packer(self.spec, may_double, guidance.pad, self.shared, sequence)
 
     def stand_in(self, replaced: Replaced, denoiser: Denoiser, found: Found) -> None:
         """Takes the calls of `denoiser` until `replaced` is put back."""
@@ -115,7 +115,7 @@ class GuidedRun:
 
     def _replaced(self, site: Layer) -> Any:
         """Our processor for that of this layer."""
-        return self.spec.replaced(site.processor, self.shared, site not in self.unsteered)
+        return self.spec.guided_processor(site.processor, self.shared, site not in self.unsteered)
 
     def _call(
         self, replaced: Replaced, place: Interception, steered: Callable[..., Any], processors: list[tuple[Layer, Any, Any]],
@@ -218,7 +218,7 @@ class GuidedRun:
         each = self.spec.rows_per_image(arguments)
         self.packer.images = self.prompt_calls.images(arguments) * each
         self.packer.prompts = self.prompt_calls.prompts if each == 1 else 0
-        if self.packer.halves:
+        if self.packer.may_double:
             self.packer.prompt_first = self.prompt_calls.prompt_first(arguments, self.packer.images)
         if kind == SECOND_PROMPT:
             return self.steps.latest
@@ -240,7 +240,7 @@ class GuidedRun:
             self.texts = [KeptTensor(x) for x in texts]
             self.packed = {name: KeptTensor(packed[name]) for name in self.spec.text if name in packed}
         if not same or self.shared.packed.kept is None:
-            self.shared.change(kept=KeptTexts([x.given for x in self.packed.values()]))
+            self.shared.change(kept=KeptKeysAndValues([x.given for x in self.packed.values()]))
         packed |= {name: x.given for name, x in self.packed.items()}
 
     def resting(self, callback: Callable[..., Any]) -> Callable[..., Any]:

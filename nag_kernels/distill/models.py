@@ -127,7 +127,7 @@ def steered(module: Module, text: Text, negative: Text, scale: Tensor) -> Iterat
     stock = [(site, site.processor) for site in guided_layers(module)]
     try:
         for site, processor in stock:
-            put_processor(site, spec.replaced(processor, packed))
+            put_processor(site, spec.guided_processor(processor, packed))
         yield
     finally:
         for site, processor in stock:

@@ -10,12 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 pytest.importorskip("diffusers")
 
-from nag_kernels.diffusers.attention.kept import KeptTensor, KeptTexts, state_of_weights
+from nag_kernels.diffusers.attention.kept import KeptKeysAndValues, KeptTensor, state_of_weights
 
 
 def test_on_a_gpu_nothing_is_kept_of_a_text_that_is_not_the_denoisers_own():
     handed, layer, calls = torch.ones(1, 4, 2, device="meta"), torch.nn.ModuleDict({"to_k": torch.nn.Linear(2, 2)}), []
-    kept = KeptTexts([handed])
+    kept = KeptKeysAndValues([handed])
     for text in (handed, handed, handed.clone(), handed):
         kept.of(layer, text, (2, 2), lambda: calls.append(None) or (handed, handed))
     assert len(calls) == 3

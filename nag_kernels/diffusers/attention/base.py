@@ -18,7 +18,7 @@ from nag_kernels import fused_guided_attention
 from nag_kernels.checks import check_scalars
 
 from .distributed import PLAIN, attention_with_sharded_heads
-from .kept import KeptTexts
+from .kept import KeptKeysAndValues
 
 KeyValue = tuple[Tensor, Tensor]  # each [B, T, H, D]
 Masks = tuple[Tensor | None, Tensor | None]  # of text+ and text-, bool [B, T]
@@ -59,10 +59,20 @@ class PackedText:
     rule: str = "nag"
     negative_logit_bias: float = 0.0
     steered: Tensor | None = None
-    kept: KeptTexts | None = None
+    kept: KeptKeysAndValues | None = None
     sequence_group: Any = None
     head_group: Any = None
     watch: Any = None
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of text+ and of text-."""
+        return self.length_positive, self.length_negative
+
+    def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+        """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
+        positive, negative = x.split(self.lengths, dim=dim)
+        return positive, negative
 
 
 class SharedText:
@@ -231,8 +241,7 @@ class GuidedProcessor:
 
     def _check_packed(self, encoder_hidden_states: Tensor) -> None:
         text = self._packed
-        expected = text.length_positive + text.length_negative
-        if encoder_hidden_states.shape[1] != expected:
+        if encoder_hidden_states.shape[1] != sum(text.lengths):
             raise ValueError(
                 f"{type(self).__name__}: encoder_hidden_states must hold {text.length_positive} + "
                 f"{text.length_negative} tokens [text+ ; text-], got {encoder_hidden_states.shape[1]}"

@@ -25,8 +25,7 @@ class CrossAttentionProcessor(GuidedProcessor):
     def _split(self, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """What belongs to text+ and to text-, of x [text rows, tokens, ...]."""
         if self.text is not None:
-            positive, negative = x.split((self.text.length_positive, self.text.length_negative), dim=1)
-            return positive, negative
+            return self.text.split(x)
         return self._of_each_row(x, rows)
 
     def _masks(self, attention_mask: Tensor | None, text: Tensor, rows: int) -> Masks:
@@ -54,7 +53,7 @@ class CrossAttentionProcessor(GuidedProcessor):
         """Of both texts: those of an earlier step where `PackedText.kept` has them."""
         if torch.compiler.is_compiling() or self.text is None or self.text.kept is None:
             return compute()
-        return self.text.kept.of(attn, text, (self.text.length_positive, self.text.length_negative), compute)
+        return self.text.kept.of(attn, text, self.text.lengths, compute)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Guided attention [B, S, C] of query [B, S, H, D] to both texts in key and value [text rows, tokens, H, D]."""

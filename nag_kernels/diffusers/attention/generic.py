@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
+from nag_kernels.text_parts import Parts, in_parts, of_each_text
+
 from .base import Masks, PackedText, SettingTensors, SharedText
 from .joint import JointAttentionProcessor
 
@@ -105,14 +107,14 @@ class GenericAttention(JointAttentionProcessor):
         self._count()
         if self.layout.by_frame:
             self._rows = len(query)
-        return self._attend_batch(query, key, value)
+        return self._attend_sequence(query, key, value)
 
-    def _attend_batch(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend_sequence(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, shape = sum(self._lengths()), (query.shape[2], value.shape[-1])
         if self.layout.text == "cross":
             if key.shape[1] != length:
                 raise ValueError(f"guide: attention to the texts must have {length} keys, got {key.shape[1]}")
-            return self._attend_guided(query, key, value)
+            return self._attend_to_texts(query, key, value)
         image, at_end = key.shape[1] - length, self.layout.text.startswith("last")
         if image <= 0:
             raise ValueError(
@@ -122,7 +124,7 @@ class GenericAttention(JointAttentionProcessor):
         (first_key, last_key), (first_value, last_value) = key.split(sizes, dim=1), value.split(sizes, dim=1)
         if self.layout.text.endswith("keys"):
             of_texts, of_image = (first_key, first_value), (last_key, last_value)
-            return self._attend_guided(query, *(of_image + of_texts if at_end else of_texts + of_image))
+            return self._attend_to_texts(query, *(of_image + of_texts if at_end else of_texts + of_image))
         if query.shape[1] != key.shape[1]:
             raise ValueError(
                 f"guide: attention must have as many keys as queries, {query.shape[1]}, got {key.shape[1]}: keys of another "
@@ -133,26 +135,21 @@ class GenericAttention(JointAttentionProcessor):
         own, (query, key, value) = (first, last) if at_end else (last, first)
         texts = (self._sorted(query), self._sorted(key), self._sorted(value))
         positive, negative, guided = self._attend(own, texts)
-        whole = (guided, *self._interleaved(positive, negative)) if at_end else (
-            *self._interleaved(positive, negative), guided
-        )  # fmt: skip
+        streams = in_parts(positive, negative, self._parts())
+        whole = [guided, *streams] if at_end else [*streams, guided]
         return torch.cat([x.unflatten(-1, shape) for x in whole], dim=1)
 
     def _masks(self) -> Masks:
         return self._packed.mask_positive, self._packed.mask_negative
 
+    def _parts(self) -> Parts:
+        return self._packed.parts or (self._lengths(),)
+
     def _sorted(self, x: Tensor) -> Tensor:
-        """All that is of text+ and then all that is of text-; there may be several pairs."""
-        pieces = x.split([n for pair in self._packed.parts or (self._lengths(),) for n in pair], dim=1)
-        return torch.cat([torch.cat(pieces[::2], dim=1), torch.cat(pieces[1::2], dim=1)], dim=1)
+        """All that is of text+, and then all that is of text-."""
+        return torch.cat(of_each_text(x, self._parts()), dim=1)
 
-    def _interleaved(self, positive: Tensor, negative: Tensor) -> list[Tensor]:
-        """The inverse of `_sorted`, in pieces."""
-        lengths = zip(*(self._packed.parts or (self._lengths(),)), strict=True)
-        pieces = (x.split(list(n), dim=1) for x, n in zip((positive, negative), lengths, strict=True))
-        return [x for pair in zip(*pieces, strict=True) for x in pair]
-
-    def _attend_guided(self, query: Tensor, key: Tensor, value: Tensor, *shared: Tensor) -> Tensor:
+    def _attend_to_texts(self, query: Tensor, key: Tensor, value: Tensor, *shared: Tensor) -> Tensor:
         """shared: key and value of the image, where the keys hold it."""
         (key_positive, key_negative), (value_positive, value_negative) = (
             x.split(self._lengths(), dim=1) for x in (key, value)

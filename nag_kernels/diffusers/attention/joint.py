@@ -56,7 +56,7 @@ class JointAttentionProcessor(GuidedProcessor):
         return stream.flatten(2), guided.flatten(2)
 
     def _lengths(self) -> tuple[int, int]:
-        return self._packed.length_positive, self._packed.length_negative
+        return self._packed.lengths
 
     def _check_own_masks(self, attention_mask: Tensor | None) -> None:
         """The model's mask is made for one text: those of two are not to be found in it."""
@@ -64,9 +64,9 @@ class JointAttentionProcessor(GuidedProcessor):
             raise ValueError(f"{type(self).__name__}: the masks of both texts must be given in PackedText")
 
     def _attend_packed(self, packed: Projected, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_attend`, from one sequence [text+ ; text- ; image] turned by `rotary`."""
+        """As `_attend`, from one sequence [text+ ; text- ; image] that `rotary` rotates."""
         length = sum(self._lengths())
-        query, key, value = (x.split((length, x.shape[1] - length), dim=1) for x in turned(packed, rotary))
+        query, key, value = (x.split((length, x.shape[1] - length), dim=1) for x in rotated(packed, rotary))
         return self._attend((query[1], key[1], value[1]), (query[0], key[0], value[0]))
 
     def _is_doubled(self, image: Tensor, text: Tensor) -> bool:
@@ -93,13 +93,13 @@ class JointAttentionProcessor(GuidedProcessor):
             self._check_packed(text)
 
 
-def turned(projected: Projected, rotary: Rotary | None) -> Projected:
-    """Query and key by their positions."""
+def rotated(projected: Projected, rotary: Rotary | None) -> Projected:
+    """Query and key rotated by their positions."""
     query, key, value = projected
     if rotary is None:
         return projected
-    turn: Any = apply_rotary_emb  # whose own annotation has no pair
-    return turn(query, rotary, sequence_dim=1), turn(key, rotary, sequence_dim=1), value
+    rotate: Any = apply_rotary_emb  # whose own annotation has no pair
+    return rotate(query, rotary, sequence_dim=1), rotate(key, rotary, sequence_dim=1), value
 
 
 def plain_attention(

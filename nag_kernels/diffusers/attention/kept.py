@@ -65,7 +65,7 @@ class KeptTensor:
         return self.state is not None and self.state == _state(now)
 
 
-class KeptTexts:
+class KeptKeysAndValues:
     """Keys and values of both texts by attention layer, for the steps after the one that computed them.
 
     What counts is the text that reaches a layer: hooks may have changed it on its way, and a projection before the layers, or its

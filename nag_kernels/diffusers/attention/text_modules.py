@@ -58,23 +58,17 @@ def run_once_per_prompt(replaced: Replaced, modules: Iterable[TextModule], share
         replaced.attribute(owner, name, ours)
 
 
-def split_prompts(x: Tensor, text: PackedText, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """What of x [.., T+ + T-, ..] belongs to text+ and to text-."""
-    positive, negative = x.split((text.length_positive, text.length_negative), dim=dim)
-    return positive, negative
-
-
 def numbered_anew(method: Callable[..., Any], text: PackedText, *call: Any, **options: Any) -> tuple[Tensor, Any]:
     """Positions of the image and of a text whose tokens are numbered: those of text- begin where those of text+ do.
 
     The text's are a tensor [T, C], several of them, or None where it has none.
     """
-    image, turns = method(*call, **options)
-    if turns is None:
+    image, positions = method(*call, **options)
+    if positions is None:
         return image, None
-    if isinstance(turns, tuple):
-        return image, tuple(begun_anew(x, text) for x in turns)
-    return image, begun_anew(turns, text)
+    if isinstance(positions, tuple):
+        return image, tuple(begun_anew(x, text) for x in positions)
+    return image, begun_anew(positions, text)
 
 
 def begun_anew(x: Tensor, text: PackedText) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..attention.generic import GenericAttention, Layout
-from ..attention.text_modules import split_prompts
 from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
@@ -28,7 +27,7 @@ def auraflow(model: Denoiser) -> Callable[..., Any]:
     """The model puts tokens of its own before the text: text- gets them too."""
 
     def apart(forward, text, texts):
-        positive, negative = split_prompts(forward(texts), text)
+        positive, negative = text.split(forward(texts))
         return torch.cat([positive, model.register_tokens.to(positive).expand(len(positive), -1, -1), negative], dim=1)
 
     return apart

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import split_prompts
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
 
 
 def cogvideox(forward: Callable[..., Any], text: PackedText, texts: Tensor, video: Tensor) -> Tensor:
     """Text and video leave their embedding as one sequence, with positions that know one text."""
-    positive, negative = split_prompts(texts, text)
+    positive, negative = text.split(texts)
     first, second = forward(positive, video), forward(negative, video)
     return torch.cat(
         [first[:, : positive.shape[1]], second[:, : negative.shape[1]], first[:, positive.shape[1] :]], dim=1

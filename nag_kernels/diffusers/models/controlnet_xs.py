@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, split_prompts
+from ..attention.text_modules import TextModule
 from ..denoiser_calls import Denoiser, Modules, named_modules
 from .layers import layers_named
 from .spec import ModelSpec
@@ -40,7 +40,7 @@ def prompt_alone(
     forward: Callable[..., Any], text: PackedText, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
 ) -> Tensor:
     """Attention that is not guided: to text+."""
-    return forward(hidden_states, split_prompts(encoder_hidden_states, text)[0], **options)
+    return forward(hidden_states, text.split(encoder_hidden_states)[0], **options)
 
 
 MODELS: dict[str, ModelSpec] = {

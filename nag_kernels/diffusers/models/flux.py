@@ -12,7 +12,7 @@ from nag_kernels import guidance, published
 
 from ..attention.base import Layer, PackedText, heads
 from ..attention.ip_adapter import attention_to_images
-from ..attention.joint import JointAttentionProcessor, Projected, Rotary, plain_attention, turned
+from ..attention.joint import JointAttentionProcessor, Projected, Rotary, plain_attention, rotated
 from .layers import layers_of_type
 from .spec import ModelSpec
 
@@ -79,8 +79,8 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
         if rotary is not None:
             cosines, sines = rotary
             text, image = (
-                turned(text, (cosines[:length], sines[:length])),
-                turned(image, (cosines[length:], sines[length:])),
+                rotated(text, (cosines[:length], sines[:length])),
+                rotated(image, (cosines[length:], sines[length:])),
             )
         of_text, of_image = self._attend_doubled(image, text)
         return attn.to_out[1](attn.to_out[0](of_image)), attn.to_add_out(of_text)
@@ -96,7 +96,7 @@ class NAGFluxAttnProcessor2_0(JointAttentionProcessor):
                 + ("" if attention_mask is None else " and a mask")
             )
         self._count()
-        out = plain_attention(*turned(self._project(attn, whole, None), rotary)).flatten(2)
+        out = plain_attention(*rotated(self._project(attn, whole, None), rotary)).flatten(2)
         positive, negative = out[:, length:].chunk(2)
         steered = guidance(positive, negative, *self._settings_for(positive, slice(0, rows // 2)))
         return torch.cat([out[:, :length], torch.cat([steered, steered])], dim=1)
@@ -160,7 +160,7 @@ class NAGFluxIPAdapterAttnProcessor(NAGFluxAttnProcessor2_0):
                 f"{where}: ip_adapter_masks must be None: FLUX.1's IP-Adapter has no masks, diffusers ignores them"
             )
         outputs = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        query, _, _ = self._project_image(attn, hidden_states)  # not turned by positions
+        query, _, _ = self._project_image(attn, hidden_states)  # not rotated by positions
         images = attention_to_images(where, attn, self.adapter, query, ip_hidden_states)
         return *outputs, images.expand_as(outputs[0])
 

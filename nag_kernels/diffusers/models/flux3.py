@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, split_prompts
+from ..attention.text_modules import TextModule
 from ..denoiser_calls import Denoiser, Modules
 from .layers import FLUX_LIKE, layers_named, sum_of
 from .spec import ModelSpec
@@ -19,9 +19,9 @@ def _alone(
 ) -> Tensor:
     """A block in which the tokens of a text see each other."""
     parts = zip(
-        split_prompts(hidden_states, text),
-        split_prompts(temb_mod, text),
-        zip(*(split_prompts(x, text, dim=0) for x in image_rotary_emb), strict=True),
+        text.split(hidden_states),
+        text.split(temb_mod),
+        zip(*(text.split(x, dim=0) for x in image_rotary_emb), strict=True),
         strict=True,
     )
     return torch.cat([forward(*part) for part in parts], dim=1)

@@ -12,9 +12,9 @@ from torch.nn import Module
 
 from ..attention.base import Layer, PackedText, SharedText, heads
 from ..attention.generic import Layout
-from ..attention.joint import JointAttentionProcessor, Projected, turned
+from ..attention.joint import JointAttentionProcessor, Projected, rotated
 from ..attention.masks import counted
-from ..attention.text_modules import changes_text, masks_of_part, split_prompts
+from ..attention.text_modules import changes_text, masks_of_part
 from .layers import attentions_in, layers_named, sum_of
 from .spec import ModelSpec
 
@@ -22,8 +22,8 @@ from .spec import ModelSpec
 def token_refiner(forward: Callable[..., Any], text: PackedText, hidden_states: Tensor, timestep: Tensor,
                   attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
     """HunyuanVideo: attention within the text and a mean over its tokens."""
-    masks = (None, None) if attention_mask is None else split_prompts(attention_mask, text)
-    texts = zip(split_prompts(hidden_states, text), masks, strict=True)
+    masks = (None, None) if attention_mask is None else text.split(attention_mask)
+    texts = zip(text.split(hidden_states), masks, strict=True)
     return torch.cat([forward(x, timestep, mask) for x, mask in texts], dim=1)
 
 
@@ -85,7 +85,7 @@ class NAGHunyuanVideoAttnProcessor2_0(JointAttentionProcessor):
         else:
             layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             text = self._project(attn, encoder_hidden_states, layers, (attn.norm_added_q, attn.norm_added_k))
-        *streams, hidden_states = self._attend(turned(image, image_rotary_emb), text)
+        *streams, hidden_states = self._attend(rotated(image, image_rotary_emb), text)
         encoder_hidden_states = torch.cat(streams, dim=1)
         if attn.to_out is not None:
             hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))

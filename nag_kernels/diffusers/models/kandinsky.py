@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, begun_anew, split_prompts
+from ..attention.text_modules import TextModule, begun_anew
 from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
@@ -20,8 +20,8 @@ def kandinsky(
     forward: Callable[..., Any], text: PackedText, texts: Tensor, time: Tensor, rope: Tensor, *mask: Tensor | None
 ) -> Tensor:
     """Attention within the text; `rope` holds the positions of both."""
-    masks = (split_prompts(x, text) if isinstance(x, Tensor) else (x, x) for x in mask)
-    each = zip(split_prompts(texts, text), split_prompts(rope, text, dim=-5), *masks, strict=True)
+    masks = (text.split(x) if isinstance(x, Tensor) else (x, x) for x in mask)
+    each = zip(text.split(texts), text.split(rope, dim=-5), *masks, strict=True)
     return torch.cat([forward(x, time, *more) for x, *more in each], dim=1)
 
 

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import split_prompts
 from .layers import layers_named
 from .spec import ModelSpec
 
 
 def kandinsky3(forward: Callable[..., Any], text: PackedText, time: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
     """As `mochi`: a mean of text+, and attention of it to text+, are a part of the time."""
-    return forward(time, split_prompts(texts, text)[0], split_prompts(bias, text, dim=-1)[0])
+    return forward(time, text.split(texts)[0], text.split(bias, dim=-1)[0])
 
 
 MODELS: dict[str, ModelSpec] = {

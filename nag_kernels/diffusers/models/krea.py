@@ -5,7 +5,7 @@
 import torch
 
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, split_prompts
+from ..attention.text_modules import TextModule
 from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
@@ -15,8 +15,8 @@ def krea2(model: Denoiser) -> list[TextModule]:
     """Attention within the text, and positions, of which each text has the same (zero)."""
 
     def fuse(forward, text, hidden_states, attention_mask=None):
-        masks = (None, None) if attention_mask is None else split_prompts(attention_mask, text, dim=-1)
-        texts = zip(split_prompts(hidden_states, text), masks, strict=True)
+        masks = (None, None) if attention_mask is None else text.split(attention_mask, dim=-1)
+        texts = zip(text.split(hidden_states), masks, strict=True)
         return torch.cat([forward(x, attention_mask=mask) for x, mask in texts], dim=1)
 
     def turn(forward, text, position_ids):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, begun_anew, split_prompts
+from ..attention.text_modules import TextModule, begun_anew
 from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
@@ -21,17 +21,17 @@ def longcat_audio(model: Denoiser) -> list[TextModule]:
         return known["time"]
 
     def embed(forward, text, x, mask):
-        known["mask"] = split_prompts(mask, text)[0]
+        known["mask"] = text.split(mask)[0]
         known["text"] = forward(x, mask)
         return known["text"]
 
     def convolve(forward, text, x):
-        known["text"] = torch.cat([forward(each) for each in split_prompts(x, text)], dim=1)
+        known["text"] = torch.cat([forward(each) for each in text.split(x)], dim=1)
         return known["text"]
 
     def with_mean(forward, text, *call):
         seen = known["mask"][..., None]
-        mean = (split_prompts(known["text"], text)[0] * seen).sum(1) / seen.sum(1).clamp(min=1)
+        mean = (text.split(known["text"])[0] * seen).sum(1) / seen.sum(1).clamp(min=1)
         return forward(*call[:-1], known["time"] + mean)
 
     def attend(forward, text, *, prompt_rotary_emb, **options):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attention.base import PackedText
 from ..attention.generic import Layout
-from ..attention.text_modules import TextModule, split_prompts
+from ..attention.text_modules import TextModule
 from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
@@ -23,7 +23,7 @@ def lumina2(model: Denoiser) -> list[TextModule]:
     """
 
     def positions(forward, text, image, mask):
-        first, second = split_prompts(mask, text)
+        first, second = text.split(mask)
         image_tokens, of_first, turns, *_ = forward(image, first)
         both = torch.cat([of_first, forward(image, second)[1]], dim=1)
         rows, length = mask.shape
@@ -31,7 +31,7 @@ def lumina2(model: Denoiser) -> list[TextModule]:
         return image_tokens, both, turns, torch.cat([both, turns], dim=1), [length] * rows, [whole] * rows
 
     def refine(forward, text, hidden_states, mask, turns):
-        texts = zip(*(split_prompts(x, text) for x in (hidden_states, mask, turns)), strict=True)
+        texts = zip(*(text.split(x) for x in (hidden_states, mask, turns)), strict=True)
         return torch.cat([forward(*each) for each in texts], dim=1)
 
     layers = [(layer, "forward", refine) for layer in model.context_refiner]
@@ -40,7 +40,7 @@ def lumina2(model: Denoiser) -> list[TextModule]:
 
 def lumina_next(forward: Callable[..., Any], text: PackedText, timestep: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
     """As `mochi`: the time is embedded together with a mean of text+."""
-    return forward(timestep, split_prompts(texts, text)[0], split_prompts(mask, text)[0])
+    return forward(timestep, text.split(texts)[0], text.split(mask)[0])
 
 
 MODELS: dict[str, ModelSpec] = {

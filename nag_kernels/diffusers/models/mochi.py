@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.generic import GenericAttention, Layout
-from ..attention.text_modules import split_prompts
 from ..denoiser_calls import Denoiser
 from .layers import layers_named, sum_of
 from .spec import ModelSpec
@@ -38,7 +37,7 @@ class RowByRow(GenericAttention):
         self._row = (i + 1) % rows
         try:
             self.text = dataclasses.replace(text, mask_positive=None, mask_negative=None, **lengths, **own)
-            attended = self._attend_batch(query, key, value)
+            attended = self._attend_sequence(query, key, value)
             image, *texts = attended.split((attended.shape[1] - sum(lengths.values()), *lengths.values()), dim=1)
             whole = (len(mask[i]) for mask in (text.mask_positive, text.mask_negative))
             padded = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in zip(texts, whole, strict=True))
@@ -51,7 +50,7 @@ def mochi(model: Denoiser) -> Callable[..., Any]:
     """The time is embedded together with a mean of the text: of text+."""
 
     def embed(forward, text, timestep, texts, mask, hidden_dtype=None):
-        prompt, seen = split_prompts(texts, text)[0], split_prompts(mask, text)[0]
+        prompt, seen = text.split(texts)[0], text.split(mask)[0]
         conditioning, _ = forward(timestep, prompt, seen, hidden_dtype=hidden_dtype)
         return conditioning, model.time_embed.caption_proj(texts)
 

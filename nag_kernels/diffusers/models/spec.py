@@ -165,7 +165,7 @@ class ModelSpec:
             return why_not_generic(processor, self._layout_of(processor))
         return None if type(processor) in self.processors else "which is not known"
 
-    def replaced(self, processor: Any, text: PackedText | SharedText, steers: bool = True) -> Any:
+    def guided_processor(self, processor: Any, text: PackedText | SharedText, steers: bool = True) -> Any:
         """The guided processor for a layer's processor: a `GuidedProcessor`, or a copy of the model's own that has one.
 
         steers: False if the layer is not to be guided. It sees both texts nevertheless.

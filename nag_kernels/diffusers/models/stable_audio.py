@@ -29,7 +29,7 @@ class Difference(GenericAttention):
             self._count()
         if self._packed.rule == "vsf":  # no more than other values, whose difference can be taken
             self.first = ()
-            return self._attend_batch(query, key, value)
+            return self._attend_sequence(query, key, value)
         texts = zip(*(x.split(self._lengths(), dim=1) for x in (key, value)), strict=True)
         both = [plain_attention(query, *text) for text in texts]
         if self.first is None:

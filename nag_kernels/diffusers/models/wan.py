@@ -63,7 +63,7 @@ class NAGWanAttnProcessor2_0(CrossAttentionProcessor):
         if attn.add_k_proj is None:
             return None, x
         # Where the text is not packed it is the last 512 tokens, as in diffusers.
-        length = 512 if self.text is None else self._packed.length_positive + self._packed.length_negative
+        length = 512 if self.text is None else sum(self._packed.lengths)
         image = x.shape[1] - length
         if image < 0:
             raise ValueError(

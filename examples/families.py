@@ -8,7 +8,7 @@
     python examples/families.py flux --model black-forest-labs/FLUX.1-dev --steps 28
 
 The published weights named here are defaults to download, not a claim that they have been tried. `--tiny` takes its models from
-`tests`, so it needs a checkout and the packages of `pip install '.[test]'`.
+`tests`, so it needs a checkout and the packages of `pip install '.[commands]'`.
 """
 
 import argparse
@@ -152,7 +152,7 @@ def tiny(example: Example, options: argparse.Namespace):
         import drawing
         import every_model
     except ImportError as error:
-        hint = "--tiny takes its models from the tests, so it needs what they need: pip install '.[test]'"
+        hint = "--tiny takes its models from the tests, so it needs what they need: pip install '.[commands]'"
         raise SystemExit(f"{hint} ({error})") from error
 
     if example.tiny in every_model.FULL_PIPELINES:

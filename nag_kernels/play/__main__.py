@@ -8,22 +8,10 @@ and a link for what is shown. Nothing leaves this machine; docs/play.md says how
 
 import argparse
 import threading
-from typing import Any
 
 import torch
 
 from .. import user_errors
-
-try:
-    import gradio
-    import matplotlib.figure  # noqa: F401  # the figure comes when it is asked for
-
-    from ..shapes.loading import load_model, try_guidance
-    from .drawing import Model
-    from .look import CSS
-    from .page import build
-except ImportError as error:
-    raise user_errors.missing("nag_kernels.play", __name__, error) from error
 
 EXAMPLES = """\
 examples:
@@ -54,28 +42,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def launch(model: Model, host: str, port: int | None, browser: bool) -> Any:
-    """Begins to serve the page for a model; returns it, with its address as `local_url`. Raises UserError for a port in use."""
-    page = build(model)
-    plain = ["system-ui", "sans-serif"]  # fonts that are there
-    theme = gradio.themes.Default(primary_hue="blue", neutral_hue="zinc", font=plain, font_mono=["monospace"])
-    try:
-        page.launch(
-            server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=True, quiet=True, share=False,
-            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-            theme=theme, css=CSS,
-        )  # fmt: skip
-    except OSError as error:
-        where = "no port from 7860 on is free" if port is None else f"--port {port} is in use"
-        raise user_errors.UserError(
-            f"{where} at --host {host}, or that is no address of this machine: give another"
-        ) from error
-    return page
-
-
 @user_errors.in_one_sentence("nag_kernels.play")
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    try:  # only now, so that --help needs none of it
+        import matplotlib.figure  # noqa: F401  # the figure comes when it is asked for
+
+        from ..shapes.loading import load_model, try_guidance
+        from .drawing import Model
+        from .page import launch
+    except ImportError as error:
+        raise user_errors.UserError(str(user_errors.missing("nag_kernels.play", __name__, error))) from error
     pipe = load_model(options.model, options.device)
     with user_errors.named("the model refused", *user_errors.DRAWING):
         model = Model(options.model, pipe)

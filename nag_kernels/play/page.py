@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""The page itself: what can be typed and moved, and what each change does. What is drawn is in `drawing.py`."""
+"""The page itself: what can be typed and moved, what each change does, and the server. What is drawn is in `drawing.py`."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ..checks import RULES
 from ..user_errors import UserError
 from . import markup
 from .drawing import Model
-from .look import SHOW_ADDRESS
+from .look import CSS, SHOW_ADDRESS
 from .settings import (
     MOST_PICTURES,
     MOST_STEPS,
@@ -193,4 +193,21 @@ def build(model: Model) -> Any:
         swept = {"setting": name, "low": low_box, "high": high_box, "values": count}
         run_sweep.click(sweep, inputs_kwargs=swept | inputs, outputs=strip, api_name="sweep", **TOGETHER)
         run_measure.click(measure, inputs_kwargs=inputs, outputs=measured, api_name="measure", **TOGETHER)
+    return page
+
+
+def launch(model: Model, host: str, port: int | None, browser: bool) -> Any:
+    """Begins to serve the page for a model; returns it, with its address as `local_url`. Raises UserError for a port in use."""
+    page = build(model)
+    plain = ["system-ui", "sans-serif"]  # fonts that are there
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="zinc", font=plain, font_mono=["monospace"])
+    try:
+        page.launch(
+            server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=True, quiet=True, share=False,
+            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
+            theme=theme, css=CSS,
+        )  # fmt: skip
+    except OSError as error:
+        where = "no port from 7860 on is free" if port is None else f"--port {port} is in use"
+        raise UserError(f"{where} at --host {host}, or that is no address of this machine: give another") from error
     return page

@@ -71,7 +71,7 @@ def asked():
 def server(model, asked):
     """The address of the page."""
     pytest.importorskip("gradio")
-    from nag_kernels.play.__main__ import launch
+    from nag_kernels.play.page import launch
 
     page = launch(model, "127.0.0.1", None, browser=False)
     yield page.local_url.rstrip("/")

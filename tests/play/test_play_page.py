@@ -3,7 +3,6 @@
 """The page's server, over HTTP: what is drawn, what is refused, the code, the link, and that nobody else is asked."""
 
 import concurrent.futures
-import importlib
 import json
 import re
 import signal
@@ -210,8 +209,7 @@ def test_a_port_in_use(capsys, monkeypatch, model):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = importlib.import_module("nag_kernels.play.__main__")
-        monkeypatch.setattr(command, "load_model", lambda *_: model.pipe)
+        monkeypatch.setattr("nag_kernels.shapes.loading.load_model", lambda *_: model.pipe)
         with pytest.raises(SystemExit, match="1"):
             main(["--no-browser", "--port", str(port)])
     assert f"error: --port {port} is in use at --host 127.0.0.1" in capsys.readouterr().err
@@ -219,11 +217,20 @@ def test_a_port_in_use(capsys, monkeypatch, model):
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "nag_kernels.play.__main__")
-    assert nag_kernels_command.main(["play"]) == 1
-    assert capsys.readouterr().err == (
-        "nag-kernels play: error: nag_kernels.play needs gradio: pip install '.[play]' in a checkout\n"
-    )
+    monkeypatch.delitem(sys.modules, "nag_kernels.play.page")
+    with pytest.raises(SystemExit, match="1"):
+        nag_kernels_command.main(["play"])
+    assert "error: nag_kernels.play needs gradio: pip install '.[play]' in a checkout\n" in capsys.readouterr().err
+
+
+def test_help_needs_no_gradio(monkeypatch, capsys):
+    for name in [x for x in sys.modules if x.startswith(("gradio", "matplotlib", "nag_kernels.play"))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("gradio", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit, match="0"):
+        nag_kernels_command.main(["play", "--help"])
+    assert "--no-browser" in capsys.readouterr().out
 
 
 @pytest.mark.slow

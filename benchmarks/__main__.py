@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a negative prompt costs: one operation, its gradient, one layer, one model, one pipeline; and the report that says it.
+"""What a negative prompt costs: one operation, its gradient, a layer, a model, a pipeline; and the report that says it.
 
 python -m benchmarks                 all of these and the report, about 17 minutes on two cores
 python -m benchmarks attention       one operation beside its rivals
 python -m benchmarks gradient        a forward and its backward beside autograd through two attentions and the formula
+python -m benchmarks joint           the attention of a whole joint layer, guided, beside one without guidance
 python -m benchmarks layer           one attention layer of six models, with its projections, norms and rotary embedding
 python -m benchmarks model           one denoising step of six models: unguided, CFG, NAG as published, NAG ours
 python -m benchmarks pipeline        a pipeline's call outside of its denoiser, unguided and guided
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_gradient, bench_model, bench_pipeline, gpu_verdicts, report
+from benchmarks import bench_attention, bench_gradient, bench_joint, bench_model, bench_pipeline, gpu_verdicts, report
 
 MEASURED = {
     "attention": bench_attention,
     "gradient": bench_gradient,
+    "joint": bench_joint,
     "layer": bench_model,
     "model": bench_model,
     "pipeline": bench_pipeline,
@@ -37,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     common.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
     common.add_argument("--no-csv", dest="csv", action="store_false", help="print only")
-    kinds = parser.add_subparsers(dest="kind", metavar="{attention,gradient,layer,model,pipeline,report,verdicts}")
+    kinds = parser.add_subparsers(
+        dest="kind", metavar="{attention,gradient,joint,layer,model,pipeline,report,verdicts}"
+    )
     for kind, module in MEASURED.items():
         each = kinds.add_parser(
             kind, parents=[common], description=module.__doc__, epilog=module.help_text(),

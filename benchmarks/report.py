@@ -152,6 +152,25 @@ def gradient(stem: str, rows: list[Row]) -> str:
     ])  # fmt: skip
 
 
+def joint(stem: str, rows: list[Row]) -> str:
+    lines = []
+    for (workload, dtype), by in grouped(rows, "workload", "dtype").items():
+        own, torchs, kernel = (by[name] for name in ("ours", "unguided", "unguided, our kernel"))
+        least = float(own["arithmetic"])
+        over = milliseconds(own) / milliseconds(kernel)
+        lines.append([
+            workload, _shape(own), dtype, f"{milliseconds(own):.1f}", f"{milliseconds(own) / milliseconds(torchs):.2f}x",
+            f"{over:.2f}x", f"{least:.2f}x", f"{100 * (over / least - 1):+.0f} %",
+        ])  # fmt: skip
+    head = ["layer", SHAPE, "dtype", "ours, ms", "of one attention by torch", "of one attention by our kernel", "arithmetic",
+            "above it"]  # fmt: skip
+    return "\n\n".join([
+        f"### {sentence(rows[0])}", "The three calls of a guided joint layer (the image, text+, text-) over one attention of "
+        "[text+ ; image] without guidance (p50, in turns). \"Arithmetic\" is the same ratio of multiply-adds. \"Above it\" is "
+        "what one operation in place of the three calls could save at most:", table(head, lines),
+    ])  # fmt: skip
+
+
 OVERHEAD_HEAD = ("scale", "dtype", "attention's share", "at real size", "unguided, ms")
 OVERHEADS = {"cfg": "CFG", "published": "NAG as published", "ours": "NAG ours", "ours_kept": "NAG ours, later steps"}
 
@@ -269,6 +288,7 @@ def plot_overhead(path: Path, rows: list[Row]) -> None:
 SECTIONS: tuple[tuple[str, str, Callable, Callable | None], ...] = (
     ("attention", "One operation", attention, plot_attention),
     ("gradient", "A forward and its backward", gradient, None),
+    ("joint", "The attention of a whole joint layer", joint, None),
     ("layer", "One attention layer: projections, norms, rotary embedding, attention", overhead, plot_overhead),
     ("model", "One denoising step", overhead, plot_overhead),
     ("pipeline", "A pipeline's call outside of its denoiser", pipeline, None),

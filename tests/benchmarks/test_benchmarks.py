@@ -16,8 +16,17 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import bench_attention, bench_model, bench_pipeline, gpu_verdicts, machine, providers, report
-from benchmarks.workloads import CPU, GPU, GROWTH
+from benchmarks import (
+    bench_attention,
+    bench_joint,
+    bench_model,
+    bench_pipeline,
+    gpu_verdicts,
+    machine,
+    providers,
+    report,
+)
+from benchmarks.workloads import CPU, GPU, GROWTH, Workload
 from nag_kernels import testing
 from nag_kernels.prove.__main__ import report as prove_report
 from nag_kernels.prove.layers import Layer
@@ -87,6 +96,20 @@ def test_arithmetic_of_a_workload():
     assert len({w.name for w in (*GPU, *GROWTH)}) == len((*GPU, *GROWTH))
     assert set(CPU) < set(GPU)
     assert [w.flops() / flux.flops() for w in GROWTH if "flux" in w.name] == [1, 2, 4] * 2
+
+
+def test_a_joint_layer_is_compared_with_float64_and_with_its_arithmetic(monkeypatch):
+    workload = Workload("tiny", "joint", 1, 40, 2, 16, 12, 40)
+    layer = bench_joint.make_layer(workload, torch.float32, "cpu")
+    assert bench_joint.wrong(layer) == ""
+    # 40 tokens of the image see 64 keys, 24 of both texts 52; without guidance 52 see 52.
+    assert bench_joint.arithmetic(workload) == pytest.approx((40 * 64 + 24 * 52) / (52 * 52))
+    joined = bench_joint._joined(layer, "positive", "image")
+    ours, torchs = bench_joint.unguided_by_our_kernel(*joined), bench_joint.unguided(*joined).transpose(1, 2)
+    assert testing.error(ours, torchs) < 1e-5
+    right = bench_joint.guided
+    monkeypatch.setattr(bench_joint, "guided", lambda layer: [x * 1.01 for x in right(layer)])
+    assert "against float64" in bench_joint.wrong(layer)
 
 
 @pytest.fixture(scope="module", params=bench_model.MODELS)

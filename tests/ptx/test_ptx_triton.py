@@ -14,6 +14,7 @@ from nag_kernels import reference, testing
 pytest.importorskip("triton", reason="triton is not here: not installed")
 
 import triton_ptx
+from ptx_machine.errors import PtxError
 from test_triton import CASES, DTYPES, OWN, SETTINGS
 
 pytestmark = pytest.mark.slow  # it compiles
@@ -26,9 +27,29 @@ def make_inputs(**options):
     return testing.make_inputs(**{"length": 66, "heads": 2, "size": 64, "dtype": torch.bfloat16} | options)
 
 
+OTHERS = {
+    "cross": {"positive": 77, "negative": 33},
+    "joint": {"positive": 12, "negative": 70, "shared": 70},
+    "masks": {"batch": 2, "positive": 12, "negative": 20, "shared": 33, "masks": True},
+    "head size 40": {"size": 40, "positive": 33, "negative": 20},
+    "joint, head size 128": {"size": 128, "positive": 80, "negative": 48, "shared": 130},
+    "head size 256": {"size": 256, "length": 33, "positive": 20, "negative": 9, "shared": 70},
+}
+
+
 def assert_right(inputs, chip, settings=SETTINGS, rule="nag", **how):
     out = triton_ptx.Launcher(chip, **how).attention(inputs, settings, rule)
     testing.assert_within_baseline(out, inputs, *settings, rule=rule)
+
+
+def fetched(version):
+    if not (triton_ptx.OTHERS / version).is_dir():
+        pytest.skip(f"Triton {version} is not here: not fetched (make ptx-check does)")
+
+
+def assert_right_by(version, chip, case, dtype):
+    fetched(version)
+    assert_right(make_inputs(dtype=dtype, **OTHERS[case]), chip, version=version)
 
 
 # --- the sample ------------------------------------------------------------------------------------------------------------
@@ -43,6 +64,30 @@ def test_joint(chip):
     ran = " ".join(op for machine in launcher.machines for op in machine.opcodes)
     assert "cp.async.cg" in ran
     assert ("wgmma.mma_async" if chip == 90 else "mma.sync") in ran
+
+
+@pytest.mark.parametrize("chip", [80, 90])
+def test_the_oldest_triton(chip):
+    """What torch 2.10 and 2.11 bring."""
+    assert_right_by("3.6.0", chip, "joint", torch.bfloat16)
+
+
+def test_an_older_triton_leaves_out_a_fence():
+    """On 9.0, in a loop of two stages: this is why `configs.tiles` asks for one stage there."""
+    inputs = make_inputs(**OTHERS["joint"])
+    fetched("3.6.0")
+    with pytest.raises(PtxError, match="no proxy fence between a store of a thread and a matrix instruction"):
+        triton_ptx.Launcher(90, version="3.6.0", as_version="3.7.1").attention(inputs, SETTINGS)
+
+
+@pytest.mark.parametrize("chip", [80, 86, 90, 100, 110, 120])
+@pytest.mark.parametrize("version", [(3, 6, 0), (3, 7, 0), (3, 7, 1), (3, 10, 0)])
+def test_stages(version, chip, monkeypatch):
+    configs = importlib.import_module("nag_kernels.triton_kernels.configs")
+    monkeypatch.setattr(configs, "triton_version", lambda: version)
+    old = version in ((3, 6, 0), (3, 7, 0)) and chip in (90, 100, 110)
+    for size in (64, 128, 256):
+        assert configs.tiles(size, torch.bfloat16, chip)["num_stages"] == (1 if old else 2)
 
 
 def test_arguments_are_specialised_as_triton_does_it():
@@ -73,22 +118,20 @@ def test_cases(case, rule, chip, dtype):
     assert_right(make_inputs(**{"size": 24, "dtype": DTYPES[dtype], **CASES[case]}), chip, OWN[rule], rule)
 
 
-OTHERS = {
-    "cross": {"positive": 77, "negative": 33},
-    "joint": {"positive": 12, "negative": 70, "shared": 70},
-    "masks": {"batch": 2, "positive": 12, "negative": 20, "shared": 33, "masks": True},
-    "head size 40": {"size": 40, "positive": 33, "negative": 20},
-    "joint, head size 128": {"size": 128, "positive": 80, "negative": 48, "shared": 130},
-    "head size 256": {"size": 256, "length": 33, "positive": 20, "negative": 9, "shared": 70},
-}
-
-
 @check
 @dtypes
 @pytest.mark.parametrize("case", OTHERS)
 @pytest.mark.parametrize("chip", CHIPS)
 def test_chips(chip, case, dtype):
     assert_right(make_inputs(dtype=dtype, **OTHERS[case]), chip)
+
+
+@check
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.0", "3.7.1", "3.8.0"])  # of torch 2.10 and 2.11, 2.12, 2.13, 2.14
+def test_other_versions(version, chip, case):
+    assert_right_by(version, chip, case, torch.bfloat16)
 
 
 @check

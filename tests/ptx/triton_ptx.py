@@ -27,9 +27,17 @@ FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
 SOURCES = sorted((Path(__file__).parents[2] / "triton_kernels").glob("*.py"))
 
 
+# Other versions of Triton than the installed one; `make ptx-check` fetches them, `make test` the oldest.
+OTHERS = Path(__file__).parents[2] / ".triton"
+
+
 @functools.cache
-def _compiler() -> subprocess.Popen:
+def _compiler(version: str) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if version != importlib.metadata.version("triton"):
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(OTHERS / version), environment.get("PYTHONPATH")])
+        )
     return subprocess.Popen(
         [sys.executable, Path(__file__).with_name("triton_compiler.py")], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -37,16 +45,14 @@ def _compiler() -> subprocess.Popen:
 
 
 @functools.cache
-def compiled(asked: str) -> tuple[str, int]:
+def compiled(asked: str, version: str) -> tuple[str, int]:
     """PTX and bytes of shared memory, kept between runs by the hash of all that they are made from."""
-    text = (
-        b"".join(path.read_bytes() for path in SOURCES) + asked.encode() + importlib.metadata.version("triton").encode()
-    )
+    text = b"".join(path.read_bytes() for path in SOURCES) + asked.encode() + version.encode()
     folder = Path(tempfile.gettempdir()) / f"nag_ptx-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     to = folder / f"{hashlib.sha256(text).hexdigest()[:24]}.json"
     if not to.exists():
-        compiler = _compiler()
+        compiler = _compiler(version)
         compiler.stdin.write(asked + "\n")
         compiler.stdin.flush()
         line = next((line for line in compiler.stdout if line.startswith("made ")), None)
@@ -99,7 +105,7 @@ class Launch:
         signature |= dict.fromkeys(constants, "constexpr")
         asked = {"kernel": self.name, "signature": signature, "constants": constants | ones, "aligned": aligned,
                  "chip": self.owner.chip, "options": {"num_warps": num_warps, "num_stages": num_stages}}  # fmt: skip
-        text, shared = compiled(json.dumps(asked, sort_keys=True))
+        text, shared = compiled(json.dumps(asked, sort_keys=True), self.owner.version)
         kernel = _kernel(self.owner.change(text) if self.owner.change else text)
         parameters = b""
         for (kind, value), at in zip(values, kernel.parameters.values(), strict=False):
@@ -115,23 +121,33 @@ class Launch:
 
 
 class Launcher:
-    """`with` it the module's operations run PTX of one chip; `change` may alter it, `how` goes to the machine."""
+    """`with` it the module's operations run PTX of one chip; `change` may alter it, `how` goes to the machine.
 
-    def __init__(self, chip: int, change=None, together: int = 8, **how):
+    version: the Triton that compiles, None for the installed one.  as_version: the one that the kernels take it for.
+    """
+
+    def __init__(self, chip: int, change=None, together: int = 8, version: str | None = None,
+                 as_version: str | None = None, **how):  # fmt: skip
         self.chip, self.change, self.how, self.together = chip, change, how, together
+        self.version = version or importlib.metadata.version("triton")
+        self.as_version = as_version or self.version
         self.machines: list[Machine] = []
         self.module = importlib.import_module(availability.TRITON_MODULE)
 
     @contextlib.contextmanager
     def __call__(self):
         module = self.module
+        configs = importlib.import_module(f"{module.__package__}.configs")
+        known = configs.triton_version
         kept = {name: getattr(module, name) for name in ("branches", "blend", "capability", "INTERPRETED")}
         try:
             for name in ("branches", "blend"):
                 setattr(module, name, Launch(self, name, list(kept[name].arg_names)))
             module.capability, module.INTERPRETED = lambda device: self.chip, False
+            configs.triton_version = lambda: tuple(map(int, self.as_version.split(".")))
             yield module
         finally:
+            configs.triton_version = known
             for name, value in kept.items():
                 setattr(module, name, value)
 

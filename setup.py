@@ -14,6 +14,7 @@ TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME   as torch reads them; see cuda_build.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,9 @@ def missing() -> str | None:
     return None
 
 
+NAMESPACE = re.search(r'^NAMESPACE = "(\w+)"', Path("nag_kernels/namespace.py").read_text(), re.M)[1]
+MACROS = [("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI), ("NAG_NAMESPACE", NAMESPACE)]
+
 # Against errors that reach memory: a guard on stack frames, checked library calls, and tables of the loader that are read-only
 # once it has filled them in. The kernels took the same time with and without, within the noise of 5 %.
 HARDENED = ["-fstack-protector-strong", "-Wformat", "-Wformat-security"]
@@ -89,7 +93,7 @@ def extension() -> Extension:
         include_dirs=["csrc", str(TORCH / "include")],
         library_dirs=[str(TORCH / "lib")],
         libraries=["torch_cpu"],
-        define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI)],
+        define_macros=MACROS,
         extra_compile_args=["-std=c++20", "-fvisibility=hidden", *HARDENED, *speed],
         extra_link_args=[*HARDENED_LINK, *([cuda_build.EXPORTED] if sys.platform == "linux" else [])],
         py_limited_api=True,
@@ -150,7 +154,7 @@ def cuda_extension() -> Extension:
         library_dirs=[str(TORCH / "lib"), *cuda_build.library_dirs()],
         libraries=cuda_build.LIBRARIES,
         extra_compile_args=["-std=c++20", "-fvisibility=hidden", *HARDENED, "-O2", "-g0"],
-        define_macros=[("Py_LIMITED_API", PYTHON_ABI), ("TORCH_TARGET_VERSION", TORCH_ABI), ("USE_CUDA", "1")],
+        define_macros=[*MACROS, ("USE_CUDA", "1")],
         py_limited_api=True,
     )
 

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from . import gradient, reference, sdpa
 from .checks import CHECKS
+from .namespace import NAMESPACE, operations
 
 _KEYS = "Tensor query, Tensor key_positive, Tensor value_positive, Tensor key_negative, Tensor value_negative, "
 _OPTIONS = (
@@ -101,7 +102,7 @@ class _Derivative(torch.autograd.Function):
     def forward(ctx: Any, call: Any, keyset: Any, *inputs: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             output = call.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
-        ctx.op, ctx.overload = call._schema.name.removeprefix("nag::"), call._overloadname
+        ctx.op, ctx.overload = call._schema.name.removeprefix(f"{NAMESPACE}::"), call._overloadname
         ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
         ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
         return output
@@ -116,7 +117,7 @@ class _Derivative(torch.autograd.Function):
             found = _differentiable(ctx.op, push, wanted, inputs)
         else:
             length = DERIVATIVES[ctx.op]
-            call = getattr(getattr(torch.ops.nag, f"{ctx.op}_backward"), ctx.overload)
+            call = getattr(getattr(operations(), f"{ctx.op}_backward"), ctx.overload)
             found = call(push, (wanted + [False] * length)[:length], *inputs)
         grads = [found[i] if i < len(found) and want else None for i, want in enumerate(wanted)]
         return None, None, *grads
@@ -152,7 +153,7 @@ def _autograd(call: Any) -> Callable[..., Tensor]:
             if (
                 torch._C._are_functorch_transforms_active()
             ):  # torch.func differentiates what it sees: the reference's own steps
-                op = call._schema.name.removeprefix("nag::")
+                op = call._schema.name.removeprefix(f"{NAMESPACE}::")
                 CHECKS[op](*args)
                 return REFERENCE[op](*args)
             return _Derivative.apply(call, keyset, *args)
@@ -220,18 +221,18 @@ def _register(library: torch.library.Library) -> None:
             return _fake(op, *args, **kwargs)
 
         library.impl(name, functools.partial(run_fallback, op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"nag::{name}", fake, lib=library)
-        call = getattr(getattr(torch.ops.nag, op), overload or "default")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+        call = getattr(getattr(operations(), op), overload or "default")
         library.impl(name, _autograd(call), "Autograd", with_keyset=True)
         for device in ("cpu", "cuda"):
             library.impl(name, _autocast(call, op, device), f"Autocast{device.upper()}")
         backward = name.replace(op, f"{op}_backward")
         library.define(backward + _gradient_schema(name), tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(backward, functools.partial(_run_gradient, op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"nag::{backward}", functools.partial(_fake_gradient, op), lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{backward}", functools.partial(_fake_gradient, op), lib=library)
 
 
-LIBRARY = torch.library.Library("nag", "DEF")
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _register(LIBRARY)
 
 
@@ -264,7 +265,7 @@ def register_kernels(kernels: Callable[[], Operations], key: str, behind: bool =
         library.impl(name, functools.partial(kernel, name.partition(".")[0]), key)
 
 
-BEHIND = torch.library.Library("nag_gpu", "DEF")
+BEHIND = torch.library.Library(f"{NAMESPACE}_gpu", "DEF")
 # So says choice.cpp: no exception comes through the stable ABI.
 BEHIND_FAILED = "the Python that serves this call failed"
 _thread = threading.local()

@@ -20,6 +20,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from . import reference, sdpa
 from .checks import Attention
+from .namespace import operations
 
 Decompositions = dict[OperatorBase, Callable[..., Any]]
 
@@ -138,7 +139,7 @@ def _with_a_key_head_for_each_query_head(call: Attention) -> Attention:
 def _table(attention: Callable[..., Tensor]) -> Decompositions:
     formulas = {"fused_guided_attention": attention, "guidance": reference.guidance}
     return {
-        getattr(getattr(torch.ops.nag, name), overload): formula
+        getattr(getattr(operations(), name), overload): formula
         for name, formula in formulas.items()
         for overload in ("default", "tensor")
     }

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-import torch
+from .namespace import operations
 
 Shape = Sequence[int]
 COUNTER = "torch.utils.flop_counter"
@@ -44,8 +44,8 @@ def attention_backward(gradient: Shape, wanted: Sequence[bool], query: Shape, *o
 
 
 def _register(counter: ModuleType) -> None:
-    counter.register_flop_formula(torch.ops.nag.fused_guided_attention)(attention)
-    counter.register_flop_formula(torch.ops.nag.fused_guided_attention_backward)(attention_backward)
+    counter.register_flop_formula(operations().fused_guided_attention)(attention)
+    counter.register_flop_formula(operations().fused_guided_attention_backward)(attention_backward)
 
 
 class _Finder(MetaPathFinder):

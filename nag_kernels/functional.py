@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _ops, availability, backends, checks, gpu
 from .gpu import call_of, explain
+from .namespace import operations
 
 
 def _settings(op: str, like: Tensor, *values: float | Tensor) -> tuple[float | Tensor, ...]:
@@ -110,7 +111,7 @@ def fused_guided_attention(
     arguments = (query, key_positive, value_positive, key_negative, value_negative, scale, tau, alpha,
                  key_shared, value_shared, mask_positive, mask_negative, mask_shared,
                  softmax_scale, negative_logit_bias, rule)  # fmt: skip
-    operation = torch.ops.nag.fused_guided_attention
+    operation = operations().fused_guided_attention
     return _call("fused_guided_attention", backend, operation, arguments, isinstance(scale, Tensor))
 
 
@@ -139,7 +140,7 @@ def guidance(
     """
     scale, tau, alpha = _settings("guidance", positive, nag_scale, nag_tau, nag_alpha)
     arguments = (positive, negative, scale, tau, alpha, rule)
-    return _call("guidance", backend, torch.ops.nag.guidance, arguments, isinstance(scale, Tensor))
+    return _call("guidance", backend, operations().guidance, arguments, isinstance(scale, Tensor))
 
 
 def warmup(

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import _ops, availability, sdpa
 from .checks import Attention
 from .gpu_table import Call, find, order, refusal
+from .namespace import operations
 from .prove import verdicts
 from .prove.verdicts import Verdict
 
@@ -47,13 +48,13 @@ def turned_on() -> tuple[str, ...]:
 def only(family: str) -> Iterator[None]:
     """Within it, only the plans of one family ("cuda", "triton") may serve; what it refuses goes to plain PyTorch."""
     token = _only.set(family)
-    paused = torch.ops.nag_cuda.pause(True) if "cuda" in _families() else True
+    paused = operations("_cuda").pause(True) if "cuda" in _families() else True
     try:
         yield
     finally:
         _only.reset(token)
         if not paused:
-            torch.ops.nag_cuda.pause(False)
+            operations("_cuda").pause(False)
 
 
 # --- what is known of a GPU ---------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def refused_by_device(plan: str, device: torch.device) -> str | None:
     """Why this device cannot run the code of a plan, as the library finds it, asked once; None if it can."""
     if not plan.startswith("cuda") or "cuda" not in _families():
         return None
-    said: str = torch.ops.nag_cuda.device_refusal(device.index or 0, plan.split()[1])
+    said: str = operations("_cuda").device_refusal(device.index or 0, plan.split()[1])
     return said or None
 
 
@@ -182,7 +183,7 @@ def run_plan(plan: str, *arguments: Any, **named: Any) -> Tensor:
         arguments = (positive.flatten(2), negative.flatten(2), call.nag_scale, call.nag_tau, call.nag_alpha, call.rule)
         return run_guidance(plan, *arguments).view(call.query.shape)
     if plan.startswith("cuda"):
-        operation = torch.ops.nag_cuda.fused_guided_attention
+        operation = operations("_cuda").fused_guided_attention
         return _overload(operation, call.nag_scale)(*call, plan.split()[1])
     if plan == "triton":
         return _triton().fused_guided_attention(*call)
@@ -217,7 +218,7 @@ def _remember(index: int, call: Call, form: str) -> None:
     """From now on csrc/cuda/choice.cpp serves such calls on this device by this form."""
     facts = (call.dtype == torch.float16, call.length, call.heads, call.size, call.positive, call.negative, call.shared,
              call.kv_heads or call.heads, call.mask_shared, RULES.index(call.rule))  # fmt: skip
-    torch.ops.nag_cuda.remember(index, [int(x) for x in facts], form)
+    operations("_cuda").remember(index, [int(x) for x in facts], form)
 
 
 def fused_guided_attention(*arguments: Any, **named: Any) -> Tensor:
@@ -247,13 +248,13 @@ def choose_guidance(families: tuple[str, ...], verdict: Verdict | None, device: 
 @functools.cache
 def _allow_guidance(index: int) -> None:
     """From now on csrc/cuda/choice.cpp serves the operation `guidance` on this device."""
-    torch.ops.nag_cuda.allow_guidance(index)
+    operations("_cuda").allow_guidance(index)
 
 
 def run_guidance(plan: str, *arguments: Any) -> Tensor:
     """The operation `guidance` by the kernel of a plan, for input that was checked."""
     if plan.startswith("cuda"):
-        return _overload(torch.ops.nag_cuda.guidance, arguments[2])(*arguments)
+        return _overload(operations("_cuda").guidance, arguments[2])(*arguments)
     return _triton().guidance(*arguments)
 
 

@@ -14,11 +14,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from . import _ops
+from .namespace import operations
 
 Sharding = tuple[list[Placement | None], list[Placement | None]]  # of the output, and of each argument
 
@@ -80,7 +80,7 @@ def _register() -> None:
         op, _, overload = name.partition(".")
         forward = {"fused_guided_attention": _attention, "guidance": _guidance}[op]
         for operation, shardings in ((op, forward), (f"{op}_backward", functools.partial(_gradients, forward))):
-            call = getattr(getattr(torch.ops.nag, operation), overload or "default")
+            call = getattr(getattr(operations(), operation), overload or "default")
             register_sharding(call)(shardings)
 
 

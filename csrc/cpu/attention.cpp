@@ -15,6 +15,7 @@
 #include "capability.h"
 #include "entry.h"
 #include "host.h"
+#include "namespace.h"
 
 namespace nag {
 namespace {
@@ -216,7 +217,7 @@ struct Cpu {
 }  // namespace
 }  // namespace nag
 
-STABLE_TORCH_LIBRARY_IMPL(nag, CPU, m) {
+NAG_LIBRARY_IMPL(NAG_NAMESPACE, CPU, m) {
   m.impl("fused_guided_attention", NAG_BOX((&nag::call_attention<nag::Cpu, double>)));
   m.impl("fused_guided_attention.tensor", NAG_BOX((&nag::call_attention<nag::Cpu, nag::Tensor>)));
 }

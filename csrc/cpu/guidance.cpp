@@ -6,6 +6,7 @@
 #include "capability.h"
 #include "entry.h"
 #include "host.h"
+#include "namespace.h"
 
 namespace nag {
 namespace {
@@ -60,7 +61,7 @@ Tensor guidance_cpu(Tensor positive_given,                                  // [
 }  // namespace
 }  // namespace nag
 
-STABLE_TORCH_LIBRARY_IMPL(nag, CPU, m) {
+NAG_LIBRARY_IMPL(NAG_NAMESPACE, CPU, m) {
   m.impl("guidance", NAG_BOX(&nag::guidance_cpu<double>));
   m.impl("guidance.tensor", NAG_BOX(&nag::guidance_cpu<nag::Tensor>));
 }

@@ -10,6 +10,7 @@
 
 #include "entry.h"
 #include "launch.h"
+#include "namespace.h"
 #include "operations.h"
 #include "tensor_map.h"
 #include "tile_size.h"
@@ -196,12 +197,12 @@ struct Cuda {  // its schema has one argument more: "text", "cluster" or "branch
   " nag_alpha, Tensor? key_shared, Tensor? value_shared, Tensor? mask_positive, Tensor? mask_negative, "            \
   "Tensor? mask_shared, float? softmax_scale, float negative_logit_bias, str rule, str form) -> Tensor"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
+NAG_LIBRARY_FRAGMENT(NAG_CUDA_NAMESPACE, m) {
   m.def(NAG_SCHEMA("", "float"));
   m.def(NAG_SCHEMA(".tensor", "Tensor"));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
+NAG_LIBRARY_IMPL(NAG_CUDA_NAMESPACE, NAG_CUDA_KEY, m) {
   m.impl("fused_guided_attention", NAG_BOX((&nag::call_attention<nag::Cuda, double, std::string>)));
   m.impl("fused_guided_attention.tensor", NAG_BOX((&nag::call_attention<nag::Cuda, nag::Tensor, std::string>)));
 }

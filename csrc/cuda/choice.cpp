@@ -17,6 +17,7 @@
 
 #include "entry.h"
 #include "launch.h"
+#include "namespace.h"
 #include "operations.h"
 
 namespace nag {
@@ -88,7 +89,7 @@ constexpr const char* kOverload<Tensor> = "tensor";
 // No exception comes through the stable ABI, only that there was one; nag_kernels.functional raises it again.
 template <class Setting, size_t kCount>
 Tensor by_python(const char* op, std::array<StableIValue, kCount> stack) {
-  const std::string name = std::string("nag_gpu::") + op;
+  const std::string name = std::string(NAG_STRING(NAG_GPU_NAMESPACE) "::") + op;
   if (torch_call_dispatcher(name.c_str(), kOverload<Setting>, stack.data(), TORCH_ABI_VERSION) != 0) {
     refuse(op, "the Python that serves this call failed; nag_kernels.", op, " in place of torch.ops.nag says how");
   }
@@ -131,19 +132,19 @@ Tensor guidance_chosen(Tensor positive, Tensor negative, Setting nag_scale, Sett
 }  // namespace
 }  // namespace nag
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
+NAG_LIBRARY_FRAGMENT(NAG_CUDA_NAMESPACE, m) {
   m.def("remember(int device, int[] call, str form) -> ()");  // call: CallFacts
   m.def("allow_guidance(int device) -> ()");
   m.def("pause(bool wanted) -> bool");  // in this thread Python serves every call; returns what held before
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CompositeExplicitAutograd, m) {
+NAG_LIBRARY_IMPL(NAG_CUDA_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("remember", NAG_BOX(&nag::remember));
   m.impl("allow_guidance", NAG_BOX(&nag::allow_guidance));
   m.impl("pause", NAG_BOX(&nag::pause));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag, NAG_CUDA_KEY, m) {
+NAG_LIBRARY_IMPL(NAG_NAMESPACE, NAG_CUDA_KEY, m) {
   m.impl("fused_guided_attention", NAG_BOX((&nag::call_attention<nag::Chosen, double>)));
   m.impl("fused_guided_attention.tensor", NAG_BOX((&nag::call_attention<nag::Chosen, nag::Tensor>)));
   m.impl("guidance", NAG_BOX(&nag::guidance_chosen<double>));

@@ -9,6 +9,7 @@
 
 #include "entry.h"
 #include "launch.h"
+#include "namespace.h"
 #include "operations.h"
 #include "tile_size.h"
 
@@ -81,10 +82,10 @@ std::string device_refusal_op(int64_t device, std::string form) { return device_
 }  // namespace
 }  // namespace nag
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
+NAG_LIBRARY_FRAGMENT(NAG_CUDA_NAMESPACE, m) {
   m.def("device_refusal(int device, str form) -> str");  // empty: the device can run it
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag_cuda, CompositeExplicitAutograd, m) {
+NAG_LIBRARY_IMPL(NAG_CUDA_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("device_refusal", NAG_BOX(&nag::device_refusal_op));
 }

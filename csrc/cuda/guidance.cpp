@@ -5,6 +5,7 @@
 
 #include "entry.h"
 #include "launch.h"
+#include "namespace.h"
 #include "operations.h"
 
 namespace nag {
@@ -90,7 +91,7 @@ Tensor guidance_cuda(Tensor positive,                                        // 
 }  // namespace
 }  // namespace nag
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
+NAG_LIBRARY_FRAGMENT(NAG_CUDA_NAMESPACE, m) {
   m.def(
       "guidance(Tensor positive, Tensor negative, float nag_scale, float nag_tau, float nag_alpha, str rule) -> "
       "Tensor");
@@ -99,7 +100,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nag_cuda, m) {
       "-> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nag_cuda, NAG_CUDA_KEY, m) {
+NAG_LIBRARY_IMPL(NAG_CUDA_NAMESPACE, NAG_CUDA_KEY, m) {
   m.impl("guidance", NAG_BOX(&nag::guidance_cuda<double>));
   m.impl("guidance.tensor", NAG_BOX(&nag::guidance_cuda<nag::Tensor>));
 }

@@ -91,12 +91,8 @@ NAG_DEVICE void scale_scores(float (&logits)[kTiles][4], float scale, float bias
   }
 }
 
-template <int kTiles>
-NAG_DEVICE void fade_where_raised(float (&z)[kTiles][4], const float (&fades)[2]) {
-  if (ballot(fades[0] != 1.0f || fades[1] != 1.0f) != 0) {  // the maximum of some row of the warp rose
-    fade(z, fades);
-  }
-}
+// Whether the maximum of some row of the warp rose.
+NAG_DEVICE bool is_raised(const float (&fades)[2]) { return ballot(fades[0] != 1.0f || fades[1] != 1.0f) != 0; }
 
 // The state of this thread's two rows continued over all keys of a segment.
 template <class T, int kSize>
@@ -118,7 +114,9 @@ NAG_DEVICE void attend_to_tiles(Attending<kSize>& attending, const Segment& s, b
   scale_scores<kTiles>(logits, scale, s.bias, s.length, seen(slot));
   attending.release(slot);
   softmax_step<T, kTiles>(logits, states, fades, weights);
-  fade_where_raised(z, fades);
+  if (is_raised(fades)) {
+    fade(z, fades);
+  }
 #pragma unroll 1
   for (int start = kKeys; start < s.length; start += kKeys) {
     slot = attending.take();
@@ -130,10 +128,16 @@ NAG_DEVICE void attend_to_tiles(Attending<kSize>& attending, const Segment& s, b
     scale_scores<kTiles>(logits, scale, s.bias, s.length - start, seen(slot));
     attending.release(slot);
     softmax_raise_rows<kTiles>(logits, states, fades);
-    group_wait<0>();
+    // The branch stands before the wait, and a wait in each of its arms: so the exponentials are computed while the
+    // values are multiplied. Where one wait stands in line, ptxas moves every exponential behind it.
+    if (is_raised(fades)) {
+      group_wait<0, kInOneArm>();
+      fade(z, fades);
+    } else {
+      group_wait<0, kInTheOther>();
+    }
     attending.release(values);
     softmax_pack<T, kTiles>(logits, states, weights);
-    fade_where_raised(z, fades);
   }
   slot = attending.take();
   group_fence();

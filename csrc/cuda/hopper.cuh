@@ -107,9 +107,11 @@ NAG_DEVICE void group_multiply(BFloat16, float (&c)[16][4], const uint32_t (&a)[
 
 NAG_DEVICE void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }  // registers are as written
 NAG_DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kLeft>  // all but the last kLeft groups
+// All but the last kLeft groups. kPlace differs between the arms of a branch, or the compiler makes one wait of two.
+enum WaitPlace { kInLine, kInOneArm, kInTheOther };
+template <int kLeft, WaitPlace kPlace = kInLine>
 NAG_DEVICE void group_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0; // place %1" ::"n"(kLeft), "n"(int(kPlace)) : "memory");
 }
 
 NAG_DEVICE int cluster_rank() {

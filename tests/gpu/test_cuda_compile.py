@@ -159,6 +159,18 @@ def test_the_cluster_kernel_uses_what_sm_90a_has(size):
     assert text.count("WARPGROUP.DEPBAR") < text.count("HGMMA") / 2  # not one wait after each
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_exponentials_are_computed_while_values_are_multiplied(size):
+    """In each of the three loops: all of them stand between the wait for the scores and the wait for the values."""
+    text = machine_code(f"cluster_kernelINS_6device8BFloat16ELi{size}E", "sm_90a")
+    marks = {"WARPGROUP.DEPBAR.LE gsb0, 0x1": "s", "WARPGROUP.DEPBAR.LE gsb0, 0x0": "v", "MUFU.EX2": "e", "HGMMA": "m"}
+    order = "".join(marks[x] for x in re.findall("|".join(map(re.escape, marks)), text))
+    loops = re.findall(r"s(e*)v(?:v*)(e*)m", order)  # from the scores to the next product
+    exponentials = 8192 // size // 2 + 2  # of a thread: half of a tile's keys for each of its two rows, and two to fade
+    assert [len(between) for between, _ in loops] == [exponentials] * 3
+    assert not any(after for _, after in loops)
+
+
 def test_where_only_sm_90a_goes(tmp_path):
     cluster, other = "csrc/cuda/cluster_sm90a.cu", "csrc/cuda/attention_bf16.cu"
     both = [(80, False), (90, True)]

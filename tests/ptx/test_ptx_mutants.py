@@ -119,7 +119,7 @@ def test_the_same_without_a_change_passes(form):
 NEEDED = {
     ("text", r"bar\.sync\s+0;"): 1,
     ("branches", r"bar\.sync\s+0;|cp\.async\.(wait|commit)_group[^;]*;"): 18,
-    ("cluster", r"wgmma\.wait_group[^;]*;"): 12,
+    ("cluster", r"wgmma\.wait_group[^;]*;"): 15,
     ("cluster, masks", r"cp\.async\.(wait|commit)_group[^;]*;|fence\.proxy\.async[^;]*;"): 6,
 }  # what each kernel waits for, and how often that stands in its PTX
 
@@ -149,6 +149,8 @@ BROKEN = {  # what: (form, text of the kernel, what it became)
     "no wait for the copies": ("branches", "copies_wait<1>();", ""),
     "no barrier after a stage": ("branches", "query, states, z);\n    sync_threads();", "query, states, z);"),
 }
+IN_ONE_ARM, FADE = "      group_wait<0, kInOneArm>();\n", "      fade(z, fades);\n"
+WAIT = f"    if (is_raised(fades)) {{\n{IN_ONE_ARM}{FADE}    }} else {{\n      group_wait<0, kInTheOther>();\n    }}\n"
 BROKEN_CLUSTER = {
     "norm of one block's heads": ("other < p.blocks; ++other", "other < 1; ++other"),
     "norm of the last head": ("norms[16 * r] = i == 0 ? positive : norms[16 * r] + positive;", "norms[16 * r] = positive;"),
@@ -157,8 +159,10 @@ BROKEN_CLUSTER = {
     "no fence after the threads' copies": ("    fence_for_async();\n", ""),
     "scores read before they are there": ("    group_wait<1>();\n", ""),
     "a slot given back before it was read": (
-        "    group_wait<0>();\n    attending.release(values);\n", "    attending.release(values);\n    group_wait<0>();\n",
+        f"{WAIT}    attending.release(values);\n",
+        "    attending.release(values);\n    group_wait<0>();\n    if (is_raised(fades)) {\n      fade(z, fades);\n    }\n",
     ),
+    "faded before the product was there": (WAIT, WAIT.replace(f"{IN_ONE_ARM}{FADE}", f"{FADE}{IN_ONE_ARM}")),
     "keys beyond the last": ("left < 8 * kTiles", "left < 0"),
     "not swizzled": ("((unit ^ row) & 7) * 16", "(unit & 7) * 16"),
     "scale of another row": ("low(Half(), pair) * scales[j % 2]", "low(Half(), pair) * scales[0]"),

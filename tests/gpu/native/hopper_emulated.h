@@ -238,7 +238,8 @@ inline void group_commit() {
     meet(machine.groups[group], 128, group * 128, [](Thread* threads) { perform_groups(threads, 0); });
   }
 }
-template <int kLeft>
+enum WaitPlace { kInLine, kInOneArm, kInTheOther };
+template <int kLeft, WaitPlace kPlace = kInLine>
 void group_wait() {
   if (!machine.copy_early) {
     ++machine.instructions;

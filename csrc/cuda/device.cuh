@@ -32,6 +32,7 @@ NAG_DEVICE char* shared_memory() {
 NAG_DEVICE void sync_threads() { __syncthreads(); }
 NAG_DEVICE void sync_warp() { __syncwarp(); }
 NAG_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+NAG_DEVICE float larger(float x, float y) { return fmaxf(x, y); }  // without NaN, which stays in what is summed
 NAG_DEVICE uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 
 // Read-only loads of 2 to 16 bytes, and stores.

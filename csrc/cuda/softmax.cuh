@@ -12,8 +12,6 @@
 namespace nag {
 namespace device {
 
-NAG_DEVICE float larger(float x, float y) { return x < y ? y : x; }  // y where x is NaN is of no matter: the sum is NaN
-
 // Logits [16 queries, 8 * kTiles keys] become weights, as the first operand of the product with the values. The lane's
 // sums are over its own columns; `states` are of rows g and g + 8. First the exponentials, in the place of the logits:
 template <int kTiles>

@@ -10,10 +10,10 @@
 // run side by side.
 #pragma once
 
-#include "machine_emulated.h"
-
 #include <cstdint>
 #include <cstring>
+
+#include "machine_emulated.h"
 
 #define NAG_DEVICE inline
 #define NAG_KERNEL(threads) inline void
@@ -57,6 +57,7 @@ inline float shuffle_xor(float x, int mask) {
   });
   return bits_as_float(machine.current->out[0]);
 }
+inline float larger(float x, float y) { return std::fmax(x, y); }
 inline uint32_t ballot(bool x) {
   machine.current->in[0] = x ? 1 : 0;
   collective([](Thread* lanes) {

@@ -16,6 +16,9 @@ P is exp(S - m) times exp(m - L), a factor of each row, which goes into dZ and d
 set, the image's keys, one walk over it serves both: step 3 is linear in dZ and delta, and what the branches bring is added up
 before. The method without the second branch is that of FlashAttention (arXiv 2205.14135, appendix B.4).
 
+What passes over memory without products, in float32 on a CPU, is compiled (csrc/cpu/gradient.cpp) where the library is here:
+the exponentials of a row of logits, and the derivative of the formula of a token. The products are torch's.
+
 Arithmetic is float32, float64 for float64 inputs. The order of all sums is fixed, so that the bits are the same on every run.
 A gradient that has derivatives itself goes through the reference (_ops.py).
 """
@@ -29,11 +32,57 @@ import torch
 from torch import Tensor
 
 from .checks import Attention
+from .namespace import operations
 from .reference import accumulate_dtype, as_tensor
 
 # Query rows of a block at most, and numbers in its logits: what stays in the cache of a core, and what fills a GPU.
 ROWS, NUMBERS = {"cpu": 1024}, {"cpu": 1 << 21}
 ROWS_ELSEWHERE, NUMBERS_ELSEWHERE = 4096, 1 << 26
+
+
+def _compiled(x: Tensor) -> Any:
+    """The compiled operations, or None where they do not serve a tensor like this."""
+    return _library() if x.dtype == torch.float32 and x.device.type == "cpu" else None
+
+
+@functools.cache
+def _library() -> Any:
+    found = operations("_cpu")
+    return found if hasattr(found, "formula_backward") else None
+
+
+def exponentials_(logits: Tensor, largest: Tensor, total: Tensor, find: bool) -> None:
+    """Logits [n, rows, T] become exp(S - m), for m in `largest` [n, rows, 1]. find: m is found first, and written with the sums.
+
+    m is the lowest finite number where no key is seen: every exponential of -inf less that is 0.
+    """
+    compiled = _compiled(logits)
+    if compiled is not None:
+        compiled.exponentials_(logits, largest, total, find)
+        return
+    if find:
+        torch.amax(logits, -1, keepdim=True, out=largest).clamp_min_(torch.finfo(logits.dtype).min)
+    logits.sub_(largest).exp_()
+    if find:
+        torch.sum(logits, -1, keepdim=True, out=total)
+
+
+def derivative(
+    gradient: Tensor, branches: Sequence[Tensor], settings: Sequence[Tensor], rule: str
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """For gradient and both Z [H, rows, D]: dL/dZ of both, sum(Z dL/dZ) over D of both [H, rows, 1], dL/d of the settings, []."""
+    compiled = _compiled(gradient)
+    if compiled is None:
+        d_positive, d_negative, d_each = formula(gradient, branches, settings, rule, (0, 2))
+        pushes = [d_positive, d_negative]
+        sums = [(z * push).sum(-1, keepdim=True) for z, push in zip(branches, pushes, strict=True)]
+        return pushes, sums, [x.sum() for x in d_each]
+    given = [x if x.stride(2) == 1 else x.contiguous() for x in (gradient, *branches)]
+    heads, rows, size = gradient.shape
+    found, deltas = gradient.new_empty(2, heads, rows, size), gradient.new_empty(2, heads, rows, 1)
+    of_rows = gradient.new_empty(rows, 3)
+    compiled.formula_backward(*given, *found, deltas, of_rows, *(x.item() for x in settings), rule)
+    return list(found), list(deltas), list(of_rows.sum(0))
 
 
 def formula(
@@ -142,17 +191,13 @@ class Block:
         step = max(1, self.numbers // (rows * keys.key.shape[0]))
         return ((first, min(first + step, heads)) for first in range(0, heads, step))
 
-    def weights(
-        self, keys: KeySet, key: Tensor, first: int, last: int, largest: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """exp(S - m) [n, rows, T] of the logits S, and m [n, rows, 1], the largest of a row, which step 1 finds."""
+    def weights(self, keys: KeySet, key: Tensor, seen: "Seen", first: int, last: int, find: bool) -> Tensor:
+        """exp(S - m) [n, rows, T] of the logits S; m, the largest of each row, is found in step 1, with the sums."""
         weights = torch.bmm(self.query[first:last], key.transpose(1, 2))
         if keys.visible is not None:
             weights.masked_fill_(~keys.visible, -torch.inf)
-        if largest is None:
-            # The lowest finite number where none is seen: every exponential of -inf less that is 0.
-            largest = weights.amax(-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).min)
-        return weights.sub_(largest).exp_(), largest
+        exponentials_(weights, seen.largest[first:last], seen.total[first:last], find)
+        return weights
 
     def attend(self, keys: KeySet, keep: bool) -> Seen:
         """Step 1."""
@@ -160,8 +205,7 @@ class Block:
         seen = Seen(torch.empty_like(self.query), largest, total, [])
         for first, last in self.groups(keys):
             key, value = keys.heads(first, last, self.query.dtype)
-            weights, seen.largest[first:last] = self.weights(keys, key, first, last, None)
-            torch.sum(weights, -1, keepdim=True, out=seen.total[first:last])
+            weights = self.weights(keys, key, seen, first, last, find=True)
             torch.bmm(weights, value, out=seen.out[first:last])
             if keep:
                 seen.weights.append(weights)
@@ -175,7 +219,7 @@ class Block:
             if seen.weights:
                 weights = seen.weights[group]
             else:
-                weights, _ = self.weights(keys, key, first, last, seen.largest[first:last])
+                weights = self.weights(keys, key, seen, first, last, find=False)
             if keys.d_value is not None:
                 keys.d_value[:, first:last].transpose(0, 1).baddbmm_(weights.transpose(1, 2), d_out)
             if d_query is None and keys.d_key is None:
@@ -222,19 +266,24 @@ def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: Seq
     numbers = block.query.shape[0] * block.query.shape[1] * sum(keys.key.shape[0] for keys in sets)
     every = [block.attend(keys, numbers <= 2 * block.numbers) for keys in sets]
     branches = [_branch(index, sets, every, block.query) for index in ((0,) if rule == "vsf" else (0, 1))]
+    outs, shares = (list(x) for x in zip(*branches, strict=True))
+    del branches
     pushes, d_settings = [gradient], [gradient.new_zeros(())] * 3
     if rule == "vsf":
-        for i, share in branches[0][1].items():
+        for i, share in shares[0].items():
             if sets[i].factor is not None:  # -nag_scale
                 d_settings[0] = -((gradient * every[i].out).sum(-1, keepdim=True) * share).sum()
+        deltas = [(outs[0] * gradient).sum(-1, keepdim=True)]
     else:
-        *found, d_each = formula(by_head(gradient), [by_head(z) for z, _ in branches], settings, rule, (0, 2))
-        pushes = [x.view_as(gradient) for x in found]
-        d_settings = [x.sum() for x in d_each]
-    deltas = [(z * push).sum(-1, keepdim=True) for (z, _), push in zip(branches, pushes, strict=True)]
+        for seen in every:
+            seen.out = gradient.new_empty(0)  # of no more use
+        pushes, deltas, d_settings = derivative(by_head(gradient), [by_head(z) for z in outs], settings, rule)
+        pushes = [x.view(gradient.shape) for x in pushes]
+        deltas = [x.view(*gradient.shape[:2], 1) for x in deltas]
+    del outs
     for i, (keys, seen) in enumerate(zip(sets, every, strict=True)):
         push, delta = (
-            functools.reduce(torch.add, (x[b] * branches[b][1][i] for b in keys.branches)) for x in (pushes, deltas)
+            functools.reduce(torch.add, (x[b] * shares[b][i] for b in keys.branches)) for x in (pushes, deltas)
         )
         block.differentiate(keys, seen, push if keys.factor is None else push * keys.factor, delta, d_query)
     return d_settings

@@ -1,10 +1,12 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of one SIMD path: every dtype of both operations. A constant, so that reaching it runs no wide code.
+// The table of one SIMD path: every dtype of both operations, and what their gradients need. A constant, so that
+// reaching it runs no wide code.
 #pragma once
 
 #include "attention_kernel.h"
+#include "gradient_kernel.h"
 #include "guidance_kernel.h"
 
 namespace nag {
@@ -17,7 +19,8 @@ constexpr KernelTable kernel_table(const char* path, const char* bfloat16_path) 
           {Attention<RegisterTiles<Plain<float>>>::kernel(path), Attention<RegisterTiles<Plain<Half>>>::kernel(path),
            Attention<BFloat16Tiles>::kernel(bfloat16_path), Attention<RegisterTiles<Plain<double>>>::kernel(path)},
           {Guidance<float>::kernel(path), Guidance<Half>::kernel(path), Guidance<BFloat16>::kernel(path),
-           Guidance<double>::kernel(path)}};
+           Guidance<double>::kernel(path)},
+          Gradient::kernel()};
 }
 
 }  // namespace

@@ -84,11 +84,38 @@ struct GuidanceKernel {
                   const Settings& settings);
 };
 
+// One token of a formula whose derivative is wanted: rows of `size` floats, `heads` of them, each stride between heads.
+struct FormulaToken {
+  const float* gradient = nullptr;  // dL/dout
+  const float* positive = nullptr;  // Z+
+  const float* negative = nullptr;  // Z-
+  float* d_positive = nullptr;
+  float* d_negative = nullptr;
+  float* deltas = nullptr;      // sum(Z+ dZ+) of each head, then sum(Z- dZ-)
+  float* d_settings = nullptr;  // of nag_scale, nag_tau and nag_alpha
+  int64_t gradient_stride = 0;
+  int64_t positive_stride = 0;
+  int64_t negative_stride = 0;
+  int64_t d_stride = 0;
+  int64_t delta_stride = 0;
+  int64_t heads = 0;
+  int64_t size = 0;
+  Rule rule = Rule::kNag;
+  Settings settings;
+};
+
+// What a gradient needs beside products, in float32.
+struct GradientKernel {
+  void (*exponentials_of_row)(float* logits, int64_t length, bool find, float* largest, float* total);
+  void (*formula_of_token)(const FormulaToken& token);
+};
+
 // The kernels of one SIMD path, by dtype.
 struct KernelTable {
   const char* capability;
   AttentionKernel attention[kNumDTypes];
   GuidanceKernel guidance[kNumDTypes];
+  GradientKernel gradient;
 };
 
 const KernelTable& default_kernels();

@@ -18,7 +18,7 @@ Change = Callable[[str], str]  # gives another text
 READY_MADE = (
     *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
     *("connector_", "qwen_prompt_", "qwen_attention_mask", "t5_input_ids", "t5_attention_mask"),
-    *("text_features", "text_lengths", "cond_input_ids"),
+    *("text_features", "text_lengths", "cond_input_ids", "text_token_tags"),
 )
 
 
@@ -62,6 +62,9 @@ def with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[st
                 raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
             if name == "prompt_cu_seqlens":  # Kandinsky 5: where each text ends
                 call |= {name: value, f"negative_{name}": value}
+                continue
+            if name == "text_token_tags":  # MiniMax-H3: of what kind each token is
+                call[name] = value
                 continue
             if len(value) not in (1, prompts):
                 raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {len(value)}")

@@ -109,7 +109,7 @@ class GuidedRun:
         self.places.append(place)
         if self.spec.dual_forward is not None:
             steered = DualForwardRun(
-                place.original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
+                place.original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer, replaced,
                 self.unsteered,
             )  # fmt: skip
 

@@ -94,6 +94,7 @@ FILES = {
     "OmniGenTransformer2DModel": "omnigen",
     "Ideogram4Transformer2DModel": "ideogram",
     "MiniMaxH3Transformer3DModel": "minimax_h3",
+    "WanAnimate2Transformer3DModel": "wan_animate_2",
 }
 
 # Denoiser classes that cannot be guided at all, each with the reason.

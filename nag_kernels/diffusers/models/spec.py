@@ -138,6 +138,10 @@ class ModelSpec:
         """Whether such a call draws nothing, and only keeps keys and values for later. It is guided like the step before."""
         return False
 
+    def stays_plain(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether such a call reads another text than a prompt. It is not guided, and the negative is not recorded there."""
+        return False
+
     @property
     def route(self) -> str:
         return "dual forward" if self.dual_forward else "generic" if self.layout else "drop-in"

@@ -24,7 +24,7 @@ from pipeline_parts import PICTURE
 from tiny import error, noise
 
 from nag_kernels.diffusers import diagnose, guide
-from nag_kernels.diffusers.models.registry import guided_layers
+from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -110,6 +110,8 @@ def test_every_step_equals_two_runs(way):
            "timestep_indices")  # fmt: skip
     indices = [arguments["timestep_indices"] for arguments, _ in of_negative]
     assert not torch.equal(indices[0], indices[1])  # those of the first step would be wrong in the second
+    times = [spec_of(model).time(arguments).max().item() for arguments, _ in guided]
+    assert times == sorted(set(times))  # by which the steps are known, whatever is given
     for (arguments, got), (others, _) in zip(guided, of_negative, strict=True):
         assert torch.equal(arguments["timestep"], others["timestep"])
         tiny = dataclasses.replace(TINY[KIND], image=len(arguments["token_tags"]) - len(arguments["text_indices"]))

@@ -101,6 +101,22 @@ def test_the_negative_is_encoded_once():
     assert [x[0] if isinstance(x, list) else x for x in seen].count(NEGATIVE) == 1
 
 
+def test_ready_made_text():
+    pipe, call, negative = modular("WanAnimate2DistilledModularPipeline")
+    with guide(pipe, negative, **FIRM):
+        wanted = calls_of(pipe, **call)
+    blocks = diffusers.WanAnimate2DistilledModularPipeline().blocks
+    words = pipe._blocks.sub_blocks["text_encoder"]
+    for unused in ("text_encoder", "decode"):
+        blocks.sub_blocks.pop(unused)
+    other = diffusers.WanAnimate2DistilledModularPipeline(blocks)
+    other.update_components(**{name: x for name, x in pipe.components.items() if x is not None})
+    text = {"prompt_ref_embeds": words.beside["prompt_ref_embeds"], **words.texts[PROMPT]}
+    with guide(other, words.texts[NEGATIVE], **FIRM):
+        got = calls_of(other, **{name: x for name, x in call.items() if "prompt" not in name}, **text)
+    assert all(torch.equal(x[1], y[1]) for x, y in zip(got, wanted, strict=True))
+
+
 @pytest.mark.parametrize(("window", "acts"), [({"start": 0.5}, [False, True]), ({"end": 0.5}, [True, False]),
                                               ({"nag_scale": [1.0, 8.0]}, [False, True])])  # fmt: skip
 def test_a_window_holds_in_each_segment(window, acts):

@@ -122,11 +122,14 @@ def test_every_step_equals_two_runs(way):
         assert error(wanted, torch.cat([x.flatten(1) for x in model(**arguments)], dim=1)) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "window", [{"start": 0.3}, {"nag_scale": [1.0, 8.0, 8.0]}], ids=["start", "a scale for each step"]
+)
 @pytest.mark.parametrize("way", ["from noise", "from a picture"])
-def test_a_window_and_the_steps_outside_of_it(way):
+def test_a_window_and_the_steps_outside_of_it(way, window):
     pipe, model, call, negative = pipeline(way)
     plain = calls_of(pipe, model, **call)
-    with guide(pipe, negative, start=0.3, **FIRM):
+    with guide(pipe, negative, **FIRM | window):
         guided = calls_of(pipe, model, **call)
     different = [error(x[1], y[1]) > 1e-3 for x, y in zip(guided, plain, strict=True)]
     assert different == [False, True, True]

@@ -17,7 +17,9 @@ if not hasattr(diffusers, "WanAnimate2ModularPipeline"):
 from every_model import TINY
 from modular_tiny import NEGATIVE, PROMPT, STEPS, modular
 from oracles import two_runs_oracle
+from stand_in import filled
 from tiny import error, noise, seeded
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nag_kernels.diffusers import guide
 from nag_kernels.diffusers.models.registry import guided_layers
@@ -125,6 +127,22 @@ def test_a_window_holds_in_each_segment(window, acts):
         guided = [x for x in calls_of(pipe, **call) if not reads(x)]
     found = [error(got, pipe.transformer(**arguments).sample[0]) > 1e-3 for arguments, got in guided]
     assert found == acts * SEGMENTS
+
+
+def test_compiled_blocks():
+    """As the library advises for this model."""
+    torch._dynamo.reset()
+    pipe = filled(TINY[KIND])
+    with guide(pipe, "negative", **FIRM):
+        wanted = pipe(pipe.prompt)
+    compiler = CompileCounterWithBackend("eager")
+    pipe.transformer.compile_repeated_blocks(backend=compiler)
+    counts = []
+    for _ in range(2):
+        with guide(pipe, "negative", **FIRM):
+            assert error(pipe(pipe.prompt), wanted) < 1e-5
+        counts.append(compiler.frame_count)
+    assert 0 < counts[0] == counts[1]
 
 
 def test_in_a_loop_of_ones_own_the_call_that_reads_is_plain():

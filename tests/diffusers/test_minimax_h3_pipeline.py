@@ -15,7 +15,7 @@ if not hasattr(diffusers, "MiniMaxH3ModularPipeline"):
     pytest.skip("this diffusers has no MiniMax-H3", allow_module_level=True)
 
 from diffusers.modular_pipelines import ModularPipelineBlocks
-from diffusers.modular_pipelines.minimax_h3.references import MiniMaxH3ImageReference
+from diffusers.modular_pipelines.minimax_h3.references import MiniMaxH3AudioReference, MiniMaxH3ImageReference
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from every_model import TINY
 from modular_tiny import NEGATIVE, PROMPT, UNCONDITIONAL, Words, minimax_h3_from_noise
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 KIND = "MiniMaxH3Transformer3DModel"
 FIRM = {"nag_scale": 8.0, "nag_tau": 1.25, "nag_alpha": 0.5}
 ENCODED = noise(1, 24, 1, 2, 2, seed=9, dtype=torch.float32)
-# Arguments of the pipeline's call; a picture is here as its encoder gives it.
+REFERENCES = [MiniMaxH3ImageReference(PICTURE), MiniMaxH3AudioReference(torch.zeros(2, 96), 32000)]
+# Arguments of the pipeline's call; pictures and sounds are here also as their encoders give them.
 WAYS = {
     "from noise": {},
     "from a picture": {"image": PICTURE, "keyframe_anchors": ("first",), "condition_latents": [ENCODED]},
     "by a reference": {
-        "references": [MiniMaxH3ImageReference(PICTURE)], "normalized_references": [MiniMaxH3ImageReference(PICTURE)],
-        "condition_latents": [ENCODED], "audio_condition_latents": [noise(6, 32, seed=8, dtype=torch.float32)[:0]],
-        "num_frames": 124,
+        "references": REFERENCES, "normalized_references": REFERENCES, "num_frames": 124,
+        "condition_latents": [ENCODED], "audio_condition_latents": [noise(6, 32, seed=8, dtype=torch.float32)],
     },
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ class Outputs:
             model.register_forward_hook(self.note, with_kwargs=True)
 
     def note(self, model, inputs, named, output):
-        if named.get("kv_cache_mode") == "extract":  # it draws nothing
+        if "Animate2" in type(model).__name__ and named["kv_cache_mode"] == "extract":  # it draws nothing
             return
         sample = output if isinstance(output, torch.Tensor) else output[0]
         self.now.append(torch.stack(sample) if isinstance(sample, list) else sample)

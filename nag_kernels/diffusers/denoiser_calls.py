@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.nn import Module
 
-DENOISERS = ("transformer", "transformer_2", "unet")  # the names under which pipelines have them
+DENOISERS = ("transformer", "transformer_2", "transformer_ref", "unet")  # the names under which pipelines have them
 Denoiser = Any  # a model of diffusers: a Module, of whose attributes a type checker knows nothing
 Modules = Mapping[str, Denoiser]  # those of a denoiser by their names, itself among them under ""
 
@@ -23,6 +23,11 @@ def denoisers_of(pipe: Any) -> list[Module]:
     """Whatever a pipeline has under the names of denoisers."""
     named = (getattr(pipe, name, None) for name in DENOISERS)
     return list(dict.fromkeys(x for x in named if isinstance(x, Module)))
+
+
+def name_in(pipe: Any, denoiser: Denoiser) -> str:
+    """Under which name a pipeline has one of its denoisers."""
+    return next(name for name in DENOISERS if getattr(pipe, name, None) is denoiser)
 
 
 def named_modules(denoiser: Denoiser) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nag_kernels import fused_guided_attention, reference
 from .attention.base import KeyValue, Masks, SettingTensors
 from .attention.distributed import PLAIN
 from .compatibility import head_mesh
-from .denoiser_calls import inner_denoiser, named_modules
+from .denoiser_calls import inner_denoiser, name_in, named_modules
 from .guard import is_compiled
 from .guide import guide
 from .models.registry import find_denoisers
@@ -122,7 +122,7 @@ class Findings:
     def __init__(self, pipe: Any, nag_scale: float, nag_tau: float, nag_alpha: float):
         self.name = type(pipe).__name__
         self.nag_scale, self.nag_tau, self.nag_alpha = nag_scale, nag_tau, nag_alpha
-        self._prefix = {id(x): "transformer_2." for x in find_denoisers(pipe)[1:]}
+        self._prefix = {id(x): f"{name_in(pipe, x)}." for x in find_denoisers(pipe)[1:]}
         self._names: dict[Any, str] = {}
         self._raw: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
         self._step, self._mixed = 0, False

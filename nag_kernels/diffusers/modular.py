@@ -188,7 +188,7 @@ def table() -> str:
     """Of the modular pipelines of the installed diffusers, with their own blocks, which `guide` serves: a table in Markdown."""
     import diffusers
 
-    from .models.registry import FILES
+    from .models.registry import FILES, REFUSED
 
     rows = ["| modular pipeline | denoiser | guiders | guided |", "|---|---|---|---|"]
     for kind in sorted(x for x in dir(diffusers) if x.endswith("ModularPipeline") and x != "ModularPipeline"):
@@ -196,8 +196,8 @@ def table() -> str:
         hints = {name: spec.type_hint for name, spec in pipe._component_specs.items() if name in DENOISERS}
         denoisers = list(dict.fromkeys(hint.__name__ for hint in hints.values() if hint is not None))
         guiders = list(dict.fromkeys(type(x).__name__ for x in guiders_of(pipe).values()))
-        unknown = [name for name in denoisers if name not in FILES]
-        guided = f"raises: {', '.join(unknown)} is not known" if unknown else "yes"
+        unknown = [REFUSED.get(name, f"{name} is not known") for name in denoisers if name not in FILES]
+        guided = f"raises: {'; '.join(unknown)}" if unknown else "yes"
         named = (" and ".join(f"`{name}`" for name in names) or "-" for names in (denoisers, guiders))
         rows.append(f"| `{kind}` | {' | '.join(named)} | {guided} |")
     return "\n".join(rows)

@@ -18,8 +18,10 @@ Change = Callable[[str], str]  # gives another text
 READY_MADE = (
     *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
     *("connector_", "qwen_prompt_", "qwen_attention_mask", "t5_input_ids", "t5_attention_mask"),
-    *("text_features", "text_lengths", "cond_input_ids"),
+    *("text_features", "text_lengths", "cond_input_ids", "text_token_tags"),
 )
+# These begin like a ready-made prompt: a template, and the text beside a video whose movements are taken (Wan-Animate 2).
+NO_PROMPTS = ("prompt_template", "prompt_ref", "prompt_ref_embeds")
 
 
 def checked_negative(negative: Negative) -> Negative:
@@ -42,7 +44,7 @@ def with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[st
     # Left out: what belongs to the positive (prompt_2, prompt_embeds, prompt_attention_mask, ...), and the
     # ready-made unconditional text, which might not go with the negative's and whose rows are not used.
     call = {k: v for k, v in arguments.items()
-            if (not k.startswith(READY_MADE) or k == "prompt_template") and k not in ("prompt", "callback_steps", *CALLBACKS)
+            if (not k.startswith(READY_MADE) or k in NO_PROMPTS) and k not in ("prompt", "callback_steps", *CALLBACKS)
             and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or is_text(v)))}  # fmt: skip
     if isinstance(negative, Mapping):
         known = input_names(pipe) if is_modular(pipe) else inspect.signature(function).parameters
@@ -62,6 +64,9 @@ def with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[st
                 raise TypeError(f"guide: negative_prompt['{name}'] must be a tensor, got {type(value).__name__}")
             if name == "prompt_cu_seqlens":  # Kandinsky 5: where each text ends
                 call |= {name: value, f"negative_{name}": value}
+                continue
+            if name == "text_token_tags":  # MiniMax-H3: of what kind each token is
+                call[name] = value
                 continue
             if len(value) not in (1, prompts):
                 raise ValueError(f"guide: negative_prompt['{name}'] must have batch {prompts} or 1, got {len(value)}")

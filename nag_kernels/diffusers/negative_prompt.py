@@ -181,21 +181,22 @@ class NegativeRecorder:
     def _record(
         self, replaced: Replaced, negative: Negative, outputs: list[Any], changed: Change | None, controlnet: Module | None = None
     ) -> RecordedCall | None:  # fmt: skip
-        got: list[RecordedCall] = []
+        spec, got = spec_of(self.denoisers[0]), list[RecordedCall]()
         thread = threading.get_ident()
         context: list[str | None] = [None]
 
         def record(place: Interception, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return place.plain(*args, **kwargs)
+            if spec.stays_plain(denoiser_arguments(place.denoiser, args, kwargs)):
+                return None  # what it would give or keep is for calls that are not carried out
             if outputs:
                 return outputs.pop(0)
             got.append(self.reached(place.denoiser, args, kwargs, context[-1]))
             raise _Reached
 
         call = with_negative(self.function, self.pipe, self.arguments, negative, changed)
-        fixed = spec_of(self.denoisers[0]).negative_call
-        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        call |= {name: value for name, value in spec.negative_call.items() if name in self.arguments}
         _leave_nothing_behind(replaced, self.pipe, self._modules)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)

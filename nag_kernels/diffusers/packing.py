@@ -51,7 +51,7 @@ class Packer:
         return self.spec.pack(self, arguments)
 
     def pack_tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """`pack` for text in tensors, which all models but Z-Image take."""
+        """`pack` for text in tensors, which nearly all models take."""
         name, dim = next(iter(self.spec.text.items()))
         positive = arguments.get(name)
         if not isinstance(positive, Tensor):
@@ -108,6 +108,34 @@ class Packer:
         if self.spec.masks_for_image:
             whole |= _without(arguments, self.spec.masks[0])
         return whole
+
+    def pack_list(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`pack` for a text that is a list with one tensor [T, C] for each row; their negatives follow."""
+        name = next(iter(self.spec.text))
+        positive, negative = arguments.get(name), self.negative.get(name)
+        for texts in (positive, negative):
+            if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
+                raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
+        assert positive is not None
+        assert negative is not None
+        if self.pad:
+            raise ValueError(
+                f"guide: pad is not possible for this model: its {name} is a list of texts of their own length"
+            )
+        self.set_rows(len(positive), positive[0].device)
+        if 0 < len(negative) < self.images and self.images % len(negative) == 0:
+            negative = [x for x in negative for _ in range(self.images // len(negative))]
+        # Classifier-free guidance may begin or end on the way. Its own texts are not steered, so any serve beside them.
+        prompts = slice(self.images) if self.prompt_first else slice(self.images, None)
+        if len(negative) == 2 * self.images:
+            negative = negative[prompts]
+        if len(positive) == 2 * self.images:
+            both = list(positive)
+            both[prompts] = negative
+            negative = both
+        if len(negative) != self.rows:
+            raise ValueError(f"guide: {name} must have {self.images} texts for the negative, got {len(negative)}")
+        return {name: [*positive, *(x.to(positive[0]) for x in negative)]}
 
     def pooled(self, arguments: Mapping[str, Any]) -> Tensor:
         """The negative's pooled text with the rows of this call."""

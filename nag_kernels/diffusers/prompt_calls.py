@@ -215,7 +215,7 @@ class PromptCalls:
         return alike[1]
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
-        when = arguments.get(self.spec.timestep)
+        when = self.spec.time(arguments)
         ended, self._step_ended = self._step_ended, False
         if self._first_step and self._times and (ended or not _same_time(when, self._times[-1])):
             self.check()
@@ -294,7 +294,7 @@ class PromptCalls:
                         raise RuntimeError(_CANNOT_TELL)
                 return UNCONDITIONAL
         first, other = self._record(place, False), self._record(place, True)
-        if first is None or other is None or not _same_time(first.arguments.get(self.spec.timestep), self._times[-1]):
+        if first is None or other is None or not _same_time(self.spec.time(first.arguments), self._times[-1]):
             raise RuntimeError(_CANNOT_TELL)
         if self._same_text(first, other):
             return UNCONDITIONAL
@@ -306,8 +306,8 @@ class PromptCalls:
     def _texts_of_negative(self) -> dict[int, list[Any]]:
         """Of the calls of the first step, as far as they are recorded, by place."""
         calls = {place: x for (place, changed), x in self._recorded.items() if x is not None and not changed}
-        when = calls[0].arguments.get(self.spec.timestep)
-        same_step = {i: x for i, x in calls.items() if _same_time(x.arguments.get(self.spec.timestep), when)}
+        when = self.spec.time(calls[0].arguments)
+        same_step = {i: x for i, x in calls.items() if _same_time(self.spec.time(x.arguments), when)}
         return {i: _text(self.spec, x.arguments) for i, x in same_step.items()}
 
     def check(self) -> None:

@@ -109,7 +109,7 @@ class GuidedRun:
         self.places.append(place)
         if self.spec.dual_forward is not None:
             steered = DualForwardRun(
-                place.original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer.negative_for, replaced,
+                place.original, denoiser, found.layers, self.spec.dual_forward, self.shared, self.packer, replaced,
                 self.unsteered,
             )  # fmt: skip
 
@@ -131,8 +131,10 @@ class GuidedRun:
             self.begins()
         self._refuse_another_pipeline(denoiser)
         arguments = denoiser_arguments(denoiser, args, kwargs)
-        self.steps.begin(arguments)
         self.calls += 1
+        if self.spec.stays_plain(arguments):
+            return place.original(*args, **kwargs)
+        self.steps.begin(arguments)
         if self._is_guided(arguments):
             result = self._guided_call(replaced, denoiser, steered, processors, text_modules, args, arguments)
         else:

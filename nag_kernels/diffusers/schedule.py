@@ -141,13 +141,13 @@ class Steps:
 
     def _place(self, arguments: Mapping[str, Any]) -> int:
         """Which of the run's timesteps a visit is for."""
-        given = arguments.get(self.spec.timestep)
+        given = self.spec.time(arguments)
         if self.expected is not None:
             return self.expected.place(given)
         if self.spec.by_timestep:
             timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
             # The noisiest of the frames: given ones have an earlier time.
-            return int((timesteps - float(arguments[self.spec.timestep].max())).abs().argmin())
+            return int((timesteps - float(self.spec.time(arguments).max())).abs().argmin())
         assert self.places is not None
         if self.places.is_over(given):
             if self.places.last > 0:  # else it was at the first of them, and still is
@@ -241,7 +241,7 @@ class Steps:
         elif used is None and not self._takes_all():
             used = stop - self._first_of(timesteps, arguments)
         used = min(used or stop, stop)
-        start = place_of_view(timesteps, arguments.get(self.spec.timestep))
+        start = place_of_view(timesteps, self.spec.time(arguments))
         if start is None:
             start = getattr(self.pipe.scheduler, "begin_index", None)
         if stop < len(timesteps):
@@ -261,7 +261,7 @@ class Steps:
 
     def _first_of(self, timesteps: torch.Tensor, arguments: Mapping[str, Any]) -> int:
         """Which of the scheduler's timesteps the denoiser is called with first."""
-        given = arguments.get(self.spec.timestep)
+        given = self.spec.time(arguments)
         if given is not None:
             trained = getattr(self.pipe.scheduler.config, "num_train_timesteps", 1000)
             for factor in (1.0, float(trained)):  # some models count in thousandths

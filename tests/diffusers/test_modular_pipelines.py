@@ -30,9 +30,11 @@ class Outputs:
     def __init__(self, pipe):
         self.pipe, self.now = pipe, []
         for model in denoisers(pipe):
-            model.register_forward_hook(self.note)
+            model.register_forward_hook(self.note, with_kwargs=True)
 
-    def note(self, model, inputs, output):
+    def note(self, model, inputs, named, output):
+        if "Animate2" in type(model).__name__ and named["kv_cache_mode"] == "extract":  # it draws nothing
+            return
         sample = output if isinstance(output, torch.Tensor) else output[0]
         self.now.append(torch.stack(sample) if isinstance(sample, list) else sample)
 
@@ -120,14 +122,33 @@ def test_the_table_of_modular_pipelines():
     assert acting == set(MODULAR)
 
 
-@pytest.mark.parametrize("kind", ["MiniMaxH3Transformer3DModel", "WanAnimate2Transformer3DModel",
-                                  "MiniMaxMusic3Transformer1DModel"])  # fmt: skip
-def test_denoisers_that_are_not_known_raise_by_name(kind):
+@pytest.mark.parametrize(("kind", "says"), [
+    ("MiniMaxMusic3Transformer1DModel", "cannot be guided: no attention layer sees a prompt, .*; use the classifier-free"),
+    ("NobodysTransformer2DModel", "is not supported; supported denoisers: "),
+])  # fmt: skip
+def test_other_denoisers_raise_by_name(kind, says):
     assert kind not in FILES
     pipe, _, negative = modular("FluxModularPipeline")
     pipe.transformer = type(kind, (torch.nn.Module,), {})()
+    with pytest.raises(ValueError, match=f"guide: {kind} {says}"), guide(pipe, negative):
+        pass
+
+
+@pytest.mark.skipif(
+    not hasattr(diffusers, "MiniMaxMusic3Transformer1DModel"), reason="this diffusers has no such model"
+)
+def test_minimax_music_attends_to_no_prompt():
+    """What is refused for it: its attention has no keys but those of the sound's frames, which have the prompt in them."""
+    model = diffusers.MiniMaxMusic3Transformer1DModel(
+        in_channels=4, condition_dim=8, num_layers=1, num_attention_heads=2, attention_head_dim=8, ff_inner_dim=16, rotary_dim=4,
+        fourier_embedding_dim=8,
+    )  # fmt: skip
+    lengths = []
+    model.transformer_blocks[0].attn.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    model(torch.ones(1, 4, 6), torch.ones(1), torch.ones(1, 6, 8))
+    assert lengths == [6 + 1]  # with the time
     with (
-        pytest.raises(ValueError, match=f"guide: {kind} is not supported; supported denoisers: "),
-        guide(pipe, negative),
+        pytest.raises(ValueError, match="no attention layer sees a prompt"),
+        guide(model, {"encoder_hidden_states": None}),
     ):
         pass

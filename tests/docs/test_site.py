@@ -54,7 +54,7 @@ def test_the_site_builds_and_asks_no_other_host(tmp_path):
             r"""<link[^>]*href=["'](\w+://[^"']+)["'][^>]*rel=["'](?:stylesheet|preconnect|icon)["']""", text
         )
         assert not loaded, page.name
-    assert "71 kinds of denoisers" in (tmp_path / "out" / "index.html").read_text()
+    assert "73 kinds of denoisers" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_links_of_the_site():

@@ -11,7 +11,7 @@ of them at a time, so nothing in the model has to know.
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,12 +32,23 @@ class DualForward:
     image: image(model, arguments, length of the sequence in a guided layer) -> where the image lies in it, as a slice.
     after: the layer after attention, whose input is guided; [B, S, C], or [S, C] in a model without a batch.
     fixed: arguments of the run with the negative, whatever the run with the prompt has.
+    made: made(arguments of the running call, of the negative's recorded call) -> arguments of the run with the negative that
+        neither call has as they must be, or that have no rows.
     """
 
     text: tuple[str, ...]
     image: Callable[[Denoiser, Mapping[str, Any], int], slice]
     after: Callable[[Layer], Layer] = lambda layer: layer.to_out[0]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    made: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda running, negative: {}
+
+
+class Negatives(Protocol):
+    """Where the negative's arguments come from: a `packing.Packer`."""
+
+    negative: Mapping[str, Any]  # its recorded call
+
+    def negative_for(self, name: str, positive: Any) -> Any: ...
 
 
 class _Finished(BaseException):
@@ -47,7 +58,7 @@ class _Finished(BaseException):
 class DualForwardRun:
     """Replaces a denoiser's call: it runs `call` with the arguments given and, at the same time, with the negative's.
 
-    negative_for(name, value): the negative's argument with the rows of this call.
+    negatives: gives the negative's arguments, with the rows of this call.
     replaced: remembers what is set on the model's layers.
     unsteered: the layers that are not to be guided: both runs go on with the prompt's output there.
     """
@@ -59,7 +70,7 @@ class DualForwardRun:
         layers: list[Layer],
         spec: DualForward,
         shared: SharedText,
-        negative_for: Callable[[str, Any], Any],
+        negatives: Negatives,
         replaced: Replaced,
         unsteered: Collection[Layer] = (),
     ):
@@ -68,11 +79,12 @@ class DualForwardRun:
                 "guide: rule 'vsf' needs texts in one sequence, which this model does not have; take 'nag'"
             )
         self.call, self.model, self.layers, self.spec, self.shared = call, model, layers, spec, shared
-        self.negative_for, self.replaced, self.unsteered = negative_for, replaced, unsteered
+        self.negatives, self.replaced, self.unsteered = negatives, replaced, unsteered
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = denoiser_arguments(self.model, args, kwargs)
-        own = {name: self.negative_for(name, arguments.get(name)) for name in self.spec.text}
+        own = {name: self.negatives.negative_for(name, arguments.get(name)) for name in self.spec.text}
+        own |= self.spec.made(arguments, self.negatives.negative)
         both = (arguments, {**arguments, **self.spec.fixed, **own})
         positional, named = as_they_came(self.model, args, both[1])
         meeting = _Meeting(self.shared.packed, len(self.layers), self.unsteered)

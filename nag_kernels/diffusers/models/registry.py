@@ -93,6 +93,16 @@ FILES = {
     "BriaFibo2Transformer2DModel": "bria",
     "OmniGenTransformer2DModel": "omnigen",
     "Ideogram4Transformer2DModel": "ideogram",
+    "MiniMaxH3Transformer3DModel": "minimax_h3",
+    "WanAnimate2Transformer3DModel": "wan_animate_2",
+}
+
+# Denoiser classes that cannot be guided at all, each with the reason.
+REFUSED = {
+    "MiniMaxMusic3Transformer1DModel": (
+        "no attention layer sees a prompt, because what is made of the prompt is put beside each frame of the sound, along the "
+        "channels; use the classifier-free guidance of the pipeline's guider"
+    ),
 }
 
 
@@ -185,6 +195,8 @@ def spec_of(denoiser: Denoiser) -> ModelSpec:
     for cls in type(denoiser).__mro__:
         if cls.__name__ in FILES:
             return entry(cls.__name__)
+        if cls.__name__ in REFUSED:
+            raise ValueError(f"guide: {cls.__name__} cannot be guided: {REFUSED[cls.__name__]}")
     raise ValueError(f"guide: {type(denoiser).__name__} is not supported; supported denoisers: {', '.join(FILES)}")
 
 

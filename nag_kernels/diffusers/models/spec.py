@@ -130,8 +130,16 @@ class ModelSpec:
         """Which of its scheduler's timesteps a pipeline's call with these arguments takes, where it says something else."""
         return None
 
+    def time(self, arguments: Mapping[str, Any]) -> Any:
+        """The timestep of a call with these arguments of forward, by which calls of one step are known."""
+        return arguments.get(self.timestep)
+
     def fills_cache(self, arguments: Mapping[str, Any]) -> bool:
         """Whether such a call draws nothing, and only keeps keys and values for later. It is guided like the step before."""
+        return False
+
+    def stays_plain(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether such a call reads another text than a prompt. It is not guided, and the negative is not recorded there."""
         return False
 
     @property

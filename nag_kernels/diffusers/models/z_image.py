@@ -108,31 +108,7 @@ def padded(x: Tensor, lengths: list[int]) -> Tensor:
 
 class ZImage(ModelSpec):
     def pack(self, packer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The captions are a list with one tensor [T, C] for each row; their negatives follow."""
-        name = "cap_feats"
-        positive: Any = arguments.get(name)
-        negative = packer.negative.get(name)
-        for texts in (positive, negative):
-            if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in texts):
-                raise ValueError(f"guide: {name} must be a list of tensors [T, C], got {texts!r:.60}")
-        if packer.pad:
-            raise ValueError(
-                f"guide: pad is not possible for this model: its {name} is a list of texts of their own length"
-            )
-        packer.set_rows(len(positive), positive[0].device)
-        if 0 < len(negative) < packer.images and packer.images % len(negative) == 0:
-            negative = [x for x in negative for _ in range(packer.images // len(negative))]
-        # Classifier-free guidance may begin or end on the way. Its own texts are not steered, so any serve beside them.
-        prompts = slice(packer.images) if packer.prompt_first else slice(packer.images, None)
-        if len(negative) == 2 * packer.images:
-            negative = negative[prompts]
-        if len(positive) == 2 * packer.images:
-            both = list(positive)
-            both[prompts] = negative
-            negative = both
-        if len(negative) != packer.rows:
-            raise ValueError(f"guide: {name} must have {packer.images} texts for the negative, got {len(negative)}")
-        return {name: [*positive, *(x.to(positive[0]) for x in negative)]}
+        return packer.pack_list(arguments)
 
 
 MODELS: dict[str, ModelSpec] = {

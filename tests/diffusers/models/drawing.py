@@ -74,8 +74,8 @@ def denoiser(pipe):
 
 
 def denoisers(pipe):
-    second = getattr(pipe, "transformer_2", None)
-    return [denoiser(pipe)] + ([] if second is None else [second])
+    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "transformer_ref", "unet"))
+    return [x for x in named if x is not None]
 
 
 def _rows(x, where, rows):

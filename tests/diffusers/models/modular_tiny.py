@@ -14,13 +14,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 from every_model import EXAMPLES, PIPELINES, pipeline
-from pipeline_parts import NEGATIVE, PICTURE, embeds, wan_vae, with_text
+from pipeline_parts import FRAMES, NEGATIVE, PICTURE, embeds, image_encoder, wan_vae, with_text
 from test_cosmos import cosmos
 from test_flux3 import flux3
 from test_helios import helios
 from test_ideogram import TINY as IDEOGRAM
 from test_ltx import ltx_with
+from test_minimax_h3 import minimax_h3
 from test_wan import wan, wan_vace_of_videos, wan_with
+from test_wan_animate_2 import wan_animate_2
 from tiny import TEXT, seeded
 
 STEPS = 2
@@ -223,6 +225,34 @@ def flux3_pipeline(**config):
     return build
 
 
+def minimax_h3_from_noise(transformer="transformer"):
+    """Its text says of each token whether it is one of a picture."""
+
+    def build():
+        parts = {
+            transformer: seeded(lambda: minimax_h3(in_channels=24, audio_in_channels=32)),
+            "scheduler": diffusers.MiniMaxH3Scheduler(),
+            "audio_scheduler": diffusers.MiniMaxH3Scheduler(shift=3.0),
+        }
+        texts = [
+            {"prompt_embeds": embeds(n, 1, n, TEXT), "text_token_tags": torch.arange(n).clamp(max=1)} for n in (7, 5)
+        ]
+        return types.SimpleNamespace(components=parts), {"height": 32, "width": 32}, *texts
+
+    return build
+
+
+def wan_animated_2():
+    """In two segments, before each of which the denoiser reads the frames whose movements are to be taken."""
+    parts = {"transformer": seeded(lambda: wan_animate_2(2, 4)), "scheduler": FlowMatchEulerDiscreteScheduler(),
+             "vae": wan_vae(4), "image_encoder": image_encoder(1280, 224)["image_encoder"]}  # fmt: skip
+    texts = [{"prompt_embeds": embeds(n, 1, n, TEXT)} for n in (7, 5, 6)]
+    call = {"image": PICTURE, "driving_video": [x.resize((32, 32)) for x in FRAMES * 3], "segment_frame_length": 5}
+    return types.SimpleNamespace(components=parts), *with_text(texts, **call, height=32, width=32)
+
+
+REFERENCE = {"prompt_ref_embeds": embeds(4, 1, 6, TEXT)}
+MINIMAX_STEPS = {"num_inference_steps": STEPS + 1}  # the last one calls no denoiser
 CFG = {"true_cfg_scale": 1.0}
 EDITED = embeds(8, 1, 4, 1, 8, 8)
 QWEN_FROM_AN_IMAGE = {"unguided": None, "without": ("vae_encoder",), "call": {"image_latents": EDITED}}
@@ -301,6 +331,9 @@ MODULAR: dict[str, TinyModular] = {
     "HunyuanVideo15ModularPipeline": TinyModular(built("hunyuan video 1.5"), unguided=None),
     "EchoModularPipeline": TinyModular(built("ltx 2"), words="text_encoder/encode", parts=ltx2_parts, unguided=None),
     "ErnieImageModularPipeline": TinyModular(built("ernie image"), without=("prompt_enhancer",)),
+    "WanAnimate2ModularPipeline": TinyModular(wan_animated_2, beside=REFERENCE, unguided=None),
+    "WanAnimate2DistilledModularPipeline": TinyModular(wan_animated_2, beside=REFERENCE, unguided=None),
+    "MiniMaxH3ModularPipeline": TinyModular(minimax_h3_from_noise(), unguided=None, call=MINIMAX_STEPS),
     "Ideogram4ModularPipeline": TinyModular(
         ideogram4, without=("prompt_upsample",), unguided=None, call={"guidance_schedule": [7.0] * STEPS}
     ),

@@ -153,7 +153,7 @@ def test_compiled_models(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in TINY if "Chroma" in kind or "ZImage" in kind or "LTX2" in kind
                                   or "HunyuanVideoT" in kind or "SkyReels" in kind or "ChronoEdit" in kind
-                                  or "WanAnimate" in kind])  # fmt: skip
+                                  or "WanAnimateT" in kind])  # fmt: skip
 def test_drop_in_processors_without_a_negative_are_the_stock_ones(kind):
     pipe = filled(TINY[kind], masked=TINY[kind].seen is not None)
     plain = pipe(pipe.prompt)

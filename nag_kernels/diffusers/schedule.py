@@ -15,7 +15,7 @@ from nag_kernels.layer_choice import in_share
 
 from .models.spec import ModelSpec
 from .modular import first_timestep, is_modular
-from .places import ADVICE, Expected, Places, place_of_view
+from .places import ADVICE, Expected, Places, factors, near_to, not_placed, place_of_view
 
 Scales = float | Sequence[float] | torch.Tensor | Callable[[int, int], float]
 
@@ -159,8 +159,10 @@ class Steps:
             now = self.places.place(given)
         if now == len(self.step_of):
             raise RuntimeError(
-                f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
+                not_placed(
+                    f"{type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
+                    f"({len(self.step_of)}); leave them out, or let it call its denoiser once for each timestep"
+                )
             )
         return now
 
@@ -199,10 +201,7 @@ class Steps:
         neighbours become equal.
         """
         if getattr(self.pipe, "scheduler", None) is None:
-            raise ValueError(
-                "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
-                f"{type(self.pipe).__name__} has no scheduler; leave them out"
-            )
+            raise ValueError(not_placed(f"{type(self.pipe).__name__} has no scheduler; leave them out"))
         scheduler = self.pipe.scheduler
         timesteps = torch.as_tensor(scheduler.timesteps)
         start, used = self._taken(timesteps, arguments)
@@ -263,16 +262,15 @@ class Steps:
         """Which of the scheduler's timesteps the denoiser is called with first."""
         given = arguments.get(self.spec.timestep)
         if given is not None:
-            trained = getattr(self.pipe.scheduler.config, "num_train_timesteps", 1000)
-            for factor in (1.0, float(trained)):  # some models count in thousandths
-                self.expected = Expected(type(self.pipe).__name__, factor)
-                near = self.expected.near(timesteps, given)
+            for factor in factors(self.pipe.scheduler):
+                near = near_to(timesteps, given, factor)
                 if near.any():
+                    self.expected = Expected(type(self.pipe).__name__, factor)
                     return int(near.double().argmax())
         raise ValueError(
-            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
-            f"{type(self.pipe).__name__} does not say which of its scheduler's {len(timesteps)} "
-            f"timesteps it uses; {ADVICE}"
+            not_placed(
+                f"{type(self.pipe).__name__} does not say which of its scheduler's {len(timesteps)} timesteps it uses; {ADVICE}"
+            )
         )
 
 

@@ -72,7 +72,10 @@ class GuidedRun:
         self.prompt_calls = prompt_calls
         self.given: dict[str, Tensor | None] = {}  # settings as tensors, in the place of the numbers: `GuidedDenoiser`
         self.steered: Any = None  # rows, images, their order and the scale, for which the settings stand
-        self.steps = Steps(pipe, guidance.window, self.spec, arguments or {}, guidance.scale, guidance.idle_scale)
+        # What looks on, and a loop of one's own, get guided calls also where the scale does nothing.
+        looked_at = guidance.watch is not None or isinstance(pipe, torch.nn.Module)
+        idle = None if looked_at else guidance.idle_scale
+        self.steps = Steps(pipe, guidance.window, self.spec, arguments or {}, guidance.scale, idle)
         self.unsteered: set[Layer] = set()  # layers that are not to be guided
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text

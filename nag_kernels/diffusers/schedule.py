@@ -86,8 +86,8 @@ class Steps:
 
     start, end: step i of n is guided if start <= i / n < end.
     sigma_end: and if its noise level is above this; None is no bound.
-    scale: nag_scale; where it is not one number, a step with `idle` is not guided.
-    idle: the scale that does nothing; None where every scale does something.
+    scale: nag_scale; a step with `idle` is not guided.
+    idle: the scale that does nothing; None where every scale does something, or is to be guided all the same.
     spec: of the denoiser. Its steps are counted, or known by their timestep (`ModelSpec.by_timestep`).
     arguments: of the pipeline's call.
     """
@@ -101,13 +101,21 @@ class Steps:
         self.schedule = scale if scale.number is None else None
         self.scale = scale.number  # of the latest step; None before the first
         self.scales: list[float] = []  # of all steps
-        self.latest = self.start == 0  # whether the latest step was guided
+        self.latest = self.start == 0 and self._acts()  # whether the latest step was guided
         self.everything = window == (0, 1, None) and self.schedule is None
         self.visits = 0
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
+        self.values: tuple[torch.Tensor, list[float]] | None = None  # of the scheduler's timesteps, where they tell the step
         self.places: Places | None = None  # of the visits, in this pass through the scheduler's steps
         self.expected: Expected | None = None  # where the place of each visit is known by its timestep
+
+    def _acts(self) -> bool:
+        return self.scale is None or self.scale != self.idle
+
+    def is_off(self) -> bool:
+        """Whether every step has a scale that does nothing."""
+        return self.idle is not None and all(x == self.idle for x in self.scales or [self.scale])
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Called before the denoiser is, with these arguments. Raises ValueError where there is not a scale for each step."""
@@ -117,37 +125,36 @@ class Steps:
             else:
                 self._read_scheduler(arguments)
             self.scale = self.scales[0]
-            self.latest = self.start == 0 and self.scale != self.idle
+            self.latest = self.start == 0 and self._acts()
 
     def visit(self, arguments: Mapping[str, Any]) -> bool:
         """Counts one visit, with these arguments of forward; whether it is guided."""
         self.visits += 1
         if self.everything:
-            return True
+            return self._acts()
         if not self.spec.fills_cache(arguments):
             self.latest = self._inside(arguments)
         return self.latest
 
     def _inside(self, arguments: Mapping[str, Any]) -> bool:
-        if not self.step_of or self.spec.by_timestep:
+        if not self.step_of or (self.spec.by_timestep and not self._is_read()):
             self._read_scheduler(arguments)
         now = self._place(arguments)
         step, steps = self.step_of[now], self.step_of[-1] + 1
         inside = in_share(step, steps, self.start, self.end)
         if self.schedule is not None:
             self.scale = self.scales[step]
-            inside = inside and self.scale != self.idle
-        return inside and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
+        return inside and self._acts() and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
 
     def _place(self, arguments: Mapping[str, Any]) -> int:
         """Which of the run's timesteps a visit is for."""
         given = arguments.get(self.spec.timestep)
         if self.expected is not None:
             return self.expected.place(given)
-        if self.spec.by_timestep:
-            timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
-            # The noisiest of the frames: given ones have an earlier time.
-            return int((timesteps - float(arguments[self.spec.timestep].max())).abs().argmin())
+        if self.values is not None:
+            # The noisiest of the frames: given ones have an earlier time. A look at its value waits for a GPU.
+            value, timesteps = float(arguments[self.spec.timestep].max()), self.values[1]
+            return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - value))
         assert self.places is not None
         if self.places.is_over(given):
             if self.places.last > 0:  # else it was at the first of them, and still is
@@ -180,11 +187,22 @@ class Steps:
             raise RuntimeError(
                 "guide: start, end, sigma_end and a nag_scale for each step were placed over "
                 f"{self.step_of[-1] + 1} steps, and {type(self.pipe).__name__} called its denoiser in "
-                f"{visited} of them, and not in the last; leave them out, or call the denoiser in the last step, too"
+                f"{visited} of them, and not in the last; leave them out, call the denoiser in the last step too, or set "
+                "self._num_timesteps to the number of steps up to the last that calls it"
             )
+
+    def _is_read(self) -> bool:
+        """Whether the scheduler has the timesteps that were read before. They are read once, as that waits for a GPU."""
+        return self.values is not None and self.values[0] is self.pipe.scheduler.timesteps
 
     def never_guided(self) -> str:
         """What to say where no visit was guided."""
+        if self.visits == 0:
+            return (
+                f"{type(self.pipe).__name__} called its denoiser with a text that does not change with the prompt: the negative "
+                "prompt in its place gives the same text, so there is nothing to steer away from, and guidance did not act. Look "
+                "whether its encode_prompt uses the text that it is given"
+            )
         sigma = "" if self.sigma_end is None else f" with a sigma above {self.sigma_end:g}"
         highest = f" and its highest sigma is {max(self.sigmas):g}" if self.sigmas else ""
         idle = None if self.schedule is None else self.idle
@@ -212,6 +230,8 @@ class Steps:
         else:  # equal ones are rounded
             self.step_of = list(range(len(timesteps[run])))
         self.places = Places(type(self.pipe).__name__, scheduler, timesteps, start, len(self.step_of))
+        if self.spec.by_timestep:
+            self.values = scheduler.timesteps, timesteps.double().tolist()
         if self.expected is not None:
             self.expected.begin(timesteps[run], self.step_of)
         steps = self.step_of[-1] + 1

@@ -234,10 +234,31 @@ def test_what_is_no_number():
         enable_guidance(pipe, NEGATIVE, nag_scale=[])
 
 
-def test_scales_that_all_do_nothing():
-    message = "start 0 and end 1 with a nag_scale other than 1, which does nothing: guidance did not act; the call had 4 steps"
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize(("rule", "idle"), [("nag", 1.0), ("nasa", 0.0)])
+@pytest.mark.parametrize("form", ["number", "list", "function"])
+def test_scales_that_all_do_nothing_are_the_stock_model(form, rule, idle, guidance_scale):
+    """A slider at its end switches guidance off, whatever the form."""
     pipe = pipeline("sd15")
-    with pytest.raises(RuntimeError, match=message), guide(pipe, NEGATIVE, nag_scale=[1.0] * 4):
+    calls, plain = guided_calls(pipe), draw(pipe, guidance_scale=guidance_scale)
+    scale = {"number": idle, "list": [idle] * 4, "function": lambda i, n: idle}[form]
+    with guide(pipe, NEGATIVE, nag_scale=scale, rule=rule, end=0.5):
+        assert torch.equal(draw(pipe, guidance_scale=guidance_scale), plain)
+    assert calls == [False] * 8
+
+
+def test_a_single_scale_of_1_acts_where_a_low_tau_clips():
+    pipe = pipeline("sd3")
+    calls = guided_calls(pipe)
+    with guide(pipe, NEGATIVE, nag_scale=1.0, nag_tau=0.5):
+        draw(pipe)
+    assert calls == [True] * 4
+
+
+def test_scales_that_do_nothing_in_the_window():
+    message = "start 0 and end 0.5 with a nag_scale other than 1, which does nothing: guidance did not act; the call had 4 steps"
+    pipe = pipeline("sd15")
+    with pytest.raises(RuntimeError, match=message), guide(pipe, NEGATIVE, nag_scale=[1.0, 1.0, 5.0, 5.0], end=0.5):
         draw(pipe)
 
 

@@ -32,31 +32,63 @@ class Scale:
         self.number: float | None = None
         self.function: Callable[[int, int], float] | None = None
         self.listed: list[float] = []
+        _refuse_gradient("nag_scale", given)
         if callable(given):
             self.function = given
         elif _is_row(given):
-            self.listed = given.tolist() if hasattr(given, "tolist") else list(given)  # type: ignore[arg-type]
-            for i, value in enumerate(self.listed):
-                _check_scale(f"guide: step {i}", value, rule)
+            self.listed = _checked(given.tolist() if hasattr(given, "tolist") else list(given), rule)  # type: ignore[arg-type]
             if not self.listed:
                 raise ValueError("guide: nag_scale must have a number for each step, got none")
         else:
-            _check_scale("guide", given, rule)
-            self.number = given  # type: ignore[assignment]
+            self.number = number_of("nag_scale", given)
+            _check_scale("guide", self.number, rule)
 
     def over(self, steps: int) -> list[float]:
         """The scale of each of so many steps. Raises ValueError where it is a list of another length."""
         if self.function is not None:
-            values = [self.function(i, steps) for i in range(steps)]
-            for i, value in enumerate(values):
-                _check_scale(f"guide: step {i}", value, self.rule)
-            return values
+            return _checked([self.function(i, steps) for i in range(steps)], self.rule)
         if len(self.listed) != steps:
             raise ValueError(
                 f"guide: nag_scale must have a number for each step of the call, {steps}, got {len(self.listed)}; a function "
                 "nag_scale(i, n) serves any number of steps"
             )
         return self.listed
+
+
+def number_of(name: str, given: Any) -> Any:
+    """What was given as a number: a tensor or an array without dimensions is the number in it. Raises TypeError where that cannot be
+    read, and ValueError where a gradient would be lost. What is no number is for others to refuse."""
+    if isinstance(given, numbers.Real) or getattr(given, "ndim", None) != 0:
+        return given
+    _refuse_gradient(name, given)
+    try:
+        return given.item()
+    except RuntimeError as error:
+        raise TypeError(f"guide: {name} must be a number, got a tensor that cannot be read: {error}") from error
+
+
+NUMBERS = ("nag_scale", "nag_tau", "nag_alpha", "negative_logit_bias")
+
+
+def with_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, with numbers in the place of tensors without dimensions."""
+    return {name: number_of(name, x) if name in NUMBERS else x for name, x in settings.items()}
+
+
+def _refuse_gradient(name: str, given: Any) -> None:
+    if isinstance(given, torch.Tensor) and given.requires_grad:
+        raise ValueError(
+            f"guide: {name} is a tensor that requires a gradient, and guidance takes the number in it, through which no gradient "
+            f"flows; give {name}.detach(). GuidedDenoiser takes tensors in its call"
+        )
+
+
+def _checked(given: list[Any], rule: str) -> list[float]:
+    """The scales of the steps, as numbers."""
+    scales = [number_of("nag_scale", x) for x in given]
+    for i, value in enumerate(scales):
+        _check_scale(f"guide: step {i}", value, rule)
+    return scales
 
 
 def _is_row(x: object) -> bool:

@@ -17,8 +17,8 @@ from nag_kernels.layer_choice import LayerChoice
 from .compatibility import check_combination, check_forward
 from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser, named_modules
 from .guard import forget_the_dead
-from .interception import call_arguments, image_count, prompt_count, with_callbacks
-from .models.registry import Found, find_denoisers, find_layers, spec_of
+from .interception import call_arguments, image_count, prompt_count, refused_calls, with_callbacks
+from .models.registry import Found, find_denoisers, find_layers, further_denoisers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_arguments import Negative, checked_negative
 from .negative_prompt import Cancelled, NegativeRecorder, cancelled_run
@@ -293,6 +293,8 @@ class _Guidance:
         check_guiders(pipe)  # it may have got another since
         found = {denoiser: self.check(denoiser) for denoiser in denoisers}
         arguments = call_arguments(function, pipe, args, kwargs)
+        for name, other in further_denoisers(pipe, denoisers):
+            refused_calls(replaced, pipe, name, other, lambda: turns[0].run is not None and turns[0].run.rests)
         begins = device_found_once(replaced, pipe)
         recorder = NegativeRecorder(function, pipe, found, arguments, self.negative)
         try:
@@ -304,7 +306,7 @@ class _Guidance:
         # The guider of a modular pipeline calls the denoiser once for each branch.
         halves = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
         steered = GuidedRun(self, pipe, denoisers[0], calls, halves, arguments, begins)
-        args, kwargs = with_callbacks(function, (pipe, *args), kwargs, steered.resting)
+        args, kwargs = with_callbacks(function, pipe, args, kwargs, steered.resting)
         for turn in turns:
             replaced.attribute(turn, "run", steered)
         mark = replaced.mark()

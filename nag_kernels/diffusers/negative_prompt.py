@@ -5,6 +5,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from torch.nn import Module
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .guard import Interception
-from .interception import EMBEDDINGS, contexts_noticed, intercepted
+from .interception import EMBEDDINGS, contexts_noticed, intercepted, naming_call
 from .models.registry import Found, spec_of
 from .models.spec import ModelSpec
 from .modular import (
@@ -195,7 +196,8 @@ class NegativeRecorder:
 
         call = with_negative(self.function, self.pipe, self.arguments, negative, changed)
         fixed = spec_of(self.denoisers[0]).negative_call
-        call |= {name: value for name, value in fixed.items() if name in self.arguments}
+        known = {*self.arguments, *inspect.signature(naming_call(self.function, self.pipe)).parameters}
+        call |= {name: value for name, value in fixed.items() if name in known}
         _leave_nothing_behind(replaced, self.pipe, self._modules)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)

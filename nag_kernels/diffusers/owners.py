@@ -74,6 +74,18 @@ class _NotSeenByItsBase:
         pass
 
 
+def _made_class(plain: Any, bases: tuple[Any, ...], own: dict[str, Any]) -> type[Any]:
+    """A subclass of a pipeline's class. Its metaclass may want more than Python gives it, or refuse subclasses: then it is not
+    asked."""
+    kind: Any = type(plain)
+    try:
+        return kind(plain.__name__, bases, dict(own))
+    except Exception:
+        if kind is type:
+            raise
+        return type.__new__(kind, plain.__name__, bases, dict(own))
+
+
 class _Guided:
     """The owners of one pipeline, and the class that they put on it."""
 
@@ -108,10 +120,9 @@ class _Guided:
         if hasattr(plain, "_execution_device"):
             own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-        make: Any = type(plain)
         ours = issubclass(plain, _NotSeenByItsBase)  # as the class of a copy is
         bases = (plain,) if ours else (_NotSeenByItsBase, plain)
-        self.cls: type[Any] = make(plain.__name__, bases, own | same)
+        self.cls: type[Any] = _made_class(plain, bases, own | same)
         self.put = dict(vars(self.cls))
 
     def owner(self) -> Owner | None:

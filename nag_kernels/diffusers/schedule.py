@@ -138,7 +138,9 @@ class Steps:
         self.visits = 0
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
-        self.values: tuple[torch.Tensor, list[float]] | None = None  # of the scheduler's timesteps, where they tell the step
+        self.values: tuple[torch.Tensor, list[float]] | None = (
+            None  # of the scheduler's timesteps, where they tell the step
+        )
         self.places: Places | None = None  # of the visits, in this pass through the scheduler's steps
         self.expected: Expected | None = None  # where the place of each visit is known by its timestep
 

@@ -284,6 +284,8 @@ def test_an_encoder_that_ignores_its_text(settings):
     pipe = pipeline("sd15")
     texts = pipe.encode_prompt("a house", "cpu", 1, False)
     pipe.encode_prompt = lambda *args, **options: texts
-    message = "called its denoiser with a text that does not change with the prompt: .* Look whether its encode_prompt uses"
+    message = (
+        "called its denoiser with a text that does not change with the prompt: .* Look whether its encode_prompt uses"
+    )
     with pytest.raises(RuntimeError, match=message), guide(pipe, NEGATIVE, **settings):
         draw(pipe)

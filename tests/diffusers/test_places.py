@@ -196,7 +196,9 @@ def later(kind, scheduler):
 def test_a_pipeline_that_begins_later_than_it_says_raises(kind, scheduler, begins):
     pipe = later(kind, scheduler)
     pipe.begins = begins
-    message = "not in the last" if kind is LaterByCopies and scheduler is DDIMScheduler else "are not the 8 that it takes"
+    message = (
+        "not in the last" if kind is LaterByCopies and scheduler is DDIMScheduler else "are not the 8 that it takes"
+    )
     with guide(pipe, NEGATIVE, end=0.5), pytest.raises(RuntimeError, match=message):
         pipe("a cat")
 

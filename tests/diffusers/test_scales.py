@@ -320,8 +320,16 @@ def test_a_scale_that_is_no_number():
 
 def test_a_number_that_requires_a_gradient():
     pipe, one = pipeline("pixart"), torch.tensor(3.0, requires_grad=True)
-    for name, given in (("nag_scale", one), ("nag_tau", one), ("nag_alpha", one), ("nag_scale", one.expand(4)), ("nag_scale", [one])):
-        with pytest.raises(ValueError, match=rf"{name} is a tensor that requires a gradient, .* give {name}.detach\(\)"):
+    for name, given in (
+        ("nag_scale", one),
+        ("nag_tau", one),
+        ("nag_alpha", one),
+        ("nag_scale", one.expand(4)),
+        ("nag_scale", [one]),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{name} is a tensor that requires a gradient, .* give {name}.detach\(\)"
+        ):
             guided(pipe, NEGATIVE, **{name: given})
     with pytest.raises(TypeError, match="nag_tau must be a number, got a tensor that cannot be read"):
         guided(pipe, NEGATIVE, nag_tau=torch.tensor(3.0, device="meta"))

@@ -148,8 +148,8 @@ class Guard:
                 return
             if _in_blocks():
                 raise RuntimeError(
-                    f"guide: this {kind} was called by blocks of a modular pipeline that were called by themselves, while guidance "
-                    f"is on this {pipe}, and would not be guided: call the pipeline, pipe(state, ...), in the place of "
+                    f"guide: this {kind} was called by blocks of a modular pipeline that were called by themselves, while "
+                    f"guidance is on this {pipe}, and would not be guided: call the pipeline, pipe(state, ...), in the place of "
                     "pipe.blocks(pipe, state)"
                 )
             if any(True for _ in pipelines_calling(denoiser, None)):
@@ -214,8 +214,8 @@ def changed_on_the_way(pipe: Any, what: str, denoiser: Denoiser) -> RuntimeError
 
 
 def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> Iterator[Any]:
-    """The pipelines with this denoiser whose calls this thread is in, or whose method (None: any), the innermost first. A function
-    of somebody else's, which is given the pipeline, is no method."""
+    """The pipelines with this denoiser whose calls this thread is in, or whose method (None: any), the innermost first. A
+    function of somebody else's, which is given the pipeline, is no method."""
     frame = sys._getframe()
     while (outer := frame.f_back) is not None:
         frame = outer
@@ -229,13 +229,11 @@ def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> It
 
 
 def _is_method(pipe: Any, code: CodeType) -> bool:
-    own = [x for kind in (pipe, *type(pipe).__mro__) for x in vars(kind).values()]
-    functions = (
-        getattr(x, "__func__", None) or getattr(x, "fget", None) or x
-        for x in own
-        if callable(x) or isinstance(x, property)
-    )
-    return any(getattr(inspect.unwrap(x), "__code__", None) is code for x in functions)
+    for x in [x for kind in (pipe, *type(pipe).__mro__) for x in vars(kind).values()]:
+        function: Any = getattr(x, "__func__", None) or getattr(x, "fget", None) or x
+        if callable(function) and getattr(inspect.unwrap(function), "__code__", None) is code:
+            return True
+    return False
 
 
 def _in_blocks() -> bool:

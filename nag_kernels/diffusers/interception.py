@@ -51,10 +51,10 @@ def refused_calls(replaced: Replaced, pipe: Any, name: str, denoiser: Denoiser, 
             return place.plain(*args, **kwargs)
         if rests():
             return place.original(*args, **kwargs)
+        kind = type(inner_denoiser(denoiser)).__name__
         raise RuntimeError(
-            f"guide: {type(pipe).__name__} has a denoiser named {name} ({type(inner_denoiser(denoiser)).__name__}), whose calls are "
-            f"not seen; it was called in a guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to "
-            "guide another one, write a loop of your own and `with guide(denoiser, ...):`"
+            f"guide: {type(pipe).__name__} has a denoiser named {name} ({kind}), whose calls are not seen; it was called in a "
+            f"guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to guide another one, write a loop of your own and `with guide(denoiser, ...):`"
         )
 
     intercepted(replaced, denoiser, call)
@@ -73,8 +73,8 @@ def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[s
 def call_arguments(
     function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a pipeline call by name, without the pipeline itself. Defaults are included, but for a call that hands all on:
-    it may have others than the one that names them."""
+    """The arguments of a pipeline call by name, without the pipeline itself. Defaults are included, but for a call that hands all
+    on: it may have others than the one that names them."""
     named = naming_call(function, pipe)
     signature = inspect.signature(named)
     bound = signature.bind(pipe, *args, **kwargs)

@@ -40,6 +40,7 @@ from .negative_arguments import (
     with_negative,
 )
 from .restore import Replaced, put_back_after
+from .views import AT_ONCE
 
 
 class _Reached(BaseException):
@@ -198,6 +199,8 @@ class NegativeRecorder:
         fixed = spec_of(self.denoisers[0]).negative_call
         known = {*self.arguments, *inspect.signature(naming_call(self.function, self.pipe)).parameters}
         call |= {name: value for name, value in fixed.items() if name in known}
+        if AT_ONCE in call:
+            call[AT_ONCE] = 1  # as the guided calls are
         _leave_nothing_behind(replaced, self.pipe, self._modules)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)

@@ -56,8 +56,8 @@ class Scale:
 
 
 def number_of(name: str, given: Any) -> Any:
-    """What was given as a number: a tensor or an array without dimensions is the number in it. Raises TypeError where that cannot be
-    read, and ValueError where a gradient would be lost. What is no number is for others to refuse."""
+    """What was given as a number: a tensor or an array without dimensions is the number in it. Raises TypeError where that cannot
+    be read, and ValueError where a gradient would be lost. What is no number is for others to refuse."""
     if isinstance(given, numbers.Real) or getattr(given, "ndim", None) != 0:
         return given
     _refuse_gradient(name, given)
@@ -149,7 +149,8 @@ class Steps:
 
     def is_off(self) -> bool:
         """Whether every step has a scale that does nothing."""
-        return self.idle is not None and all(x == self.idle for x in self.scales or [self.scale])
+        scales: list[float | None] = [*self.scales] or [self.scale]
+        return self.idle is not None and all(x == self.idle for x in scales)
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Called before the denoiser is, with these arguments. Raises ValueError where there is not a scale for each step."""

@@ -14,7 +14,7 @@ from torch.nn import Module, ModuleDict, ModuleList
 from nag_kernels.layer_choice import LayerChoice, chosen_layers
 
 from ..attention.base import Layer
-from ..denoiser_calls import DENOISERS, Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
+from ..denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
 from ..guard import is_compiled
 from .spec import ModelSpec
 
@@ -133,8 +133,8 @@ def all_models() -> dict[str, ModelSpec]:
 
 
 def find_denoisers(pipe: Any) -> list[Module]:
-    """The pipeline's denoisers whose calls are guided: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of a
-    kind each."""
+    """The pipeline's denoisers whose calls are guided: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of
+    a kind each."""
     found = denoisers_of(pipe)
     if not found:
         raise ValueError(

@@ -54,7 +54,8 @@ def refused_calls(replaced: Replaced, pipe: Any, name: str, denoiser: Denoiser, 
         kind = type(inner_denoiser(denoiser)).__name__
         raise RuntimeError(
             f"guide: {type(pipe).__name__} has a denoiser named {name} ({kind}), whose calls are not seen; it was called in a "
-            f"guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to guide another one, write a loop of your own and `with guide(denoiser, ...):`"
+            f"guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to guide "
+            "another one, write a loop of your own and `with guide(denoiser, ...):`"
         )
 
     intercepted(replaced, denoiser, call)

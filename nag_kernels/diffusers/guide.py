@@ -17,7 +17,7 @@ from nag_kernels.layer_choice import LayerChoice
 from .compatibility import check_combination, check_forward
 from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser, named_modules
 from .guard import forget_the_dead
-from .interception import call_arguments, image_count, prompt_count, refused_calls, with_callbacks
+from .interception import call_arguments, image_count, named_by_position, prompt_count, refused_calls, with_callbacks
 from .models.registry import Found, find_denoisers, find_layers, further_denoisers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_arguments import Negative, checked_negative
@@ -296,7 +296,9 @@ class _Guidance:
         for name, other in further_denoisers(pipe, denoisers):
             refused_calls(replaced, pipe, name, other, lambda: turns[0].run is not None and turns[0].run.rests)
         begins = device_found_once(replaced, pipe)
-        recorder = NegativeRecorder(function, pipe, found, arguments, self.negative)
+        recorder = NegativeRecorder(
+            function, pipe, found, arguments, self.negative, named_by_position(function, pipe, args)
+        )
         try:
             first = recorder.first()
         except Cancelled:

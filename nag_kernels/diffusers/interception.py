@@ -101,6 +101,12 @@ def call_arguments(
     return named_arguments(pipe, arguments) if is_modular(pipe) else arguments
 
 
+def named_by_position(function: Callable[..., Any], pipe: Any, args: tuple[Any, ...]) -> list[str]:
+    """The names of the arguments that came by position to a call that hands all on: it may take some of them in hand."""
+    named = naming_call(function, pipe)
+    return [] if named is function else list(inspect.signature(named).parameters)[1 : len(args) + 1]
+
+
 def naming_call(function: Callable[..., Any], pipe: Any) -> Callable[..., Any]:
     """The function that names the arguments of a pipeline's call: the call itself, or where that hands all on (`*args, **kwargs`)
     one that it is a wrapper of, or that of a base class. The call itself where there is none."""

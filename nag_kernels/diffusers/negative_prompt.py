@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -87,13 +88,14 @@ class NegativeRecorder:
 
     def __init__(
         self, function: Callable[..., Any], pipe: Any, found: Mapping[Denoiser, Found], arguments: Mapping[str, Any],
-        negative: Negative,
+        negative: Negative, by_position: Sequence[str] = (),
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers."""
+        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers. by_position: those that it is
+        to be given by position, its first ones."""
         self.function, self.pipe, self.denoisers = function, pipe, list(found)
         self._modules = [module for its in found.values() for module in its.modules.values()]
         self.arguments = cloned(arguments)  # the running call draws from the generators
-        self.negative = negative
+        self.negative, self.by_position = negative, by_position
         self.cancelled = False
         self.same_unconditional = not has_unconditional_text(arguments) and not isinstance(negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
@@ -216,8 +218,9 @@ class NegativeRecorder:
         guider_calls_noticed(replaced, self.pipe, context.append)
         if controlnet is not None:
             _does_nothing(replaced, controlnet)
+        first = [call.pop(name) for name in itertools.takewhile(call.__contains__, self.by_position)]
         with contextlib.suppress(_Reached):
-            self.function(self.pipe, **call)
+            self.function(self.pipe, *first, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
         return got[0] if got else None
 

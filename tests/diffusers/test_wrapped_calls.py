@@ -109,6 +109,22 @@ def test_callbacks_of_such_a_call_rest(kind):
     assert seen == [False] * 4
 
 
+class Praising(StableDiffusionPipeline):
+    """Takes its first argument in hand."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(f"best, {args[0]}", *args[1:], **kwargs)
+
+
+def test_a_call_that_takes_its_first_argument_in_hand():
+    plain, pipe = of(StableDiffusionPipeline), of(Praising)
+    with guide(plain, f"best, {NEGATIVE}"):
+        wanted = draw(plain, prompt="best, a cat")
+    with guide(pipe, NEGATIVE):
+        got = draw(pipe, prompt="a cat", by=lambda prompt, height, width, **rest: pipe(prompt, height, width, **rest))
+    assert torch.equal(got, wanted)
+
+
 class Hidden:
     """A decorator that is an object: what it calls is not found."""
 

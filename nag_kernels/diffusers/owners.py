@@ -244,7 +244,7 @@ def enter(owner: Owner) -> None:
         owner.on = guided = _guided(owner.pipe) or _made_for(owner.pipe)
         owner.begun = threads_inside(owner.pipe)
         guided.owners.append(owner)
-        if not isinstance(owner.pipe, guided.cls):
+        if guided.cls not in type(owner.pipe).__mro__:  # a metaclass may have an answer of its own to isinstance
             owner.pipe.__class__ = guided.cls
         put_guards(denoisers_of(owner.pipe), owner)
         if not owner.everybody:

@@ -264,3 +264,35 @@ def test_the_denoiser_itself_beside_its_compiled_form_is_no_other():
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with guide(pipe, NEGATIVE):
         assert error(draw(pipe), plain) > 1e-4
+
+
+@pytest.mark.parametrize("first", ["holder", "held"])
+def test_a_pipeline_whose_denoiser_another_one_holds(first):
+    """Both are guided at once, by two threads."""
+    one, other = pipeline("sd15"), pipeline("sd15")
+    with torch.no_grad():
+        other.unet.conv_out.weight.mul_(1.5)
+    one.__dict__["experts"] = [other.unet]
+    wanted, drawn = [], {}
+    for pipe in (one, other):
+        with guide(pipe, NEGATIVE):
+            wanted.append(draw(pipe))
+
+    def in_thread(pipe):
+        with guide(pipe, NEGATIVE):
+            drawn["inner"] = draw(pipe)
+
+    outer, inner = (one, other) if first == "holder" else (other, one)
+
+    def call(pipe, step, timestep, tensors):
+        if step == 1:
+            thread = threading.Thread(target=in_thread, args=[inner], daemon=True)
+            thread.start()
+            thread.join(60)
+        return tensors
+
+    with guide(outer, NEGATIVE):
+        drawn["outer"] = draw(outer, callback_on_step_end=call)
+    found = [drawn["outer"], drawn["inner"]]
+    assert all(torch.equal(x, y) for x, y in zip(found, wanted if first == "holder" else wanted[::-1], strict=True))
+    assert one.unet._compiled_call_impl is other.unet._compiled_call_impl is None

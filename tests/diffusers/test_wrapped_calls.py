@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pipelines whose `__call__` does not name its arguments, and whose class is none like others."""
 
+import abc
 import functools
 
 import pytest
@@ -193,18 +194,30 @@ class Final(type):
         return super().__new__(cls, name, bases, own)
 
 
+class FinalAbstract(Final, abc.ABCMeta):
+    """Has an answer of its own to isinstance."""
+
+
 def with_metaclass(meta, **more):
     """diffusers' classes have a metaclass of their own."""
     both = type(meta.__name__, (meta, type(StableDiffusionPipeline)), {})
     return both("StableDiffusionPipeline", (StableDiffusionPipeline,), {}, **more)
 
 
-@pytest.mark.parametrize("kind", [with_metaclass(Wanting, kind="sd"), with_metaclass(Final)], ids=["keyword", "final"])
+KINDS = {
+    "keyword": with_metaclass(Wanting, kind="sd"),
+    "final": with_metaclass(Final),
+    "abstract": with_metaclass(FinalAbstract),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_metaclass_that_makes_no_subclass(kind):
     plain = of(StableDiffusionPipeline)
     with guide(plain, NEGATIVE):
         wanted = draw(plain)
     pipe = of(kind)
+    assert isinstance(pipe, kind)
     with guide(pipe, NEGATIVE):
         assert isinstance(pipe, kind)
         assert torch.equal(draw(pipe), wanted)

@@ -139,21 +139,18 @@ def _differentiable(op: str, push: Tensor, wanted: Sequence[bool], inputs: list[
 
 
 def _autograd(call: Any) -> Callable[..., Tensor]:
-    """What torch.library.register_autograd would register, and the refusal of forward mode, which that drops silently
-    where no input requires a gradient."""
+    """What torch.library.register_autograd would register, and forward mode, which that drops silently where no input requires a
+    gradient. In forward mode, and in transforms of torch.func, torch differentiates what it sees: the reference's own steps."""
 
     def run(keyset: Any, *args: Any) -> Tensor:
+        op = call._schema.name.removeprefix(f"{NAMESPACE}::")
         if forward_ad._current_level >= 0 and any(
             isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args
         ):
-            raise NotImplementedError(
-                f"{call._schema.name}: forward-mode derivatives are not implemented; use backward"
-            )
+            CHECKS[op](*args)
+            return REFERENCE[op](*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            if (
-                torch._C._are_functorch_transforms_active()
-            ):  # torch.func differentiates what it sees: the reference's own steps
-                op = call._schema.name.removeprefix(f"{NAMESPACE}::")
+            if torch._C._are_functorch_transforms_active():
                 CHECKS[op](*args)
                 return REFERENCE[op](*args)
             return _Derivative.apply(call, keyset, *args)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, inner_denoiser
-from .interception import COUNTS, call_arguments
+from .interception import COUNTS, call_arguments, naming_call
 from .models.registry import find_denoisers, find_layers, spec_of
 from .modular import is_modular
 from .negative_arguments import READY_MADE, checked_negative, is_text
@@ -68,7 +68,7 @@ def _encoded(replaced: Replaced, pipe: Any, negative: str | list[str], call: dic
         take(turn, replaced)
     wait_for_calls_begun([pipe])
     function = plain_call_of(pipe)
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(naming_call(function, pipe)).parameters
     kind = type(pipe).__name__
     names = [x for x in parameters if x.startswith(READY_MADE)]
     instead = "so a negative cannot be encoded in advance; give `guide` the negative as text"
@@ -122,7 +122,7 @@ class _Reader(NegativeRecorder):
     def reached(
         self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any], context: str | None
     ) -> RecordedCall:
-        code = inspect.unwrap(self.function).__code__
+        code = inspect.unwrap(naming_call(self.function, self.pipe)).__code__
         frame = sys._getframe()
         while frame.f_back is not None and frame.f_code is not code:
             frame = frame.f_back

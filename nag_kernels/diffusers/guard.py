@@ -3,14 +3,16 @@
 """No pipeline is unguided in silence: while a pipeline is guided, the calls of its denoiser by another one raise."""
 
 import contextlib
+import inspect
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from types import CodeType
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers import DiffusionPipeline, ModularPipeline, ModularPipelineBlocks
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser
@@ -142,8 +144,16 @@ class Guard:
         callers = list(pipelines_calling(denoiser))
         kind, pipe = (type(x).__name__ for x in (inner_denoiser(denoiser), owner.pipe))
         if not callers:
-            if owner.pipe is None or any(True for _ in pipelines_calling(denoiser, None)):
-                return  # the pipeline is gone; or a method of a pipeline, such as `invert`
+            if owner.pipe is None:
+                return
+            if _in_blocks():
+                raise RuntimeError(
+                    f"guide: this {kind} was called by blocks of a modular pipeline that were called by themselves, while "
+                    f"guidance is on this {pipe}, and would not be guided: call the pipeline, pipe(state, ...), in the place of "
+                    "pipe.blocks(pipe, state)"
+                )
+            if any(True for _ in pipelines_calling(denoiser, None)):
+                return  # a method of a pipeline, such as `invert`
             raise RuntimeError(
                 f"guide: this {kind} was called by a loop of your own, or by what is no pipeline of diffusers, while guidance is "
                 f"on this {pipe}, and would not be guided. End the block before, or call disable_guidance; to guide a loop of "
@@ -204,15 +214,38 @@ def changed_on_the_way(pipe: Any, what: str, denoiser: Denoiser) -> RuntimeError
 
 
 def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> Iterator[Any]:
-    """The pipelines with this denoiser whose calls this thread is in, or whose method (None: any), the innermost first."""
+    """The pipelines with this denoiser whose calls this thread is in, or whose method (None: any), the innermost first. A
+    function of somebody else's, which is given the pipeline, is no method."""
     frame = sys._getframe()
     while (outer := frame.f_back) is not None:
         frame = outer
         code = frame.f_code
         pipe = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames and method in (None, code.co_name) else None
-        known = isinstance(pipe, (DiffusionPipeline, ModularPipeline))
+        known = isinstance(pipe, (DiffusionPipeline, ModularPipeline)) and (
+            method is not None or _is_method(pipe, code)
+        )
         if known and inner_denoiser(denoiser) in map(inner_denoiser, denoisers_of(pipe)):
             yield pipe
+
+
+def _is_method(pipe: Any, code: CodeType) -> bool:
+    for x in [x for kind in (pipe, *type(pipe).__mro__) for x in vars(kind).values()]:
+        function: Any = getattr(x, "__func__", None) or getattr(x, "fget", None) or x
+        if callable(function) and getattr(inspect.unwrap(function), "__code__", None) is code:
+            return True
+    return False
+
+
+def _in_blocks() -> bool:
+    """Whether this thread is in a call of a modular pipeline's blocks."""
+    frame = sys._getframe()
+    while (outer := frame.f_back) is not None:
+        frame = outer
+        code = frame.f_code
+        first = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames and code.co_name == "__call__" else None
+        if isinstance(first, ModularPipelineBlocks):
+            return True
+    return False
 
 
 def owner_here(denoiser: Denoiser) -> OwnerLike | None:

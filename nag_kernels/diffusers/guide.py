@@ -17,8 +17,8 @@ from nag_kernels.layer_choice import LayerChoice
 from .compatibility import check_combination, check_forward
 from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser, named_modules
 from .guard import forget_the_dead
-from .interception import call_arguments, image_count, prompt_count, with_callbacks
-from .models.registry import Found, find_denoisers, find_layers, spec_of
+from .interception import call_arguments, image_count, named_by_position, prompt_count, refused_calls, with_callbacks
+from .models.registry import Found, find_denoisers, find_layers, further_denoisers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_arguments import Negative, checked_negative
 from .negative_prompt import Cancelled, NegativeRecorder, cancelled_run
@@ -38,7 +38,7 @@ from .owners import (
 from .prompt_calls import PromptCalls
 from .restore import Replaced, put_back_after
 from .run import GuidedRun
-from .schedule import Scale, Scales, check_window
+from .schedule import Scale, Scales, check_window, number_of
 from .turns import is_mine, run_turns, take, wait_for_calls_begun
 
 Arguments = ParamSpec("Arguments")
@@ -85,9 +85,10 @@ def guide(
             keys are the names under which the pipeline's call takes the prompt's embeddings (prompt_embeds,
             prompt_attention_mask, ...). The pipeline itself encodes a text, with the arguments of the running call. For LTX-2
             it may be a mapping of texts for video and sound, {"video": "blurry", "audio": "noise"}, or for one of the two.
-        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model. For a pipeline nag_scale may also be a list
-            with a number for each step of the call, or a function nag_scale(i, n) that gives the number for step i of n. The
-            untouched model runs a step whose number does nothing (0 for "nasa"; 1 for "nag" if nag_tau is at least 1).
+        nag_scale, nag_tau, nag_alpha: None takes what the paper uses for this model. A tensor without dimensions is the number in
+            it, and must not require a gradient. For a pipeline nag_scale may also be a list with a number for each step of the
+            call, or a function nag_scale(i, n) that gives the number for step i of n. The untouched model runs a step whose
+            number does nothing (0 for "nasa"; 1 for "nag" if nag_tau is at least 1), also if all of them do nothing.
         rule: "nag", "nasa" or "vsf". nag_scale is the scale of this rule. "nasa" and "vsf" do not use nag_tau and nag_alpha.
         negative_logit_bias: for "vsf" alone, added to the logits of the negative prompt. (The paper of VSF subtracts an offset.)
         layers: the layers to guide; None is all. Numbers count from 0 in the order in which the model runs the layers: "0-9, 12"
@@ -240,8 +241,8 @@ class _Guidance:
             why = "the published ones differ by prompt" if rule == "vsf" else f"none is published for this {kind}"
             raise ValueError(f"guide: nag_scale must be given for rule '{rule}': {why}")
         self.scale = Scale(scale, rule)
-        self.nag_tau = papers.nag_tau if tau is None else tau
-        self.nag_alpha = papers.nag_alpha if alpha is None else alpha
+        self.nag_tau = papers.nag_tau if tau is None else number_of("nag_tau", tau)
+        self.nag_alpha = papers.nag_alpha if alpha is None else number_of("nag_alpha", alpha)
         check_scalars("guide", None, self.nag_tau, self.nag_alpha)
         if isinstance(pipe, Module) and self.scale.number is None:
             raise ValueError(
@@ -250,6 +251,7 @@ class _Guidance:
             )
         # A tau below 1 clips what no scale has lengthened.
         self.idle_scale = {"nag": 1.0 if self.nag_tau >= 1 else None, "nasa": 0.0, "vsf": None}[rule]
+        bias = number_of("negative_logit_bias", bias)
         if not math.isfinite(bias) or (bias != 0 and rule != "vsf"):
             raise ValueError(f"guide: negative_logit_bias must be finite, and 0 but for rule 'vsf', got {bias:g}")
         check_window(*window)
@@ -291,8 +293,12 @@ class _Guidance:
         check_guiders(pipe)  # it may have got another since
         found = {denoiser: self.check(denoiser) for denoiser in denoisers}
         arguments = call_arguments(function, pipe, args, kwargs)
+        for name, other in further_denoisers(pipe, denoisers):
+            refused_calls(replaced, pipe, name, other, lambda: turns[0].run is not None and turns[0].run.rests)
         begins = device_found_once(replaced, pipe)
-        recorder = NegativeRecorder(function, pipe, found, arguments, self.negative)
+        recorder = NegativeRecorder(
+            function, pipe, found, arguments, self.negative, named_by_position(function, pipe, args)
+        )
         try:
             first = recorder.first()
         except Cancelled:
@@ -302,7 +308,7 @@ class _Guidance:
         # The guider of a modular pipeline calls the denoiser once for each branch.
         may_double = not is_modular(pipe) and spec_of(denoisers[0]).doubles_batch(arguments)
         guided_run = GuidedRun(self, pipe, denoisers[0], calls, may_double, arguments, begins)
-        args, kwargs = with_callbacks(function, (pipe, *args), kwargs, guided_run.resting)
+        args, kwargs = with_callbacks(function, pipe, args, kwargs, guided_run.resting)
         for turn in turns:
             replaced.attribute(turn, "run", guided_run)
         mark = replaced.mark()
@@ -322,6 +328,6 @@ class _Guidance:
             raise RuntimeError(f"guide: {type(pipe).__name__} never called its {kind}: guidance did not act")
         calls.check()
         guided_run.steps.check_end()
-        if guided_run.guided == 0:
+        if guided_run.guided == 0 and not (guided_run.steps.visits and guided_run.steps.is_off()):
             raise RuntimeError(f"guide: {guided_run.steps.never_guided()}")
         return result

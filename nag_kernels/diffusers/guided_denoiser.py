@@ -14,6 +14,7 @@ from nag_kernels.layer_choice import LayerChoice
 from .guide import guide
 from .models.registry import spec_of
 from .own_loop import DenoiserBlock
+from .schedule import with_numbers
 from .settings_as_attributes import Setting
 
 
@@ -45,15 +46,15 @@ class GuidedDenoiser(Module):
                 f"GuidedDenoiser: denoiser must be a model (pipe.unet or pipe.transformer), got {type(denoiser).__name__}"
             )
         self.denoiser = denoiser
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, Any] = {}
+        self.change(**{
             "nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha, "rule": rule,
             "negative_logit_bias": negative_logit_bias, "layers": layers, "pad": pad, "negative_pooled": negative_pooled,
-        }  # fmt: skip
-        self.change()
+        })  # fmt: skip
 
     def change(self, **settings: Any) -> None:
         """Changes some of the settings, as `guided.nag_scale = 3.0` changes one. Raises as the constructor does."""
-        changed = self.settings | settings
+        changed = self.settings | with_numbers(settings)
         block = self._block(dict.fromkeys(spec_of(self.denoiser).text), changed)
         block.unused = False
         block.settings(self.denoiser)  # which refuses what no call could mend

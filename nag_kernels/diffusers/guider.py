@@ -27,7 +27,7 @@ from .guide import guide
 from .interception import intercepted
 from .models.registry import spec_of
 from .restore import Replaced
-from .schedule import Scale
+from .schedule import Scale, with_numbers
 from .settings_as_attributes import Setting
 
 
@@ -71,6 +71,8 @@ class NormalizedAttentionGuidance(BaseGuidance):
         super().__init__(start, stop, enabled)
         if isinstance(layers, (range, set, frozenset)):
             self.register_to_config(layers=sorted(layers))  # as it can be saved
+        given = {"nag_scale": nag_scale, "nag_tau": nag_tau, "nag_alpha": nag_alpha}
+        self.register_to_config(**with_numbers({**given, "negative_logit_bias": negative_logit_bias}))
         check_rule("NormalizedAttentionGuidance", rule)
         if nag_scale is not None and Scale(nag_scale, rule).number is None:
             raise ValueError(

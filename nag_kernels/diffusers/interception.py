@@ -3,12 +3,13 @@
 """Catching the calls of a pipeline and of its denoiser, and reading their arguments."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from .denoiser_calls import Denoiser
+from .denoiser_calls import DENOISERS, Denoiser, inner_denoiser
 from .guard import Interception, NoticedContexts, lift_guards
 from .modular import is_modular, named_arguments
 from .restore import Replaced
@@ -40,6 +41,26 @@ def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]
     return place
 
 
+def refused_calls(replaced: Replaced, pipe: Any, name: str, denoiser: Denoiser, rests: Callable[[], bool]) -> None:
+    """Until `replaced` is put back, a call of a denoiser that the pipeline holds under another name raises RuntimeError. rests():
+    whether a callback runs, whose calls are its own."""
+    thread = threading.get_ident()
+
+    def call(place: Interception, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return place.plain(*args, **kwargs)
+        if rests():
+            return place.original(*args, **kwargs)
+        kind = type(inner_denoiser(denoiser)).__name__
+        raise RuntimeError(
+            f"guide: {type(pipe).__name__} has a denoiser named {name} ({kind}), whose calls are not seen; it was called in a "
+            f"guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to guide "
+            "another one, write a loop of your own and `with guide(denoiser, ...):`"
+        )
+
+    intercepted(replaced, denoiser, call)
+
+
 def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[str | None], None]) -> None:
     """Until `replaced` is put back, `notice` is told the name of each `denoiser.cache_context` that this thread enters, and
     None when it leaves it."""
@@ -53,18 +74,82 @@ def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[s
 def call_arguments(
     function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a pipeline call by name, defaults included, without the pipeline itself."""
-    signature = inspect.signature(function)
+    """The arguments of a pipeline call by name, without the pipeline itself. Defaults are included, but for a call that hands all
+    on: it may have others than the one that names them."""
+    named = naming_call(function, pipe)
+    signature = inspect.signature(named)
     bound = signature.bind(pipe, *args, **kwargs)
-    bound.apply_defaults()
+    if named is function:
+        bound.apply_defaults()
     arguments = dict(bound.arguments)
-    del arguments[next(iter(signature.parameters))]
-    for name, parameter in signature.parameters.items():
+    for i, (name, parameter) in enumerate(signature.parameters.items()):
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name)
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.pop(name):
-            raise TypeError(f"guide: arguments of this {type(pipe).__name__} must be given by name")
+            arguments |= arguments.pop(name, {})
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            if len(arguments.pop(name, ())) > (i == 0):
+                raise TypeError(
+                    f"guide: arguments of this {type(pipe).__name__} must be given by name: its __call__ takes them as "
+                    f"*{name}, which does not say what they are (a decorator made with functools.wraps does)"
+                )
+        elif i == 0:
+            del arguments[name]
+    if not _takes_names(signature):
+        raise TypeError(
+            f"guide: the __call__ of this {type(pipe).__name__} takes no arguments by name, and guidance calls it by name, once "
+            "more with the negative prompt for the prompt: let it take **kwargs, or make its decorator with functools.wraps"
+        )
     return named_arguments(pipe, arguments) if is_modular(pipe) else arguments
+
+
+def named_by_position(function: Callable[..., Any], pipe: Any, args: tuple[Any, ...]) -> list[str]:
+    """The names of the arguments that came by position to a call that hands all on: it may take some of them in hand."""
+    named = naming_call(function, pipe)
+    return [] if named is function else list(inspect.signature(named).parameters)[1 : len(args) + 1]
+
+
+def naming_call(function: Callable[..., Any], pipe: Any) -> Callable[..., Any]:
+    """The function that names the arguments of a pipeline's call: the call itself, or where that hands all on (`*args, **kwargs`)
+    one that it is a wrapper of, or that of a base class. The call itself where there is none."""
+    if not _hands_all_on(inspect.signature(function)):
+        return function
+    bases = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
+    seen: list[Any] = []
+    for each in (x for start in (function, *bases) for x in _wrapped_functions(start, seen)):
+        names = inspect.signature(each).parameters
+        if not _hands_all_on(inspect.signature(each)) and any(name in names for name in ("prompt", *EMBEDDINGS)):
+            return each
+    return function
+
+
+def _wrapped_functions(function: Any, seen: list[Any]) -> Iterator[Callable[..., Any]]:
+    """A function, and those that it has in hand as a wrapper has the one that it calls."""
+    if not inspect.isfunction(function) or any(x is function for x in seen):
+        return
+    seen.append(function)
+    yield function
+    for cell in inspect.unwrap(function).__closure__ or ():
+        try:
+            inside = cell.cell_contents
+        except ValueError:  # it is empty
+            continue
+        yield from _wrapped_functions(inside, seen)
+
+
+def _hands_all_on(signature: inspect.Signature) -> bool:
+    """Whether a call names none of its arguments, but the pipeline."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    kinds = [x.kind for x in signature.parameters.values()]
+    return all(kind in several for kind in kinds[1:]) and any(kind in several for kind in kinds)
+
+
+def _takes_names(signature: inspect.Signature) -> bool:
+    by_position = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+    return any(x.kind not in by_position for x in list(signature.parameters.values())[_has_self(signature) :])
+
+
+def _has_self(signature: inspect.Signature) -> bool:
+    first = next(iter(signature.parameters.values()), None)
+    return first is not None and first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
 
 
 def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
@@ -84,13 +169,18 @@ def image_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def with_callbacks(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Any], Any]
+    function: Callable[..., Any],
+    pipe: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    change: Callable[[Any], Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with its step callbacks changed."""
-    call = inspect.signature(function).bind(*args, **kwargs)
-    rest = [name for name, x in call.signature.parameters.items() if x.kind is x.VAR_KEYWORD and name in call.arguments]
-    for holder in (call.arguments, *(call.arguments[name] for name in rest)):
-        for name in CALLBACKS:
-            if callable(holder.get(name)):
-                holder[name] = change(holder[name])
-    return call.args, call.kwargs
+    """The arguments of a pipeline's call, the pipeline first, with its step callbacks changed."""
+    names = list(inspect.signature(naming_call(function, pipe)).parameters)
+    given = (pipe, *args)
+
+    def changed(name: str, x: Any) -> Any:
+        return change(x) if name in CALLBACKS and callable(x) else x
+
+    by_position = (changed(name, x) for name, x in zip(names, given, strict=False))
+    return (*by_position, *given[len(names) :]), {name: changed(name, x) for name, x in kwargs.items()}

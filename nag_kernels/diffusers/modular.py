@@ -12,6 +12,7 @@ from diffusers import ModularPipeline
 from torch.nn import Module
 
 from .denoiser_calls import DENOISERS
+from .places import not_placed
 from .restore import Replaced
 
 _OWN = ("state", "output")  # of the call of every modular pipeline
@@ -177,9 +178,10 @@ def first_timestep(pipe: ModularPipeline, arguments: Mapping[str, Any]) -> int:
     from_image = any(arguments.get(name) is not None for name in ("image", "image_latents"))
     if from_image and not hasattr(scheduler, "begin_index"):
         raise ValueError(
-            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
-            f"{type(scheduler).__name__} does not say with which of its steps a run from an image begins; leave them "
-            "out, or take a scheduler that has set_begin_index"
+            not_placed(
+                f"{type(scheduler).__name__} does not say with which of its steps a run from an image begins; leave them out, "
+                "or take a scheduler that has set_begin_index"
+            )
         )
     return getattr(scheduler, "begin_index", None) or 0
 

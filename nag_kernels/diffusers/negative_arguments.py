@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interception import CALLBACKS, prompt_count
+from .interception import CALLBACKS, naming_call, prompt_count
 from .modular import input_names, is_modular
 
 Negative = str | list[str] | Mapping[str, Tensor]
@@ -47,7 +47,7 @@ def with_negative(function: Callable[..., Any], pipe: Any, arguments: Mapping[st
             if (not k.startswith(READY_MADE) or k in NO_PROMPTS) and k not in ("prompt", "callback_steps", *CALLBACKS)
             and not (k.startswith("negative_") and "ip_adapter" not in k and (v is None or is_text(v)))}  # fmt: skip
     if isinstance(negative, Mapping):
-        known = input_names(pipe) if is_modular(pipe) else inspect.signature(function).parameters
+        known = input_names(pipe) if is_modular(pipe) else inspect.signature(naming_call(function, pipe)).parameters
         call["prompt"] = None
         call |= {k: None for k in known if k.startswith("negative_prompt")}
         for name, value in negative.items():

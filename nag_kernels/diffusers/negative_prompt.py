@@ -5,6 +5,8 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
+import itertools
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from torch.nn import Module
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
 from .guard import Interception
-from .interception import EMBEDDINGS, contexts_noticed, intercepted
+from .interception import EMBEDDINGS, contexts_noticed, intercepted, naming_call
 from .models.registry import Found, spec_of
 from .models.spec import ModelSpec
 from .modular import (
@@ -39,6 +41,7 @@ from .negative_arguments import (
     with_negative,
 )
 from .restore import Replaced, put_back_after
+from .views import AT_ONCE
 
 
 class _Reached(BaseException):
@@ -85,13 +88,14 @@ class NegativeRecorder:
 
     def __init__(
         self, function: Callable[..., Any], pipe: Any, found: Mapping[Denoiser, Found], arguments: Mapping[str, Any],
-        negative: Negative,
+        negative: Negative, by_position: Sequence[str] = (),
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers."""
+        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers. by_position: those of the
+        arguments, the first ones, that it is to be given by position."""
         self.function, self.pipe, self.denoisers = function, pipe, list(found)
         self._modules = [module for its in found.values() for module in its.modules.values()]
         self.arguments = cloned(arguments)  # the running call draws from the generators
-        self.negative = negative
+        self.negative, self.by_position = negative, by_position
         self.cancelled = False
         self.same_unconditional = not has_unconditional_text(arguments) and not isinstance(negative, Mapping)
         """Whether the recorded calls have the unconditional text of the running call."""
@@ -196,7 +200,10 @@ class NegativeRecorder:
             raise _Reached
 
         call = with_negative(self.function, self.pipe, self.arguments, negative, changed)
-        call |= {name: value for name, value in spec.negative_call.items() if name in self.arguments}
+        known = {*self.arguments, *inspect.signature(naming_call(self.function, self.pipe)).parameters}
+        call |= {name: value for name, value in spec.negative_call.items() if name in known}
+        if AT_ONCE in call:
+            call[AT_ONCE] = 1  # as the guided calls are
         _leave_nothing_behind(replaced, self.pipe, self._modules)
         if is_modular(self.pipe):
             call = as_call(self.pipe, call)
@@ -212,8 +219,9 @@ class NegativeRecorder:
         guider_calls_noticed(replaced, self.pipe, context.append)
         if controlnet is not None:
             _does_nothing(replaced, controlnet)
+        first = [call.pop(name) for name in itertools.takewhile(call.__contains__, self.by_position)]
         with contextlib.suppress(_Reached):
-            self.function(self.pipe, **call)
+            self.function(self.pipe, *first, **call)
         self.cancelled = bool(getattr(self.pipe, "_interrupt", False))  # before that is put back
         return got[0] if got else None
 

@@ -28,7 +28,7 @@ class GivenTexts:
     negative, unconditional: arguments of forward, by name; unconditional is empty where all rows carry a prompt.
     """
 
-    prompts = 0  # not known
+    prompts = made = 0  # not known
 
     def __init__(self, denoiser: Denoiser, negative: Mapping[str, Any], unconditional: Mapping[str, Any]):
         self.denoiser, self.spec = denoiser, spec_of(denoiser)

@@ -74,6 +74,18 @@ class _NotSeenByItsBase:
         pass
 
 
+def _made_class(plain: Any, bases: tuple[Any, ...], own: dict[str, Any]) -> type[Any]:
+    """A subclass of a pipeline's class. Its metaclass may want more than Python gives it, or refuse subclasses: then it is not
+    asked."""
+    kind: Any = type(plain)
+    try:
+        return kind(plain.__name__, bases, dict(own))
+    except Exception:
+        if kind is type:
+            raise
+        return type.__new__(kind, plain.__name__, bases, dict(own))
+
+
 class _Guided:
     """The owners of one pipeline, and the class that they put on it."""
 
@@ -108,10 +120,9 @@ class _Guided:
         if hasattr(plain, "_execution_device"):
             own["_execution_device"] = property(self.device)
         same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-        make: Any = type(plain)
         ours = issubclass(plain, _NotSeenByItsBase)  # as the class of a copy is
         bases = (plain,) if ours else (_NotSeenByItsBase, plain)
-        self.cls: type[Any] = make(plain.__name__, bases, own | same)
+        self.cls: type[Any] = _made_class(plain, bases, own | same)
         self.put = dict(vars(self.cls))
 
     def owner(self) -> Owner | None:
@@ -233,7 +244,7 @@ def enter(owner: Owner) -> None:
         owner.on = guided = _guided(owner.pipe) or _made_for(owner.pipe)
         owner.begun = threads_inside(owner.pipe)
         guided.owners.append(owner)
-        if not isinstance(owner.pipe, guided.cls):
+        if guided.cls not in type(owner.pipe).__mro__:  # a metaclass may have an answer of its own to isinstance
             owner.pipe.__class__ = guided.cls
         put_guards(denoisers_of(owner.pipe), owner)
         if not owner.everybody:

@@ -28,6 +28,7 @@ from .prompt_calls import CONTEXTS, SECOND_PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .schedule import Steps
 from .turns import take, turn_of
+from .views import AT_ONCE, together, views_apart
 
 
 class ToldApart(Protocol):
@@ -35,6 +36,7 @@ class ToldApart(Protocol):
 
     negative: RecordedCall | None
     prompts: int  # of which the images are made; 0 where that is not known
+    made: int  # how many images the run is told to make; 0 where that is not known
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str: ...
     def images(self, arguments: Mapping[str, Any]) -> int: ...
@@ -72,7 +74,12 @@ class GuidedRun:
         self.prompt_calls = prompt_calls
         self.given: dict[str, Tensor | None] = {}  # settings as tensors, in the place of the numbers: `GuidedDenoiser`
         self.steered: Any = None  # rows, images, their order and the scale, for which the settings stand
-        self.steps = Steps(pipe, guidance.window, self.spec, arguments or {}, guidance.scale, guidance.idle_scale)
+        # What looks on, and a loop of one's own, get guided calls also where the scale does nothing.
+        looked_at = guidance.watch is not None or isinstance(pipe, torch.nn.Module)
+        idle = None if looked_at else guidance.idle_scale
+        self.views_at_once = (arguments or {}).get(AT_ONCE, 1)
+        self.view = 0  # of those that came in one batch, which one the running call is for
+        self.steps = Steps(pipe, guidance.window, self.spec, arguments or {}, guidance.scale, idle)
         self.unsteered: set[Layer] = set()  # layers that are not to be guided
         self.context: str | None = None  # what the pipeline calls the running call: "cond", "uncond", ...
         self.keeps = self.spec.keeps_text
@@ -131,6 +138,34 @@ class GuidedRun:
             self.begins()
         self._refuse_another_pipeline(denoiser)
         arguments = denoiser_arguments(denoiser, args, kwargs)
+        views = self._views(arguments)
+        if len(views) == 1:
+            return self._one_call(replaced, place, steered, processors, text_modules, args, kwargs, arguments)
+        outputs = []
+        try:
+            for self.view, one in enumerate(views):
+                own = as_they_came(denoiser, args, one)
+                outputs.append(self._one_call(replaced, place, steered, processors, text_modules, *own, one))
+        finally:
+            self.view = 0
+        return together(outputs)
+
+    def _views(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """The arguments of a call, for each view that has rows in it."""
+        if self.views_at_once == 1:
+            return [arguments]
+        text = arguments.get(next(iter(self.spec.text)))
+        rows = len(text) if isinstance(text, Tensor) else 0
+        each = self.prompt_calls.made * (2 if self.packer.may_double else 1)
+        fits = each and rows % each == 0 and 1 < rows // each <= self.views_at_once
+        return views_apart(arguments, rows, each) if fits else [arguments]
+
+    def _one_call(
+        self, replaced: Replaced, place: Interception, steered: Callable[..., Any], processors: list[tuple[Layer, Any, Any]],
+        text_modules: list[TextModule], args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """arguments: those that came as args and kwargs, by name."""
+        denoiser = place.denoiser
         self.calls += 1
         if self.spec.stays_plain(arguments):
             return place.original(*args, **kwargs)
@@ -222,7 +257,7 @@ class GuidedRun:
         self.packer.prompts = self.prompt_calls.prompts if each == 1 else 0
         if self.packer.may_double:
             self.packer.prompt_first = self.prompt_calls.prompt_first(arguments, self.packer.images)
-        if kind == SECOND_PROMPT:
+        if kind == SECOND_PROMPT or self.view > 0:
             return self.steps.latest
         return self.steps.visit(arguments)
 

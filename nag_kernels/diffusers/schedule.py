@@ -15,7 +15,7 @@ from nag_kernels.layer_choice import in_share
 
 from .models.spec import ModelSpec
 from .modular import first_timestep, is_modular
-from .places import ADVICE, Expected, Places, place_of_view
+from .places import ADVICE, Expected, Places, factors, near_to, not_placed, place_of_view
 
 Scales = float | Sequence[float] | torch.Tensor | Callable[[int, int], float]
 
@@ -32,31 +32,63 @@ class Scale:
         self.number: float | None = None
         self.function: Callable[[int, int], float] | None = None
         self.listed: list[float] = []
+        _refuse_gradient("nag_scale", given)
         if callable(given):
             self.function = given
         elif _is_row(given):
-            self.listed = given.tolist() if hasattr(given, "tolist") else list(given)  # type: ignore[arg-type]
-            for i, value in enumerate(self.listed):
-                _check_scale(f"guide: step {i}", value, rule)
+            self.listed = _checked(given.tolist() if hasattr(given, "tolist") else list(given), rule)  # type: ignore[arg-type]
             if not self.listed:
                 raise ValueError("guide: nag_scale must have a number for each step, got none")
         else:
-            _check_scale("guide", given, rule)
-            self.number = given  # type: ignore[assignment]
+            self.number = number_of("nag_scale", given)
+            _check_scale("guide", self.number, rule)
 
     def over(self, steps: int) -> list[float]:
         """The scale of each of so many steps. Raises ValueError where it is a list of another length."""
         if self.function is not None:
-            values = [self.function(i, steps) for i in range(steps)]
-            for i, value in enumerate(values):
-                _check_scale(f"guide: step {i}", value, self.rule)
-            return values
+            return _checked([self.function(i, steps) for i in range(steps)], self.rule)
         if len(self.listed) != steps:
             raise ValueError(
                 f"guide: nag_scale must have a number for each step of the call, {steps}, got {len(self.listed)}; a function "
                 "nag_scale(i, n) serves any number of steps"
             )
         return self.listed
+
+
+def number_of(name: str, given: Any) -> Any:
+    """What was given as a number: a tensor or an array without dimensions is the number in it. Raises TypeError where that cannot
+    be read, and ValueError where a gradient would be lost. What is no number is for others to refuse."""
+    if isinstance(given, numbers.Real) or getattr(given, "ndim", None) != 0:
+        return given
+    _refuse_gradient(name, given)
+    try:
+        return given.item()
+    except RuntimeError as error:
+        raise TypeError(f"guide: {name} must be a number, got a tensor that cannot be read: {error}") from error
+
+
+NUMBERS = ("nag_scale", "nag_tau", "nag_alpha", "negative_logit_bias")
+
+
+def with_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, with numbers in the place of tensors without dimensions."""
+    return {name: number_of(name, x) if name in NUMBERS else x for name, x in settings.items()}
+
+
+def _refuse_gradient(name: str, given: Any) -> None:
+    if isinstance(given, torch.Tensor) and given.requires_grad:
+        raise ValueError(
+            f"guide: {name} is a tensor that requires a gradient, and guidance takes the number in it, through which no gradient "
+            f"flows; give {name}.detach(). GuidedDenoiser takes tensors in its call"
+        )
+
+
+def _checked(given: list[Any], rule: str) -> list[float]:
+    """The scales of the steps, as numbers."""
+    scales = [number_of("nag_scale", x) for x in given]
+    for i, value in enumerate(scales):
+        _check_scale(f"guide: step {i}", value, rule)
+    return scales
 
 
 def _is_row(x: object) -> bool:
@@ -86,8 +118,8 @@ class Steps:
 
     start, end: step i of n is guided if start <= i / n < end.
     sigma_end: and if its noise level is above this; None is no bound.
-    scale: nag_scale; where it is not one number, a step with `idle` is not guided.
-    idle: the scale that does nothing; None where every scale does something.
+    scale: nag_scale; a step with `idle` is not guided.
+    idle: the scale that does nothing; None where every scale does something, or is to be guided all the same.
     spec: of the denoiser. Its steps are counted, or known by their timestep (`ModelSpec.by_timestep`).
     arguments: of the pipeline's call.
     """
@@ -101,13 +133,24 @@ class Steps:
         self.schedule = scale if scale.number is None else None
         self.scale = scale.number  # of the latest step; None before the first
         self.scales: list[float] = []  # of all steps
-        self.latest = self.start == 0  # whether the latest step was guided
+        self.latest = self.start == 0 and self._acts()  # whether the latest step was guided
         self.everything = window == (0, 1, None) and self.schedule is None
         self.visits = 0
         self.step_of: list[int] = []  # the step that each visit of the denoiser belongs to
         self.sigmas: list[float] = []  # its noise level
+        self.values: tuple[torch.Tensor, list[float]] | None = (
+            None  # of the scheduler's timesteps, where they tell the step
+        )
         self.places: Places | None = None  # of the visits, in this pass through the scheduler's steps
         self.expected: Expected | None = None  # where the place of each visit is known by its timestep
+
+    def _acts(self) -> bool:
+        return self.scale is None or self.scale != self.idle
+
+    def is_off(self) -> bool:
+        """Whether every step has a scale that does nothing."""
+        scales: list[float | None] = [*self.scales] or [self.scale]
+        return self.idle is not None and all(x == self.idle for x in scales)
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Called before the denoiser is, with these arguments. Raises ValueError where there is not a scale for each step."""
@@ -117,37 +160,36 @@ class Steps:
             else:
                 self._read_scheduler(arguments)
             self.scale = self.scales[0]
-            self.latest = self.start == 0 and self.scale != self.idle
+            self.latest = self.start == 0 and self._acts()
 
     def visit(self, arguments: Mapping[str, Any]) -> bool:
         """Counts one visit, with these arguments of forward; whether it is guided."""
         self.visits += 1
         if self.everything:
-            return True
+            return self._acts()
         if not self.spec.fills_cache(arguments):
             self.latest = self._inside(arguments)
         return self.latest
 
     def _inside(self, arguments: Mapping[str, Any]) -> bool:
-        if not self.step_of or self.spec.by_timestep:
+        if not self.step_of or (self.spec.by_timestep and not self._is_read()):
             self._read_scheduler(arguments)
         now = self._place(arguments)
         step, steps = self.step_of[now], self.step_of[-1] + 1
         inside = in_share(step, steps, self.start, self.end)
         if self.schedule is not None:
             self.scale = self.scales[step]
-            inside = inside and self.scale != self.idle
-        return inside and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
+        return inside and self._acts() and (self.sigma_end is None or self.sigmas[now] > self.sigma_end)
 
     def _place(self, arguments: Mapping[str, Any]) -> int:
         """Which of the run's timesteps a visit is for."""
         given = self.spec.time(arguments)
         if self.expected is not None:
             return self.expected.place(given)
-        if self.spec.by_timestep:
-            timesteps = torch.as_tensor(self.pipe.scheduler.timesteps).double()
-            # The noisiest of the frames: given ones have an earlier time.
-            return int((timesteps - float(self.spec.time(arguments).max())).abs().argmin())
+        if self.values is not None:
+            # The noisiest of the frames: given ones have an earlier time. A look at its value waits for a GPU.
+            value, timesteps = float(self.spec.time(arguments).max()), self.values[1]
+            return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - value))
         assert self.places is not None
         if self.places.is_over(given):
             if self.places.last > 0:  # else it was at the first of them, and still is
@@ -159,8 +201,10 @@ class Steps:
             now = self.places.place(given)
         if now == len(self.step_of):
             raise RuntimeError(
-                f"guide: {type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
-                f"({len(self.step_of)}): start, end, sigma_end and a nag_scale for each step cannot be placed"
+                not_placed(
+                    f"{type(self.pipe).__name__} visits its denoiser more often than its scheduler has timesteps "
+                    f"({len(self.step_of)}); leave them out, or let it call its denoiser once for each timestep"
+                )
             )
         return now
 
@@ -178,11 +222,22 @@ class Steps:
             raise RuntimeError(
                 "guide: start, end, sigma_end and a nag_scale for each step were placed over "
                 f"{self.step_of[-1] + 1} steps, and {type(self.pipe).__name__} called its denoiser in "
-                f"{visited} of them, and not in the last; leave them out, or call the denoiser in the last step, too"
+                f"{visited} of them, and not in the last; leave them out, call the denoiser in the last step too, or set "
+                "self._num_timesteps to the number of steps up to the last that calls it"
             )
+
+    def _is_read(self) -> bool:
+        """Whether the scheduler has the timesteps that were read before. They are read once, as that waits for a GPU."""
+        return self.values is not None and self.values[0] is self.pipe.scheduler.timesteps
 
     def never_guided(self) -> str:
         """What to say where no visit was guided."""
+        if self.visits == 0:
+            return (
+                f"{type(self.pipe).__name__} called its denoiser with a text that does not change with the prompt: the negative "
+                "prompt in its place gives the same text, so there is nothing to steer away from, and guidance did not act. Look "
+                "whether its encode_prompt uses the text that it is given"
+            )
         sigma = "" if self.sigma_end is None else f" with a sigma above {self.sigma_end:g}"
         highest = f" and its highest sigma is {max(self.sigmas):g}" if self.sigmas else ""
         idle = None if self.schedule is None else self.idle
@@ -199,10 +254,7 @@ class Steps:
         neighbours become equal.
         """
         if getattr(self.pipe, "scheduler", None) is None:
-            raise ValueError(
-                "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
-                f"{type(self.pipe).__name__} has no scheduler; leave them out"
-            )
+            raise ValueError(not_placed(f"{type(self.pipe).__name__} has no scheduler; leave them out"))
         scheduler = self.pipe.scheduler
         timesteps = torch.as_tensor(scheduler.timesteps)
         start, used = self._taken(timesteps, arguments)
@@ -213,6 +265,8 @@ class Steps:
         else:  # equal ones are rounded
             self.step_of = list(range(len(timesteps[run])))
         self.places = Places(type(self.pipe).__name__, scheduler, timesteps, start, len(self.step_of))
+        if self.spec.by_timestep:
+            self.values = scheduler.timesteps, timesteps.double().tolist()
         if self.expected is not None:
             self.expected.begin(timesteps[run], self.step_of)
         steps = self.step_of[-1] + 1
@@ -263,16 +317,15 @@ class Steps:
         """Which of the scheduler's timesteps the denoiser is called with first."""
         given = self.spec.time(arguments)
         if given is not None:
-            trained = getattr(self.pipe.scheduler.config, "num_train_timesteps", 1000)
-            for factor in (1.0, float(trained)):  # some models count in thousandths
-                self.expected = Expected(type(self.pipe).__name__, factor)
-                near = self.expected.near(timesteps, given)
+            for factor in factors(self.pipe.scheduler):
+                near = near_to(timesteps, given, factor)
                 if near.any():
+                    self.expected = Expected(type(self.pipe).__name__, factor)
                     return int(near.double().argmax())
         raise ValueError(
-            "guide: start, end, sigma_end and a nag_scale for each step cannot be placed: "
-            f"{type(self.pipe).__name__} does not say which of its scheduler's {len(timesteps)} "
-            f"timesteps it uses; {ADVICE}"
+            not_placed(
+                f"{type(self.pipe).__name__} does not say which of its scheduler's {len(timesteps)} timesteps it uses; {ADVICE}"
+            )
         )
 
 

@@ -149,6 +149,7 @@ def test_an_own_loop_in_the_block_of_a_pipeline_raises(enable):
     text = torch.ones(1, 7, pipe.unet.config.cross_attention_dim)
     call = lambda: pipe.unet(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample  # noqa: E731
     plain = call()
+    loop = lambda pipe: call()  # noqa: E731
     StableDiffusionPipeline.of_its_own = lambda pipe: call()
     try:
         with contextlib.nullcontext() if enable else guide(pipe, NEGATIVE):
@@ -159,6 +160,8 @@ def test_an_own_loop_in_the_block_of_a_pipeline_raises(enable):
                 RuntimeError, match=r"called by a loop of your own, .*to guide a loop of your own write `with g"
             ):
                 call()
+            with pytest.raises(RuntimeError, match=r"called by a loop of your own"):
+                loop(pipe)  # no method of the pipeline, whatever its first argument is
             assert torch.equal(pipe.of_its_own(), plain)
             if enable:
                 disable_guidance(pipe)
@@ -167,18 +170,78 @@ def test_an_own_loop_in_the_block_of_a_pipeline_raises(enable):
     assert torch.equal(call(), plain)
 
 
-@pytest.mark.parametrize("hold", [lambda x: [x], lambda x: (x,), lambda x: {"low noise": x}, lambda x: torch.nn.ModuleList([x])],
-                         ids=["list", "tuple", "dict", "ModuleList"])  # fmt: skip
-def test_further_denoisers_that_a_pipeline_holds_together(hold):
-    pipe = pipeline("sd15")
-    pipe.__dict__["experts"] = hold(pipeline("sd15").unet)
-    with pytest.raises(
-        ValueError, match=r"has a denoiser named experts \(UNet2DConditionModel\), whose calls are not seen"
-    ):
-        enable_guidance(pipe, NEGATIVE)
+HOLDERS = pytest.mark.parametrize(
+    "hold", [lambda x: x, lambda x: [x], lambda x: (x,), lambda x: {"low noise": x}, lambda x: {"all": [x]},
+             lambda x: torch.nn.ModuleList([x])],
+    ids=["itself", "list", "tuple", "dict", "nested", "ModuleList"],
+)  # fmt: skip
+
+
+class WithExperts(StableDiffusionPipeline):
+    """Calls a further denoiser in its last step."""
+
+    at, further, calls = 3, None, None
+
+    def __call__(self, *args, **options):
+        self.calls = []
+
+        def count(unet, arguments):
+            if len(self.calls) == self.at:
+                self.further(*arguments[:2], encoder_hidden_states=options["prompt_embeds"])
+            self.calls.append(unet)
+
+        hook = self.unet.register_forward_pre_hook(count)
+        try:
+            return super().__call__(*args, **options)
+        finally:
+            hook.remove()
+
+
+@HOLDERS
+def test_further_denoisers_that_a_pipeline_holds(hold):
+    """A copy that lies there is no matter; a call of it would not be guided."""
+    pipe, further = pipeline("sd15"), pipeline("sd15").unet
+    plain = draw(pipe)
+    with guide(pipe, NEGATIVE):
+        wanted = draw(pipe)
+    pipe.__dict__["experts"] = hold(further)
+    with guide(pipe, NEGATIVE):
+        assert torch.equal(draw(pipe), wanted)
+        assert torch.equal(draw(pipe), wanted)
+    assert further._compiled_call_impl is None
+    assert torch.equal(draw(pipe), plain)
     pipe.__dict__["experts"] = hold(pipe.unet)
     with guide(pipe, NEGATIVE):
-        draw(pipe)
+        assert torch.equal(draw(pipe), wanted)
+
+
+@HOLDERS
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_call_of_a_further_denoiser_that_a_pipeline_holds(hold, at):
+    pipe = WithExperts(**pipeline("sd15").components, requires_safety_checker=False)
+    pipe.at, further = at, pipeline("sd15").unet
+    pipe.__dict__["experts"] = hold(further)
+    pipe.further = lambda *args, **given: further(*args, **given)
+    options = {"prompt": None, "prompt_embeds": torch.ones(1, 7, 32)}
+    plain = draw(pipe, **options)
+    message = r"has a denoiser named experts \(UNet2DConditionModel\), whose calls are not seen; it was called in a guided call"
+    with guide(pipe, NEGATIVE), pytest.raises(RuntimeError, match=message):
+        draw(pipe, **options)
+    assert torch.equal(draw(pipe, **options), plain)
+
+
+def test_a_callback_may_call_a_further_denoiser():
+    pipe, further, called = pipeline("sd15"), pipeline("sd15").unet, []
+    pipe.__dict__["experts"] = [further]
+    text = torch.ones(1, 7, pipe.unet.config.cross_attention_dim)
+
+    def call(pipe, step, timestep, tensors):
+        called.append(further(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample)
+        return tensors
+
+    with guide(pipe, NEGATIVE):
+        draw(pipe, callback_on_step_end=call)
+    assert torch.equal(called[0], further(torch.ones(1, 4, 4, 4), 1, encoder_hidden_states=text).sample)
 
 
 def test_a_pipeline_that_is_gone_does_not_keep_its_denoiser():
@@ -201,3 +264,35 @@ def test_the_denoiser_itself_beside_its_compiled_form_is_no_other():
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with guide(pipe, NEGATIVE):
         assert error(draw(pipe), plain) > 1e-4
+
+
+@pytest.mark.parametrize("first", ["holder", "held"])
+def test_a_pipeline_whose_denoiser_another_one_holds(first):
+    """Both are guided at once, by two threads."""
+    one, other = pipeline("sd15"), pipeline("sd15")
+    with torch.no_grad():
+        other.unet.conv_out.weight.mul_(1.5)
+    one.__dict__["experts"] = [other.unet]
+    wanted, drawn = [], {}
+    for pipe in (one, other):
+        with guide(pipe, NEGATIVE):
+            wanted.append(draw(pipe))
+
+    def in_thread(pipe):
+        with guide(pipe, NEGATIVE):
+            drawn["inner"] = draw(pipe)
+
+    outer, inner = (one, other) if first == "holder" else (other, one)
+
+    def call(pipe, step, timestep, tensors):
+        if step == 1:
+            thread = threading.Thread(target=in_thread, args=[inner], daemon=True)
+            thread.start()
+            thread.join(60)
+        return tensors
+
+    with guide(outer, NEGATIVE):
+        drawn["outer"] = draw(outer, callback_on_step_end=call)
+    found = [drawn["outer"], drawn["inner"]]
+    assert all(torch.equal(x, y) for x, y in zip(found, wanted if first == "holder" else wanted[::-1], strict=True))
+    assert one.unet._compiled_call_impl is other.unet._compiled_call_impl is None

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -141,12 +142,23 @@ def test_transforms_of_torch_func_reach_both_runs(what):
 
 
 @pytest.mark.parametrize("what", ["image", "prompt", "negative"])
-def test_forward_derivatives_are_refused_and_not_zero(what):
+def test_forward_derivatives_reach_both_runs(what):
     _, run, given = ideogram()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), pytest.raises(NotImplementedError, match="use backward"):
-        torch.func.jvp(lambda x: run(what, x), (given[what],), (torch.ones_like(given[what]),))
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), pytest.raises(NotImplementedError, match="use backward"):
-        torch.func.jacfwd(lambda x: run(what, x))(given[what])
+    x, along = given[what], noise(*given[what].shape, seed=9, dtype=torch.float64)
+
+    def few(x):
+        return run(what, x).square().sum((0, 1))[:2]
+
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        value, pushed = torch.func.jvp(few, (x,), (along,))
+        jacobian = torch.func.jacrev(few)(x)
+        assert error(torch.func.jacfwd(few)(x), jacobian) < 1e-6  # some of it is in float32
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(few(forward_ad.make_dual(x, along)))
+    assert error(value, few(x)) < 1e-12
+    for tangent in (pushed, dual.tangent):
+        assert error(tangent, torch.einsum("c...,...->c", jacobian, along)) < 1e-6
+        assert tangent.norm() > 0
 
 
 def test_modes_see_the_operations_of_both_runs():

@@ -43,7 +43,7 @@ def test_a_prompt_that_is_masked_altogether():
     options = {"prompt": None, "prompt_embeds": texts["encoder_hidden_states"]}
     options["prompt_attention_mask"] = torch.zeros_like(texts["encoder_attention_mask"])
     plain = draw(pipe, **options)
-    with guide(pipe, NEGATIVE, nag_scale=1.0):
+    with guide(pipe, NEGATIVE, nag_scale=1 + 1e-6):
         assert error(draw(pipe, **options), plain) < 1e-4  # float32 beside a bias of -10000
 
 
@@ -277,3 +277,15 @@ def test_nothing_is_kept_where_gradients_are_taken():
     with guide(pipe, NEGATIVE, **FIRM):
         draw(pipe)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"end": 0.5}, {"nag_scale": 1.0}])
+def test_an_encoder_that_ignores_its_text(settings):
+    pipe = pipeline("sd15")
+    texts = pipe.encode_prompt("a house", "cpu", 1, False)
+    pipe.encode_prompt = lambda *args, **options: texts
+    message = (
+        "called its denoiser with a text that does not change with the prompt: .* Look whether its encode_prompt uses"
+    )
+    with pytest.raises(RuntimeError, match=message), guide(pipe, NEGATIVE, **settings):
+        draw(pipe)

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import diffusers
+from diffusers.modular_pipelines import PipelineState
 from drawing import denoisers
 from modular_tiny import MODULAR, modular, ordinary
 from tiny import error
@@ -152,3 +153,15 @@ def test_minimax_music_attends_to_no_prompt():
         guide(model, {"encoder_hidden_states": None}),
     ):
         pass
+
+
+def test_blocks_that_are_called_by_themselves():
+    """Theirs is no call of the pipeline."""
+    pipe, call, negative = modular("StableDiffusion3ModularPipeline")
+    given = PipelineState(dict(call))
+    pipe.blocks(pipe, given)
+    message = r"called by blocks of a modular pipeline that were called by themselves, .*call the pipeline, pipe\(state, \.\.\.\)"
+    with pytest.raises(RuntimeError, match=message), guide(pipe, negative):
+        pipe.blocks(pipe, PipelineState(dict(call)))
+    with guide(pipe, negative):
+        pipe(PipelineState(dict(call)))

@@ -159,20 +159,65 @@ def test_a_part_at_both_ends_is_left_out(scheduler, strength, denoising_end, ste
     assert calls == [0.25 <= i / steps < 0.75 for i in range(steps)]
 
 
-def test_a_pipeline_that_begins_later_than_it_says_raises():
-    pipe = pipeline("sd15")
+class Later(StableDiffusionPipeline):
+    """Begins with a later timestep, as pipelines from an image do."""
 
-    class Later(type(pipe)):
-        @torch.no_grad()
-        def __call__(self, prompt, **options):
-            text, _ = self.encode_prompt(prompt, "cpu", 1, False)
-            self.scheduler.set_timesteps(8)
-            self._num_timesteps, x = 8, torch.ones(1, 4, 4, 4)
-            for t in self.scheduler.timesteps[3:]:
-                x = self.scheduler.step(self.unet(x, t, encoder_hidden_states=text).sample, t, x).prev_sample
-            return x
+    says, begins, steps = 8, 3, range(8)
 
-    parts = pipe.components | {"scheduler": DDIMScheduler.from_config(pipe.scheduler.config)}
-    later = Later(**parts, requires_safety_checker=False)
-    with guide(later, NEGATIVE, end=0.5), pytest.raises(RuntimeError, match="are not the 8 that it takes"):
-        later("a cat")
+    @torch.no_grad()
+    def __call__(self, prompt, **options):
+        text, _ = self.encode_prompt(prompt, "cpu", 1, False)
+        self.scheduler.set_timesteps(8)
+        self._num_timesteps, x = self.says, torch.ones(1, 4, 4, 4)
+        for i, t in enumerate(self.timesteps()[self.begins :], self.begins):
+            if i in self.steps:
+                noise = self.unet(x, t, encoder_hidden_states=text).sample
+            x = self.scheduler.step(noise, t, x).prev_sample
+        return x
+
+    def timesteps(self):
+        return self.scheduler.timesteps
+
+
+class LaterByCopies(Later):
+    def timesteps(self):
+        return self.scheduler.timesteps.clone()
+
+
+def later(kind, scheduler):
+    parts = pipeline("sd15").components
+    parts |= {"scheduler": scheduler.from_config(parts["scheduler"].config)}
+    return kind(**parts, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("kind", [Later, LaterByCopies])
+@pytest.mark.parametrize("begins", [1, 3, 7])
+def test_a_pipeline_that_begins_later_than_it_says_raises(kind, scheduler, begins):
+    pipe = later(kind, scheduler)
+    pipe.begins = begins
+    message = (
+        "not in the last" if kind is LaterByCopies and scheduler is DDIMScheduler else "are not the 8 that it takes"
+    )
+    with guide(pipe, NEGATIVE, end=0.5), pytest.raises(RuntimeError, match=message):
+        pipe("a cat")
+
+
+@pytest.mark.parametrize("kind", [Later, LaterByCopies])
+def test_a_pipeline_that_begins_later_and_says_so(kind):
+    """Its scheduler tells once it has stepped; where it began is what its first timestep says."""
+    pipe = later(kind, EulerDiscreteScheduler)
+    pipe.says = 5
+    calls = guided_calls(pipe)
+    with guide(pipe, NEGATIVE, end=0.5):
+        pipe("a cat")
+    assert calls == [True] * 3 + [False] * 2
+    calls.clear()
+    pipe.steps = [3, 5, 6, 7]
+    if kind is LaterByCopies:  # the call that is left out comes before anything tells
+        with guide(pipe, NEGATIVE, end=0.5), pytest.raises(RuntimeError, match="are not the 5 that it takes"):
+            pipe("a cat")
+        return
+    with guide(pipe, NEGATIVE, end=0.5):
+        pipe("a cat")
+    assert calls == [True, True, False, False]

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from nag_kernels.diffusers.models.registry import FILES, all_models, file_of, find_denoisers, spec_of, supported
+from nag_kernels.diffusers.models.registry import (
+    FILES,
+    all_models,
+    file_of,
+    find_denoisers,
+    further_denoisers,
+    spec_of,
+    supported,
+)
 
 PACKAGE = Path(sys.modules["nag_kernels"].__file__).parent
 MODELS = PACKAGE / "diffusers" / "models"
@@ -117,20 +125,16 @@ def test_how_a_layer_is_guided_names_no_model():
         assert not {x.name for x in imports_of(path) if x.parent == MODELS}, path.name
 
 
-def test_a_denoiser_under_another_name_is_refused():
+def test_a_denoiser_under_another_name():
     from every_model import pipeline
 
-    pipe = pipeline("sd15")
-    pipe.unet_refiner = pipeline("sd15").unet
-    with pytest.raises(
-        ValueError, match=r"has a denoiser named unet_refiner \(UNet2DConditionModel\), whose calls are not seen"
-    ):
-        find_denoisers(pipe)
+    pipe, other = pipeline("sd15"), pipeline("sd15").unet
+    for further in (other, torch.compile(other, backend="eager")):
+        pipe.unet_refiner = further
+        assert find_denoisers(pipe) == [pipe.unet]
+        assert further_denoisers(pipe, [pipe.unet]) == [("unet_refiner", further)]
     pipe.unet_refiner = pipe.unet  # a second name of the same
-    assert find_denoisers(pipe) == [pipe.unet]
-    pipe.unet_refiner = torch.compile(pipeline("sd15").unet, backend="eager")
-    with pytest.raises(ValueError, match="a denoiser named unet_refiner"):
-        find_denoisers(pipe)
+    assert further_denoisers(pipe, find_denoisers(pipe)) == []
 
 
 def test_a_denoiser_for_the_unconditional_branch_alone():
@@ -140,8 +144,8 @@ def test_a_denoiser_for_the_unconditional_branch_alone():
     pipe.unconditional_transformer = copy.deepcopy(pipe.transformer)
     assert find_denoisers(pipe) == [pipe.transformer]
     pipe.another_transformer = copy.deepcopy(pipe.transformer)
-    with pytest.raises(ValueError, match="a denoiser named another_transformer"):
-        find_denoisers(pipe)
+    further = further_denoisers(pipe, [pipe.transformer])
+    assert further == [("another_transformer", pipe.another_transformer)]
 
 
 @pytest.mark.parametrize("kind", ["sd15", "flux", "wan"])

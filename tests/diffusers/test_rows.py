@@ -8,10 +8,14 @@ import torch
 pytest.importorskip("diffusers")
 
 import diffusers
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from every_model import pipeline
+from oracles import doubled_batch_oracle
+from test_scales import guided_calls
 from tiny import error
 
 from nag_kernels.diffusers import guide
+from nag_kernels.diffusers.models.registry import guided_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,26 +30,80 @@ def parts(unet=None):
     return parts | absent | ({} if unet is None else {"unet": unet(pipe.unet.config)})
 
 
+def panorama(guidance_scale=1.0, scheduler=None):
+    """A pipeline with three views, and what draws with it."""
+    pipe = diffusers.StableDiffusionPanoramaPipeline(**parts())
+    pipe.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipe.scheduler = scheduler()
+    assert len(pipe.get_views(512, 640)) == 3
+
+    def draw(views, steps=1, prompt=PROMPT, **more):
+        more |= {"num_inference_steps": steps, "guidance_scale": guidance_scale, "view_batch_size": views}
+        seed = torch.Generator().manual_seed(3)
+        return pipe(prompt, height=512, width=640, output_type="latent", generator=seed, **more).images
+
+    return pipe, draw
+
+
+def with_two_runs(pipe, draw, cfg, scale, tau, alpha):
+    """What it draws if each view's prompt runs beside the negative, by hooks."""
+    unet = pipe.unet
+    forward, negative = unet.forward, pipe.encode_prompt(NEGATIVE, "cpu", 1, False)[0]
+
+    def both(sample, t, encoder_hidden_states, **more):
+        out = forward(sample, t, encoder_hidden_states=encoder_hidden_states, **more).sample.clone()
+        rows = slice(1, None, 2) if cfg else slice(None)  # of the prompt
+        image, text = sample[rows], encoder_hidden_states[rows]
+        texts = torch.cat([text, negative.expand_as(text)])
+        with doubled_batch_oracle(guided_layers(unet), text.shape[1], scale, tau, alpha):
+            out[rows] = forward(torch.cat([image, image]), t, encoder_hidden_states=texts, **more).sample[: len(image)]
+        return UNet2DConditionOutput(sample=out)
+
+    unet.forward = both
+    try:
+        return draw()
+    finally:
+        unet.forward = forward
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
 def test_views_of_one_image(guidance_scale):
-    """Three, one by one. Several in one batch are refused."""
-    pipe = diffusers.StableDiffusionPanoramaPipeline(**parts())
-    pipe.set_progress_bar_config(disable=True)
+    """Three, in batches of one, of two and one, of three: as two runs of the untouched model."""
+    pipe, draw = panorama(guidance_scale)
+    wanted = with_two_runs(pipe, lambda: draw(3), guidance_scale > 1, 8.0, 3.0, 0.5)
+    assert error(wanted, draw(1)) > 1e-3
+    for views in (1, 2, 3, 7):
+        with guide(pipe, PROMPT, nag_scale=8.0, nag_tau=1.0, nag_alpha=1.0):
+            assert error(draw(views), draw(1)) < 2e-5
+        with guide(pipe, NEGATIVE, **FIRM):
+            assert error(draw(views), wanted) < 2e-5
 
-    def draw(views):
-        return pipe(PROMPT, height=512, width=640, num_inference_steps=1, guidance_scale=guidance_scale, view_batch_size=views,
-                    output_type="latent", generator=torch.Generator().manual_seed(3)).images  # fmt: skip
 
-    assert len(pipe.get_views(512, 640)) == 3
-    plain = draw(1)
-    with guide(pipe, PROMPT, nag_scale=8.0, nag_tau=1.0, nag_alpha=1.0):
-        assert error(draw(1), plain) < 2e-5
-    with guide(pipe, NEGATIVE, **FIRM):
-        assert error(draw(1), plain) > 1e-3
-        for views in (2, 3):
-            with pytest.raises(ValueError, match=r"batch of .* texts for 1 images"):
-                draw(views)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "scheduler", [diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler]
+)
+def test_the_views_of_a_batch_are_of_one_step(scheduler, mode):
+    """One scheduler goes with all views of a batch, and the window with each."""
+    pipe, draw = panorama(3.0, scheduler)
+    calls = guided_calls(pipe)
+    with mode(), guide(pipe, NEGATIVE, end=0.5, **FIRM):
+        draw(3, steps=2)
+    steps = 3 if scheduler is diffusers.HeunDiscreteScheduler else 2
+    assert calls == [True] * 3 + [False] * 3 * (steps - 1)
+
+
+@pytest.mark.slow
+def test_several_views_of_several_images():
+    pipe, draw = panorama()
+    call = {"prompt": [PROMPT, "a fox"], "num_images_per_prompt": 2}
+    with guide(pipe, [NEGATIVE, "a house"], **FIRM):
+        wanted = draw(1, **call)
+        assert error(draw(2, **call), wanted) < 2e-5
+    assert len(wanted) == 4
 
 
 def test_three_row_guidance_is_refused():

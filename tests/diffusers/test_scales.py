@@ -18,7 +18,7 @@ from test_modular_guiders import sd3 as modular_sd3
 from tiny import error, seeded
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nag_kernels.diffusers import diagnose, enable_guidance, guide, guided
+from nag_kernels.diffusers import GuidedDenoiser, NormalizedAttentionGuidance, diagnose, enable_guidance, guide, guided
 from nag_kernels.diffusers.models.registry import guided_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,6 +172,32 @@ def test_compiled_denoisers_are_not_compiled_for_each_scale(how):
     assert compiler.frame_count == graphs
 
 
+def test_numbers_in_tensors_and_arrays():
+    pipe = pipeline("sd3")
+    wanted = draw(guided(pipe, NEGATIVE, nag_scale=3.0, nag_tau=1.5, nag_alpha=0.5))
+    for make in (torch.tensor, np.float32, np.float64, np.array, lambda x: torch.tensor(x, dtype=torch.bfloat16)):
+        got = draw(guided(pipe, NEGATIVE, nag_scale=make(3.0), nag_tau=make(1.5), nag_alpha=make(0.5)))
+        assert torch.equal(got, wanted)
+        for scales in ([make(3.0)] * 4, lambda i, n, make=make: make(3.0)):
+            assert torch.equal(draw(guided(pipe, NEGATIVE, nag_scale=scales, nag_tau=1.5, nag_alpha=0.5)), wanted)
+    vsf = {"nag_scale": 2.0, "rule": "vsf"}
+    wanted = draw(guided(pipe, NEGATIVE, negative_logit_bias=-0.25, **vsf))
+    assert torch.equal(draw(guided(pipe, NEGATIVE, negative_logit_bias=torch.tensor(-0.25), **vsf)), wanted)
+    text = {"encoder_hidden_states": torch.zeros(1, 7, text_width("sd15"))}
+    with guide(seeded(MODELS["sd15"]), text, nag_scale=torch.tensor(3)) as model:
+        model(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 7, text_width("sd15")))
+
+
+def test_objects_that_keep_their_settings_keep_numbers():
+    guider = NormalizedAttentionGuidance(nag_scale=torch.tensor(3.0), nag_tau=np.array(1.5))
+    assert (type(guider.nag_scale), guider.nag_scale, guider.nag_tau) == (float, 3.0, 1.5)
+    assert '"nag_scale": 3.0' in guider.to_json_string()
+    guider.nag_alpha = torch.tensor(0.25)
+    assert guider.nag_alpha == 0.25
+    denoiser = GuidedDenoiser(seeded(MODELS["sd15"]), nag_scale=torch.tensor(3.0))
+    assert type(denoiser.nag_scale) is float
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,10 +260,31 @@ def test_what_is_no_number():
         enable_guidance(pipe, NEGATIVE, nag_scale=[])
 
 
-def test_scales_that_all_do_nothing():
-    message = "start 0 and end 1 with a nag_scale other than 1, which does nothing: guidance did not act; the call had 4 steps"
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize(("rule", "idle"), [("nag", 1.0), ("nasa", 0.0)])
+@pytest.mark.parametrize("form", ["number", "list", "function"])
+def test_scales_that_all_do_nothing_are_the_stock_model(form, rule, idle, guidance_scale):
+    """A slider at its end switches guidance off, whatever the form."""
     pipe = pipeline("sd15")
-    with pytest.raises(RuntimeError, match=message), guide(pipe, NEGATIVE, nag_scale=[1.0] * 4):
+    calls, plain = guided_calls(pipe), draw(pipe, guidance_scale=guidance_scale)
+    scale = {"number": idle, "list": [idle] * 4, "function": lambda i, n: idle}[form]
+    with guide(pipe, NEGATIVE, nag_scale=scale, rule=rule, end=0.5):
+        assert torch.equal(draw(pipe, guidance_scale=guidance_scale), plain)
+    assert calls == [False] * 8
+
+
+def test_a_single_scale_of_1_acts_where_a_low_tau_clips():
+    pipe = pipeline("sd3")
+    calls = guided_calls(pipe)
+    with guide(pipe, NEGATIVE, nag_scale=1.0, nag_tau=0.5):
+        draw(pipe)
+    assert calls == [True] * 4
+
+
+def test_scales_that_do_nothing_in_the_window():
+    message = "start 0 and end 0.5 with a nag_scale other than 1, which does nothing: guidance did not act; the call had 4 steps"
+    pipe = pipeline("sd15")
+    with pytest.raises(RuntimeError, match=message), guide(pipe, NEGATIVE, nag_scale=[1.0, 1.0, 5.0, 5.0], end=0.5):
         draw(pipe)
 
 
@@ -269,3 +316,23 @@ def test_a_negative_scale_would_draw_the_negative(rule):
 def test_a_scale_that_is_no_number():
     with pytest.raises(TypeError, match="nag_scale must be a number, got True"):
         guided(pipeline("pixart"), NEGATIVE, nag_scale=True)
+
+
+def test_a_number_that_requires_a_gradient():
+    pipe, one = pipeline("pixart"), torch.tensor(3.0, requires_grad=True)
+    for name, given in (
+        ("nag_scale", one),
+        ("nag_tau", one),
+        ("nag_alpha", one),
+        ("nag_scale", one.expand(4)),
+        ("nag_scale", [one]),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{name} is a tensor that requires a gradient, .* give {name}.detach\(\)"
+        ):
+            guided(pipe, NEGATIVE, **{name: given})
+    with pytest.raises(TypeError, match="nag_tau must be a number, got a tensor that cannot be read"):
+        guided(pipe, NEGATIVE, nag_tau=torch.tensor(3.0, device="meta"))
+    for bad in (torch.tensor(True), torch.tensor(3j)):
+        with pytest.raises(TypeError, match="nag_scale must be a number, got"):
+            guided(pipe, NEGATIVE, nag_scale=bad)

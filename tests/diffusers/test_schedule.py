@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from diffusers import (
     AmusedImg2ImgPipeline,
     ControlNetModel,
@@ -25,9 +26,12 @@ from diffusers import (
 from drawing import denoiser, draw
 from every_model import PIPELINES, pipeline
 from test_scales import guided_calls
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nag_kernels.diffusers import enable_guidance, guide
+from nag_kernels.diffusers.models import registry
 from nag_kernels.diffusers.models.registry import guided_layers
+from nag_kernels.diffusers.schedule import Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,6 +169,60 @@ def test_videos_in_parts_go_through_their_steps_anew(kind, more, window, wanted)
     with guide(pipe, negative, **window):
         pipe(**call, **prompt)
     assert "".join("Y" if x else "n" for x in calls) == wanted.replace(" ", "")
+
+
+@pytest.mark.parametrize("kind", [x for x in ("framepack", "anyflow from an image") if x in PIPELINES])
+def test_a_step_that_its_timestep_tells_is_read_once_in_a_call(kind, monkeypatch):
+    """Each read of a value waits for a GPU."""
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            reads[-1] += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **kwargs or {})
+
+    reads, visit = [], Steps.visit
+
+    def counted(steps, arguments):
+        reads.append(0)
+        with Reads():
+            return visit(steps, arguments)
+
+    monkeypatch.setattr(Steps, "visit", counted)
+    pipe, call, prompt, negative = PIPELINES[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    call = {name: x for name, x in call.items() if not name.startswith("negative_")}
+    call = {"guidance_scale": 1.0} | call | {"num_inference_steps": 4, "output_type": "latent"}
+    with guide(pipe, negative, end=0.5):
+        pipe(**call, **prompt)
+    assert set(reads) <= {0, 1}
+    assert len(reads) > 7
+
+
+@pytest.mark.parametrize("kind", [x for x in ("anyflow", "anyflow from an image") if x in PIPELINES])
+def test_a_last_timestep_that_the_pipeline_leaves_out_is_no_step(kind):
+    pipe, call, prompt, negative = PIPELINES[kind]()
+    pipe.set_progress_bar_config(disable=True)
+    call = {name: x for name, x in call.items() if not name.startswith("negative_")}
+    call |= {"num_inference_steps": 5, "sigmas": [1.0, 0.75, 0.5, 0.25, 0.0], "guidance_scale": 1.0}
+    calls = guided_calls(pipe)
+    with guide(pipe, negative, end=0.5):
+        pipe(**call, **prompt, output_type="latent")
+    wanted = "YYnn" if kind == "anyflow" else "Y YYnn n YYnn"
+    assert "".join("Y" if x else "n" for x in calls) == wanted.replace(" ", "")
+
+
+@pytest.mark.parametrize(("kind", "scheduler", "taken"), [
+    ("LTX2DFRPipeline", "LTXEulerAncestralRFScheduler", 3),
+    ("LTX2DFRTemporalRefinePipeline", "LTXEulerAncestralRFScheduler", 3),
+    ("LTX2DFRTemporalRefinePipeline", "FlowMatchEulerDiscreteScheduler", 4),
+])  # fmt: skip
+def test_pipelines_of_ltx2_that_draw_in_tiles(kind, scheduler, taken):
+    """What their loop goes through is what guidance counts."""
+    pipe = object.__new__(getattr(diffusers, kind))
+    pipe.__dict__["scheduler"] = getattr(diffusers, scheduler)()
+    steps = pipe._inference_timesteps([1.0, 0.7, 0.4, 0.0], "cpu")
+    spec = registry.entry("LTX2VideoTransformer3DModel")
+    assert spec.timesteps_taken(pipe, {}) == range(len(steps)) == range(taken)
 
 
 def from_a_video(scheduler=None, **window):

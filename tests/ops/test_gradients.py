@@ -251,19 +251,29 @@ def test_gradients_of_vsf_beside_hidden_nan():
     assert torch.equal(*gradients)
 
 
-def test_forward_mode_is_refused():
-    inputs = testing.make_inputs(length=3, heads=2, size=4, positive=3, negative=3)
-    query = inputs.pop("query")
-    for tensor in (query, query.clone().requires_grad_()):
-        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-            dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
-            nag_kernels.fused_guided_attention(dual, **inputs, nag_scale=5.0)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(
-            lambda q: nag_kernels.fused_guided_attention(q, **inputs, nag_scale=5.0),
-            (query,),
-            (torch.ones_like(query),),
-        )
+@both
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_mode(op, overload, requires_grad):
+    """What it gives along a direction, beside what backward gives: <w, J v> = <J^T w, v>."""
+    generator = torch.Generator().manual_seed(2)
+    for call in samples(op, overload, dtype=torch.float64):
+        names, tensors = differentiable({k: v for k, v in call.items() if not k.startswith("nag_")})
+        plain = [x.detach().requires_grad_(requires_grad) for x in tensors]
+
+        def f(*tensors, call=call, names=names):
+            return operation(op, overload)(**{**call, **dict(zip(names, tensors, strict=True))})
+
+        along = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in plain]
+        out = f(*tensors)
+        weight = torch.randn(out.shape, dtype=out.dtype, generator=generator)
+        wanted = sum((x * y).sum() for x, y in zip(torch.autograd.grad(out, tensors, weight), along, strict=True))
+        value, pushed = torch.func.jvp(f, tuple(plain), tuple(along))
+        torch.testing.assert_close(value.detach(), out.detach())
+        torch.testing.assert_close((weight * pushed).sum().detach(), wanted)
+        with forward_ad.dual_level():
+            dual = f(*(forward_ad.make_dual(x, y) for x, y in zip(plain, along, strict=True)))
+            pushed = forward_ad.unpack_dual(dual).tangent
+        torch.testing.assert_close((weight * pushed).sum().detach(), wanted)
 
 
 @both

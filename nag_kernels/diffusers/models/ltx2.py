@@ -84,6 +84,15 @@ class LTX2Spec(ModelSpec):
         sound = arguments.get("audio_guidance_scale")
         return super().doubles_batch(arguments) or super().doubles_batch({"guidance_scale": sound or 0.0})
 
+    def timesteps_taken(self, pipe: Any, arguments: Mapping[str, Any]) -> range | None:
+        """Those pipelines that draw a video in tiles count the steps of all tiles, and leave out the last timestep of one kind of
+        scheduler."""
+        tiled = ("LTX2DFRPipeline", "LTX2DFRTemporalRefinePipeline")
+        if not any(kind.__name__ in tiled for kind in type(pipe).__mro__):
+            return None
+        left_out = any(kind.__name__ == "LTXEulerAncestralRFScheduler" for kind in type(pipe.scheduler).__mro__)
+        return range(len(pipe.scheduler.timesteps) - left_out)
+
 
 MODELS: dict[str, ModelSpec] = {
     "LTX2VideoTransformer3DModel": LTX2Spec(

@@ -14,7 +14,7 @@ from torch.nn import Module, ModuleDict, ModuleList
 from nag_kernels.layer_choice import LayerChoice, chosen_layers
 
 from ..attention.base import Layer
-from ..denoiser_calls import DENOISERS, Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
+from ..denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser, named_modules
 from ..guard import is_compiled
 from .spec import ModelSpec
 
@@ -143,35 +143,36 @@ def all_models() -> dict[str, ModelSpec]:
 
 
 def find_denoisers(pipe: Any) -> list[Module]:
-    """The pipeline's denoisers: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of a kind each."""
+    """The pipeline's denoisers whose calls are guided: one, or the two of Wan 2.2. Raises ValueError where it has none, or two of
+    a kind each."""
     found = denoisers_of(pipe)
     if not found:
         raise ValueError(
             f"guide: {type(pipe).__name__} has no denoiser (no module named transformer or unet); a modular pipeline has it "
             "after load_components()"
         )
-    plain = spec_of(found[0]).unconditional_denoiser
-    for name, x in [(name, x) for name, held in vars(pipe).items() for x in _modules_in(held)]:
-        known = any(cls.__name__ in FILES for cls in type(inner_denoiser(x)).__mro__)
-        if known and name != plain and not any(inner_denoiser(x) is inner_denoiser(denoiser) for denoiser in found):
-            raise ValueError(
-                f"guide: {type(pipe).__name__} has a denoiser named {name} ({type(inner_denoiser(x)).__name__}), whose calls are "
-                f"not seen; those named {', '.join(DENOISERS)} are"
-            )
     if any(spec_of(x) is not spec_of(found[0]) for x in found):
         kinds = " and ".join(type(inner_denoiser(x)).__name__ for x in found)
         raise ValueError(f"guide: the denoisers of {type(pipe).__name__} must be of one kind, got {kinds}")
     return found
 
 
-def _modules_in(x: Any) -> list[Module]:
-    """An attribute of a pipeline that is a model, or those that it holds as a list, a tuple or a mapping."""
+def further_denoisers(pipe: Any, found: list[Module]) -> list[tuple[str, Module]]:
+    """What a pipeline holds beside its denoisers that are found, and what could draw as well, each with the attribute's name."""
+    plain, known = spec_of(found[0]).unconditional_denoiser, set(map(inner_denoiser, found))
+    held = [(name, x) for name, held in vars(pipe).items() if name != plain for x in _modules_in(held)]
+    kinds = [(name, x, type(inner_denoiser(x)).__mro__) for name, x in held if inner_denoiser(x) not in known]
+    return [(name, x) for name, x, kind in kinds if any(cls.__name__ in FILES for cls in kind)]
+
+
+def _modules_in(x: Any, depth: int = 3) -> list[Module]:
+    """An attribute of a pipeline that is a model, or those that it holds in lists, tuples and mappings."""
     if isinstance(x, (ModuleList, ModuleDict)):
         return list(x.children())
     if isinstance(x, Module):
         return [x]
     held = x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()
-    return [y for y in held if isinstance(y, Module)]
+    return [z for y in held for z in _modules_in(y, depth - 1)] if depth else []
 
 
 def supported() -> str:

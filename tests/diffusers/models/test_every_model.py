@@ -79,7 +79,7 @@ def test_the_prompt_as_its_own_negative_changes_nothing(kind):
 def test_a_scale_of_one_leaves_no_trace_of_the_negative(kind, masked):
     pipe = filled(TINY[kind], masked=masked, build=TINY[kind].whole)
     plain = pipe(pipe.prompt)
-    with guide(pipe, "negative", nag_scale=1.0):
+    with guide(pipe, "negative", nag_scale=1 + 1e-6):
         assert error(pipe(pipe.prompt), plain) < 1e-5
     with guide(pipe, "negative", nag_scale=8.0):
         assert error(pipe(pipe.prompt), plain) > 1e-4

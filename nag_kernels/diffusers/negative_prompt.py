@@ -90,8 +90,8 @@ class NegativeRecorder:
         self, function: Callable[..., Any], pipe: Any, found: Mapping[Denoiser, Found], arguments: Mapping[str, Any],
         negative: Negative, by_position: Sequence[str] = (),
     ):  # fmt: skip
-        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers. by_position: those that it
-        is to be given by position, its first ones."""
+        """function: the pipeline's call, with these arguments by name. found: on each of its denoisers. by_position: those that
+        it is to be given by position, its first ones."""
         self.function, self.pipe, self.denoisers = function, pipe, list(found)
         self._modules = [module for its in found.values() for module in its.modules.values()]
         self.arguments = cloned(arguments)  # the running call draws from the generators

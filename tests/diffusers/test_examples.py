@@ -33,7 +33,7 @@ def test_example(family, capsys):
 
 def test_tiny_names_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "every_model", None)
-    with pytest.raises(SystemExit, match=r"needs what they need: pip install '\.\[test\]'"):
+    with pytest.raises(SystemExit, match=r"needs what they need: pip install '\.\[commands\]'"):
         families.main(["flux", "--tiny"])
     monkeypatch.setattr(families, "__file__", str(tmp_path / "examples" / "families.py"))
     with pytest.raises(SystemExit, match="--tiny takes its models from a checkout of the repository"):

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from .denoiser_calls import Denoiser, inner_denoiser
-from .interception import COUNTS, call_arguments, naming_call
 from .models.registry import find_denoisers, find_layers, spec_of
 from .modular import is_modular
 from .negative_arguments import READY_MADE, checked_negative, is_text
 from .negative_prompt import NegativeRecorder, RecordedCall
 from .owners import plain_call_of
+from .pipeline_call import COUNTS, call_arguments, naming_call
 from .restore import Replaced, put_back_after
 from .turns import run_turns, take, wait_for_calls_begun
 

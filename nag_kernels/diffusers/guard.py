@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """No pipeline is unguided in silence: while a pipeline is guided, the calls of its denoiser by another one raise."""
 
-import contextlib
 import inspect
 import sys
 import threading
@@ -15,10 +14,11 @@ import torch
 from diffusers import DiffusionPipeline, ModularPipeline, ModularPipelineBlocks
 from torch.nn import Module
 
-from .denoiser_calls import Denoiser, Modules, denoisers_of, inner_denoiser
-from .turns import is_mine, plain_call, turn_of
+from .denoiser_calls import DENOISERS, Denoiser, Modules, denoisers_of, inner_denoiser
+from .interception import Interception, interception_lock
+from .restore import Replaced
+from .turns import is_mine, turn_of
 
-_lock = threading.RLock()
 _guards: weakref.WeakKeyDictionary[Module, "Guard"] = weakref.WeakKeyDictionary()
 
 
@@ -35,90 +35,6 @@ class OwnerLike(Protocol):
     def begun(self) -> set[int]: ...
 
     def is_here(self) -> bool: ...
-
-
-class Interception:
-    """Stands in the place of a denoiser's call (`interception.intercepted`), over what stood there.
-
-    Several may stand over each other, put there and taken away by several threads in any order.
-    """
-
-    def __init__(self, denoiser: Denoiser, call: Callable[..., Any]):
-        self.denoiser, self.call = denoiser, call
-        self.below: Callable[..., Any] | None = None  # None: the class's own call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
-
-    def original(self, *args: Any, **kwargs: Any) -> Any:
-        """The call that this one stands over."""
-        return (self.below or self.denoiser._call_impl)(*args, **kwargs)
-
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
-        """That call, for another thread than the one whose calls are taken: plain, unless one further below awaits it."""
-        if isinstance(self.below, Interception):
-            return self.below(*args, **kwargs)
-        return plain_call(self.denoiser, self.original, args, kwargs)
-
-    def enter(self) -> None:
-        with _lock:
-            self.below = self.denoiser.__dict__.get("_compiled_call_impl")
-            self.denoiser.__dict__["_compiled_call_impl"] = self
-
-    def leave(self) -> None:
-        """What stands over it stays, over what it stood over."""
-        with _lock:
-            self.call = self.plain  # for a thread that is about to call it
-            over = self._over()
-            if over is not None:
-                over.below = self.below
-            elif self.denoiser.__dict__.get("_compiled_call_impl") is not self:
-                return
-            elif self.below is None:
-                self.denoiser.__dict__.pop("_compiled_call_impl", None)
-            else:
-                self.denoiser.__dict__["_compiled_call_impl"] = self.below
-
-    def stands(self) -> bool:
-        with _lock:
-            return self.denoiser.__dict__.get("_compiled_call_impl") is self or self._over() is not None
-
-    def _over(self) -> "Interception | None":
-        x = self.denoiser.__dict__.get("_compiled_call_impl")
-        while isinstance(x, Interception):
-            if x.below is self:
-                return x
-            x = x.below
-        return None
-
-
-class NoticedContexts:
-    """Stands in the place of a denoiser's `cache_context` (`interception.contexts_noticed`). Copies and pickles of the denoiser
-    have its own."""
-
-    def __init__(self, denoiser: Denoiser, original: Any, notice: Callable[[str | None], None]):
-        self.denoiser, self.original, self.notice = denoiser, original, notice
-        self.thread = threading.get_ident()
-        self.over = False
-
-    @contextlib.contextmanager
-    def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
-        if self.over or threading.get_ident() != self.thread:
-            with self.original(name, **kwargs):
-                yield
-            return
-        self.notice(name)
-        try:
-            with self.original(name, **kwargs):
-                yield
-        finally:
-            self.notice(None)
-
-    def end(self) -> None:
-        self.over = True  # a shallow copy of the denoiser keeps it
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (inner_denoiser(self.denoiser), "cache_context")
 
 
 class Guard:
@@ -184,7 +100,7 @@ class Guard:
 
     def settle(self, denoiser: Denoiser) -> None:
         """Stands on the denoiser where it has owners, and only then. A run that is under way calls it when it ends."""
-        with _lock:
+        with interception_lock:
             now = denoiser.__dict__.get("_compiled_call_impl")
             if isinstance(now, Interception):
                 return
@@ -195,7 +111,7 @@ class Guard:
                 self.lift(denoiser)
 
     def lift(self, denoiser: Denoiser) -> None:
-        with _lock:
+        with interception_lock:
             if denoiser.__dict__.get("_compiled_call_impl") is not self:
                 return
             if self.call is None:
@@ -255,7 +171,7 @@ def owner_here(denoiser: Denoiser) -> OwnerLike | None:
 
 
 def put_guards(denoisers: Iterable[Denoiser], owner: OwnerLike) -> None:
-    with _lock:
+    with interception_lock:
         for denoiser in dict.fromkeys(x for each in denoisers for x in (each, inner_denoiser(each))):
             guard = _guards.setdefault(denoiser, Guard(denoiser))
             forget_the_dead([denoiser])
@@ -267,7 +183,7 @@ def put_guards(denoisers: Iterable[Denoiser], owner: OwnerLike) -> None:
 def forget_the_dead(denoisers: Iterable[Denoiser]) -> bool:
     """Takes away the guards of pipelines that are no more; whether there were any."""
     found = False
-    with _lock:
+    with interception_lock:
         for denoiser in dict.fromkeys(x for each in denoisers for x in (each, inner_denoiser(each))):
             guard = _guards.get(denoiser)
             if guard is not None and any(x.pipe is None for x in guard.owners):
@@ -279,7 +195,7 @@ def forget_the_dead(denoisers: Iterable[Denoiser]) -> bool:
 
 def take_guards_away(owner: OwnerLike) -> None:
     """A second time there is nothing to do."""
-    with _lock:
+    with interception_lock:
         for denoiser, guard in list(_guards.items()):
             guard.owners = [x for x in guard.owners if x is not owner]
             guard.settle(denoiser)
@@ -298,6 +214,40 @@ def lift_guards(denoiser: Denoiser) -> Callable[[], None]:
                 _guards[module].settle(module)
 
     return put_back
+
+
+def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]) -> Interception:
+    """Until `replaced` is put back, calling `denoiser` calls `call(place, *args, **kwargs)` instead; returns the place.
+
+    The call is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as
+    they are, inside of `place.original`. So a compiled graph holds nothing of it, and a call that is not passed on
+    meets no hook.
+    """
+    replaced.later(lift_guards(denoiser))
+    place = Interception(denoiser, lambda *args, **kwargs: call(place, *args, **kwargs))
+    replaced.later(place.leave)
+    place.enter()
+    return place
+
+
+def refused_calls(replaced: Replaced, pipe: Any, name: str, denoiser: Denoiser, rests: Callable[[], bool]) -> None:
+    """Until `replaced` is put back, a call of a denoiser that the pipeline holds under another name raises RuntimeError. rests():
+    whether a callback runs, whose calls are its own."""
+    thread = threading.get_ident()
+
+    def call(place: Interception, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return place.plain(*args, **kwargs)
+        if rests():
+            return place.original(*args, **kwargs)
+        kind = type(inner_denoiser(denoiser)).__name__
+        raise RuntimeError(
+            f"guide: {type(pipe).__name__} has a denoiser named {name} ({kind}), whose calls are not seen; it was called in a "
+            f"guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to guide "
+            "another one, write a loop of your own and `with guide(denoiser, ...):`"
+        )
+
+    intercepted(replaced, denoiser, call)
 
 
 def is_compiled(denoiser: Denoiser, modules: Modules) -> bool:

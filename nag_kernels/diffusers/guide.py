@@ -16,8 +16,7 @@ from nag_kernels.layer_choice import LayerChoice
 
 from .compatibility import check_combination, check_forward
 from .denoiser_calls import Denoiser, denoisers_of, inner_denoiser, named_modules
-from .guard import forget_the_dead
-from .interception import call_arguments, image_count, named_by_position, prompt_count, refused_calls, with_callbacks
+from .guard import forget_the_dead, refused_calls
 from .models.registry import Found, find_denoisers, find_layers, further_denoisers, spec_of
 from .modular import check_guiders, guider_calls_noticed, is_modular
 from .negative_arguments import Negative, checked_negative
@@ -35,6 +34,7 @@ from .owners import (
     pipes_in,
     refuse_nested,
 )
+from .pipeline_call import call_arguments, image_count, named_by_position, prompt_count, with_callbacks
 from .prompt_calls import PromptCalls
 from .restore import Replaced, put_back_after
 from .run import GuidedRun

@@ -22,9 +22,9 @@ from nag_kernels.checks import check_rule
 from nag_kernels.layer_choice import LayerChoice, in_share
 
 from .denoiser_calls import Denoiser, denoiser_arguments, forward_parameters, inner_denoiser
-from .guard import Interception
+from .guard import intercepted
 from .guide import guide
-from .interception import intercepted
+from .interception import Interception
 from .models.registry import spec_of
 from .restore import Replaced
 from .schedule import Scale, with_numbers

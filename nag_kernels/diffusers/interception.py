@@ -1,64 +1,102 @@
 # SPDX-FileCopyrightText: 2026 The nag_kernels authors
 # SPDX-License-Identifier: Apache-2.0
-"""Catching the calls of a pipeline and of its denoiser, and reading their arguments."""
+"""What stands in the place of a denoiser's call, and of its `cache_context`, for a while."""
 
-import inspect
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
-
-from .denoiser_calls import DENOISERS, Denoiser, inner_denoiser
-from .guard import Interception, NoticedContexts, lift_guards
-from .modular import is_modular, named_arguments
+from .denoiser_calls import Denoiser, inner_denoiser
 from .restore import Replaced
+from .turns import plain_call
 
-# The names under which pipelines take ready-made prompts.
-EMBEDDINGS = (
-    "prompt_embeds",
-    "prompt_embeds_t5",
-    "prompt_embeds_qwen",
-    "qwen_prompt_embeds",
-    "connector_prompt_embeds",
-    "text_features",
-)
-CALLBACKS = ("callback_on_step_end", "callback")
-COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")  # made of each prompt
+# Also for guards (`guard.py`), which stand in the same place.
+interception_lock = threading.RLock()
 
 
-def intercepted(replaced: Replaced, denoiser: Denoiser, call: Callable[..., Any]) -> Interception:
-    """Until `replaced` is put back, calling `denoiser` calls `call(place, *args, **kwargs)` instead; returns the place.
+class Interception:
+    """Stands in the place of a denoiser's call (`guard.intercepted`), over what stood there.
 
-    The call is replaced outside of everything: hooks, offloading, `Module.compile` and `torch.compile` stay as
-    they are, inside of `place.original`. So a compiled graph holds nothing of it, and a call that is not passed on
-    meets no hook.
+    Several may stand over each other, put there and taken away by several threads in any order.
     """
-    replaced.later(lift_guards(denoiser))
-    place = Interception(denoiser, lambda *args, **kwargs: call(place, *args, **kwargs))
-    replaced.later(place.leave)
-    place.enter()
-    return place
+
+    def __init__(self, denoiser: Denoiser, call: Callable[..., Any]):
+        self.denoiser, self.call = denoiser, call
+        self.below: Callable[..., Any] | None = None  # None: the class's own call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """The call that this one stands over."""
+        return (self.below or self.denoiser._call_impl)(*args, **kwargs)
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """That call, for another thread than the one whose calls are taken: plain, unless one further below awaits it."""
+        if isinstance(self.below, Interception):
+            return self.below(*args, **kwargs)
+        return plain_call(self.denoiser, self.original, args, kwargs)
+
+    def enter(self) -> None:
+        with interception_lock:
+            self.below = self.denoiser.__dict__.get("_compiled_call_impl")
+            self.denoiser.__dict__["_compiled_call_impl"] = self
+
+    def leave(self) -> None:
+        """What stands over it stays, over what it stood over."""
+        with interception_lock:
+            self.call = self.plain  # for a thread that is about to call it
+            over = self._over()
+            if over is not None:
+                over.below = self.below
+            elif self.denoiser.__dict__.get("_compiled_call_impl") is not self:
+                return
+            elif self.below is None:
+                self.denoiser.__dict__.pop("_compiled_call_impl", None)
+            else:
+                self.denoiser.__dict__["_compiled_call_impl"] = self.below
+
+    def stands(self) -> bool:
+        with interception_lock:
+            return self.denoiser.__dict__.get("_compiled_call_impl") is self or self._over() is not None
+
+    def _over(self) -> "Interception | None":
+        x = self.denoiser.__dict__.get("_compiled_call_impl")
+        while isinstance(x, Interception):
+            if x.below is self:
+                return x
+            x = x.below
+        return None
 
 
-def refused_calls(replaced: Replaced, pipe: Any, name: str, denoiser: Denoiser, rests: Callable[[], bool]) -> None:
-    """Until `replaced` is put back, a call of a denoiser that the pipeline holds under another name raises RuntimeError. rests():
-    whether a callback runs, whose calls are its own."""
-    thread = threading.get_ident()
+class NoticedContexts:
+    """Stands in the place of a denoiser's `cache_context` (`contexts_noticed`). Copies and pickles of the denoiser
+    have its own."""
 
-    def call(place: Interception, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return place.plain(*args, **kwargs)
-        if rests():
-            return place.original(*args, **kwargs)
-        kind = type(inner_denoiser(denoiser)).__name__
-        raise RuntimeError(
-            f"guide: {type(pipe).__name__} has a denoiser named {name} ({kind}), whose calls are not seen; it was called in a "
-            f"guided call, and would not be guided. Those named {', '.join(DENOISERS)} are seen; to guide "
-            "another one, write a loop of your own and `with guide(denoiser, ...):`"
-        )
+    def __init__(self, denoiser: Denoiser, original: Any, notice: Callable[[str | None], None]):
+        self.denoiser, self.original, self.notice = denoiser, original, notice
+        self.thread = threading.get_ident()
+        self.over = False
 
-    intercepted(replaced, denoiser, call)
+    @contextlib.contextmanager
+    def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
+        if self.over or threading.get_ident() != self.thread:
+            with self.original(name, **kwargs):
+                yield
+            return
+        self.notice(name)
+        try:
+            with self.original(name, **kwargs):
+                yield
+        finally:
+            self.notice(None)
+
+    def end(self) -> None:
+        self.over = True  # a shallow copy of the denoiser keeps it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (inner_denoiser(self.denoiser), "cache_context")
 
 
 def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[str | None], None]) -> None:
@@ -69,118 +107,3 @@ def contexts_noticed(replaced: Replaced, denoiser: Denoiser, notice: Callable[[s
         noticed = NoticedContexts(denoiser, original, notice)
         replaced.later(noticed.end)
         replaced.attribute(denoiser, "cache_context", noticed)
-
-
-def call_arguments(
-    function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The arguments of a pipeline call by name, without the pipeline itself. Defaults are included, but for a call that hands all
-    on: it may have others than the one that names them."""
-    named = naming_call(function, pipe)
-    signature = inspect.signature(named)
-    bound = signature.bind(pipe, *args, **kwargs)
-    if named is function:
-        bound.apply_defaults()
-    arguments = dict(bound.arguments)
-    for i, (name, parameter) in enumerate(signature.parameters.items()):
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            if len(arguments.pop(name, ())) > (i == 0):
-                raise TypeError(
-                    f"guide: arguments of this {type(pipe).__name__} must be given by name: its __call__ takes them as "
-                    f"*{name}, which does not say what they are (a decorator made with functools.wraps does)"
-                )
-        elif i == 0:
-            del arguments[name]
-    if not _takes_names(signature):
-        raise TypeError(
-            f"guide: the __call__ of this {type(pipe).__name__} takes no arguments by name, and guidance calls it by name, once "
-            "more with the negative prompt for the prompt: let it take **kwargs, or make its decorator with functools.wraps"
-        )
-    return named_arguments(pipe, arguments) if is_modular(pipe) else arguments
-
-
-def named_by_position(function: Callable[..., Any], pipe: Any, args: tuple[Any, ...]) -> list[str]:
-    """The names of the arguments that came by position to a call that hands all on: it may take some of them in hand."""
-    named = naming_call(function, pipe)
-    return [] if named is function else list(inspect.signature(named).parameters)[1 : len(args) + 1]
-
-
-def naming_call(function: Callable[..., Any], pipe: Any) -> Callable[..., Any]:
-    """The function that names the arguments of a pipeline's call: the call itself, or where that hands all on (`*args, **kwargs`)
-    one that it is a wrapper of, or that of a base class. The call itself where there is none."""
-    if not _hands_all_on(inspect.signature(function)):
-        return function
-    bases = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
-    seen: list[Any] = []
-    for each in (x for start in (function, *bases) for x in _wrapped_functions(start, seen)):
-        names = inspect.signature(each).parameters
-        if not _hands_all_on(inspect.signature(each)) and any(name in names for name in ("prompt", *EMBEDDINGS)):
-            return each
-    return function
-
-
-def _wrapped_functions(function: Any, seen: list[Any]) -> Iterator[Callable[..., Any]]:
-    """A function, and those that it has in hand as a wrapper has the one that it calls."""
-    if not inspect.isfunction(function) or any(x is function for x in seen):
-        return
-    seen.append(function)
-    yield function
-    for cell in inspect.unwrap(function).__closure__ or ():
-        try:
-            inside = cell.cell_contents
-        except ValueError:  # it is empty
-            continue
-        yield from _wrapped_functions(inside, seen)
-
-
-def _hands_all_on(signature: inspect.Signature) -> bool:
-    """Whether a call names none of its arguments, but the pipeline."""
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    kinds = [x.kind for x in signature.parameters.values()]
-    return all(kind in several for kind in kinds[1:]) and any(kind in several for kind in kinds)
-
-
-def _takes_names(signature: inspect.Signature) -> bool:
-    by_position = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
-    return any(x.kind not in by_position for x in list(signature.parameters.values())[_has_self(signature) :])
-
-
-def _has_self(signature: inspect.Signature) -> bool:
-    first = next(iter(signature.parameters.values()), None)
-    return first is not None and first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
-
-
-def prompt_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """How many prompts a pipeline call has. Raises ValueError where it has none."""
-    prompt = arguments.get("prompt")
-    if prompt is not None:
-        return 1 if isinstance(prompt, (str, Mapping)) else len(prompt)  # a mapping has texts for some frames
-    for name in EMBEDDINGS:
-        if isinstance(arguments.get(name), (Tensor, list)):  # a list with one tensor for each prompt
-            return len(arguments[name])
-    raise ValueError(f"guide: a guided call of {type(pipe).__name__} needs prompt or prompt_embeds, got neither")
-
-
-def image_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """How many images, videos or sounds a pipeline call makes."""
-    return prompt_count(pipe, arguments) * next((arguments[name] for name in COUNTS if name in arguments), 1)
-
-
-def with_callbacks(
-    function: Callable[..., Any],
-    pipe: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    change: Callable[[Any], Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a pipeline's call, the pipeline first, with its step callbacks changed."""
-    names = list(inspect.signature(naming_call(function, pipe)).parameters)
-    given = (pipe, *args)
-
-    def changed(name: str, x: Any) -> Any:
-        return change(x) if name in CALLBACKS and callable(x) else x
-
-    by_position = (changed(name, x) for name, x in zip(names, given, strict=False))
-    return (*by_position, *given[len(names) :]), {name: changed(name, x) for name, x in kwargs.items()}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interception import CALLBACKS, naming_call, prompt_count
 from .modular import input_names, is_modular
+from .pipeline_call import CALLBACKS, naming_call, prompt_count
 
 Negative = str | list[str] | Mapping[str, Tensor]
 Change = Callable[[str], str]  # gives another text

@@ -19,8 +19,8 @@ from torch.nn import Module
 
 from .attention.base import Layer, put_processor
 from .denoiser_calls import Denoiser, denoiser_arguments, inner_denoiser
-from .guard import Interception
-from .interception import EMBEDDINGS, contexts_noticed, intercepted, naming_call
+from .guard import intercepted
+from .interception import Interception, contexts_noticed
 from .models.registry import Found, spec_of
 from .models.spec import ModelSpec
 from .modular import (
@@ -40,6 +40,7 @@ from .negative_arguments import (
     said_not,
     with_negative,
 )
+from .pipeline_call import EMBEDDINGS, naming_call
 from .restore import Replaced, put_back_after
 from .views import AT_ONCE
 

@@ -19,8 +19,8 @@ from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
 from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, denoisers_of, inner_denoiser
-from .guard import Interception, changed_on_the_way, pipelines_calling
-from .interception import contexts_noticed, intercepted
+from .guard import changed_on_the_way, intercepted, pipelines_calling
+from .interception import Interception, contexts_noticed
 from .models.registry import Found, guided_layers, spec_of
 from .negative_prompt import RecordedCall
 from .packing import Packer

@@ -30,7 +30,7 @@ NAMES = ("guide", "owners", "restore", "turns", "run", "interception", "negative
 NAMES += ("attention/dual_forward", "attention/second_thread", "attention/pooled_modulation")
 # Python looks for signals when a function begins, after a call and where a loop begins anew, and so never at these lines (the
 # second comes to a trace once more when its block has ended). An exception there would meet no handler, as none is set up yet.
-NEVER = ("try:", "with _lock:")
+NEVER = ("try:", "with _lock:", "with interception_lock:")
 FILES = {str(FOLDER / f"{name}.py") for name in NAMES}
 assert all(Path(file).exists() for file in FILES)
 

@@ -13,6 +13,7 @@
 // sum of one softmax over all of them.
 #pragma once
 
+#include "attention_scratch.h"
 #include "guidance_rule.h"
 #include "params.h"
 #include "register_tiles.h"
@@ -24,6 +25,8 @@ namespace {
 
 template <class Tiles>
 struct Attention {
+  using Memory = AttentionScratch<Tiles>;
+  using Scratch = typename Memory::Scratch;
   using Acc = typename Tiles::Acc;
   using Element = typename Tiles::Element;
   using M = typename Tiles::M;
@@ -33,50 +36,8 @@ struct Attention {
   static constexpr int kWidth = Tiles::kWidth;  // queries per panel
   static constexpr int64_t kPack = Tiles::kPack;
 
-  // The largest logit so far is maximum + rest: the rounded number, and what its rounding left out. Weights relative to
-  // the maximum alone would be off by that rest, which for logits of 1e10 is hundreds.
-  static constexpr int64_t kState = 3;
+  static constexpr int64_t kState = Memory::kState;
   static constexpr bool kShort = sizeof(T) == 2;
-
-  // ---- scratch of one thread -----------------------------------------------------------------------------------
-
-  struct Scratch {
-    Acc* positive;   // [panels][H * D][kWidth]: Z+ of the tile
-    Acc* negative;   // [panels][H * D][kWidth]: Z-; holds the shared state's accumulator before a fork
-    Acc* state;      // [panels][2 branches][kState][kWidth]: maximum, rest, sum
-    Acc* norms;      // [panels][Z+, G][kWidth]
-    Acc* scores;     // [kMostKeys][kWidth]; then probabilities, where kPack is 2 as pairs
-    Element* query;  // [panels][key_width][kWidth]
-  };
-
-  template <class N>
-  static void take(N*& pointer, int64_t count, uintptr_t& at) {
-    pointer = reinterpret_cast<N*>(at);
-    at += (count * sizeof(N) + 63) / 64 * 64;
-  }
-
-  static Scratch carve(const AttentionParams& p, void* memory, size_t* bytes) {
-    const int64_t panels = p.tile_tokens / kWidth;
-    const int64_t channels = p.heads * p.head_size;
-    const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
-    uintptr_t at = start;
-    Scratch s;
-    take(s.scores, Tiles::kMostKeys * kWidth, at);
-    take(s.query, panels * Tiles::key_width(p.head_size) * kWidth, at);
-    take(s.state, panels * 2 * kState * kWidth, at);
-    take(s.norms, panels * 2 * kWidth, at);
-    take(s.positive, panels * channels * kWidth, at);
-    take(s.negative, panels * channels * kWidth, at);
-    *bytes = at - start;
-    return s;
-  }
-
-  static size_t scratch_bytes(const AttentionParams& p) {
-    size_t tile;
-    carve(p, nullptr, &tile);
-    const size_t row = (p.head_size + kLanes) * sizeof(Acc);  // packing gathers one row in the same memory
-    return tile > row ? tile : row;
-  }
 
   // ---- online softmax ------------------------------------------------------------------------------------------
 
@@ -338,7 +299,7 @@ struct Attention {
 
   static void run_tile(const AttentionParams& p, int64_t sample, int64_t first_token, void* memory) {
     size_t bytes;
-    const Scratch scratch = carve(p, memory, &bytes);
+    const Scratch scratch = Memory::carve(p, memory, &bytes);
     [[maybe_unused]] const typename Tiles::Session session;
     const Settings& settings = p.settings[sample * p.settings_stride];
     const bool vsf = p.rule == Rule::kVsf;
@@ -400,7 +361,7 @@ struct Attention {
             sizeof(Element),
             Tiles::key_width,
             Tiles::value_width,
-            scratch_bytes,
+            Memory::bytes,
             Tiles::pack_head,
             run_tile};
   }

@@ -103,7 +103,8 @@ def fused_guided_attention(
 
     Returns: [B, S, H, D], contiguous, query's dtype. Softmax, norms and blend are computed in float32 (float64 for float64).
         The result is differentiable in every tensor except the masks. The gradient recomputes the attention from the inputs,
-        block by block, in memory that is linear in the lengths (gradient.py). Second derivatives hold all logits.
+        block by block, in memory that is linear in the lengths (gradient.py). Second derivatives and forward mode hold all
+        logits.
     Raises: TypeError (a tensor or dtype of the wrong kind) or ValueError (shape, device, value, backend). The message names the
         argument, what it got and what it needs.
     """
@@ -119,7 +120,7 @@ def guidance(
     positive: Tensor, negative: Tensor, nag_scale: float | Tensor, nag_tau: float | Tensor = 2.5,
     nag_alpha: float | Tensor = 0.25, *, rule: str = "nag", backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """One attention output steered away from another: the last three lines of `fused_guided_attention`.
+    """One attention output steered away from another: `fused_guided_attention` without its two attentions.
 
         G   = nag_scale Z+ - (nag_scale - 1) Z-
         f   = min(1, nag_tau |Z+|_1 / |G|_1), and 1 where |G|_1 = 0

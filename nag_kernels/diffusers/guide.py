@@ -98,7 +98,8 @@ def guide(
             those layers, because later layers need them.
         start, end: the guided part of the steps, as fractions: step i of n is guided if start <= i / n < end. The untouched
             model runs the other steps. For pipelines alone.
-        sigma_end: in addition, a noise level of the pipeline's scheduler: only steps above it are guided. For pipelines alone.
+        sigma_end: a noise level of the pipeline's scheduler. In addition to end, only steps above it are guided. For pipelines
+            alone.
         pad: False leaves each text as long as it is. True makes the shorter of the two texts, row by row, as long as the longer
             one: its own padding becomes visible, and zeros follow if it has too little.
         negative_pooled: for SD3 and FLUX.1 alone. False modulates both texts by the prompt's pooled text. True modulates the

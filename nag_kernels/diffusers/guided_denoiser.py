@@ -19,7 +19,7 @@ from .settings_as_attributes import Setting
 
 
 class GuidedDenoiser(Module):
-    """A denoiser whose every call is guided, with the negative's text as an argument of the call.
+    """A denoiser whose every call is guided. The text of the negative prompt is an argument of the call.
 
         guided = GuidedDenoiser(unet, nag_scale=3.0)
         arguments = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text}

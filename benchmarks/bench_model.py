@@ -215,7 +215,7 @@ class Step:
 
     def __init__(self, model: Model, scale: float, share: float, device: str, dtype: torch.dtype):
         from nag_kernels.diffusers.attention.base import PackedText
-        from nag_kernels.diffusers.attention.kept import KeptTexts
+        from nag_kernels.diffusers.attention.kept import KeptKeysAndValues
         from nag_kernels.diffusers.models.registry import guided_layers, spec_of
 
         torch.manual_seed(0)
@@ -238,7 +238,7 @@ class Step:
         }  # fmt: skip
         stock = [site.processor for site in self.layers]
         # The first step of an image, and those after it, where keys and values of the texts stay.
-        texts = KeptTexts([packed[name]]) if spec.keeps_text else None
+        texts = KeptKeysAndValues([packed[name]]) if spec.keeps_text else None
         text, kept = PackedText(length, length), PackedText(length, length, kept=texts)
         ours, ours_kept = (
             [spec.processors[type(each)](*model.settings, text=x) for each in stock] for x in (text, kept)

@@ -92,7 +92,7 @@ def test_the_judge_reads_what_the_picture_shows():
 
 def test_guidance_that_does_nothing_raises():
     options = demo.parse(
-        ["--prompt", "a circle", "--negative", "red", "--samples", "2", "--scale", "1", "--device", "cpu"]
+        ["--prompt", "a circle", "--negative", "red", "--samples", "2", "--scale", "1.0000001", "--device", "cpu"]
     )
     with pytest.raises(RuntimeError, match="left every picture"):
         demo.run_case(loading.load_model("shapes", "cpu"), "a circle", "red", options, None)

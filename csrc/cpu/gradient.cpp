@@ -22,8 +22,7 @@ constexpr int64_t kGroupBytes = 32 << 20;
 constexpr int kNumGradients = 10;
 constexpr SegmentId kSegments[3] = {kPositive, kNegative, kShared};
 
-using Gradients =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // dL/d of settings that are tensors [] or [B], from sums of each sample; settings that are numbers have none.
 void set_settings(const double&, const std::vector<double>&, int, Tensor*) {}
@@ -60,9 +59,7 @@ Gradients differentiate(const Tensor& query_given, const KeySet (&sets)[3], cons
   }
   const ScalarType dtype = query_given.scalar_type();
   const GradientKernel& kernel = kernels().gradient[static_cast<int>(kernel_dtype(dtype))];
-  const AttentionKernel& forward = kernels().attention[static_cast<int>(kernel_dtype(dtype))];
-  const int64_t pack = forward.pack;
-  count_call(Op::kGradient, forward.path);
+  count_call(Op::kGradient, kernels().attention[static_cast<int>(kernel_dtype(dtype))].path);
 
   Tensor found[kNumGradients];
   for (Tensor& x : found) {
@@ -119,7 +116,7 @@ Gradients differentiate(const Tensor& query_given, const KeySet (&sets)[3], cons
       s.packed_batch = own_mask ? p.batch : 1;
       s.logit_bias = id == kNegative ? kernel_bias(bias) : 0.0;
       Visible& v = visible[id];
-      v = find_visible(key.size(1), s.packed_batch, set.mask, pack);
+      v = find_visible(key.size(1), s.packed_batch, set.mask, 1);
       s.index = v.index.data();
       s.first = v.first.data();
       keys_seen += static_cast<double>(v.first.back()) / s.packed_batch;
@@ -140,8 +137,9 @@ Gradients differentiate(const Tensor& query_given, const KeySet (&sets)[3], cons
       (kind == 0 ? g.d_key : g.d_value)[id] = out.mutable_data_ptr();
       if (summed) {
         Tensor& sum = sums[id][kind];
-        sum = kernel.acc_size == static_cast<int64_t>(out.element_size()) ? out
-                                                                          : new_tensor(query, shape_of(out), ScalarType::Float);
+        sum = kernel.acc_size == static_cast<int64_t>(out.element_size())
+                  ? out
+                  : new_tensor(query, shape_of(out), ScalarType::Float);
         std::memset(sum.mutable_data_ptr(), 0, bytes_of(sum));
         (kind == 0 ? g.sum_key : g.sum_value)[id] = sum.mutable_data_ptr();
         g.one_item = true;
@@ -223,7 +221,8 @@ Gradients differentiate(const Tensor& query_given, const KeySet (&sets)[3], cons
   return {found[0], found[1], found[2], found[3], found[4], found[5], found[6], found[7], found[8], found[9]};
 }
 
-// The arguments of the schema of the gradient (nag_kernels/_ops.py): dL/dout, what is wanted, and those of the operation.
+// The arguments of the schema of the gradient (nag_kernels/_ops.py): dL/dout, what is wanted, and those of the
+// operation.
 template <class Setting>
 Gradients attention_backward(Tensor gradient, std::vector<bool> wanted, Tensor query, Tensor key_positive,
                              Tensor value_positive, Tensor key_negative, Tensor value_negative, Setting nag_scale,

@@ -32,10 +32,10 @@ struct Gradient {
 
   // What is kept of each row. Logits of a segment weigh 2^(scale S + offset - rest), times a share of each branch.
   enum RowNumber {
-    kOffset = 0,                                    // 3, by segment
-    kRest = 3,                                      // 3
-    kShare = 6,                                     // 3 of branch +, then 3 of branch -
-    kDelta = 12,                                    // 2, by branch: sum(dZ Z) over the head
+    kOffset = 0,  // 3, by segment
+    kRest = 3,    // 3
+    kShare = 6,   // 3 of branch +, then 3 of branch -
+    kDelta = 12,  // 2, by branch: sum(dZ Z) over the head
     kRowNumbers = 14
   };
 
@@ -47,14 +47,14 @@ struct Gradient {
     Acc* d_query;         // [queries of a key head, panels][D][kWidth]
     Acc* d_key;           // [kMostKeys][columns]
     Acc* d_value;
-    Acc* weights;         // [kMostKeys][kWidth]: P
-    Acc* d_logits;        // [kMostKeys][kWidth]: dP, then dS
-    Acc* push;            // [D][kWidth], as channels x queries
-    Acc* push_rows;       // [kWidth][columns], as queries x channels
-    Acc* query_rows;      // [kWidth][columns]
-    Acc* gradient;        // [H, D][kWidth]: dL/dout of a panel
+    Acc* weights;     // [kMostKeys][kWidth]: P
+    Acc* d_logits;    // [kMostKeys][kWidth]: dP, then dS
+    Acc* push;        // [D][kWidth], as channels x queries
+    Acc* push_rows;   // [kWidth][columns], as queries x channels
+    Acc* query_rows;  // [kWidth][columns]
+    Acc* gradient;    // [H, D][kWidth]: dL/dout of a panel
     Acc* pack_row;
-    char* forward;        // what attention_kernel.h wants
+    char* forward;  // what attention_kernel.h wants
   };
 
   static int64_t columns(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
@@ -117,9 +117,9 @@ struct Gradient {
   }
 
   struct Head {
-    AttentionParams p;             // its packed keys in key-rows, its values for Z
-    AttentionParams swapped;       // keys and values exchanged, in the accumulator's type
-    int64_t zero_to[3][2] = {};    // packed_first of each segment
+    AttentionParams p;           // its packed keys in key-rows, its values for Z
+    AttentionParams swapped;     // keys and values exchanged, in the accumulator's type
+    int64_t zero_to[3][2] = {};  // packed_first of each segment
 
     void set_up(const GradientParams& g, int64_t sample, int64_t key_head, const Scratch& scratch) {
       const int64_t d = g.attention.head_size;
@@ -176,16 +176,16 @@ struct Gradient {
 
   static void load_panel(const GradientParams& g, int64_t sample, int64_t head, int64_t panel, Element* out) {
     const AttentionParams& p = g.attention;
-    const T* query = static_cast<const T*>(p.query) + sample * p.query_stride[0] +
-                     panel * kWidth * p.query_stride[1] + head * p.query_stride[2];
+    const T* query = static_cast<const T*>(p.query) + sample * p.query_stride[0] + panel * kWidth * p.query_stride[1] +
+                     head * p.query_stride[2];
     Forward::load_query(query, p.query_stride[1], p.query_stride[2], min64(kWidth, p.tokens - panel * kWidth),
                         p.head_size, p.softmax_scale < 0, out);
   }
 
   // ---- step 1 ----------------------------------------------------------------------------------------------------
 
-  static void attend(const GradientParams& g, int64_t sample, int64_t key_head, int64_t first_panel,
-                     int64_t last_panel, void* memory) {
+  static void attend(const GradientParams& g, int64_t sample, int64_t key_head, int64_t first_panel, int64_t last_panel,
+                     void* memory) {
     size_t bytes;
     const Scratch scratch = carve(g, memory, &bytes);
     Head one;
@@ -203,8 +203,8 @@ struct Gradient {
     }
   }
 
-  static void attend_panel(const AttentionParams& p, const Settings& settings,
-                           const typename Forward::Scratch& forward, Acc* positive, Acc* negative, Acc* rows) {
+  static void attend_panel(const AttentionParams& p, const Settings& settings, const typename Forward::Scratch& forward,
+                           Acc* positive, Acc* negative, Acc* rows) {
     const int64_t d = p.head_size;
     constexpr int64_t kState = Forward::kState;
     Acc* state = forward.state;
@@ -407,8 +407,8 @@ struct Gradient {
     }
   }
 
-  static void write_rows(const Acc* from, int64_t keys, int64_t d, const int64_t* index, Acc factor, T* out,
-                         Acc* sums, int64_t stride) {
+  static void write_rows(const Acc* from, int64_t keys, int64_t d, const int64_t* index, Acc factor, T* out, Acc* sums,
+                         int64_t stride) {
     const V scale = splat(factor);
     for (int64_t k = 0; k < keys; ++k) {
       const Acc* row = from + k * columns(d);

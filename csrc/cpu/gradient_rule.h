@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The derivative of the rules for one panel of tokens, over all heads: from Z+, Z- and dL/dout to dL/dZ+ and dL/dZ-, and
-// to dL/d of the settings. `formula` of nag_kernels/gradient.py has the equations; the names are those of it.
+// The derivative of the rules for one panel of tokens, over all heads: from Z+, Z- and dL/dout to dL/dZ+ and dL/dZ-,
+// and to dL/d of the settings. `formula` of nag_kernels/gradient.py has the equations; the names are those of it.
 #pragma once
 
 #include "attention_pack.h"
@@ -21,13 +21,13 @@ struct RulePanel {
 
   Rule rule;
   int64_t heads, head_size;
-  const Acc* gradient;   // [heads][D][kWidth], dL/dout
-  Acc* positive;         // [D][kWidth] of the first head: Z+, then dL/dZ+
-  Acc* negative;         // Z-, then dL/dZ-
-  int64_t head_stride;   // from one head to the next, of both
-  Acc* delta;            // [2][kWidth] of the first head: sum(dZ Z) of each branch
+  const Acc* gradient;  // [heads][D][kWidth], dL/dout
+  Acc* positive;        // [D][kWidth] of the first head: Z+, then dL/dZ+
+  Acc* negative;        // Z-, then dL/dZ-
+  int64_t head_stride;  // from one head to the next, of both
+  Acc* delta;           // [2][kWidth] of the first head: sum(dZ Z) of each branch
   int64_t delta_stride;
-  Acc* sums;             // [3]: dL/d of scale, tau and alpha, summed over the panel
+  Acc* sums;  // [3]: dL/d of scale, tau and alpha, summed over the panel
 
   // sign(x) times v; 0 where x is.
   static NAG_INLINE V signed_by(V x, V v) {

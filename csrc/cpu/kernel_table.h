@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of one SIMD path: every dtype of both operations and of the gradient. A constant, so that reaching it runs no wide code.
+// The table of one SIMD path: every dtype of both operations and of the gradient. A constant, so that reaching it runs
+// no wide code.
 #pragma once
 
 #include "attention_kernel.h"

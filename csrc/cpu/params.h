@@ -79,23 +79,23 @@ struct AttentionKernel {
 
 // The gradient of attention for a group of samples. A panel is `panel_tokens` queries of one sample and head.
 struct GradientParams {
-  AttentionParams attention;             // packed keys are set for one head at a time, by the kernels
-  const void* push = nullptr;            // dL/dout [B, S, H, D], unit last stride
-  int64_t push_stride[3] = {0, 0, 0};    // batch, token, head
-  void* d_query = nullptr;               // [B, S, H, D], contiguous; null where not wanted
-  void* d_key[3] = {};                   // by segment, [B or 1, T, Hkv, D], contiguous; null where not wanted
+  AttentionParams attention;           // packed keys are set for one head at a time, by the kernels
+  const void* push = nullptr;          // dL/dout [B, S, H, D], unit last stride
+  int64_t push_stride[3] = {0, 0, 0};  // batch, token, head
+  void* d_query = nullptr;             // [B, S, H, D], contiguous; null where not wanted
+  void* d_key[3] = {};                 // by segment, [B or 1, T, Hkv, D], contiguous; null where not wanted
   void* d_value[3] = {};
-  void* sum_key[3] = {};                 // where all samples share a key set: its sums so far, in the accumulator's type
+  void* sum_key[3] = {};  // where all samples share a key set: its sums so far, in the accumulator's type
   void* sum_value[3] = {};
-  int64_t length[3] = {0, 0, 0};         // keys of each segment, hidden ones too
-  bool one_item = false;                 // whether the samples of a head must follow each other, because they share keys
-  int64_t first_sample = 0;              // of the group
+  int64_t length[3] = {0, 0, 0};  // keys of each segment, hidden ones too
+  bool one_item = false;          // whether the samples of a head must follow each other, because they share keys
+  int64_t first_sample = 0;       // of the group
   int64_t samples = 0;
-  int64_t panels = 0;                    // of one sample and head
-  void* positive = nullptr;              // [samples, H, panels, D, panel_tokens]: Z+, then dL/dZ+
-  void* negative = nullptr;              // the same of Z-; for rule VSF what the negative text adds to Z
-  void* rows = nullptr;                  // [samples, H, panels, kRowNumbers, panel_tokens]
-  void* settings_sums = nullptr;         // [samples, panels, 3]
+  int64_t panels = 0;             // of one sample and head
+  void* positive = nullptr;       // [samples, H, panels, D, panel_tokens]: Z+, then dL/dZ+
+  void* negative = nullptr;       // the same of Z-; for rule VSF what the negative text adds to Z
+  void* rows = nullptr;           // [samples, H, panels, kRowNumbers, panel_tokens]
+  void* settings_sums = nullptr;  // [samples, panels, 3]
 };
 
 // One kernel of the gradient, in three steps, each over items that do not touch each other's memory.

@@ -154,7 +154,8 @@ def test_gradient_of_the_kernel_is_that_of_python(dtype):
         exact = gradients(reference.fused_guided_attention, testing.cast(call, torch.float64) | settings, push.double())
         for name, x in exact.items():
             assert found[name].dtype == call.get(name, settings.get(name)).dtype
-            allowed = 1.5 * testing.error(python[name], x) + testing.rounding_floor(found[name].dtype)
+            # Z+ and Z-, which the settings' gradients come from, may be off by one rounding, as they are in the forward.
+            allowed = 1.5 * testing.error(python[name], x) + testing.rounding_floor(dtype)
             assert testing.error(found[name], x) <= allowed, (name, rule)
     counted = {name: n - before.get(name, 0) for name, n in availability._CPU.calls().items() if "backward" in name}
     assert sum(counted.values()) == 3

@@ -155,7 +155,9 @@ def test_gradient_of_the_kernel_is_that_of_python(dtype):
         for name, x in exact.items():
             assert found[name].dtype == call.get(name, settings.get(name)).dtype
             # Z+ and Z-, which the settings' gradients come from, may be off by one rounding, as they are in the forward.
-            allowed = 1.5 * testing.error(python[name], x) + testing.rounding_floor(dtype)
+            # A setting's is one number, a sum of terms of both signs: Python's error may be 0 by luck.
+            lucky = 4 if name.startswith("nag_") else 1
+            allowed = 1.5 * testing.error(python[name], x) + lucky * testing.rounding_floor(dtype)
             assert testing.error(found[name], x) <= allowed, (name, rule)
     counted = {name: n - before.get(name, 0) for name, n in availability._CPU.calls().items() if "backward" in name}
     assert sum(counted.values()) == 3

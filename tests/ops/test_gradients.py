@@ -32,7 +32,9 @@ def python_gradients(call, push):
     """The same by gradient.py, which serves where there is no compiled kernel."""
     arguments = Attention(**call)
     found = gradient.fused_guided_attention(push, [isinstance(x, torch.Tensor) for x in arguments[:10]], *arguments)
-    return {name: x for name, x in zip(Attention._fields, found, strict=False) if isinstance(call.get(name), torch.Tensor)}
+    return {
+        name: x for name, x in zip(Attention._fields, found, strict=False) if isinstance(call.get(name), torch.Tensor)
+    }
 
 
 def settings_of(rule, each):
@@ -166,7 +168,9 @@ def test_gradient_of_the_kernel_is_that_of_python(dtype):
 @without_kernel
 @pytest.mark.parametrize("rule", ["nag", "vsf"])
 def test_gradient_has_the_same_bits_for_every_number_of_threads(rule):
-    call = testing.make_inputs(batch=3, length=150, heads=5, size=24, positive=30, negative=20, shared=110, negative_batch=1)
+    call = testing.make_inputs(
+        batch=3, length=150, heads=5, size=24, positive=30, negative=20, shared=110, negative_batch=1
+    )
     push = torch.randn_like(call["query"])
     threads, found = torch.get_num_threads(), []
     try:

@@ -191,6 +191,14 @@ def able(workload: Workload, runs: dict[str, Run], inputs: dict) -> dict[str, Ru
     return found
 
 
+def layer_table(title: str, *columns: str) -> Table:
+    """Empty: a layer in each row, and these columns of numbers."""
+    table = Table("workload", "dtype", title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
 def measured(workload: Workload, dtype: str, name: str, times: list[float], mib: float | None) -> dict:
     """The columns of a layer and of what was measured on it."""
     p20, p50, p80 = spread(times)
@@ -243,9 +251,7 @@ def main(options: argparse.Namespace) -> None:
     runs = set_up(options.provider or [name for name, each in PROVIDERS.items() if each.usual], device)
     rows = Rows("attention", about, options.csv and whole)
     clock = Clock(device)
-    table = Table(title="milliseconds, and how many times longer than ours", title_justify="left")
-    for column in ("workload", "dtype", *runs, "GFLOP/s", "of peak"):
-        table.add_column(column, justify="left" if column in ("workload", "dtype") else "right")
+    table = layer_table("milliseconds, and how many times longer than ours", *runs, "GFLOP/s", "of peak")
     todo = [(w.shrunk(options.shrink), dtype) for w in known.values() for dtype in dtypes
             if w.name in (options.workload or known)]  # fmt: skip
     if whole and not on_gpu and "ours" in runs:

@@ -12,10 +12,9 @@ import sys
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.bench_attention import DTYPES, Clock, measure, measured, printed_mib, spread
+from benchmarks.bench_attention import DTYPES, Clock, layer_table, measure, measured, printed_mib, spread
 from benchmarks.machine import Rows, describe, sentence
 from benchmarks.providers import PROVIDERS, Run
 from benchmarks.workloads import GRADIENT, ONE_TOKEN
@@ -90,9 +89,7 @@ def main(options: argparse.Namespace) -> None:
     about = describe(options.device, options.threads)
     print(sentence(about))
     rows = Rows("gradient", about, options.csv and whole)
-    table = Table(title="milliseconds of a forward and its backward, and over ours", title_justify="left")
-    for column in ("workload", "dtype", *NAMES, "MiB, eager / ours"):
-        table.add_column(column, justify="left" if column in ("workload", "dtype") else "right")
+    table = layer_table("milliseconds of a forward and its backward, and over ours", *NAMES, "MiB, eager / ours")
     clock = Clock(options.device)
     runs = {name: PROVIDERS[name].set_up(options.device) for name in NAMES}
     try:

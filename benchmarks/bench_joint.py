@@ -15,16 +15,16 @@ import sys
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.bench_attention import DTYPES, Clock, measure, measured, rotated, spread
+from benchmarks.bench_attention import DTYPES, Clock, layer_table, measure, measured, rotated, spread
 from benchmarks.machine import Rows, describe, sentence
 from benchmarks.providers import SETTINGS
 from benchmarks.workloads import CPU, GPU, Workload
-from nag_kernels import fused_guided_attention, reference, testing
+from nag_kernels import reference, testing
 from nag_kernels.diffusers import NAGFluxAttnProcessor2_0, PackedText
+from nag_kernels.diffusers.attention.joint import plain_attention
 
 NAMES = ("ours", "unguided", "unguided, our kernel")
 SEGMENTS = ("image", "positive", "negative")
@@ -68,10 +68,6 @@ def unguided(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
 
 
-def unguided_by_our_kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return fused_guided_attention(query, key, value, key[:, :0], value[:, :0], 1.0, math.inf, 1.0)
-
-
 def wrong(layer: dict[str, Tensor]) -> str:
     """What speaks against timing this; "" where the layer is that of float64, within rounding."""
     part = layer | {"query_image": layer["query_image"][:, :64]}
@@ -113,9 +109,7 @@ def main(options: argparse.Namespace) -> None:
     about = describe(options.device, options.threads)
     print(sentence(about))
     rows = Rows("joint", about, options.csv and whole)
-    table = Table(title="milliseconds, and the guided layer over each", title_justify="left")
-    for column in ("workload", "dtype", *NAMES, "arithmetic"):
-        table.add_column(column, justify="left" if column in ("workload", "dtype") else "right")
+    table = layer_table("milliseconds, and the guided layer over each", *NAMES, "arithmetic")
     clock = Clock(options.device)
     try:
         for workload, dtype in tqdm([(w, x) for w in chosen for x in options.dtype], desc="joint"):
@@ -128,7 +122,7 @@ def main(options: argparse.Namespace) -> None:
             runs = {
                 "ours": guided,
                 "unguided": lambda x: unguided(x["query"], x["key"], x["value"]),
-                "unguided, our kernel": lambda x: unguided_by_our_kernel(x["query"], x["key"], x["value"]),
+                "unguided, our kernel": lambda x: plain_attention(x["query"], x["key"], x["value"]),
             }
             times = measure(runs, rotated(layer | joined, options.device), options.seconds, clock)
             for provider, each in times.items():

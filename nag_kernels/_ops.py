@@ -142,17 +142,17 @@ def _autograd(call: Any) -> Callable[..., Tensor]:
     """What torch.library.register_autograd would register, and forward mode, which that drops silently where no input requires a
     gradient. In forward mode, and in transforms of torch.func, torch differentiates what it sees: the reference's own steps."""
 
+    op = call._schema.name.removeprefix(f"{NAMESPACE}::")
+
     def run(keyset: Any, *args: Any) -> Tensor:
-        op = call._schema.name.removeprefix(f"{NAMESPACE}::")
-        if forward_ad._current_level >= 0 and any(
+        forward = forward_ad._current_level >= 0 and any(
             isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args
-        ):
+        )
+        backward = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if forward or (backward and torch._C._are_functorch_transforms_active()):
             CHECKS[op](*args)
             return REFERENCE[op](*args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            if torch._C._are_functorch_transforms_active():
-                CHECKS[op](*args)
-                return REFERENCE[op](*args)
+        if backward:
             return _Derivative.apply(call, keyset, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return call.redispatch(keyset & torch._C._after_autograd_keyset, *args)

@@ -19,41 +19,18 @@ struct Gradient {
   // Vectors per partial sum, as in guidance_kernel.h.
   static constexpr int64_t kRun = 16 * kLanes;
 
-  static float lane_sum(V v) {
-    float sum = 0.0f;
-    for (int i = 0; i < kLanes; ++i) {
-      sum += v[i];
-    }
-    return sum;
-  }
-  static NAG_INLINE V load_at(const float* p, int64_t c, int64_t size) {
-    return c + kLanes <= size ? load(p + c) : load_partial<M>(p + c, size - c);
-  }
-  static NAG_INLINE void store_at(float* p, V v, int64_t c, int64_t size) {
-    if (c + kLanes <= size) {
-      store(p + c, v);
-    } else {
-      store_partial<M>(p + c, v, size - c);
-    }
-  }
   static NAG_INLINE V sign(V x) { return (x > 0.0f ? splat(1.0f) : V{}) - (x < 0.0f ? splat(1.0f) : V{}); }
 
-  // e^x for x <= 0, 0 below -87; NaN stays NaN. n = round(x log2(e)), and the rest of x, which is the argument of the
-  // polynomial of `exp2_nonpositive`, comes from one rounding where the path has fused products.
+  // e^x for x <= 0, 0 below -87; NaN stays NaN. n = round(x log2(e)); the rest of x comes from one rounding where the
+  // path has fused products.
   static NAG_INLINE V exp_nonpositive(V x) {
     const V log2_of_e = splat(0x1.715476p+0f);
     const V shift = splat(12582912.0f);  // 1.5 * 2^23: the sum is rounded to an integer
     const V bounded = max(splat(-87.0f), x);
     const V n = (fma(bounded, log2_of_e, shift)) - shift;
     const V rest = fma(bounded, splat(0x1.4ae0cp-26f), fma(bounded, log2_of_e, -n));  // log2(e) in two numbers
-    V p = splat(1.3264727e-3f);
-    p = fma(p, rest, splat(9.671513e-3f));
-    p = fma(p, rest, splat(5.5507336e-2f));
-    p = fma(p, rest, splat(2.4022242e-1f));
-    p = fma(p, rest, splat(6.93147e-1f));
-    p = fma(p, rest, splat(1.0f));
     const VecI exponent = __builtin_convertvector(n, VecI) + 127;
-    const V found = p * (V)(exponent << 23);
+    const V found = exp2_fraction<false>(rest) * (V)(exponent << 23);
     return x < -87.0f ? V{} : (x != x ? x : found);
   }
 
@@ -95,7 +72,7 @@ struct Gradient {
       sum += some;
     }
     if (find) {
-      *total = lane_sum(sum);
+      *total = lane_sum<M>(sum);
     }
   }
 
@@ -127,9 +104,9 @@ struct Gradient {
       const Row row = row_of(t, head);
       V some_whole = {}, some_length = {}, some_norm = {}, some_along = {};
       for (int64_t c = 0; c < t.size; c += kLanes) {
-        const V g = load_at(row.gradient, c, t.size);
-        const V zp = load_at(row.positive, c, t.size);
-        const V zn = load_at(row.negative, c, t.size);
+        const V g = load_at<M>(row.gradient, c, t.size);
+        const V zp = load_at<M>(row.positive, c, t.size);
+        const V zn = load_at<M>(row.negative, c, t.size);
         const V extrapolated = fma(splat(scale), zp - zn, zn);
         some_whole = fma(g, zp, some_whole);
         some_norm += abs(zp);
@@ -141,7 +118,7 @@ struct Gradient {
       length += some_length;
       along += some_along;
     }
-    const float sum_norm = lane_sum(norm), sum_length = lane_sum(length), sum_along = lane_sum(along);
+    const float sum_norm = lane_sum<M>(norm), sum_length = lane_sum<M>(length), sum_along = lane_sum<M>(along);
     const bool clipped = tau <= std::numeric_limits<float>::max() && sum_length > tau * sum_norm;
     const float factor = clipped ? tau * sum_norm / sum_length : 1.0f;
     const float pull = clipped ? alpha * sum_along / sum_length : 0.0f;
@@ -152,9 +129,9 @@ struct Gradient {
       const Row row = row_of(t, head);
       V some_scale = {}, delta_positive = {}, delta_negative = {};
       for (int64_t c = 0; c < t.size; c += kLanes) {
-        const V g = load_at(row.gradient, c, t.size);
-        const V zp = load_at(row.positive, c, t.size);
-        const V zn = load_at(row.negative, c, t.size);
+        const V g = load_at<M>(row.gradient, c, t.size);
+        const V zp = load_at<M>(row.positive, c, t.size);
+        const V zn = load_at<M>(row.negative, c, t.size);
         const V extrapolated = fma(splat(scale), zp - zn, zn);
         const V d_extrapolated = fma(of_sign, sign(extrapolated), g * of_gradient);
         const V d_positive = fma(splat(scale), d_extrapolated, fma(splat(bound), sign(zp), g * kept));
@@ -162,16 +139,16 @@ struct Gradient {
         some_scale = fma(d_extrapolated, zp - zn, some_scale);
         delta_positive = fma(zp, d_positive, delta_positive);
         delta_negative = fma(zn, d_negative, delta_negative);
-        store_at(row.d_positive, d_positive, c, t.size);
-        store_at(row.d_negative, d_negative, c, t.size);
+        store_at<M>(row.d_positive, d_positive, c, t.size);
+        store_at<M>(row.d_negative, d_negative, c, t.size);
       }
       d_scale += some_scale;
-      t.deltas[head * t.delta_stride] = lane_sum(delta_positive);
-      t.deltas[(t.heads + head) * t.delta_stride] = lane_sum(delta_negative);
+      t.deltas[head * t.delta_stride] = lane_sum<M>(delta_positive);
+      t.deltas[(t.heads + head) * t.delta_stride] = lane_sum<M>(delta_negative);
     }
-    t.d_settings[0] = lane_sum(d_scale);
+    t.d_settings[0] = lane_sum<M>(d_scale);
     t.d_settings[1] = pull * sum_norm;
-    t.d_settings[2] = factor * sum_along - lane_sum(whole);
+    t.d_settings[2] = factor * sum_along - lane_sum<M>(whole);
   }
 
   static void nasa(const FormulaToken& t, float scale) {
@@ -180,17 +157,17 @@ struct Gradient {
       const Row row = row_of(t, head);
       V delta_positive = {}, delta_negative = {};
       for (int64_t c = 0; c < t.size; c += kLanes) {
-        const V g = load_at(row.gradient, c, t.size);
-        delta_positive = fma(g, load_at(row.positive, c, t.size), delta_positive);
-        delta_negative = fma(g, load_at(row.negative, c, t.size), delta_negative);
-        store_at(row.d_positive, g, c, t.size);
-        store_at(row.d_negative, g * splat(-scale), c, t.size);
+        const V g = load_at<M>(row.gradient, c, t.size);
+        delta_positive = fma(g, load_at<M>(row.positive, c, t.size), delta_positive);
+        delta_negative = fma(g, load_at<M>(row.negative, c, t.size), delta_negative);
+        store_at<M>(row.d_positive, g, c, t.size);
+        store_at<M>(row.d_negative, g * splat(-scale), c, t.size);
       }
       d_scale -= delta_negative;
-      t.deltas[head * t.delta_stride] = lane_sum(delta_positive);
-      t.deltas[(t.heads + head) * t.delta_stride] = -scale * lane_sum(delta_negative);
+      t.deltas[head * t.delta_stride] = lane_sum<M>(delta_positive);
+      t.deltas[(t.heads + head) * t.delta_stride] = -scale * lane_sum<M>(delta_negative);
     }
-    t.d_settings[0] = lane_sum(d_scale);
+    t.d_settings[0] = lane_sum<M>(d_scale);
     t.d_settings[1] = t.d_settings[2] = 0.0f;
   }
 

@@ -21,18 +21,6 @@ struct Guidance {
   // Vectors per partial sum: the rounding error grows with the depth of the sum, not with C.
   static constexpr int64_t kRun = 16 * kLanes;
 
-  static NAG_INLINE V load_at(const T* row, int64_t c, int64_t channels) {
-    return c + kLanes <= channels ? load(row + c) : load_partial<M>(row + c, channels - c);
-  }
-
-  static Acc lane_sum(V v) {
-    Acc sum = 0;
-    for (int i = 0; i < kLanes; ++i) {
-      sum += v[i];
-    }
-    return sum;
-  }
-
   static void run_row(const void* positive_row, const void* negative_row, void* out_row, int64_t channels, Rule rule,
                       const Settings& settings) {
     const T* positive = static_cast<const T*>(positive_row);
@@ -48,16 +36,16 @@ struct Guidance {
         V some_positive = {};
         V some_guided = {};
         for (int64_t c = c0; c < end; c += kLanes) {
-          const V zp = load_at(positive, c, channels);
-          const V zn = load_at(negative, c, channels);
+          const V zp = load_at<M>(positive, c, channels);
+          const V zn = load_at<M>(negative, c, channels);
           some_positive += abs(zp);
           some_guided += abs(extrapolate(zp, zn, scale, phi));
         }
         norm_positive += some_positive;
         norm_guided += some_guided;
       }
-      norm_positive = splat(lane_sum(norm_positive));
-      norm_guided = splat(lane_sum(norm_guided));
+      norm_positive = splat(lane_sum<M>(norm_positive));
+      norm_guided = splat(lane_sum<M>(norm_guided));
     }
     V a;
     V b;
@@ -67,7 +55,7 @@ struct Guidance {
       store(out + c, extrapolate(load(positive + c), load(negative + c), a, b));
     }
     if (c < channels) {
-      const V v = extrapolate(load_at(positive, c, channels), load_at(negative, c, channels), a, b);
+      const V v = extrapolate(load_at<M>(positive, c, channels), load_at<M>(negative, c, channels), a, b);
       store_partial<M>(out + c, v, channels - c);
     }
   }

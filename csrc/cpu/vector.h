@@ -70,16 +70,9 @@ NAG_INLINE VecD max(VecD a, VecD b) { return a > b ? a : b; }
 NAG_INLINE VecF abs(VecF a) { return (VecF)((VecI)a & 0x7fffffff); }
 NAG_INLINE VecD abs(VecD a) { return (VecD)((VecL)a & std::numeric_limits<int64_t>::max()); }
 
-// 2^x for x <= 0, no smaller than 2^-126; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r) with q
-// fitted for the least largest relative error: of degree 4, 1.1e-7 (within 2 ulp with the roundings), or, where kShort
-// says that 16-bit numbers are weighed, of degree 3, 2.9e-6.
+// 2^r for r between -1/2 and 1/2, as 1 + r q(r): see `exp2_nonpositive`.
 template <bool kShort>
-NAG_INLINE VecF exp2_nonpositive(VecF x) {
-  const VecF bounded = max(splat(-126.0f), x);
-  // 1.5 * 2^23 + 127: the low bits of the sum are the rounded integer and the exponent's bias.
-  const VecF shift = splat(12583039.0f);
-  const VecF shifted = bounded + shift;
-  const VecF r = bounded - (shifted - shift);
+NAG_INLINE VecF exp2_fraction(VecF r) {
   VecF p;
   if constexpr (kShort) {
     p = splat(9.582853e-3f);
@@ -93,8 +86,21 @@ NAG_INLINE VecF exp2_nonpositive(VecF x) {
     p = fma(p, r, splat(2.4022242e-1f));
     p = fma(p, r, splat(6.93147e-1f));
   }
-  p = fma(p, r, splat(1.0f));
-  return p * (VecF)((VecI)shifted << 23);  // a product, not a sum of exponent bits: NaN must stay NaN
+  return fma(p, r, splat(1.0f));
+}
+
+// 2^x for x <= 0, no smaller than 2^-126; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r) with q
+// fitted for the least largest relative error: of degree 4, 1.1e-7 (within 2 ulp with the roundings), or, where kShort
+// says that 16-bit numbers are weighed, of degree 3, 2.9e-6.
+template <bool kShort>
+NAG_INLINE VecF exp2_nonpositive(VecF x) {
+  const VecF bounded = max(splat(-126.0f), x);
+  // 1.5 * 2^23 + 127: the low bits of the sum are the rounded integer and the exponent's bias.
+  const VecF shift = splat(12583039.0f);
+  const VecF shifted = bounded + shift;
+  const VecF r = bounded - (shifted - shift);
+  return exp2_fraction<kShort>(r) *
+         (VecF)((VecI)shifted << 23);  // a product, not a sum of exponent bits: NaN must stay NaN
 }
 
 template <bool kShort>
@@ -266,6 +272,30 @@ NAG_INLINE void store_partial(T* p, typename M::V v, int64_t count) {
   T padded[M::kLanes];
   store(padded, v);
   std::memcpy(p, padded, count * sizeof(T));
+}
+
+// The elements of a row of `size` from `c` on, zeros beyond its end.
+template <class M, class T>
+NAG_INLINE typename M::V load_at(const T* row, int64_t c, int64_t size) {
+  return c + M::kLanes <= size ? load(row + c) : load_partial<M>(row + c, size - c);
+}
+
+template <class M, class T>
+NAG_INLINE void store_at(T* row, typename M::V v, int64_t c, int64_t size) {
+  if (c + M::kLanes <= size) {
+    store(row + c, v);
+  } else {
+    store_partial<M>(row + c, v, size - c);
+  }
+}
+
+template <class M>
+inline typename M::Acc lane_sum(typename M::V v) {
+  typename M::Acc sum = 0;
+  for (int i = 0; i < M::kLanes; ++i) {
+    sum += v[i];
+  }
+  return sum;
 }
 
 // Interleave the lower (upper) halves: a0 b0 a1 b1 ...

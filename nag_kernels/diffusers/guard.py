@@ -132,16 +132,22 @@ def changed_on_the_way(pipe: Any, what: str, denoiser: Denoiser) -> RuntimeError
 def pipelines_calling(denoiser: Denoiser, method: str | None = "__call__") -> Iterator[Any]:
     """The pipelines with this denoiser whose calls this thread is in, or whose method (None: any), the innermost first. A
     function of somebody else's, which is given the pipeline, is no method."""
-    frame = sys._getframe()
-    while (outer := frame.f_back) is not None:
-        frame = outer
-        code = frame.f_code
-        pipe = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames and method in (None, code.co_name) else None
+    for pipe, code in _running(method):
         known = isinstance(pipe, (DiffusionPipeline, ModularPipeline)) and (
             method is not None or _is_method(pipe, code)
         )
         if known and inner_denoiser(denoiser) in map(inner_denoiser, denoisers_of(pipe)):
             yield pipe
+
+
+def _running(method: str | None) -> Iterator[tuple[Any, CodeType]]:
+    """What this thread is in, the innermost first: the first argument of each function of this name (None: any), and its code."""
+    frame = sys._getframe()
+    while (outer := frame.f_back) is not None:
+        frame = outer
+        code = frame.f_code
+        if code.co_varnames and method in (None, code.co_name):
+            yield frame.f_locals.get(code.co_varnames[0]), code
 
 
 def _is_method(pipe: Any, code: CodeType) -> bool:
@@ -154,14 +160,7 @@ def _is_method(pipe: Any, code: CodeType) -> bool:
 
 def _in_blocks() -> bool:
     """Whether this thread is in a call of a modular pipeline's blocks."""
-    frame = sys._getframe()
-    while (outer := frame.f_back) is not None:
-        frame = outer
-        code = frame.f_code
-        first = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames and code.co_name == "__call__" else None
-        if isinstance(first, ModularPipelineBlocks):
-            return True
-    return False
+    return any(isinstance(blocks, ModularPipelineBlocks) for blocks, _ in _running("__call__"))
 
 
 def owner_here(denoiser: Denoiser) -> OwnerLike | None:

@@ -105,7 +105,7 @@ def test_a_joint_layer_is_compared_with_float64_and_with_its_arithmetic(monkeypa
     # 40 tokens of the image see 64 keys, 24 of both texts 52; without guidance 52 see 52.
     assert bench_joint.arithmetic(workload) == pytest.approx((40 * 64 + 24 * 52) / (52 * 52))
     joined = bench_joint._joined(layer, "positive", "image")
-    ours, torchs = bench_joint.unguided_by_our_kernel(*joined), bench_joint.unguided(*joined).transpose(1, 2)
+    ours, torchs = bench_joint.plain_attention(*joined), bench_joint.unguided(*joined).transpose(1, 2)
     assert testing.error(ours, torchs) < 1e-5
     right = bench_joint.guided
     monkeypatch.setattr(bench_joint, "guided", lambda layer: [x * 1.01 for x in right(layer)])

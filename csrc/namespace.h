@@ -15,7 +15,6 @@
 #define NAG_STRING_AS_IT_IS(name) #name
 #define NAG_STRING(name) NAG_STRING_AS_IT_IS(name)
 #define NAG_CUDA_NAMESPACE NAG_JOIN(NAG_NAMESPACE, _cuda)
-#define NAG_CPU_NAMESPACE NAG_JOIN(NAG_NAMESPACE, _cpu)
 #define NAG_GPU_NAMESPACE NAG_JOIN(NAG_NAMESPACE, _gpu)
 
 // torch's own macros paste the name that they are given; these put the namespace in its place first.

@@ -16,8 +16,7 @@ P is exp(S - m) times exp(m - L), a factor of each row, which goes into dZ and d
 set, the image's keys, one walk over it serves both: step 3 is linear in dZ and delta, and what the branches bring is added up
 before. The method without the second branch is that of FlashAttention (arXiv 2205.14135, appendix B.4).
 
-What passes over memory without products, in float32 on a CPU, is compiled (csrc/cpu/gradient.cpp) where the library is here:
-the exponentials of a row of logits, and the derivative of the formula of a token. The products are torch's.
+This serves a GPU, and a CPU where no kernel is built. The CPU kernel has the same three steps (csrc/cpu/gradient_kernel.h).
 
 Arithmetic is float32, float64 for float64 inputs. The order of all sums is fixed, so that the bits are the same on every run.
 A gradient that has derivatives itself goes through the reference (_ops.py).
@@ -32,57 +31,11 @@ import torch
 from torch import Tensor
 
 from .checks import Attention
-from .namespace import operations
 from .reference import accumulate_dtype, as_tensor
 
 # Query rows of a block at most, and numbers in its logits: what stays in the cache of a core, and what fills a GPU.
 ROWS, NUMBERS = {"cpu": 1024}, {"cpu": 1 << 21}
 ROWS_ELSEWHERE, NUMBERS_ELSEWHERE = 4096, 1 << 26
-
-
-def _compiled(x: Tensor) -> Any:
-    """The compiled operations, or None where they do not serve a tensor like this."""
-    return _library() if x.dtype == torch.float32 and x.device.type == "cpu" else None
-
-
-@functools.cache
-def _library() -> Any:
-    found = operations("_cpu")
-    return found if hasattr(found, "formula_backward") else None
-
-
-def exponentials_(logits: Tensor, largest: Tensor, total: Tensor, find: bool) -> None:
-    """Logits [n, rows, T] become exp(S - m), for m in `largest` [n, rows, 1]. find: m is found first, and written with the sums.
-
-    m is the lowest finite number where no key is seen: every exponential of -inf less that is 0.
-    """
-    compiled = _compiled(logits)
-    if compiled is not None:
-        compiled.exponentials_(logits, largest, total, find)
-        return
-    if find:
-        torch.amax(logits, -1, keepdim=True, out=largest).clamp_min_(torch.finfo(logits.dtype).min)
-    logits.sub_(largest).exp_()
-    if find:
-        torch.sum(logits, -1, keepdim=True, out=total)
-
-
-def derivative(
-    gradient: Tensor, branches: Sequence[Tensor], settings: Sequence[Tensor], rule: str
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """For gradient and both Z [H, rows, D]: dL/dZ of both, sum(Z dL/dZ) over D of both [H, rows, 1], dL/d of the settings, []."""
-    compiled = _compiled(gradient)
-    if compiled is None:
-        d_positive, d_negative, d_each = formula(gradient, branches, settings, rule, (0, 2))
-        pushes = [d_positive, d_negative]
-        sums = [(z * push).sum(-1, keepdim=True) for z, push in zip(branches, pushes, strict=True)]
-        return pushes, sums, [x.sum() for x in d_each]
-    given = [x if x.stride(2) == 1 else x.contiguous() for x in (gradient, *branches)]
-    heads, rows, size = gradient.shape
-    found, deltas = gradient.new_empty(2, heads, rows, size), gradient.new_empty(2, heads, rows, 1)
-    of_rows = gradient.new_empty(rows, 3)
-    compiled.formula_backward(*given, *found, deltas, of_rows, *(x.item() for x in settings), rule)
-    return list(found), list(deltas), list(of_rows.sum(0))
 
 
 def formula(
@@ -196,7 +149,12 @@ class Block:
         weights = torch.bmm(self.query[first:last], key.transpose(1, 2))
         if keys.visible is not None:
             weights.masked_fill_(~keys.visible, -torch.inf)
-        exponentials_(weights, seen.largest[first:last], seen.total[first:last], find)
+        largest, total = seen.largest[first:last], seen.total[first:last]
+        if find:  # the lowest finite number where no key is seen: every exponential of -inf less that is 0
+            torch.amax(weights, -1, keepdim=True, out=largest).clamp_min_(torch.finfo(weights.dtype).min)
+        weights.sub_(largest).exp_()
+        if find:
+            torch.sum(weights, -1, keepdim=True, out=total)
         return weights
 
     def attend(self, keys: KeySet, keep: bool) -> Seen:
@@ -277,9 +235,10 @@ def _block(block: Block, gradient: Tensor, sets: Sequence[KeySet], settings: Seq
     else:
         for seen in every:
             seen.out = gradient.new_empty(0)  # of no more use
-        pushes, deltas, d_settings = derivative(by_head(gradient), [by_head(z) for z in outs], settings, rule)
-        pushes = [x.view(gradient.shape) for x in pushes]
-        deltas = [x.view(*gradient.shape[:2], 1) for x in deltas]
+        *found, d_each = formula(by_head(gradient), [by_head(z) for z in outs], settings, rule, (0, 2))
+        pushes = [x.view(gradient.shape) for x in found]
+        deltas = [(z * push).sum(-1, keepdim=True) for z, push in zip(outs, pushes, strict=True)]
+        d_settings = [x.sum() for x in d_each]
     del outs
     for i, (keys, seen) in enumerate(zip(sets, every, strict=True)):
         push, delta = (

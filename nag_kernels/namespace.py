@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# Beside it there are NAMESPACE + "_cpu" and "_cuda", the two libraries' own, and "_gpu", the Python behind the CUDA library.
+# Beside it there are NAMESPACE + "_cuda", the CUDA library's own, and "_gpu", the Python behind the CUDA library.
 NAMESPACE = "nag"
 
 

@@ -65,10 +65,10 @@ const KernelTable& choose() {
   return default_kernels();
 }
 
-constexpr const char* kOps[] = {"fused_guided_attention", "guidance"};
+constexpr const char* kOps[] = {"fused_guided_attention", "guidance", "fused_guided_attention_backward"};
 constexpr const char* kPaths[] = {"default", "neon", "avx2", "avx512", "avx512_bf16", "amx"};
 constexpr int kNumPaths = sizeof(kPaths) / sizeof(kPaths[0]);
-std::atomic<int64_t> calls[2][kNumPaths];
+std::atomic<int64_t> calls[3][kNumPaths];
 
 }  // namespace
 
@@ -86,7 +86,7 @@ void count_call(Op op, const char* path) {
 }
 
 void visit_calls(void (*visit)(void* context, const char* op, const char* path, int64_t count), void* context) {
-  for (int op = 0; op < 2; ++op) {
+  for (int op = 0; op < 3; ++op) {
     for (int i = 0; i < kNumPaths; ++i) {
       if (const int64_t count = calls[op][i].load(std::memory_order_relaxed)) {
         visit(context, kOps[op], kPaths[i], count);

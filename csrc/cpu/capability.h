@@ -15,7 +15,7 @@ namespace nag {
 // Intel's processors avx512_bf16 must be asked for: see capability.cpp.
 const KernelTable& kernels();
 
-enum class Op { kAttention, kGuidance };
+enum class Op { kAttention, kGuidance, kGradient };
 
 void count_call(Op op, const char* path);
 

@@ -1,178 +1,263 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What of a gradient passes over memory without products, in float32 on one SIMD path: the exponentials of a row of
-// logits, and the derivative of the formula of one token. nag_kernels/gradient.py has the formulas.
+// The gradient of guided attention on one SIMD path; nag_kernels/gradient.py says the method in plain PyTorch. Lanes
+// are queries, as in attention_kernel.h, whose softmax computes Z+ and Z- again here. Then, by the letters of
+// gradient.py, for each block of keys and panel of queries, "tile x panel of queries" as there:
+//   P = 2^(S - m),  dP = V dZ^T,  dS = P (dP - delta),  dQ^T += K^T dS
+// and, summed over the queries of a panel, "keys x channels": dV += P dZ,  dK += dS Q.
+// The rows' factors 2^(m - L) go into dZ and delta, so that one P serves both branches of a shared key.
 #pragma once
 
-#include "params.h"
-#include "vector.h"
+#include "gradient_branches.h"
+#include "gradient_tiles.h"
 
 namespace nag {
 namespace NAG_ISA {
 namespace {
 
-struct Gradient {
-  using M = F32;
-  using V = VecF;
-  static constexpr int kLanes = kFloats;
-  // Vectors per partial sum, as in guidance_kernel.h.
-  static constexpr int64_t kRun = 16 * kLanes;
+template <class Tiles>
+struct Gradient : GradientBranches<Tiles> {
+  using Memory = GradientMemory<Tiles>;
+  using Memory::carve;
+  using Memory::columns;
+  using Memory::kDelta;
+  using Memory::kLanes;
+  using Memory::kOffset;
+  using Memory::kRest;
+  using Memory::kRowNumbers;
+  using Memory::kShare;
+  using Memory::kWidth;
+  using Memory::load_panel;
+  using Memory::panel_index;
+  using Memory::panel_of;
+  using Memory::rows_of;
+  using typename Memory::Acc;
+  using typename Memory::Element;
+  using typename Memory::Forward;
+  using typename Memory::ForwardScratch;
+  using typename Memory::Head;
+  using typename Memory::M;
+  using typename Memory::Scratch;
+  using typename Memory::T;
+  using typename Memory::V;
+  using typename Memory::Wide;
+  using Branches = GradientBranches<Tiles>;
+  using Outer = GradientTiles<M>;
 
-  static NAG_INLINE V sign(V x) { return (x > 0.0f ? splat(1.0f) : V{}) - (x < 0.0f ? splat(1.0f) : V{}); }
+  // ---- step 3 ----------------------------------------------------------------------------------------------------
 
-  // e^x for x <= 0, 0 below -87; NaN stays NaN. n = round(x log2(e)); the rest of x comes from one rounding where the
-  // path has fused products.
-  static NAG_INLINE V exp_nonpositive(V x) {
-    const V log2_of_e = splat(0x1.715476p+0f);
-    const V shift = splat(12582912.0f);  // 1.5 * 2^23: the sum is rounded to an integer
-    const V bounded = max(splat(-87.0f), x);
-    const V n = (fma(bounded, log2_of_e, shift)) - shift;
-    const V rest = fma(bounded, splat(0x1.4ae0cp-26f), fma(bounded, log2_of_e, -n));  // log2(e) in two numbers
-    const VecI exponent = __builtin_convertvector(n, VecI) + 127;
-    const V found = exp2_fraction<false>(rest) * (V)(exponent << 23);
-    return x < -87.0f ? V{} : (x != x ? x : found);
+  // The query's rows as they are, zeros beyond the last token and channel.
+  static void load_rows(const GradientParams& g, int64_t sample, int64_t head, int64_t panel, Acc* to) {
+    const AttentionParams& p = g.attention;
+    const T* query = static_cast<const T*>(p.query) + sample * p.query_stride[0] + head * p.query_stride[2];
+    const int64_t d = p.head_size;
+    for (int64_t q = 0; q < kWidth; ++q) {
+      const int64_t token = panel * kWidth + q;
+      for (int64_t c = 0; c < d; c += kLanes) {
+        store(to + q * columns(d) + c,
+              token < p.tokens ? load_words<M, 1>(query + token * p.query_stride[1], c, d) : V{});
+      }
+    }
   }
 
-  // Logits become exp(logit - largest). find: *largest is looked for first, and *total is their sum.
-  static void exponentials_of_row(float* logits, int64_t length, bool find, float* largest, float* total) {
-    if (find) {
-      float top = -std::numeric_limits<float>::max();  // also where all are hidden, so that no -inf is subtracted
-      V tops = splat(top);
-      int64_t c = 0;
-      for (; c + kLanes <= length; c += kLanes) {
-        tops = max(load(logits + c), tops);  // a NaN is not taken, and comes back in the sum
+  // push = dZ+ times its share + dZ- times its share; delta likewise.
+  static void combine(const GradientParams& g, const Settings& settings, int64_t index, int id, Acc* push,
+                      V (&delta)[kVectors]) {
+    const int64_t d = g.attention.head_size;
+    const bool vsf = g.attention.rule == Rule::kVsf;
+    const Acc* rows = rows_of(g, index);
+    const Acc* positive = panel_of(g, g.positive, index);
+    const Acc* negative = vsf ? positive : panel_of(g, g.negative, index);
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = j * kLanes;
+      const V first = load(rows + (kShare + id) * kWidth + at);
+      V second = load(rows + (kShare + 3 + id) * kWidth + at);
+      delta[j] = load(rows + kDelta * kWidth + at) * first + load(rows + (kDelta + 1) * kWidth + at) * second;
+      if (vsf) {  // the values of the negative text have the factor -scale
+        second = second * splat(static_cast<Acc>(-settings.scale));
       }
-      for (int i = 0; i < kLanes; ++i) {
-        top = tops[i] > top ? tops[i] : top;
+      for (int64_t c = 0; c < d; ++c) {
+        const int64_t from = c * kWidth + at;
+        V sum = {};
+        if (id != kNegative) {
+          sum = load(positive + from) * first;
+        }
+        if (id != kPositive) {
+          sum = fma(load(negative + from), second, sum);
+        }
+        store(push + from, sum);
       }
-      for (; c < length; ++c) {
-        top = logits[c] > top ? logits[c] : top;
-      }
-      *largest = top;
     }
-    const V base = splat(*largest);
-    V sum = {};
-    for (int64_t c0 = 0; c0 < length; c0 += kRun) {
-      const int64_t end = c0 + kRun < length ? c0 + kRun : length;
-      V some = {};
-      int64_t c = c0;
-      for (; c + kLanes <= end; c += kLanes) {
-        const V weight = exp_nonpositive(load(logits + c) - base);
-        store(logits + c, weight);
-        some += weight;
-      }
-      if (c < end) {
-        const V weight = exp_nonpositive(load_partial<M>(logits + c, end - c) - base);
-        store_partial<M>(logits + c, weight, end - c);
-        for (int i = 0; i < end - c; ++i) {
-          some[i] += weight[i];
+  }
+
+  static void write_rows(const Acc* from, int64_t keys, int64_t d, const int64_t* index, Acc factor, T* out, Acc* sums,
+                         int64_t stride) {
+    const V scale = splat(factor);
+    for (int64_t k = 0; k < keys; ++k) {
+      const Acc* row = from + k * columns(d);
+      for (int64_t c = 0; c < d; c += kLanes) {
+        const int64_t at = index[k] * stride + c;
+        const int64_t count = min64(kLanes, d - c);
+        V v = load(row + c) * scale;
+        if (sums != nullptr) {
+          v += count == kLanes ? load(sums + at) : load_partial<M>(sums + at, count);
+          count == kLanes ? store(sums + at, v) : store_partial<M>(sums + at, v, count);
+        } else {
+          count == kLanes ? store(out + at, v) : store_partial<M>(out + at, v, count);
         }
       }
-      sum += some;
-    }
-    if (find) {
-      *total = lane_sum<M>(sum);
     }
   }
 
-  // The derivative of one token's formula. Rows of D numbers, one for each head.
-  static void formula_of_token(const FormulaToken& t) {
-    const float scale = static_cast<float>(t.settings.scale);
-    const float tau = static_cast<float>(t.settings.tau);
-    const float alpha = static_cast<float>(t.settings.alpha);
-    if (t.rule == Rule::kNag) {
-      nag(t, scale, tau, alpha);
-    } else {
-      nasa(t, scale);
+  static void differentiate_head(const GradientParams& g, int64_t sample, int64_t key_head, void* memory) {
+    const Scratch scratch = carve(g, memory);
+    Head one;
+    one.set_up(g, sample, key_head, scratch);
+    one.pack_swapped(scratch);
+    const AttentionParams& p = g.attention;
+    const int64_t d = p.head_size;
+    const int64_t repeats = p.heads / p.key_heads;
+    if (g.d_query != nullptr) {
+      std::memset(scratch.d_query, 0, repeats * g.panels * d * kWidth * sizeof(Acc));
     }
-  }
-
- private:
-  struct Row {
-    const float *gradient, *positive, *negative;
-    float *d_positive, *d_negative;
-  };
-  static NAG_INLINE Row row_of(const FormulaToken& t, int64_t head) {
-    return {t.gradient + head * t.gradient_stride, t.positive + head * t.positive_stride,
-            t.negative + head * t.negative_stride, t.d_positive + head * t.d_stride, t.d_negative + head * t.d_stride};
-  }
-
-  static void nag(const FormulaToken& t, float scale, float tau, float alpha) {
-    V whole = {}, length = {}, norm = {}, along = {};
-    for (int64_t head = 0; head < t.heads; ++head) {
-      const Row row = row_of(t, head);
-      V some_whole = {}, some_length = {}, some_norm = {}, some_along = {};
-      for (int64_t c = 0; c < t.size; c += kLanes) {
-        const V g = load_at<M>(row.gradient, c, t.size);
-        const V zp = load_at<M>(row.positive, c, t.size);
-        const V zn = load_at<M>(row.negative, c, t.size);
-        const V extrapolated = fma(splat(scale), zp - zn, zn);
-        some_whole = fma(g, zp, some_whole);
-        some_norm += abs(zp);
-        some_length += abs(extrapolated);
-        some_along = fma(g, extrapolated, some_along);
+    for (int id = 0; id < kNumSegments; ++id) {
+      const Segment& s = one.p.segment[id];
+      const int64_t n = s.packed_batch == 0 ? 0 : s.first[1] - s.first[0];
+      if (n == 0 || (g.d_query == nullptr && g.d_key[id] == nullptr && g.d_value[id] == nullptr)) {
+        continue;
       }
-      whole += some_whole;
-      norm += some_norm;
-      length += some_length;
-      along += some_along;
-    }
-    const float sum_norm = lane_sum<M>(norm), sum_length = lane_sum<M>(length), sum_along = lane_sum<M>(along);
-    const bool clipped = tau <= std::numeric_limits<float>::max() && sum_length > tau * sum_norm;
-    const float factor = clipped ? tau * sum_norm / sum_length : 1.0f;
-    const float pull = clipped ? alpha * sum_along / sum_length : 0.0f;
-    const float bound = clipped ? pull * tau : 0.0f;
-    const V of_gradient = splat(alpha * factor), of_sign = splat(-pull * factor), kept = splat(1.0f - alpha);
-    V d_scale = {};
-    for (int64_t head = 0; head < t.heads; ++head) {
-      const Row row = row_of(t, head);
-      V some_scale = {}, delta_positive = {}, delta_negative = {};
-      for (int64_t c = 0; c < t.size; c += kLanes) {
-        const V g = load_at<M>(row.gradient, c, t.size);
-        const V zp = load_at<M>(row.positive, c, t.size);
-        const V zn = load_at<M>(row.negative, c, t.size);
-        const V extrapolated = fma(splat(scale), zp - zn, zn);
-        const V d_extrapolated = fma(of_sign, sign(extrapolated), g * of_gradient);
-        const V d_positive = fma(splat(scale), d_extrapolated, fma(splat(bound), sign(zp), g * kept));
-        const V d_negative = d_extrapolated * splat(1.0f - scale);
-        some_scale = fma(d_extrapolated, zp - zn, some_scale);
-        delta_positive = fma(zp, d_positive, delta_positive);
-        delta_negative = fma(zn, d_negative, delta_negative);
-        store_at<M>(row.d_positive, d_positive, c, t.size);
-        store_at<M>(row.d_negative, d_negative, c, t.size);
+      const int64_t block = Tiles::block_keys(n);
+      for (int64_t k0 = 0; k0 < n; k0 += block) {
+        const int64_t keys = min64(block, n - k0);
+        std::memset(scratch.d_key, 0, keys * columns(d) * sizeof(Acc));
+        std::memset(scratch.d_value, 0, keys * columns(d) * sizeof(Acc));
+        for (int64_t r = 0; r < repeats; ++r) {
+          for (int64_t panel = 0; panel < g.panels; ++panel) {
+            step(g, one, id, k0, keys, sample, key_head * repeats + r, panel,
+                 scratch.d_query + (r * g.panels + panel) * d * kWidth, scratch);
+          }
+        }
+        const int64_t stride = p.key_heads * d;
+        const int64_t at = g.sum_key[id] != nullptr || g.sum_value[id] != nullptr
+                               ? key_head * d
+                               : sample * g.length[id] * stride + key_head * d;
+        const auto shifted = [at](auto* base) { return base == nullptr ? nullptr : base + at; };
+        const int64_t* index = s.index + s.first[0] + k0;
+        if (g.d_key[id] != nullptr) {
+          write_rows(scratch.d_key, keys, d, index, static_cast<Acc>(p.softmax_scale),
+                     shifted(static_cast<T*>(g.d_key[id])), shifted(static_cast<Acc*>(g.sum_key[id])), stride);
+        }
+        if (g.d_value[id] != nullptr) {
+          write_rows(scratch.d_value, keys, d, index, Acc(1), shifted(static_cast<T*>(g.d_value[id])),
+                     shifted(static_cast<Acc*>(g.sum_value[id])), stride);
+        }
       }
-      d_scale += some_scale;
-      t.deltas[head * t.delta_stride] = lane_sum<M>(delta_positive);
-      t.deltas[(t.heads + head) * t.delta_stride] = lane_sum<M>(delta_negative);
     }
-    t.d_settings[0] = lane_sum<M>(d_scale);
-    t.d_settings[1] = pull * sum_norm;
-    t.d_settings[2] = factor * sum_along - lane_sum<M>(whole);
+    if (g.d_query != nullptr) {
+      write_query(g, sample, key_head, scratch);
+    }
   }
 
-  static void nasa(const FormulaToken& t, float scale) {
-    V d_scale = {};
-    for (int64_t head = 0; head < t.heads; ++head) {
-      const Row row = row_of(t, head);
-      V delta_positive = {}, delta_negative = {};
-      for (int64_t c = 0; c < t.size; c += kLanes) {
-        const V g = load_at<M>(row.gradient, c, t.size);
-        delta_positive = fma(g, load_at<M>(row.positive, c, t.size), delta_positive);
-        delta_negative = fma(g, load_at<M>(row.negative, c, t.size), delta_negative);
-        store_at<M>(row.d_positive, g, c, t.size);
-        store_at<M>(row.d_negative, g * splat(-scale), c, t.size);
-      }
-      d_scale -= delta_negative;
-      t.deltas[head * t.delta_stride] = lane_sum<M>(delta_positive);
-      t.deltas[(t.heads + head) * t.delta_stride] = -scale * lane_sum<M>(delta_negative);
+  static void step(const GradientParams& g, const Head& one, int id, int64_t k0, int64_t keys, int64_t sample,
+                   int64_t head, int64_t panel, Acc* d_query, const Scratch& scratch) {
+    const AttentionParams& p = g.attention;
+    const int64_t d = p.head_size;
+    const int64_t width = Tiles::key_width(d);
+    const Segment& s = one.p.segment[id];
+    const Segment& w = one.swapped.segment[id];
+    const int64_t index = panel_index(g, sample, head, panel);
+    const Acc* rows = rows_of(g, index);
+    size_t bytes;
+    Element* query = ForwardScratch::carve(one.p, scratch.forward, &bytes).query;
+    load_panel(g, sample, head, panel, query);
+    alignas(64) Acc largest[kWidth] = {};  // is not used
+    Tiles::scores(static_cast<const Element*>(s.packed_key) + k0 * width, query, width, keys, scratch.weights, largest);
+    V delta[kVectors];
+    combine(g, p.settings[sample * p.settings_stride], index, id, scratch.push, delta);
+    const V scale = splat(static_cast<Acc>(std::fabs(p.softmax_scale) * kLog2E));
+    V offset[kVectors];
+    V rest[kVectors];
+    for (int j = 0; j < kVectors; ++j) {
+      offset[j] = load(rows + (kOffset + id) * kWidth + j * kLanes);
+      rest[j] = load(rows + (kRest + id) * kWidth + j * kLanes);
     }
-    t.d_settings[0] = lane_sum<M>(d_scale);
-    t.d_settings[1] = t.d_settings[2] = 0.0f;
+    for (int64_t k = 0; k < keys; ++k) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        Acc* at = scratch.weights + k * kWidth + j * kLanes;
+        store(at, exp2_nonpositive<Forward::kShort>(fma(load(at), scale, offset[j]) - rest[j]));
+      }
+    }
+    if (g.d_value[id] != nullptr) {
+      Outer::to_rows(scratch.push, d, scratch.push_rows);
+      Outer::outer(scratch.weights, scratch.push_rows, keys, columns(d), scratch.d_value);
+    }
+    if (g.d_query == nullptr && g.d_key[id] == nullptr) {
+      return;
+    }
+    Wide::scores(static_cast<const Acc*>(w.packed_key) + k0 * d, scratch.push, d, keys, scratch.d_logits, largest);
+    for (int64_t k = 0; k < keys; ++k) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        Acc* at = scratch.d_logits + k * kWidth + j * kLanes;
+        store(at, load(scratch.weights + k * kWidth + j * kLanes) * (load(at) - delta[j]));
+      }
+    }
+    if (g.d_query != nullptr) {
+      alignas(64) Acc ones[kWidth];
+      for (Acc& x : ones) {
+        x = 1;
+      }
+      Wide::values(static_cast<const Acc*>(w.packed_value) + k0 * d, scratch.d_logits, keys, d, ones, d_query);
+    }
+    if (g.d_key[id] != nullptr) {
+      load_rows(g, sample, head, panel, scratch.query_rows);
+      Outer::outer(scratch.d_logits, scratch.query_rows, keys, columns(d), scratch.d_key);
+    }
   }
 
- public:
-  static constexpr GradientKernel kernel() { return {exponentials_of_row, formula_of_token}; }
+  static void write_query(const GradientParams& g, int64_t sample, int64_t key_head, const Scratch& scratch) {
+    const AttentionParams& p = g.attention;
+    const int64_t d = p.head_size;
+    const int64_t repeats = p.heads / p.key_heads;
+    int64_t tokens[kWidth];
+    for (int64_t r = 0; r < repeats; ++r) {
+      T* out = static_cast<T*>(g.d_query) + (sample * p.tokens * p.heads + key_head * repeats + r) * d;
+      for (int64_t panel = 0; panel < g.panels; ++panel) {
+        Outer::to_rows(scratch.d_query + (r * g.panels + panel) * d * kWidth, d, scratch.push_rows);
+        for (int i = 0; i < kWidth; ++i) {
+          tokens[i] = panel * kWidth + i;
+        }
+        // The keys were those of |scale| Q or -|scale| Q: the sign of the scale is in load_query and so is not in dS.
+        write_rows(scratch.push_rows, min64(kWidth, p.tokens - panel * kWidth), d, tokens,
+                   static_cast<Acc>(p.softmax_scale), out, nullptr, p.heads * d);
+      }
+    }
+  }
+
+  static void narrow(const void* sums, int64_t count, void* out) {
+    const Acc* from = static_cast<const Acc*>(sums);
+    T* to = static_cast<T*>(out);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      store(to + i, load(from + i));
+    }
+    if (i < count) {
+      store_partial<M>(to + i, load_partial<M>(from + i, count - i), count - i);
+    }
+  }
+
+  static constexpr GradientKernel kernel() {
+    return {kWidth,
+            kRowNumbers,
+            sizeof(Acc),
+            Memory::scratch_bytes,
+            Branches::attend,
+            Branches::differentiate_rule,
+            differentiate_head,
+            narrow};
+  }
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The nag_kernels authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of one SIMD path: every dtype of both operations, and what their gradients need. A constant, so that
-// reaching it runs no wide code.
+// The table of one SIMD path: every dtype of both operations and of the gradient. A constant, so that reaching it runs
+// no wide code.
 #pragma once
 
 #include "attention_kernel.h"
@@ -13,14 +13,16 @@ namespace nag {
 namespace NAG_ISA {
 namespace {
 
-template <class BFloat16Tiles = RegisterTiles<Plain<BFloat16>>>
+// LogitTiles compute the logits of the gradient in bfloat16.
+template <class BFloat16Tiles = RegisterTiles<Plain<BFloat16>>, class LogitTiles = BFloat16Tiles>
 constexpr KernelTable kernel_table(const char* path, const char* bfloat16_path) {
   return {bfloat16_path,  // the widest path of the table names it
           {Attention<RegisterTiles<Plain<float>>>::kernel(path), Attention<RegisterTiles<Plain<Half>>>::kernel(path),
            Attention<BFloat16Tiles>::kernel(bfloat16_path), Attention<RegisterTiles<Plain<double>>>::kernel(path)},
           {Guidance<float>::kernel(path), Guidance<Half>::kernel(path), Guidance<BFloat16>::kernel(path),
            Guidance<double>::kernel(path)},
-          Gradient::kernel()};
+          {Gradient<RegisterTiles<Plain<float>>>::kernel(), Gradient<RegisterTiles<Plain<Half>>>::kernel(),
+           Gradient<LogitTiles>::kernel(), Gradient<RegisterTiles<Plain<double>>>::kernel()}};
 }
 
 }  // namespace

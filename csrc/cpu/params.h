@@ -77,6 +77,45 @@ struct AttentionKernel {
   void (*run_tile)(const AttentionParams&, int64_t sample, int64_t first_token, void* scratch);
 };
 
+// The gradient of attention for a group of samples. A panel is `panel_tokens` queries of one sample and head.
+struct GradientParams {
+  AttentionParams attention;           // packed keys are set for one head at a time, by the kernels
+  const void* push = nullptr;          // dL/dout [B, S, H, D], unit last stride
+  int64_t push_stride[3] = {0, 0, 0};  // batch, token, head
+  void* d_query = nullptr;             // [B, S, H, D], contiguous; null where not wanted
+  void* d_key[3] = {};                 // by segment, [B or 1, T, Hkv, D], contiguous; null where not wanted
+  void* d_value[3] = {};
+  void* sum_key[3] = {};  // where all samples share a key set: its sums so far, in the accumulator's type
+  void* sum_value[3] = {};
+  int64_t length[3] = {0, 0, 0};  // keys of each segment, hidden ones too
+  bool one_item = false;          // whether the samples of a head must follow each other, because they share keys
+  int64_t first_sample = 0;       // of the group
+  int64_t samples = 0;
+  int64_t panels = 0;             // of one sample and head
+  void* positive = nullptr;       // [samples, H, panels, D, panel_tokens]: Z+, then dL/dZ+
+  void* negative = nullptr;       // the same of Z-; for rule VSF what the negative text adds to Z
+  void* rows = nullptr;           // [samples, H, panels, kRowNumbers, panel_tokens]
+  void* settings_sums = nullptr;  // [samples, panels, 3]
+};
+
+// One kernel of the gradient, in three steps, each over items that do not touch each other's memory.
+struct GradientKernel {
+  int64_t panel_tokens;
+  int64_t row_numbers;  // numbers that are kept of each row
+  int64_t acc_size;     // bytes of one number of the accumulator's type
+  // Bytes of scratch (64-byte aligned) of one thread in the first two steps, and in the third.
+  void (*scratch_bytes)(const GradientParams&, size_t (&bytes)[2]);
+  // Z+ and Z- of some panels of one sample and key head.
+  void (*attend)(const GradientParams&, int64_t sample, int64_t key_head, int64_t first_panel, int64_t last_panel,
+                 void* scratch);
+  // dL/dZ+ and dL/dZ- of the tokens of one panel, in place; their part of dL/d of the settings.
+  void (*differentiate_rule)(const GradientParams&, int64_t sample, int64_t panel, void* scratch);
+  // dL/d of the query, keys and values of one sample and key head.
+  void (*differentiate_head)(const GradientParams&, int64_t sample, int64_t key_head, void* scratch);
+  // Rounds sums to the dtype of the tensors.
+  void (*narrow)(const void* sums, int64_t count, void* out);
+};
+
 struct GuidanceKernel {
   const char* path;
   // One row of C channels; positive, negative and out point at its first channel.
@@ -84,38 +123,12 @@ struct GuidanceKernel {
                   const Settings& settings);
 };
 
-// One token of a formula whose derivative is wanted: rows of `size` floats, `heads` of them, each stride between heads.
-struct FormulaToken {
-  const float* gradient = nullptr;  // dL/dout
-  const float* positive = nullptr;  // Z+
-  const float* negative = nullptr;  // Z-
-  float* d_positive = nullptr;
-  float* d_negative = nullptr;
-  float* deltas = nullptr;      // sum(Z+ dZ+) of each head, then sum(Z- dZ-)
-  float* d_settings = nullptr;  // of nag_scale, nag_tau and nag_alpha
-  int64_t gradient_stride = 0;
-  int64_t positive_stride = 0;
-  int64_t negative_stride = 0;
-  int64_t d_stride = 0;
-  int64_t delta_stride = 0;
-  int64_t heads = 0;
-  int64_t size = 0;
-  Rule rule = Rule::kNag;
-  Settings settings;
-};
-
-// What a gradient needs beside products, in float32.
-struct GradientKernel {
-  void (*exponentials_of_row)(float* logits, int64_t length, bool find, float* largest, float* total);
-  void (*formula_of_token)(const FormulaToken& token);
-};
-
 // The kernels of one SIMD path, by dtype.
 struct KernelTable {
   const char* capability;
   AttentionKernel attention[kNumDTypes];
   GuidanceKernel guidance[kNumDTypes];
-  GradientKernel gradient;
+  GradientKernel gradient[kNumDTypes];
 };
 
 const KernelTable& default_kernels();

@@ -70,9 +70,16 @@ NAG_INLINE VecD max(VecD a, VecD b) { return a > b ? a : b; }
 NAG_INLINE VecF abs(VecF a) { return (VecF)((VecI)a & 0x7fffffff); }
 NAG_INLINE VecD abs(VecD a) { return (VecD)((VecL)a & std::numeric_limits<int64_t>::max()); }
 
-// 2^r for r between -1/2 and 1/2, as 1 + r q(r): see `exp2_nonpositive`.
+// 2^x for x <= 0, no smaller than 2^-126; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r) with q
+// fitted for the least largest relative error: of degree 4, 1.1e-7 (within 2 ulp with the roundings), or, where kShort
+// says that 16-bit numbers are weighed, of degree 3, 2.9e-6.
 template <bool kShort>
-NAG_INLINE VecF exp2_fraction(VecF r) {
+NAG_INLINE VecF exp2_nonpositive(VecF x) {
+  const VecF bounded = max(splat(-126.0f), x);
+  // 1.5 * 2^23 + 127: the low bits of the sum are the rounded integer and the exponent's bias.
+  const VecF shift = splat(12583039.0f);
+  const VecF shifted = bounded + shift;
+  const VecF r = bounded - (shifted - shift);
   VecF p;
   if constexpr (kShort) {
     p = splat(9.582853e-3f);
@@ -86,21 +93,8 @@ NAG_INLINE VecF exp2_fraction(VecF r) {
     p = fma(p, r, splat(2.4022242e-1f));
     p = fma(p, r, splat(6.93147e-1f));
   }
-  return fma(p, r, splat(1.0f));
-}
-
-// 2^x for x <= 0, no smaller than 2^-126; NaN stays NaN. n = round(x), r = x - n (exact), 2^r = 1 + r q(r) with q
-// fitted for the least largest relative error: of degree 4, 1.1e-7 (within 2 ulp with the roundings), or, where kShort
-// says that 16-bit numbers are weighed, of degree 3, 2.9e-6.
-template <bool kShort>
-NAG_INLINE VecF exp2_nonpositive(VecF x) {
-  const VecF bounded = max(splat(-126.0f), x);
-  // 1.5 * 2^23 + 127: the low bits of the sum are the rounded integer and the exponent's bias.
-  const VecF shift = splat(12583039.0f);
-  const VecF shifted = bounded + shift;
-  const VecF r = bounded - (shifted - shift);
-  return exp2_fraction<kShort>(r) *
-         (VecF)((VecI)shifted << 23);  // a product, not a sum of exponent bits: NaN must stay NaN
+  p = fma(p, r, splat(1.0f));
+  return p * (VecF)((VecI)shifted << 23);  // a product, not a sum of exponent bits: NaN must stay NaN
 }
 
 template <bool kShort>
@@ -278,15 +272,6 @@ NAG_INLINE void store_partial(T* p, typename M::V v, int64_t count) {
 template <class M, class T>
 NAG_INLINE typename M::V load_at(const T* row, int64_t c, int64_t size) {
   return c + M::kLanes <= size ? load(row + c) : load_partial<M>(row + c, size - c);
-}
-
-template <class M, class T>
-NAG_INLINE void store_at(T* row, typename M::V v, int64_t c, int64_t size) {
-  if (c + M::kLanes <= size) {
-    store(row + c, v);
-  } else {
-    store_partial<M>(row + c, v, size - c);
-  }
 }
 
 template <class M>

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C++ CPU kernels on every SIMD path, and their machine code.
 
-A path is chosen once per process, so the paths below this machine's own run test_attention.py and test_guidance.py
-again in processes of their own. AVX-512 is tried by its logic on 64-byte vectors lowered to this machine's, Arm by a
-cross compiler and an emulator where they are installed.
+A path is chosen once per process, so the paths below this machine's own run test_attention.py, test_guidance.py and
+part of test_gradients.py again in processes of their own. AVX-512 is tried by its logic on 64-byte vectors lowered to
+this machine's, Arm by a cross compiler and an emulator where they are installed.
 """
 
 import ctypes
@@ -36,7 +36,8 @@ import os, sys, pytest, torch
 bound = os.environ.pop("ATEN_CPU_CAPABILITY")
 torch.backends.cpu.get_cpu_capability()
 os.environ["ATEN_CPU_CAPABILITY"] = bound
-sys.exit(pytest.main(["-q", "-k", "cpu", "tests/ops/test_attention.py", "tests/ops/test_guidance.py"]))
+files = [f"tests/ops/test_{name}.py" for name in ("attention", "guidance", "gradients")]
+sys.exit(pytest.main(["-q", "-k", "cpu or of_the_kernel or registered", *files]))
 """
 PATHS = ["default", "avx2", "avx512", "avx512_bf16", "amx"]
 CAPABILITY = "from nag_kernels import _C; print(_C.capability())"
@@ -100,7 +101,7 @@ def host_objects(tmp_path_factory):
     """All of `_C` but the kernels with emulated vectors."""
     cxx, folder = compiler(), tmp_path_factory.mktemp("objects")
     sources = [CSRC / "module.cpp"]
-    sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "guidance", "kernels_default", "capability")]
+    sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "gradient", "guidance", "kernels_default", "capability")]
     objects = [folder / f"{source.stem}.o" for source in sources]
     compile_each([[cxx, *FLAGS, "-c", source, "-o", to] for source, to in zip(sources, objects, strict=True)])
     return objects

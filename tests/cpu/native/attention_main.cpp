@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The portable kernels without torch or Python, for machines that only a cross compiler and an emulator reach: guided
-// attention by the rules NAG and VSF in float32, float16, bfloat16 and float64 and guidance in float32, against loops
-// in double. Exits 0 if all are right.
+// attention by the rules NAG and VSF and its gradient in float32, float16, bfloat16 and float64, and guidance in
+// float32, against loops in double. Exits 0 if all are right.
 
 #include <algorithm>
 #include <cmath>
@@ -133,6 +133,38 @@ void guide(const std::vector<double>& positive, const std::vector<double>& negat
   }
 }
 
+// The tensors of a call in double: the query, and keys and values of each set.
+struct Inputs {
+  std::vector<double> query;
+  std::vector<double> key[3];
+  std::vector<double> value[3];
+
+  // Query, then keys, then values.
+  std::vector<double>& at(int i) { return i == 0 ? query : i <= 3 ? key[i - 1] : value[i - 4]; }
+};
+constexpr int kNumInputs = 7;
+
+std::vector<double> attend_all(const Inputs& in, nag::Rule rule) {
+  std::vector<double> out(in.query.size());
+  for (int64_t token = 0; token < kTokens; ++token) {
+    std::vector<double> branches[2];
+    for (int64_t head = 0; head < kHeads; ++head) {
+      const double* q = &in.query[(token * kHeads + head) * kHeadSize];
+      for (int text = 1; text <= 2; ++text) {
+        const auto z = rule == nag::Rule::kVsf ? attend(q, in.key, in.value, {0, 1, 2}, -kSettings.scale, head)
+                                               : attend(q, in.key, in.value, {0, text}, 1.0, head);
+        branches[text - 1].insert(branches[text - 1].end(), z.begin(), z.end());
+      }
+    }
+    if (rule == nag::Rule::kVsf) {
+      std::copy(branches[0].begin(), branches[0].end(), &out[token * kHeads * kHeadSize]);
+    } else {
+      guide(branches[0], branches[1], &out[token * kHeads * kHeadSize]);
+    }
+  }
+  return out;
+}
+
 bool close(const char* name, const std::vector<char>& out, const std::vector<double>& exact, nag::DType dtype) {
   double error = 0, norm = 0;
   for (size_t i = 0; i < exact.size(); ++i) {
@@ -147,32 +179,94 @@ bool close(const char* name, const std::vector<char>& out, const std::vector<dou
   return ok;
 }
 
+// The gradient of sum(push out): along a direction in each tensor, beside a difference quotient of the loops in double.
+bool gradient_is_right(const nag::GradientKernel& kernel, nag::GradientParams g, nag::DType dtype, Inputs in,
+                       const std::vector<double>& push) {
+  const nag::AttentionParams& p = g.attention;
+  g.panels = (kTokens + kernel.panel_tokens - 1) / kernel.panel_tokens;
+  const int64_t panels = kHeads * g.panels;
+  std::vector<char> found[kNumInputs];
+  for (int i = 0; i < kNumInputs; ++i) {
+    found[i].resize(in.at(i).size() * size_of(dtype));
+  }
+  g.d_query = found[0].data();
+  for (int set = 0; set < 3; ++set) {
+    g.d_key[set] = found[1 + set].data();
+    g.d_value[set] = found[4 + set].data();
+    g.length[set] = kLengths[set];
+  }
+  const auto push_bytes = stored(push, dtype);
+  g.push = push_bytes.data();
+  std::copy(p.query_stride, p.query_stride + 3, g.push_stride);
+  g.samples = 1;
+  const auto memory = [](size_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 * 64); };
+  const size_t branch = panels * kHeadSize * kernel.panel_tokens * kernel.acc_size;
+  size_t scratch_bytes[2];
+  kernel.scratch_bytes(g, scratch_bytes);
+  g.positive = memory(branch);
+  g.negative = memory(branch);
+  g.rows = memory(panels * kernel.row_numbers * kernel.panel_tokens * kernel.acc_size);
+  g.settings_sums = memory(g.panels * 3 * kernel.acc_size);
+  void* const first_steps = memory(scratch_bytes[0]);
+  void* const third_step = memory(scratch_bytes[1]);
+  for (int64_t head = 0; head < kHeads; ++head) {
+    kernel.attend(g, 0, head, 0, g.panels, first_steps);
+  }
+  for (int64_t panel = 0; panel < g.panels; ++panel) {
+    kernel.differentiate_rule(g, 0, panel, first_steps);
+  }
+  for (int64_t head = 0; head < kHeads; ++head) {
+    kernel.differentiate_head(g, 0, head, third_step);
+  }
+  for (void* x : {g.positive, g.negative, g.rows, g.settings_sums, first_steps, third_step}) {
+    std::free(x);
+  }
+  const double limits[nag::kNumDTypes] = {1e-5, 4e-3, 4e-2, 1e-6};
+  bool ok = true;
+  for (int i = 0; i < kNumInputs; ++i) {
+    std::vector<double> kept = in.at(i), along(kept.size());
+    double slope = 0, size = 0;
+    for (size_t j = 0; j < kept.size(); ++j) {
+      const double x = read(found[i], j, dtype);
+      along[j] = uniform();
+      slope += x * along[j];
+      size += x * x;
+    }
+    double losses[2] = {0, 0};
+    const double step = 1e-5;
+    for (int side = 0; side < 2; ++side) {
+      for (size_t j = 0; j < kept.size(); ++j) {
+        in.at(i)[j] = kept[j] + (side == 0 ? step : -step) * along[j];
+      }
+      const auto out = attend_all(in, p.rule);
+      for (size_t j = 0; j < out.size(); ++j) {
+        losses[side] += out[j] * push[j];
+      }
+    }
+    in.at(i) = kept;
+    const double error = std::fabs(slope - (losses[0] - losses[1]) / (2 * step)) / std::sqrt(size);
+    const bool right = size > 0 && error <= limits[static_cast<int>(dtype)];
+    std::printf("gradient %d, dtype %d: error %.2g, %s\n", i, static_cast<int>(dtype), error,
+                right ? "right" : "WRONG");
+    ok = ok && right;
+  }
+  return ok;
+}
+
 }  // namespace
 
 int main() {
-  const std::vector<double> query = exact_values(kTokens * kHeads * kHeadSize);
-  std::vector<double> key[3];
-  std::vector<double> value[3];
+  Inputs in;
+  in.query = exact_values(kTokens * kHeads * kHeadSize);
+  const std::vector<double>& query = in.query;
+  const std::vector<double>(&key)[3] = in.key;
+  const std::vector<double>(&value)[3] = in.value;
   for (int set = 0; set < 3; ++set) {
-    key[set] = exact_values(kLengths[set] * kHeads * kHeadSize);
-    value[set] = exact_values(kLengths[set] * kHeads * kHeadSize);
+    in.key[set] = exact_values(kLengths[set] * kHeads * kHeadSize);
+    in.value[set] = exact_values(kLengths[set] * kHeads * kHeadSize);
   }
   constexpr int64_t kChannels = kHeads * kHeadSize;
-  std::vector<double> exact(query.size());
-  std::vector<double> exact_vsf;
-  for (int64_t token = 0; token < kTokens; ++token) {
-    std::vector<double> branches[2];
-    for (int64_t head = 0; head < kHeads; ++head) {
-      const double* q = &query[(token * kHeads + head) * kHeadSize];
-      for (int text = 1; text <= 2; ++text) {
-        const auto z = attend(q, key, value, {0, text}, 1.0, head);
-        branches[text - 1].insert(branches[text - 1].end(), z.begin(), z.end());
-      }
-      const auto flipped = attend(q, key, value, {0, 1, 2}, -kSettings.scale, head);
-      exact_vsf.insert(exact_vsf.end(), flipped.begin(), flipped.end());
-    }
-    guide(branches[0], branches[1], &exact[token * kChannels]);
-  }
+  const std::vector<double> push = exact_values(query.size());
 
   bool ok = true;
   std::vector<int64_t> index(128);
@@ -227,8 +321,11 @@ int main() {
       for (int64_t token = 0; token < kTokens; token += p.tile_tokens) {
         kernel.run_tile(p, 0, token, scratch);
       }
-      const bool vsf = rule == nag::Rule::kVsf;
-      ok = close(vsf ? "attention, vsf," : "attention", out, vsf ? exact_vsf : exact, dtype) && ok;
+      const char* const name = rule == nag::Rule::kVsf ? "attention, vsf," : "attention";
+      ok = close(name, out, attend_all(in, rule), dtype) && ok;
+      nag::GradientParams g;
+      g.attention = p;
+      ok = gradient_is_right(table.gradient[static_cast<int>(dtype)], g, dtype, in, push) && ok;
     }
     std::free(scratch);
   }

@@ -6,9 +6,11 @@ python -m benchmarks                 all of these and the report, about 17 minut
 python -m benchmarks attention       one operation beside its rivals
 python -m benchmarks gradient        a forward and its backward beside autograd through two attentions and the formula
 python -m benchmarks joint           the attention of a whole joint layer, guided, beside one without guidance
+python -m benchmarks growth          time and memory as the image and the batch grow
 python -m benchmarks layer           one attention layer of six models, with its projections, norms and rotary embedding
 python -m benchmarks model           one denoising step of six models: unguided, CFG, NAG as published, NAG ours
 python -m benchmarks pipeline        a pipeline's call outside of its denoiser, unguided and guided
+python -m benchmarks steps           one step of a pipeline beside its arithmetic: guided, as published, after the end
 python -m benchmarks report          RESULTS.md and the plots from the CSVs that are there
 python -m benchmarks verdicts FILE   takes in what `python -m nag_kernels.prove --report FILE` found on a GPU
 """
@@ -18,15 +20,27 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_gradient, bench_joint, bench_model, bench_pipeline, gpu_verdicts, report
+from benchmarks import (
+    bench_attention,
+    bench_gradient,
+    bench_growth,
+    bench_joint,
+    bench_model,
+    bench_pipeline,
+    bench_steps,
+    gpu_verdicts,
+    report,
+)
 
 MEASURED = {
     "attention": bench_attention,
     "gradient": bench_gradient,
     "joint": bench_joint,
+    "growth": bench_growth,
     "layer": bench_model,
     "model": bench_model,
     "pipeline": bench_pipeline,
+    "steps": bench_steps,
 }
 
 
@@ -40,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     common.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: its own)")
     common.add_argument("--no-csv", dest="csv", action="store_false", help="print only")
     kinds = parser.add_subparsers(
-        dest="kind", metavar="{attention,gradient,joint,layer,model,pipeline,report,verdicts}"
+        dest="kind", metavar="{attention,gradient,joint,growth,layer,model,pipeline,steps,report,verdicts}"
     )
     for kind, module in MEASURED.items():
         each = kinds.add_parser(

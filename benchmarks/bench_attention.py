@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import RESULTS, Rows, describe, peaks, sentence
 from benchmarks.providers import PROVIDERS, SETTINGS, Run, served, verify
-from benchmarks.report import means
+from benchmarks.report_rows import means
 from benchmarks.workloads import CPU, GPU, GROWTH, ONE_TOKEN, Workload
 from nag_kernels import testing
 

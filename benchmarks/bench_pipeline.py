@@ -117,9 +117,9 @@ PIPELINES = {"SDXL": sdxl, "FLUX.1": flux}
 
 
 @contextlib.contextmanager
-def timed_forward(model: Module) -> Iterator[list[float]]:
-    """A list of the seconds of each forward of the model's class, within the block."""
-    cls, taken = type(model), list[float]()
+def timed_forward(model: Module) -> Iterator[list[tuple[float, float]]]:
+    """A list of the beginning and the end, in seconds, of each forward of the model's class, within the block."""
+    cls, taken = type(model), list[tuple[float, float]]()
     forward = cls.forward
 
     @functools.wraps(forward)
@@ -128,7 +128,7 @@ def timed_forward(model: Module) -> Iterator[list[float]]:
         try:
             return forward(*arguments, **named)
         finally:
-            taken.append(time.perf_counter() - start)
+            taken.append((start, time.perf_counter()))
 
     cls.forward = timed
     try:
@@ -137,12 +137,12 @@ def timed_forward(model: Module) -> Iterator[list[float]]:
         cls.forward = forward
 
 
-def outside(call: Callable[[], torch.Tensor], taken: list[float]) -> float:
+def outside(call: Callable[[], torch.Tensor], taken: list[tuple[float, float]]) -> float:
     """The milliseconds of a call outside of the denoiser's forward."""
     taken.clear()
     start = time.perf_counter()
     call()
-    return 1e3 * (time.perf_counter() - start - sum(taken))
+    return 1e3 * (time.perf_counter() - start - sum(end - begin for begin, end in taken))
 
 
 def calls_of(pipe: Any, options: dict[str, Any]) -> dict[str, Callable[[], torch.Tensor]]:

@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes benchmarks/RESULTS.md, the plots and the tables of docs/speed.md from the CSVs in benchmarks/results/."""
 
-import csv
-import math
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import gpu_verdicts
+from benchmarks import gpu_verdicts, targets
 from benchmarks.machine import RESULTS, sentence
+from benchmarks.report_rows import Row, grouped, means, milliseconds, read, table
 from benchmarks.workloads import GRADIENT_TARGETS
 from nag_kernels.whole_file import write_text
 
@@ -17,43 +15,6 @@ REPORT = RESULTS.with_name("RESULTS.md")
 PAGE = RESULTS.parents[1] / "docs" / "speed.md"
 MARKS = ("<!-- speed: written by python -m benchmarks report -->\n\n", "\n\n<!-- /speed -->")
 RIVALS = ("eager", "compiled", "composed")
-Row = dict[str, str]
-
-
-def read(kind: str) -> dict[str, list[Row]]:
-    """The rows of each CSV of a kind, by the file's stem."""
-    files = sorted(file for file in RESULTS.glob(f"{kind}-*.csv") if not file.name.endswith(".partial.csv"))
-    return {file.stem: list(csv.DictReader(file.open(newline=""))) for file in files}
-
-
-def milliseconds(row: Row) -> float:
-    return float(row["p50_ms"])
-
-
-def grouped(rows: list[Row], *names: str) -> dict[tuple[str, ...], dict[str, Row]]:
-    """Rows by provider for each value of the columns."""
-    found: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), {})[row["provider"]] = row
-    return found
-
-
-def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def means(rows: list[dict]) -> dict[tuple[str, str], tuple[float, float]]:
-    """(group, rival) to the geometric mean and the least of rival's time over ours."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for by in grouped(rows, "workload", "dtype").values():
-        for name, row in by.items():
-            if name != "ours" and "ours" in by:
-                ratios.setdefault((row["group"], name), []).append(milliseconds(row) / milliseconds(by["ours"]))
-    return {key: (math.exp(statistics.fmean(map(math.log, x))), min(x)) for key, x in ratios.items()}
-
-
 SHAPE = "B x S x H x D, text, shared"
 
 
@@ -226,6 +187,81 @@ def pipeline(stem: str, rows: list[Row]) -> str:
     return "\n\n".join([f"### {sentence(rows[0])}", says, table(head, lines)])
 
 
+def steps(stem: str, rows: list[Row]) -> str:
+    lines = []
+    for (name,), by in grouped(rows, "pipeline").items():
+        time = {which: milliseconds(row) for which, row in by.items()}
+        lines.append([
+            name, f"{time['stock']:.2f}", f"{time['after the end'] - time['stock']:+.2f}", f"{time['published']:.2f}",
+            f"{time['guided']:.2f}", f"{time['guided'] / time['published']:.2f}x",
+        ])  # fmt: skip
+    head = ["pipeline", "from one stock step to the next, ms", "after the end, more", "NAG as published, ms", "guided, ms",
+            "of NAG as published"]  # fmt: skip
+    says = (
+        "Steps of denoisers of real depth and tiny width, on one thread, so mostly Python and dispatch (p50, in turns):"
+    )
+    return "\n\n".join([f"### {sentence(rows[0])}", says, table(head, lines)])
+
+
+def growth_lines(rows: list[Row]) -> dict[tuple[str, str, str, str], list[tuple[int, float, float | None]]]:
+    """(layer, group, provider, threads) to (tokens, GFLOP/s, MiB beyond the inputs or None), tokens of the whole batch."""
+    found: dict[tuple[str, str, str, str], list[tuple[int, float, float | None]]] = {}
+    for row in rows:
+        tokens = int(row["batch"]) * int(row["length"])
+        keys = int(row["batch"]) * int(row["length"]) * int(row["heads"]) * int(row["size"])
+        rate = 4e-6 * keys * (2 * int(row["text"]) + int(row["shared"])) / milliseconds(row)
+        memory = float(row["peak_mib"]) if row["peak_mib"] else None
+        key = row["workload"], row["group"], row["provider"], row["on_threads"]
+        found.setdefault(key, []).append((tokens, rate, memory))
+    return found
+
+
+def growth(stem: str, rows: list[Row]) -> str:
+    lines = []
+    for (layer, group, provider, threads), points in growth_lines(rows).items():
+        if provider == "ours":
+            rates = [rate for _, rate, _ in points]
+            low, high = min(points, key=lambda x: x[1]), max(points, key=lambda x: x[1])
+            lines.append([layer, group, threads, f"{rates[0]:.0f}", f"{rates[-1]:.0f}",
+                          f"{low[1]:.0f} at {low[0]}", f"{high[1]:.0f} at {high[0]}"])  # fmt: skip
+    head = ["layer", "what grows", "threads", "GFLOP/s, smallest", "largest", "lowest, at tokens", "highest"]
+    says = (
+        "Multiply-adds a second as the image has 1024 to 131,072 tokens (joint: 16,384), or the batch 1 to 16 images of 1024. "
+        "A flat rate is a time that grows as the arithmetic does:"
+    )
+    return "\n\n".join([f"### {sentence(rows[0])}", says, table(head, lines), f"![growth](results/{stem}.png)"])
+
+
+def plot_growth(path: Path, rows: list[Row]) -> None:
+    """Rate above, memory of a token below; one column for each layer and for what grows."""
+    from matplotlib import pyplot
+
+    lines = growth_lines(rows)
+    columns = list(dict.fromkeys((layer, group) for layer, group, _, _ in lines))
+    figure, axes = pyplot.subplots(2, len(columns), figsize=(4 * len(columns), 6.5), squeeze=False)
+    for at, (layer, group) in enumerate(columns):
+        rates, memories = axes[0][at], axes[1][at]
+        for (of_layer, of_group, provider, threads), points in lines.items():
+            if (of_layer, of_group) != (layer, group):
+                continue
+            color, style = ("C0" if provider == "ours" else "C1"), ("-" if threads != "1" else "--")
+            label = f"{provider}, {threads} thread{'s' if threads != '1' else ''}"
+            rates.plot(
+                [x for x, _, _ in points], [y for _, y, _ in points], style, marker="o", color=color, label=label
+            )
+            kept = [(x, 1024 * y / x) for x, _, y in points if y is not None]
+            if kept:
+                memories.plot(*zip(*kept, strict=True), style, marker="o", color=color, label=label)
+        rates.set(xscale="log", ylim=(0, None), title=f"{layer}, more {'tokens' if group == 'tokens' else 'images'}")
+        memories.set(xscale="log", ylim=(0, None), xlabel="tokens of the whole batch")
+    axes[0][0].set(ylabel="GFLOP/s")
+    axes[1][0].set(ylabel="KiB a token beyond the inputs")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def _percent(share: str | float) -> str:
     return f"{100 * float(share):+.1f} %"
 
@@ -289,9 +325,11 @@ SECTIONS: tuple[tuple[str, str, Callable, Callable | None], ...] = (
     ("attention", "One operation", attention, plot_attention),
     ("gradient", "A forward and its backward", gradient, None),
     ("joint", "The attention of a whole joint layer", joint, None),
+    ("growth", "Growth with the image and the batch", growth, plot_growth),
     ("layer", "One attention layer: projections, norms, rotary embedding, attention", overhead, plot_overhead),
     ("model", "One denoising step", overhead, plot_overhead),
     ("pipeline", "A pipeline's call outside of its denoiser", pipeline, None),
+    ("steps", "A step beside its arithmetic", steps, None),
 )
 
 
@@ -322,6 +360,7 @@ def main() -> None:
     parts = [
         "# Results", "Written by `python -m benchmarks report` from the CSVs in `benchmarks/results/`; `make bench` measures and "
         "writes all of it on the machine at hand. Nothing here is typed by hand.",
+        "## Targets", "What is wanted, and what was measured on each processor:", *targets.section(),
     ]  # fmt: skip
     for kind, title, text, plot in SECTIONS:
         parts.append(f"## {title}")
@@ -336,6 +375,7 @@ def main() -> None:
             *(gpu_verdicts.section(*each) for each in proven.items()),
         ]
     write_text(REPORT, "\n\n".join(parts) + "\n")
+    print("\n\n".join(targets.section()))
     before, rest = PAGE.read_text().split(MARKS[0])
     write_text(PAGE, before + MARKS[0] + summary() + MARKS[1] + rest.split(MARKS[1])[1])
     print(f"{REPORT.relative_to(RESULTS.parents[1])} and {len(list(RESULTS.glob('*.png')))} plots")

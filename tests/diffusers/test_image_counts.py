@@ -254,5 +254,5 @@ def test_one_ready_made_text_for_several_images(kind):
     count = "num_images_per_prompt" if kind == "bria" else "num_videos_per_prompt"
     (plain,) = pipe(**call, **{count: 2})
     assert len(plain) == 2
-    with guide(pipe, negative), pytest.raises(ValueError, match="called with one text for 2 images; .* with 2 rows"):
+    with guide(pipe, negative), pytest.raises(ValueError, match=r"called with one text for 2 images; .* with 2 rows"):
         pipe(**call, **{count: 2})

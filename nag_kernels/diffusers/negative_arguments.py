@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of a pipeline's call with the negative in the place of its prompt, all else alike."""
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+import io
+import random
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from .modular import input_names, is_modular
@@ -14,6 +19,8 @@ from .pipeline_call import CALLBACKS, naming_call, prompt_count
 
 Negative = str | list[str] | Mapping[str, Tensor]
 Change = Callable[[str], str]  # gives another text
+
+RANDOM = (np.random.Generator, np.random.RandomState, random.Random)  # beside torch's generators
 
 READY_MADE = (
     *("prompt_", "pooled_prompt_", "generated_prompt_", "attention_mask", "encoder_attention_mask"),
@@ -139,14 +146,36 @@ def _other_embeddings(x: Any) -> Any:
     return x + 1 if x.is_floating_point() else x
 
 
-def cloned(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with copies of its generators, whatever their names."""
-    return {name: _clone(x) for name, x in arguments.items()}
+def cloned(arguments: Mapping[str, Any], numbers: bool = True) -> dict[str, Any]:
+    """The arguments of a call with copies of all that the call might write into or use up, whatever their names. What is one
+    object stays one. Raises TypeError for what can be read once only.
 
+    numbers: whether tensors, arrays and images are copied as well, which may be large.
+    """
+    for name, x in arguments.items():
+        if isinstance(x, Iterator) and not isinstance(x, io.IOBase):
+            raise TypeError(
+                f"guide: {name} is a {type(x).__name__}, which can be read only once, and guidance also calls the pipeline with "
+                "the negative prompt: give a list"
+            )
+    copies: dict[int, Any] = {}
 
-def _clone(x: Any) -> Any:
-    if isinstance(x, torch.Generator):
-        return torch.Generator(device=x.device).set_state(x.get_state())
-    if isinstance(x, (list, tuple)) and any(isinstance(y, torch.Generator) for y in x):
-        return [_clone(y) for y in x]
-    return x
+    def clone(x: Any) -> Any:
+        if id(x) not in copies:
+            copies[id(x)] = made(x)
+        return copies[id(x)]
+
+    def made(x: Any) -> Any:
+        if isinstance(x, torch.Generator):
+            return torch.Generator(device=x.device).set_state(x.get_state())
+        if isinstance(x, RANDOM):
+            return copy.deepcopy(x)
+        if isinstance(x, Tensor):
+            return x.clone() if numbers else x
+        if isinstance(x, (np.ndarray, Image)):
+            return x.copy() if numbers else x
+        if type(x) in (list, tuple):
+            return type(x)(map(clone, x))
+        return {key: clone(y) for key, y in x.items()} if type(x) is dict else x
+
+    return {name: clone(x) for name, x in arguments.items()}

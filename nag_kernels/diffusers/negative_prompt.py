@@ -95,7 +95,7 @@ class NegativeRecorder:
         arguments, the first ones, that it is to be given by position."""
         self.function, self.pipe, self.denoisers = function, pipe, list(found)
         self._modules = [module for its in found.values() for module in its.modules.values()]
-        self.arguments = cloned(arguments)  # the running call draws from the generators
+        self.arguments = cloned(arguments, numbers=False)  # the running call draws from the generators
         self.negative, self.by_position = negative, by_position
         self.cancelled = False
         self.same_unconditional = not has_unconditional_text(arguments) and not isinstance(negative, Mapping)
@@ -256,8 +256,8 @@ def _leave_nothing_behind(replaced: Replaced, pipe: Any, modules: list[Denoiser]
     for owner in (pipe, *parts_with_state(pipe)):
         if hasattr(owner, "__dict__"):
             replaced.later(functools.partial(_put_attributes_back, owner, dict(owner.__dict__)))
-        for generator in [x for x in getattr(owner, "__dict__", {}).values() if isinstance(x, torch.Generator)]:
-            replaced.later(functools.partial(generator.set_state, generator.get_state()))
+        for held in list(getattr(owner, "__dict__", {}).values()):
+            _put_back_later(replaced, held)
     processors = [(x, x.processor) for x in modules if "processor" in x.__dict__ or "processor" in x._modules]
     replaced.later(functools.partial(_put_processors_back, processors))
     replaced.later(functools.partial(random.setstate, random.getstate()))
@@ -278,6 +278,37 @@ def _put_attributes_back(owner: Any, before: Mapping[str, Any]) -> None:
     for name, value in before.items():
         if name not in owner.__dict__ or owner.__dict__[name] is not value:
             owner.__dict__[name] = value
+
+
+def _put_back_later(replaced: Replaced, held: Any) -> None:
+    """What is in an attribute of the pipeline. What comes into a list or a mapping may stay: it may be shared with others."""
+    if isinstance(held, torch.Generator):
+        replaced.later(functools.partial(held.set_state, held.get_state()))
+    elif isinstance(held, random.Random):
+        replaced.later(functools.partial(held.setstate, held.getstate()))
+    elif isinstance(held, np.random.Generator):
+        replaced.later(functools.partial(setattr, held.bit_generator, "state", held.bit_generator.state))
+    elif isinstance(held, np.random.RandomState):
+        replaced.later(functools.partial(held.set_state, held.get_state()))
+    elif isinstance(held, Tensor) and not held.is_inference():
+        replaced.later(functools.partial(_put_numbers_back, held, held._version, held.clone()))
+    elif type(held) in (list, dict):
+        replaced.later(functools.partial(_put_items_back, held, held.copy()))
+
+
+def _put_numbers_back(x: Tensor, version: int, before: Tensor) -> None:
+    if x._version != version:
+        with torch.no_grad():
+            x.copy_(before)
+
+
+def _put_items_back(held: Any, before: Any) -> None:
+    """Those that are gone."""
+    if isinstance(held, dict):
+        for key, value in before.items():
+            held.setdefault(key, value)
+    elif not {*map(id, before)} <= {*map(id, held)}:
+        held[:] = before
 
 
 def _put_processors_back(processors: list[tuple[Layer, Any]]) -> None:

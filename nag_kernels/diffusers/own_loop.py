@@ -14,6 +14,7 @@ from .denoiser_calls import Denoiser, forward_parameters, inner_denoiser
 from .guard import forget_the_dead, owner_here, pipelines_calling
 from .models.registry import spec_of
 from .negative_prompt import RecordedCall
+from .packing import look_up
 from .prompt_calls import PROMPT, UNCONDITIONAL
 from .restore import Replaced
 from .run import GuidedRun
@@ -42,6 +43,7 @@ class GivenTexts:
 
     def kind(self, arguments: Mapping[str, Any], context: str | None) -> str:
         self._refuse_pipelines()
+        self._refuse_missing(arguments)
         try:
             halves = self._unconditional_halves(arguments)
         except RuntimeError as error:
@@ -61,6 +63,18 @@ class GivenTexts:
         images = rows // self.spec.rows_per_image(arguments)
         self._check_rows({1, images, rows})
         return images
+
+    def _refuse_missing(self, arguments: Mapping[str, Any]) -> None:
+        """A mask that is forgotten would show the padding of the negative."""
+        assert self.negative is not None
+        masks = [mask for _, mask in self.spec.concatenated if mask is not None]
+        dual = self.spec.dual_forward
+        for name in (*self.spec.text, *self.spec.masks, *masks, *(dual.text if dual else ())):
+            if look_up(arguments, name) is not None and look_up(self.negative.arguments, name) is None:
+                raise ValueError(
+                    f"guide: negative_prompt has no {name}, and this call of the denoiser has one for the prompt: give the "
+                    "negative's own (of a mask one of all ones, where all of its tokens are to be seen)"
+                )
 
     def _check_rows(self, allowed: set[int]) -> None:
         """Raises ValueError where the negative has neither one row nor one for each image of the running call."""

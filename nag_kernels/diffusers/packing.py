@@ -88,7 +88,7 @@ class Packer:
         mask_positive, mask_negative = map(self.spec.attended, seen) if seen else (None, None)
         unseen_bias = None
         if self.spec.masks_for_image:
-            mask = _look_up(arguments, self.spec.masks[0])
+            mask = look_up(arguments, self.spec.masks[0])
             unseen_bias = -1.0 if mask is not None and mask.dtype.is_floating_point else None
         degree = 1 if self.mesh is None else self.mesh.size()
         length_positive, length_negative = (x.shape[dim] // degree for x in packed[name])
@@ -243,9 +243,9 @@ class Packer:
 
     def _masks(self, arguments: Mapping[str, Any]) -> Pair | None:
         for name in self.spec.masks:
-            positive, negative = _look_up(arguments, name), _look_up(self.negative, name)
+            positive, negative = look_up(arguments, name), look_up(self.negative, name)
             for other in self.spec.masks:
-                if _look_up(arguments, other) is not positive or _look_up(self.negative, other) is not negative:
+                if look_up(arguments, other) is not positive or look_up(self.negative, other) is not negative:
                     raise ValueError(
                         f"guide: {other} must be the very mask that {name} is: texts are packed under one mask"
                     )
@@ -349,7 +349,7 @@ def in_turn(text: Tensor, prompts: int) -> bool:
     return torch.equal(rows, rows[:1].expand_as(rows))
 
 
-def _look_up(arguments: Mapping[str, Any], name: str) -> Any:
+def look_up(arguments: Mapping[str, Any], name: str) -> Any:
     """An argument, or for "outer.inner" what it holds under a name."""
     outer, _, inner = name.partition(".")
     value = arguments.get(outer)

@@ -18,7 +18,14 @@ from .attention.kept import KeptKeysAndValues, KeptTensor
 from .attention.pooled_modulation import negative_modulation
 from .attention.text_modules import TextModule, run_once_per_prompt
 from .compatibility import check_calls, check_gradients, head_mesh, sequence_mesh
-from .denoiser_calls import Denoiser, as_they_came, denoiser_arguments, denoisers_of, inner_denoiser
+from .denoiser_calls import (
+    Denoiser,
+    as_they_came,
+    denoiser_arguments,
+    denoisers_of,
+    forward_parameters,
+    inner_denoiser,
+)
 from .guard import changed_on_the_way, intercepted, pipelines_calling
 from .interception import Interception, contexts_noticed
 from .models.registry import Found, guided_layers, spec_of
@@ -197,6 +204,7 @@ class GuidedRun:
         check_gradients(denoiser)
         self._notice_processors(denoiser, processors)
         packed = self.packer.pack(arguments)
+        self._refuse_one_text_of_several_images(denoiser, arguments)
         self._keep_texts(arguments, packed)
         arguments |= packed
         self._set_settings()
@@ -226,6 +234,16 @@ class GuidedRun:
             check_modulation()
         check_calls(denoiser, {site: ours.text_calls for site, _, ours in processors}, arguments)
         return result
+
+    def _refuse_one_text_of_several_images(self, denoiser: Denoiser, arguments: Mapping[str, Any]) -> None:
+        """Some pipelines do not repeat ready-made text for each image, and stock attention spreads a batch of one over them."""
+        image = arguments.get(forward_parameters(denoiser)[0])
+        if self.packer.rows == 1 and isinstance(image, Tensor) and len(image) > 1 and 0 not in self.spec.text.values():
+            raise ValueError(
+                f"guide: the denoiser was called with one text for {len(image)} images; guidance needs a text for each: give "
+                f"ready-made text with {len(image)} rows (prompt_embeds.repeat({len(image)}, 1, 1), and so on), or call the "
+                "pipeline for one image at a time"
+            )
 
     def _notice_processors(self, denoiser: Denoiser, processors: list[tuple[Layer, Any, Any]]) -> None:
         """A pipeline or a callback may have set others since the latest call. Raises ValueError for one that is not known."""

@@ -239,3 +239,20 @@ def test_a_prompt_that_is_its_own_negative_is_no_unconditional_row(negative):
     alike = [error(x, y) < 1e-5 for x, y in zip(got, plain, strict=True)]
     negatives = [negative] * 2 if isinstance(negative, str) else negative
     assert alike == [x == y for x, y in zip(FOUR[:2], negatives, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["wan from an image", "skyreels", "cosmos", "hunyuan video", "kandinsky 5", "bria"])
+def test_one_ready_made_text_for_several_images(kind):
+    """These pipelines do not repeat it, and stock attention spreads it over the images."""
+    pipe, call, prompt, negative = PIPELINES[kind].build()
+    pipe.set_progress_bar_config(disable=True)
+    one, negative = (
+        {name: x[:1] if name != "prompt_cu_seqlens" else x for name, x in text.items()} for text in (prompt, negative)
+    )
+    latents = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent", "return_dict": False}
+    call = {name: x for name, x in call.items() if not name.startswith("negative_")} | latents | one
+    count = "num_images_per_prompt" if kind == "bria" else "num_videos_per_prompt"
+    (plain,) = pipe(**call, **{count: 2})
+    assert len(plain) == 2
+    with guide(pipe, negative), pytest.raises(ValueError, match=r"called with one text for 2 images; .* with 2 rows"):
+        pipe(**call, **{count: 2})

@@ -13,6 +13,7 @@ from stand_in import filled
 from tiny import ROWS, noise, seeded
 
 from nag_kernels.diffusers import NAGHunyuanVideoAttnProcessor2_0, NAGZSingleStreamAttnProcessor, PackedText, guide
+from nag_kernels.diffusers.models.registry import spec_of
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -127,3 +128,18 @@ def test_a_text_that_is_converted_anew_in_each_step():
     with guide(pipe, "negative"):
         assert torch.equal(got, pipe(pipe.prompt))
     assert not torch.equal(got, plain)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_loop_that_forgets_a_mask_of_the_negative_raises(kind):
+    """Its padding would be seen."""
+    pipe = filled(TINY[kind], masked=TINY[kind].seen is not None)
+    call, negative = pipe.arguments | pipe.texts["positive"], pipe.texts["negative"]
+    spec = spec_of(pipe.transformer)
+    dual = spec.dual_forward.text if spec.dual_forward else ()
+    masks = [*spec.masks, *(mask for _, mask in spec.concatenated if mask)]
+    belong = {name.partition(".")[0] for name in (*spec.text, *masks, *dual)} - {next(iter(spec.text))}
+    for name in [name for name in negative if name in belong and negative[name] is not None]:
+        rest = {key: x for key, x in negative.items() if key != name}
+        with pytest.raises(ValueError, match=f"negative_prompt has no {name}"), guide(pipe.transformer, rest):
+            pipe.transformer(**call)

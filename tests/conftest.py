@@ -95,9 +95,11 @@ def pytest_addoption(parser):
 
 # What takes longest begins first: else one process of pytest-xdist goes on with it long after the others have ended.
 LONGEST = (
-    "test_every_model", "test_cpu_paths", "test_cuda_compile", "test_guide_interrupts", "test_triton", "test_ptx_mutants",
-    "test_parallel", "test_guide", "test_combinations", "test_processors", "test_gpu_choice", "test_cuda_host", "test_layers",
-    "test_comfy_combinations", "test_guide_afterwards", "test_packaging", "test_ops", "test_demo",
+    "test_every_model", "test_cpu_paths", "test_cuda_compile", "test_triton", "test_ptx_mutants", "test_benchmarks",
+    "test_operations", "test_guide", "test_guided_denoisers", "test_guide_interrupts", "test_play_page", "test_shapes",
+    "test_combinations", "test_variants", "test_page", "test_ops", "test_processors", "test_prompt_calls", "test_gpu_choice",
+    "test_layers", "test_attention", "test_comfy_families", "test_packaging", "test_guider", "test_parallel", "test_prove",
+    "test_registry", "test_demo", "test_diagnose", "test_comfy_combinations", "test_backends", "test_aot_inductor",
 )  # fmt: skip
 
 

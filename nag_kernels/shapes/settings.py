@@ -40,5 +40,5 @@ class Settings:
 
 QUICK = Settings(
     ae_steps=4, ae_batch=8, classifier_steps=3, classifier_batch=18, text_steps=3, text_batch=8, flow_steps=3,
-    flow_batch=8, few_steps=2, watch_every=2, judged=16,
+    flow_batch=8, few_steps=2, watch_every=2, judged=8,
 )  # fmt: skip

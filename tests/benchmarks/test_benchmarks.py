@@ -5,18 +5,21 @@
 import argparse
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import re
+import runpy
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
+
+import diffusers
 
 from benchmarks import (
     bench_attention,
@@ -38,7 +41,6 @@ from nag_kernels.prove.__main__ import report as prove_report
 from nag_kernels.prove.layers import Layer
 from nag_kernels.prove.verdicts import Verdict
 
-ROOT = Path(__file__).parents[2]
 TINY = {"FLUX.1": 24, "FLUX.1-schnell": 24, "SD3.5-Large": 19, "SANA-1.6B": 10, "SDXL": 5, "Wan2.1-14B": 40}
 ABOUT = {"device": "a CPU", "path": "p", "threads": 2, "torch": "2", "diffusers": "", "git_sha": "abc", "dirty": False,
          "timestamp": "2026-01-02T00:00:00"}  # fmt: skip
@@ -265,13 +267,23 @@ def test_report_says_what_the_rows_say(tmp_path, monkeypatch):
     assert "| a CPU, p | M | +100.0 % (+100 %) | +80.0 % (+87 %) | +10.0 % | +5.0 % |" in page
 
 
+def with_layers(kind, layers, **config):
+    return kind(**config | layers)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bench_pipeline.PIPELINES)
 def test_a_pipelines_call_outside_of_its_denoiser(name, monkeypatch, capsys, one_thread):
-    """With text encoders of two layers. A pipeline whose guided calls differ, or do nothing, is not timed."""
-    built = bench_pipeline.PIPELINES[name](
-        0.0
-    )  # once for all that follows: its text encoders are as wide as the real ones
+    """With text encoders of two layers and few of the denoiser. A pipeline whose guided calls differ, or do nothing, is not
+    timed."""
+    few = {
+        "FluxTransformer2DModel": {"num_layers": 2, "num_single_layers": 2},
+        "UNet2DConditionModel": {"transformer_layers_per_block": (1, 1, 1)},
+    }
+    with monkeypatch.context() as patch:
+        for kind, layers in few.items():
+            patch.setattr(diffusers, kind, functools.partial(with_layers, getattr(diffusers, kind), layers))
+        built = bench_pipeline.PIPELINES[name](0.0)  # once for all that follows: the texts are as wide as the real ones
     monkeypatch.setitem(bench_pipeline.PIPELINES, name, lambda part: built)
     options = argparse.Namespace(device="cpu", threads=1, csv=False, pipeline=[name], rounds=2, part=0.0)
     bench_pipeline.main(options)
@@ -363,12 +375,15 @@ def test_the_page_on_speed_speaks_of_results():
         assert number in text, number
 
 
-def test_help_lists_workloads_and_providers():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+def test_help_lists_workloads_and_providers(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
+    monkeypatch.delitem(sys.modules, "benchmarks.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks", run_name="__main__")
+    assert not ended.value.code
+    said = capsys.readouterr().out
     for name in (*providers.PROVIDERS, *bench_model.MODELS, *(w.name for w in (*CPU, *GPU))):
-        assert name in done.stdout
+        assert name in said
 
 
 def test_a_report_of_prove_becomes_rows(tmp_path):

@@ -22,14 +22,27 @@ def wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
 
 
-@pytest.fixture(scope="module")
-def default_cells() -> list[tuple[str, str, dict[str, demo.Cell]]]:
-    """Every default prompt drawn by every method, once for all tests; 128 samples of the 256 that a user gets."""
+def drawn(samples: int, batch: int, methods: tuple[str, ...]) -> list[tuple[str, str, dict[str, demo.Cell]]]:
+    """Every default prompt drawn by these methods."""
     options = demo.parse(["--device", "cpu"])
     assert options.samples >= 256
-    options.samples = 128
+    options.samples, options.batch = samples, batch
     pipe, judge = loading.load_model("shapes", "cpu"), loading.shapes_judge()
-    return [(*case, demo.run_case(pipe, *case, options, judge)) for case in options.cases]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "METHODS", methods)
+        return [(*case, demo.run_case(pipe, *case, options, judge)) for case in options.cases]
+
+
+@pytest.fixture(scope="module")
+def default_cells() -> list[tuple[str, str, dict[str, demo.Cell]]]:
+    """Every method, 12 samples in two batches; once for all tests."""
+    return drawn(12, 8, demo.METHODS)
+
+
+@pytest.fixture(scope="module")
+def many_cells() -> list[tuple[str, str, dict[str, demo.Cell]]]:
+    """128 samples of the 256 that a user gets."""
+    return drawn(128, 64, ("no negative", "NAG"))
 
 
 def shares_of(text: str) -> list[tuple[str, ...]]:
@@ -57,16 +70,16 @@ def test_two_runs_print_the_same_shares_and_draw_the_same_picture(tmp_path, caps
 def test_every_method_draws_every_sample(default_cells):
     for _, _, cells in default_cells:
         assert list(cells) == list(demo.METHODS)
-        assert all(len(cell.pictures) == len(cell.shows) == len(cell.clean) == 128 for cell in cells.values())
+        assert all(len(cell.pictures) == len(cell.shows) == len(cell.clean) == 12 for cell in cells.values())
 
 
 @pytest.mark.slow
-def test_nag_halves_the_negative_and_keeps_the_picture(default_cells):
+def test_nag_halves_the_negative_and_keeps_the_picture(many_cells):
     """What the project promises for the shipped weights, over all default prompts together."""
     rate = {}
     for method in ("no negative", "NAG"):
         for kind in ("shows", "clean"):
-            flags = [flag for _, _, cells in default_cells for flag in getattr(cells[method], kind)]
+            flags = [flag for _, _, cells in many_cells for flag in getattr(cells[method], kind)]
             rate[method, kind] = sum(flags) / len(flags)
     assert rate["no negative", "shows"] > 0.1
     assert rate["NAG", "shows"] <= 0.5 * rate["no negative", "shows"]

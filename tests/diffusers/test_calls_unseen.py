@@ -257,6 +257,7 @@ def test_a_pipeline_that_is_gone_does_not_keep_its_denoiser():
         assert error(call(), plain) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_denoiser_itself_beside_its_compiled_form_is_no_other():
     pipe = pipeline("sd15")
     plain = draw(pipe)

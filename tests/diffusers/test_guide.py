@@ -361,6 +361,7 @@ def test_a_call_inside_a_call_is_refused():
         draw(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["torch.compile", "Module.compile", "blocks"])
 def test_compiled_denoisers(how):
     pipe = pipeline("pixart")

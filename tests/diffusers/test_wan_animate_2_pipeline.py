@@ -129,6 +129,7 @@ def test_a_window_holds_in_each_segment(window, acts):
     assert found == acts * SEGMENTS
 
 
+@pytest.mark.slow
 def test_compiled_blocks():
     """As the library advises for this model."""
     torch._dynamo.reset()

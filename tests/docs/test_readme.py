@@ -72,6 +72,7 @@ def test_readme_examples_of_published_models(tiny, tmp_path, monkeypatch):
     assert abs(plain - steered).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", OWN, ids=range(len(OWN)))
 def test_readme_examples_run(example, tmp_path):
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)

@@ -69,6 +69,7 @@ def outputs_of(runtime):
     return dict(zip(names, model({name: CASES[name][1] for name in names}), strict=True)), model.operators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runtime", "case"),
     [(x, case) for x in RUNTIMES for case in CASES if "opset" not in x or case in WITH_ATTENTION],
@@ -82,6 +83,7 @@ def test_a_runtime_agrees_with_float64(case, runtime):
     assert error(outputs_of(runtime)[0][case], wanted) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runtime", "operator", "number"),
     # Two in a case, but one for rule "vsf" and where the negative has no tokens.

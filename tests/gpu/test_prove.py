@@ -260,6 +260,7 @@ def test_a_real_process(monkeypatch):
 # --- the command ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
 def test_no_device_in_one_sentence():
     done = subprocess.run([sys.executable, "-m", "nag_kernels.prove"], capture_output=True, text=True)

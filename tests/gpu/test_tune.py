@@ -50,6 +50,7 @@ def test_its_workloads_are_there():
     assert all(WORKLOADS[name].size <= size for size, names in CLASSES.items() for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
 def test_without_a_gpu_it_says_so():
     done = subprocess.run([sys.executable, "-m", "benchmarks.tune_gpu"], capture_output=True, text=True)

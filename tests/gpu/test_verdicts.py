@@ -238,6 +238,7 @@ verdicts.write(verdicts.Verdict(facts, {"triton": {"state": "right"}, "cuda text
 """
 
 
+@pytest.mark.slow
 def test_under_a_torch_with_cuda(tmp_path):
     """In the first process nothing is known; the second finds what the first wrote down, without asking a GPU."""
     pytest.importorskip("triton", reason="triton is not here: not installed")

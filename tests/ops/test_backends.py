@@ -125,6 +125,7 @@ def test_the_report_says_what_runs():
     assert f"{nag_kernels.available_backends()[0]} serves nag::guidance on cpu" in report
 
 
+@pytest.mark.slow
 def test_the_report_as_a_command():
     done = subprocess.run([sys.executable, "-m", "nag_kernels.info"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -56,6 +56,7 @@ def test_the_gradient(leaves, products):
     assert counted(out.backward) == sum(each * n * x for n, x in zip((3, 4, 6), products, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["nag_kernels", "torch.utils.flop_counter"])
 def test_whichever_is_imported_first(first):
     code = (

@@ -30,6 +30,7 @@ assert torch.allclose(compiled(**settings), ours, atol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_another_build_beside_this_one(tmp_path):
     """The operation alone: nag_kernels.diffusers and the commands import it by its name."""
     copy = tmp_path / "from_a_hub"

@@ -4,6 +4,7 @@
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -267,9 +268,16 @@ def test_samples_do_not_depend_on_the_batch(pipe):
 
 
 @pytest.mark.slow
-def test_a_quick_training_runs_through(tmp_path, capsys):
+def test_a_quick_training_runs_through(tmp_path, capsys, monkeypatch):
+    """In two processes, which are forked where they can be: so they need not import everything again."""
     from nag_kernels.shapes.train import main
 
+    def fork(function, arguments, nprocs):
+        function, arguments = pickle.loads(pickle.dumps((function, arguments)))  # what starts anew is sent these
+        torch.multiprocessing.start_processes(function, arguments, nprocs=nprocs, start_method="fork")
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.multiprocessing, "spawn", fork)
     main(["--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")])
     assert "one: objects and clean" in capsys.readouterr().out
     assert load(tmp_path / "out")("a circle", num_inference_steps=1).images[0].size == (32, 32)

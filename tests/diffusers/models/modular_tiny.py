@@ -245,7 +245,7 @@ def minimax_h3_from_noise(transformer="transformer"):
 def wan_animated_2():
     """In two segments, before each of which the denoiser reads the frames whose movements are to be taken."""
     parts = {"transformer": seeded(lambda: wan_animate_2(2, 4)), "scheduler": FlowMatchEulerDiscreteScheduler(),
-             "vae": wan_vae(4), "image_encoder": image_encoder(1280, 224)["image_encoder"]}  # fmt: skip
+             "vae": wan_vae(4), "image_encoder": image_encoder(1280, 224, 4)["image_encoder"]}  # fmt: skip
     texts = [{"prompt_embeds": embeds(n, 1, n, TEXT)} for n in (7, 5, 6)]
     call = {"image": PICTURE, "driving_video": [x.resize((32, 32)) for x in FRAMES * 3], "segment_frame_length": 5}
     return types.SimpleNamespace(components=parts), *with_text(texts, **call, height=32, width=32)

@@ -116,14 +116,14 @@ def wan_vae(z_dim=16):
     return seeded(lambda: diffusers.AutoencoderKLWan(z_dim=z_dim, **config, **own))
 
 
-def image_encoder(width=8, size=8):
+def image_encoder(width=8, size=8, patches=2):
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=8,
         num_hidden_layers=2,
         num_attention_heads=2,
         image_size=size,
-        patch_size=size // 2,
+        patch_size=size // patches,
     )
     processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
     return {"image_encoder": seeded(lambda: CLIPVisionModel(vision)), "image_processor": processor}

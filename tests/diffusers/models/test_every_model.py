@@ -131,6 +131,7 @@ COMPILED = ["ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel", "CogVi
             "MotifVideoTransformer3DModel"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in COMPILED if kind in TINY])
 def test_compiled_models(kind):
     """In one graph without guidance and one with it, whatever the settings; a new run compiles nothing."""

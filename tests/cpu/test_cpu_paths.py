@@ -103,7 +103,9 @@ def host_objects(tmp_path_factory):
     """All of `_C` but the kernels with emulated vectors."""
     cxx, folder = compiler(), tmp_path_factory.mktemp("objects")
     sources = [CSRC / "module.cpp"]
-    sources += [CSRC / f"cpu/{name}.cpp" for name in ("attention", "gradient", "guidance", "kernels_default", "capability")]
+    sources += [
+        CSRC / f"cpu/{name}.cpp" for name in ("attention", "gradient", "guidance", "kernels_default", "capability")
+    ]
     objects = [folder / f"{source.stem}.o" for source in sources]
     compile_each([[cxx, *FLAGS, "-c", source, "-o", to] for source, to in zip(sources, objects, strict=True)])
     return objects

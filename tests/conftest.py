@@ -87,6 +87,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--comfy", metavar="FOLDER", help="a checkout of ComfyUI for tests/comfyui, instead of the fetched core"
     )
+    parser.addoption("--sdnext", metavar="FOLDER", help="a checkout of SD.Next for tests/sdnext/test_sdnext_real.py")
+    parser.addoption("--sdnext-python", metavar="FILE", help="a Python that has what this SD.Next needs")
     parser.addoption("--play-screenshot", metavar="FILE",
                      help="where tests/play/test_play_browser.py puts its picture of the page")  # fmt: skip
     parser.addoption("--ptx-check", action="store_true",

@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
     if error.name not in ("nag_kernels", "nag_kernels.comfyui"):
         raise
     raise ImportError(
-        "Negative Prompt in Attention: the Python package nag-kernels is missing or too old. Install it into the Python that "
-        f"runs ComfyUI, and start ComfyUI again: {sys.executable} -m pip install --upgrade nag-kernels"
+        "Negative Prompt in Attention: the Python package nag-kernels is missing or too old. In a checkout of it, install "
+        f"it into the Python that runs ComfyUI, and start ComfyUI again: {sys.executable} -m pip install ."
     ) from error
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -94,8 +94,8 @@ class Run:
             if error.name not in ("nag_kernels", "nag_kernels.diffusers"):
                 raise
             raise RuntimeError(
-                "the Python package nag-kernels is missing. Install it into the Python that runs SD.Next: "
-                f"{sys.executable} -m pip install nag-kernels"
+                "the Python package nag-kernels is missing. In a checkout of it, install it into the Python that runs SD.Next: "
+                f"{sys.executable} -m pip install ."
             ) from error
         scale, tau, alpha = (None if self.settings[k] == PUBLISHED else self.settings[k] for k in NAMES[1:4])
         steered = guided(pipe, negative, nag_scale=scale, nag_tau=tau, nag_alpha=alpha, end=self.settings["end"])

@@ -42,11 +42,24 @@ def entrance(packed: Packed, kind: Kind, index: int, name: str) -> Callable[...,
 
     def enter(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         packed.entered.add(index)
+        if kind.joint:
+            _check_text(packed, name, kwargs)
         options = kwargs.get("transformer_options") or {}
         layer = _Layer(packed, kind, index, name, options.get(OVERRIDE), kind.call(module), kind.before(kwargs))
         return args, kwargs | {"transformer_options": options | {OVERRIDE: layer.attend}}
 
     return enter
+
+
+def _check_text(packed: Packed, name: str, arguments: dict[str, Any]) -> None:
+    """For layers that get the text apart from the image; of a joined sequence the number of tokens says nothing of either."""
+    text = next((arguments[x] for x in ("txt", "encoder_hidden_states") if isinstance(arguments.get(x), Tensor)), None)
+    if text is not None and text.shape[1] != sum(packed.lengths):
+        lengths = " + ".join(str(x) for x in packed.lengths)
+        raise ValueError(
+            f"{TITLE}: {name} got {text.shape[1]} tokens of text, where those of the prompt and of the negative are {lengths}. "
+            "Another node changes them inside the model (a style reference, say); remove it, or do without this node"
+        )
 
 
 class _Layer:

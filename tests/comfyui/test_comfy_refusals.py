@@ -244,6 +244,21 @@ def test_a_patch_that_changes_the_text_inside_the_model(node, parts):
         sample(*node(other, negative), x, positive)
 
 
+def test_a_patch_that_adds_tokens_of_a_style_to_the_text(node, model):
+    """As the core's USOStyleReference: of [style ; text+ ; text-] and the image nothing but the blocks' own text says how many
+    tokens there are."""
+    tiny, patcher = model("flux")
+    other = patcher.clone()
+    other.model_options["transformer_options"]["patches"] = {
+        "post_input": [lambda x: x | {n: torch.cat([x[n][:, :5], x[n]], 1) for n in ("txt", "txt_ids")}]
+    }
+    sample(other, tiny.start(), tiny.conditioning(1, 12))
+    with pytest.raises(
+        ValueError, match=r"double_blocks\.0 got 26 tokens of text, where those .* are 12 \+ 9\. Another node"
+    ):
+        sample(*node(other, tiny.conditioning(2, 9)), tiny.start(), tiny.conditioning(1, 12))
+
+
 def test_a_patch_that_changes_the_batch_inside_the_model(node, parts):
     tiny, patcher, x, positive, negative = parts
     other = patcher.clone()

@@ -16,7 +16,7 @@ struct GradientMemory {
   using Element = typename Tiles::Element;
   using Forward = Attention<Tiles>;
   using ForwardScratch = AttentionScratch<Tiles>;
-  using Wide = RegisterTiles<Plain<T>>;  // all but the logits is computed in the accumulator's type
+  using Wide = RegisterTiles<Plain<T>>;  // computed in the accumulator's type
   using M = typename Tiles::M;
   using V = typename Tiles::V;
   using Acc = typename Tiles::Acc;

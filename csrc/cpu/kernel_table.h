@@ -13,8 +13,9 @@ namespace nag {
 namespace NAG_ISA {
 namespace {
 
-// LogitTiles compute the logits of the gradient in bfloat16.
-template <class BFloat16Tiles = RegisterTiles<Plain<BFloat16>>, class LogitTiles = BFloat16Tiles>
+// The gradient of bfloat16 is computed in float32: where Z+ is nearly 0, its sign decides, which pairs of bfloat16 may
+// flip.
+template <class BFloat16Tiles = RegisterTiles<Plain<BFloat16>>>
 constexpr KernelTable kernel_table(const char* path, const char* bfloat16_path) {
   return {bfloat16_path,  // the widest path of the table names it
           {Attention<RegisterTiles<Plain<float>>>::kernel(path), Attention<RegisterTiles<Plain<Half>>>::kernel(path),
@@ -22,7 +23,7 @@ constexpr KernelTable kernel_table(const char* path, const char* bfloat16_path) 
           {Guidance<float>::kernel(path), Guidance<Half>::kernel(path), Guidance<BFloat16>::kernel(path),
            Guidance<double>::kernel(path)},
           {Gradient<RegisterTiles<Plain<float>>>::kernel(), Gradient<RegisterTiles<Plain<Half>>>::kernel(),
-           Gradient<LogitTiles>::kernel(), Gradient<RegisterTiles<Plain<double>>>::kernel()}};
+           Gradient<RegisterTiles<Plain<BFloat16>>>::kernel(), Gradient<RegisterTiles<Plain<double>>>::kernel()}};
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ NAG_TARGET_END
 
 namespace nag {
 namespace {
-constexpr KernelTable kTable = amx::kernel_table<amx::MatrixTiles, amx::RegisterTiles<amx::Pairs>>("avx512", "amx");
+constexpr KernelTable kTable = amx::kernel_table<amx::MatrixTiles>("avx512", "amx");
 }
 
 const KernelTable* amx_kernels() { return &kTable; }

@@ -4,8 +4,8 @@
 
 The denoisers are those of `bench_pipeline.py`: real depth, tiny width, so that a step is mostly Python and dispatch.
 
-"stock" and "after the end" are the times from one step to the next in a pipeline's call: without guidance, and in the steps
-that follow the guided ones. "published" and "guided" are one forward of the denoiser with NAG as published
+"stock" and "after the end" are the times from the end of one forward to the beginning of the next in a pipeline's call: without
+guidance, and in the steps that follow the guided ones, whose forward is the stock one. "published" and "guided" are one forward of the denoiser with NAG as published
 (`benchmarks/published.py`) and with ours. The two of a pair take turns. Pictures are compared before anything is timed.
 """
 
@@ -45,8 +45,8 @@ def inputs_of(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def step_to_step(pipe: Any, options: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds from one step to the next where nothing is guided: of stock calls, and of guided calls after their end."""
+def between_forwards(pipe: Any, options: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds between two forwards where nothing is guided: of stock calls, and of guided calls after their end."""
     from nag_kernels.diffusers import encode_negative, guided
 
     text, negative = (encode_negative(pipe, x, **options) for x in (PROMPT, NEGATIVE))
@@ -65,9 +65,8 @@ def step_to_step(pipe: Any, options: dict[str, Any], rounds: int) -> dict[str, l
             for which in sorted(times, reverse=turn % 2 == 1):
                 taken.clear()
                 draw(pipe if which == "stock" else steered)
-                starts = [begin for begin, _ in taken[-STEPS:]]
-                periods = [1e3 * (after - before) for before, after in itertools.pairwise(starts)]
-                times[which] += periods[GUIDED + 1 :]
+                gaps = [1e3 * (begin - end) for (_, end), (begin, _) in itertools.pairwise(taken[-STEPS:])]
+                times[which] += gaps[GUIDED + 1 :]
     return times
 
 
@@ -111,7 +110,7 @@ def main(options: argparse.Namespace) -> None:
                 if isinstance(part, torch.nn.Module):
                     part.eval()
             denoiser = getattr(pipe, "unet", None) or pipe.transformer
-            times = step_to_step(pipe, arguments, options.rounds) | forwards(name, denoiser, options.seconds)
+            times = between_forwards(pipe, arguments, options.rounds) | forwards(name, denoiser, options.seconds)
             for which, each in times.items():
                 p20, p50, p80 = spread(each)
                 rows.add(pipeline=name, provider=which, steps=len(each), p20_ms=f"{p20:.3f}", p50_ms=f"{p50:.3f}",

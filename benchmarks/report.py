@@ -195,7 +195,7 @@ def steps(stem: str, rows: list[Row]) -> str:
             name, f"{time['stock']:.2f}", f"{time['after the end'] - time['stock']:+.2f}", f"{time['published']:.2f}",
             f"{time['guided']:.2f}", f"{time['guided'] / time['published']:.2f}x",
         ])  # fmt: skip
-    head = ["pipeline", "from one stock step to the next, ms", "after the end, more", "NAG as published, ms", "guided, ms",
+    head = ["pipeline", "between two stock forwards, ms", "after the end, more", "NAG as published, ms", "guided, ms",
             "of NAG as published"]  # fmt: skip
     says = (
         "Steps of denoisers of real depth and tiny width, on one thread, so mostly Python and dispatch (p50, in turns):"

@@ -24,7 +24,7 @@ REASONS = {
     "AMX": "Scores and accumulators pass through the first-level cache between the two products, and exponentials run alone.",
     "a joint layer": "Its arithmetic alone is above the target where the text has half as many tokens as the image.",
     "a guided step": "Dispatch of the projections and norms, which both have, is nearly all of a step of this width.",
-    "a step after the end": "The denoiser's call passes through this package, which looks at the step's place.",
+    "what a step after the end": "The denoiser's call passes through this package, which looks at the step's place.",
     "fixed cost": "The beginning of the pipeline's call runs once more, and each layer's processor is set in each step.",
     "outside of the denoiser": "The same fixed cost.",
     "memory of a forward": "Z+ and Z- are held in the accumulator's type.",
@@ -93,7 +93,7 @@ def of_steps(rows: list[Row]) -> Iterator[Line]:
         share = milliseconds(by["guided"]) / milliseconds(by["published"])
         yield at_most(f"a guided step over one of NAG as published, tiny {name}", share, GUIDED_STEP, "{:.2f}x")
         more = milliseconds(by["after the end"]) - milliseconds(by["stock"])
-        yield at_most(f"a step after the end less a stock one, tiny {name}", more, AFTER_THE_END_MS, "{:.2f} ms")
+        yield at_most(f"what a step after the end adds, tiny {name}", more, AFTER_THE_END_MS, "{:.2f} ms")
 
 
 def of_pipeline(rows: list[Row]) -> Iterator[Line]:

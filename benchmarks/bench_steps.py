@@ -4,9 +4,10 @@
 
 The denoisers are those of `bench_pipeline.py`: real depth, tiny width, so that a step is mostly Python and dispatch.
 
-"stock" and "after the end" are the times from the end of one forward to the beginning of the next in a pipeline's call: without
-guidance, and in the steps that follow the guided ones, whose forward is the stock one. "published" and "guided" are one forward of the denoiser with NAG as published
-(`benchmarks/published.py`) and with ours. The two of a pair take turns. Pictures are compared before anything is timed.
+"stock" and "after the end" are the times from the end of one forward to the beginning of the next in a pipeline's call:
+without guidance, and in the steps that follow the guided ones, whose forward is the stock one. "published" and "guided" are
+one forward of the denoiser with NAG as published (`benchmarks/published.py`) and with ours. The two of a pair take turns.
+Pictures are compared before anything is timed.
 """
 
 import argparse

@@ -256,7 +256,7 @@ def plot_growth(path: Path, rows: list[Row]) -> None:
         memories.set(xscale="log", ylim=(0, None), xlabel="tokens of the whole batch")
     axes[0][0].set(ylabel="GFLOP/s")
     axes[1][0].set(ylabel="KiB a token beyond the inputs")
-    axes[0][0].legend(fontsize=7)
+    axes[1][0].legend(*axes[0][0].get_legend_handles_labels(), fontsize=7, loc="center")
     figure.tight_layout()
     figure.savefig(path, dpi=90, metadata={"Software": None})
     pyplot.close(figure)

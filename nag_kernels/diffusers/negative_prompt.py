@@ -292,7 +292,7 @@ def _put_back_later(replaced: Replaced, held: Any) -> None:
         replaced.later(functools.partial(held.set_state, held.get_state()))
     elif isinstance(held, Tensor) and not held.is_inference():
         replaced.later(functools.partial(_put_numbers_back, held, held._version, held.clone()))
-    elif type(held) in (list, dict):
+    elif isinstance(held, (list, dict)) and type(held) in (list, dict):
         replaced.later(functools.partial(_put_items_back, held, held.copy()))
 
 

@@ -3,8 +3,9 @@
 """The C++ CPU kernels on every SIMD path, and their machine code.
 
 A path is chosen once per process, so the paths below this machine's own run test_attention.py, test_guidance.py and
-part of test_gradients.py again in processes of their own. AVX-512 is tried by its logic on 64-byte vectors lowered to
-this machine's, Arm by a cross compiler and an emulator where they are installed.
+what test_gradients.py and test_gradient_kernel.py have of the kernel again in processes of their own. AVX-512 is tried
+by its logic on 64-byte vectors lowered to this machine's, Arm by a cross compiler and an emulator where they are
+installed.
 """
 
 import ctypes
@@ -41,7 +42,7 @@ from nag_kernels import _C
 print(_C.capability(), flush=True)
 if _C.capability() != sys.argv[1]:
     sys.exit()
-files = [f"tests/ops/test_{name}.py" for name in ("attention", "guidance", "gradients")]
+files = [f"tests/ops/test_{name}.py" for name in ("attention", "guidance", "gradients", "gradient_kernel")]
 sys.exit(pytest.main(["-q", "-k", "cpu or of_the_kernel or registered", *files]))
 """
 PATHS = ["default", "avx2", "avx512", "avx512_bf16", "amx"]

@@ -116,6 +116,17 @@ def flux(part: float) -> tuple[Any, dict[str, Any]]:
 PIPELINES = {"SDXL": sdxl, "FLUX.1": flux}
 
 
+def made(name: str, part: float, device: str) -> tuple[Any, dict[str, Any], Module]:
+    """A pipeline, the arguments of its call, and its denoiser. part: of the text encoders' layers."""
+    torch.manual_seed(0)
+    pipe, arguments = PIPELINES[name](part)
+    pipe.to(device).set_progress_bar_config(disable=True)
+    for component in pipe.components.values():
+        if isinstance(component, Module):
+            component.eval()  # a T5 as it is made has dropout
+    return pipe, arguments, getattr(pipe, "unet", None) or pipe.transformer
+
+
 @contextlib.contextmanager
 def timed_forward(model: Module) -> Iterator[list[tuple[float, float]]]:
     """A list of the beginning and the end, in seconds, of each forward of the model's class, within the block."""
@@ -183,13 +194,7 @@ def main(options: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if column == "pipeline" else "right")
     try:
         for name in options.pipeline or PIPELINES:
-            torch.manual_seed(0)
-            pipe, arguments = PIPELINES[name](options.part)
-            pipe.to(options.device).set_progress_bar_config(disable=True)
-            for part in pipe.components.values():
-                if isinstance(part, Module):
-                    part.eval()  # a T5 as it is made has dropout
-            denoiser = getattr(pipe, "unet", None) or pipe.transformer
+            pipe, arguments, denoiser = made(name, options.part, options.device)
             times: dict[str, list[float]] = {x: [] for x in CALLS}
             with timed_forward(denoiser) as taken:
                 calls = calls_of(pipe, arguments)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.bench_attention import Clock, measure, spread
 from benchmarks.bench_model import Model, Step
-from benchmarks.bench_pipeline import NEGATIVE, PIPELINES, PROMPT, timed_forward
+from benchmarks.bench_pipeline import NEGATIVE, PIPELINES, PROMPT, made, timed_forward
 from benchmarks.machine import Rows, describe, sentence
 
 STEPS, GUIDED = 16, 2
@@ -46,7 +46,9 @@ def inputs_of(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def between_forwards(pipe: Any, options: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+def between_forwards(
+    pipe: Any, denoiser: torch.nn.Module, options: dict[str, Any], rounds: int
+) -> dict[str, list[float]]:
     """Milliseconds between two forwards where nothing is guided: of stock calls, and of guided calls after their end."""
     from nag_kernels.diffusers import encode_negative, guided
 
@@ -58,7 +60,6 @@ def between_forwards(pipe: Any, options: dict[str, Any], rounds: int) -> dict[st
         return function(num_inference_steps=STEPS, output_type="latent", generator=torch.Generator().manual_seed(0),
                         **text, **options).images  # fmt: skip
 
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
     with timed_forward(denoiser) as taken:
         if torch.equal(draw(pipe), draw(steered)):
             raise SystemExit("guidance changed nothing; nothing is timed")
@@ -104,14 +105,10 @@ def main(options: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if column == "pipeline" else "right")
     try:
         for name in tqdm(options.pipeline or PIPELINES, desc="steps"):
-            torch.manual_seed(0)
-            pipe, arguments = PIPELINES[name](0.0)
-            pipe.set_progress_bar_config(disable=True)
-            for part in pipe.components.values():
-                if isinstance(part, torch.nn.Module):
-                    part.eval()
-            denoiser = getattr(pipe, "unet", None) or pipe.transformer
-            times = between_forwards(pipe, arguments, options.rounds) | forwards(name, denoiser, options.seconds)
+            pipe, arguments, denoiser = made(name, 0.0, "cpu")
+            times = between_forwards(pipe, denoiser, arguments, options.rounds) | forwards(
+                name, denoiser, options.seconds
+            )
             for which, each in times.items():
                 p20, p50, p80 = spread(each)
                 rows.add(pipeline=name, provider=which, steps=len(each), p20_ms=f"{p20:.3f}", p50_ms=f"{p50:.3f}",
